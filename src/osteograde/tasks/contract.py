@@ -1,0 +1,204 @@
+"""What a task is: plain values that the rest of the kit reads. Adding a task is one file; see CONTRIBUTING.md.
+
+Stage 1 (``Locate``) finds landmarks in patient mm, stage 2 (``Grade``) reads crops around them. Every name that is
+submitted is derived from sites, conditions and levels here and in the task's file, never typed twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from osteograde.imaging.geometry import Roi, Volume
+
+Volumes = Mapping[str, Sequence[Volume]]  # view -> stacks, each oriented along the view's directions
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """One landmark found: (3,) LPS mm, and a confidence in [0, 1]."""
+
+    mm: np.ndarray
+    confidence: float = 1.0
+
+
+Points = Mapping[str, Point]  # landmark -> Point; absent landmarks are absent, never zero
+Rois = Mapping[str, Mapping[str, tuple[Volume, Roi]]]  # site -> view -> the stack to sample and the box in it
+
+
+@dataclass(frozen=True)
+class Series:
+    """One folder of files of one view; nothing is read until somebody asks."""
+
+    id: str
+    view: str
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Mark:
+    """An annotated landmark as the tables give it: pixel (x, y) on one file of one series."""
+
+    landmark: str
+    series: str
+    instance: str
+    x: float
+    y: float
+
+
+@dataclass(frozen=True)
+class Study:
+    """A patient's examination: which series hold which view, and what is known of it (labels, marks)."""
+
+    id: str
+    patient: str
+    series: tuple[Series, ...]
+    labels: Mapping[str, int] = field(default_factory=dict)  # target -> class index; unlabelled targets are absent
+    marks: tuple[Mark, ...] = ()
+
+
+@dataclass(frozen=True)
+class View:
+    """A kind of series. ``directions``: unit LPS rows that a stack's (D, H, W) axes are turned to, e.g. sagittal
+    (left, feet, back), so that every net sees every patient the same way up."""
+
+    name: str
+    description: str  # how the tables call it
+    directions: tuple[tuple[float, float, float], ...]
+
+
+@dataclass(frozen=True)
+class Landmark:
+    """What a locator finds. Several landmarks may share a channel: the same structure on the right and on the left.
+
+    ``side`` ("right", "left" or "") keeps the landmark to that side of the patient's midline in the locator's
+    view; ``prompt`` names the landmark of an earlier locator around which this one is looked for.
+    """
+
+    name: str
+    channel: str
+    side: str = ""
+    prompt: str = ""
+
+
+@dataclass(frozen=True)
+class Locate:
+    """One locator. Landmarks without a prompt are looked for in the whole stack of the view (the one with the most
+    slices); landmarks with a prompt on ``slices`` slices nearest to it, over all stacks of the view.
+
+    field_mm: (H, W) of the image the net sees, centred on the stack or on the prompt. midline: landmarks of earlier
+    locators whose mean x divides right from left; without them the stack's centre does (a prompt is its own midline).
+    sigma_mm: spread of the heatmap target in-plane. far_mm: a prompt further than this from every slice finds nothing.
+    """
+
+    name: str
+    view: str
+    landmarks: tuple[Landmark, ...]
+    field_mm: tuple[float, float]
+    slices: int = 0  # 0: all
+    midline: tuple[str, ...] = ()
+    far_mm: float = 10.0
+    sigma_mm: float = 4.0
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(landmark.channel for landmark in self.landmarks))
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The prompts, in order; ("",) for a locator that reads whole stacks."""
+        return tuple(dict.fromkeys(landmark.prompt for landmark in self.landmarks))
+
+
+@dataclass(frozen=True)
+class Site:
+    """One graded place = one submitted row. ``target`` is its name in the tables; left sites are mirrored."""
+
+    target: str
+    condition: str
+    level: str
+    side: str = ""
+    landmark: str = ""
+
+
+@dataclass(frozen=True)
+class CropSpec:
+    """What a grader sees of one view: slices and in-plane field in mm (the recipe chooses the pixels)."""
+
+    view: str
+    slices: int
+    field_mm: float
+
+
+@dataclass(frozen=True)
+class Grade:
+    """One grader: the sites of one condition group, the crops it reads, and where they lie.
+
+    rois(volumes, points) -> {site target: {view: (volume, roi)}} is pure; views that cannot be seen are left out. The
+    in-plane size of each roi is its spec's field; ``pixels`` arrives as the last argument.
+    """
+
+    name: str
+    sites: tuple[Site, ...]
+    crops: tuple[CropSpec, ...]
+    rois: Callable[[Volumes, Points, int], Rois]
+    any_severe: bool = False  # adds the any-severe term over the sites of a study to the loss
+
+
+@dataclass(frozen=True)
+class Task:
+    """A competition: what a study may hold, what is found, what is graded, how it is read and scored."""
+
+    name: str
+    slug: str  # the competition's name on Kaggle
+    views: tuple[View, ...]
+    classes: tuple[str, ...]  # columns of the submission
+    weights: tuple[float, ...]  # of the classes, in loss and metric
+    locate: tuple[Locate, ...]
+    grade: tuple[Grade, ...]
+    targets: tuple[str, ...]  # in the order of the template
+    prior: Mapping[str, tuple[float, ...]]  # target -> class probabilities where nothing can be seen
+    read: Callable[[Path, str], list[Study]]  # (root, "train" or "test"); lazy: tables and paths, no voxels
+    score: Callable[[Mapping[str, Mapping[str, int]], Mapping[str, np.ndarray]], dict[str, float]]
+    complete: Callable[[Points], Points]  # fills what can be told by geometry from what was found
+    score_groups: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        found: set[str] = set()
+        views = {view.name for view in self.views}
+        for stage in self.locate:
+            self._check_locate(stage, found, views)
+            found |= {landmark.name for landmark in stage.landmarks}
+        graded = [site.target for group in self.grade for site in group.sites]
+        if sorted(graded) != sorted(self.targets):
+            odd = sorted(set(graded) ^ set(self.targets)) or sorted({t for t in graded if graded.count(t) > 1})
+            raise ValueError(f"{self.name}: every target must be graded once; look at {odd[:5]}")
+        for group in self.grade:
+            if lost := {crop.view for crop in group.crops} - views:
+                raise ValueError(f"{self.name}: grader {group.name!r} reads {sorted(lost)}; views are {sorted(views)}")
+            if lost := {site.landmark for site in group.sites} - found:
+                raise ValueError(f"{self.name}: grader {group.name!r} needs {sorted(lost)}, which no locator finds")
+        if set(self.prior) != set(self.targets):
+            raise ValueError(f"{self.name}: the prior must name every target once")
+
+    def _check_locate(self, stage: Locate, found: set[str], views: set[str]) -> None:
+        if stage.view not in views:
+            raise ValueError(f"{self.name}: locator {stage.name!r} reads {stage.view!r}; views are {sorted(views)}")
+        needed = (set(stage.prompts) - {""}) | set(stage.midline)
+        if unknown := needed - found:
+            raise ValueError(
+                f"{self.name}: locator {stage.name!r} is prompted by {sorted(unknown)}, "
+                f"which no earlier locator finds; found so far: {sorted(found)}"
+            )
+        if twice := {landmark.name for landmark in stage.landmarks} & found:
+            raise ValueError(f"{self.name}: {sorted(twice)} found by {stage.name!r} and by an earlier locator")
+
+    def view(self, name: str) -> View:
+        return next(view for view in self.views if view.name == name)
+
+    def rows(self, study: str) -> list[str]:
+        """The submitted row ids of a study, in the template's order."""
+        return [f"{study}_{target}" for target in self.targets]
