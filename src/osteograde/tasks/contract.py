@@ -162,7 +162,11 @@ class Task:
     targets: tuple[str, ...]  # in the order of the template
     prior: Mapping[str, tuple[float, ...]]  # target -> class probabilities where nothing can be seen
     read: Callable[[Path, str], list[Study]]  # (root, "train" or "test"); lazy: tables and paths, no voxels
+    labels: Callable[[Path], dict[str, dict[str, int]]]  # a table of truth -> {study: {target: class}}
     score: Callable[[Mapping[str, Mapping[str, int]], Mapping[str, np.ndarray]], dict[str, float]]
+    # the same score as a function of how often each of the labelled studies counts: (B, studies) -> (B, parts), the
+    # parts in the order of ``score``'s; what makes resampling cheap
+    counted: Callable[[Mapping[str, Mapping[str, int]], Mapping[str, np.ndarray]], Callable[[np.ndarray], np.ndarray]]
     complete: Callable[[Points], Points]  # fills what can be told by geometry from what was found
     score_groups: tuple[str, ...] = ()
 
@@ -198,6 +202,17 @@ class Task:
 
     def view(self, name: str) -> View:
         return next(view for view in self.views if view.name == name)
+
+    def view_of_orientation(self, volume: Volume) -> str:
+        """The view that a stack of unknown description most likely is: the first whose slices lie most nearly
+        parallel to its own; "" where all are more than 45 degrees away."""
+        normal = np.cross(volume.axes[1], volume.axes[2])
+        along = {
+            view.name: round(abs(float(np.cross(view.directions[1], view.directions[2]) @ normal)), 6)
+            for view in self.views
+        }
+        best = max(along, key=lambda name: along[name])  # the first of equals
+        return best if along[best] > np.cos(np.pi / 4) else ""
 
     def rows(self, study: str) -> list[str]:
         """The submitted row ids of a study, in the template's order."""
