@@ -1,0 +1,28 @@
+# PYTHON=python3.12 make test   chooses the interpreter; 3.11, 3.12 and 3.13 are supported.
+PYTHON ?= python3
+TASK ?= lumbar-mr
+PY := .venv/bin/python
+SEED := 20261121
+.PHONY: test check demo kernel clean
+
+.venv/ready: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv && $(PY) -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . && touch $@
+
+test: .venv/ready
+	$(PY) -m pytest
+
+check: .venv/ready
+	$(PY) -m ruff check && $(PY) -m ruff format --check && $(PY) -m mypy
+	$(PY) -m pytest -m "not slow"
+
+demo: .venv/ready
+	rm -rf demo && $(PY) -m osteograde phantom $(TASK) --out demo/data --studies 0 --test 8 --seed $(SEED)
+	$(PY) inference.py $(TASK) --data demo/data --out demo/submission.csv --overlays demo/overlays
+	$(PY) -m osteograde score $(TASK) --data demo/data --submission demo/submission.csv
+
+kernel: .venv/ready
+	$(PY) -m osteograde kernel build $(TASK)
+
+clean:
+	rm -rf demo runs build src/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,0 +1,218 @@
+"""Command lines: paths and names only, everything else lives in recipes. The options are frozen; a test lists them.
+
+Exit codes: 0 done; 2 the user's mistake, one clear line on stderr; 1 a fault of ours, with its traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dis
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+DEFAULT_TASK = "lumbar-mr"
+
+
+class Parser(argparse.ArgumentParser):
+    """Full option names only (an abbreviation would freeze names nobody chose), and one line for a mistake."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**{**kwargs, "allow_abbrev": False})
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def run(main: Callable[[], int | None]) -> int:
+    """Call ``main`` and turn the user's mistakes into one line on stderr and exit code 2; ours keep the traceback."""
+    try:
+        return main() or 0
+    except (ValueError, OSError) as error:
+        if not _is_users(error):
+            traceback.print_exc()
+            return 1
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def _is_users(error: ValueError | OSError) -> bool:
+    """A missing or forbidden path, or an error that a ``raise`` in our own code put into words.
+
+    A ValueError out of numpy or torch says nothing a user could act on: that is a fault of ours and must be seen.
+    """
+    if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)):
+        return True
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    if frame is None:
+        return False
+    name, code = frame.tb_frame.f_globals.get("__name__", ""), frame.tb_frame.f_code.co_code
+    ours = name == "__main__" or name.split(".")[0] in ("osteograde", "inference", "train_folds")
+    return ours and code[frame.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+
+
+def inference_parser() -> argparse.ArgumentParser:
+    """``python inference.py``: studies and weights -> submission.csv."""
+    parser = Parser(prog="inference.py", description="Grade a folder of studies and write submission.csv.")
+    parser.add_argument("task", nargs="?", default=DEFAULT_TASK, metavar="TASK", help=f"default: {DEFAULT_TASK}")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="studies; default: phantoms made on the spot")
+    parser.add_argument("--weights", type=Path, metavar="DIR", help="default: the shipped weights of the task")
+    parser.add_argument("--out", type=Path, default=Path("submission.csv"), metavar="submission.csv")
+    _device(parser)
+    parser.add_argument("--limit", type=_count, default=0, metavar="N", help="only the first N studies; 0: all")
+    parser.add_argument("--workers", type=_count, default=0, metavar="N", help="decoding processes; 0: one per core")
+    parser.add_argument("--time-budget", type=_hours, metavar="HOURS", help="drop extras before this is exceeded")
+    parser.add_argument(
+        "--max-unread", type=_count, default=0, metavar="N", help="exit 1 if more studies than this fall to the prior"
+    )
+    parser.add_argument("--overlays", type=Path, metavar="DIR", help="draw points and crops on slices into DIR")
+    return parser
+
+
+def train_parser() -> argparse.ArgumentParser:
+    """``python train_folds.py``: labelled studies and a recipe -> weights."""
+    parser = Parser(prog="train_folds.py", description="Train the folds of a recipe and write a weights folder.")
+    parser.add_argument("task", metavar="TASK")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--out", type=Path, required=True, metavar="WEIGHTS_DIR")
+    parser.add_argument("--recipe", metavar="NAME", help="default: the task's own recipe")
+    parser.add_argument("--folds", type=_folds, metavar="0,2", help="only these folds; default: all")
+    _device(parser)
+    parser.add_argument("--resume", action="store_true", help="go on from the last finished epoch")
+    parser.add_argument("--debug", action="store_true", help="a few minutes on a CPU, from nothing to weights")
+    return parser
+
+
+def parser() -> argparse.ArgumentParser:
+    """``python -m osteograde``."""
+    top = Parser(prog="python -m osteograde", description="Tools around inference.py and train_folds.py.")
+    commands = top.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
+
+    made = _command(commands, "phantom", phantom, "write synthetic studies with known truth, as real DICOM")
+    made.add_argument("task", metavar="TASK")
+    made.add_argument("--out", type=Path, required=True, metavar="DIR")
+    made.add_argument("--studies", type=_count, default=16, metavar="N", help="labelled studies; default: 16")
+    made.add_argument("--test", type=_count, default=0, metavar="N", help="studies without labels; default: 0")
+    made.add_argument("--seed", type=_count, default=0, metavar="S")
+
+    scored = _command(commands, "score", score, "the official metric with intervals: a table, then one line of JSON")
+    scored.add_argument("task", metavar="TASK")
+    scored.add_argument("--data", type=Path, required=True, metavar="DIR")
+    scored.add_argument("--submission", type=Path, required=True, metavar="FILE")
+    scored.add_argument("--bootstrap", type=_count, default=200, metavar="N", help="resamples; 0: no intervals")
+
+    checked = _command(commands, "validate", validate, "exit 0, or a list of what is wrong with a submission")
+    checked.add_argument("--submission", type=Path, required=True, metavar="FILE")
+    checked.add_argument("--template", type=Path, required=True, metavar="sample_submission.csv")
+
+    _command(commands, "doctor", doctor, "can this environment do the work: versions, devices, decoders, weights")
+
+    kernel = commands.add_parser("kernel", help="the offline Kaggle kernel").add_subparsers(
+        required=True, metavar="COMMAND", parser_class=Parser
+    )
+    built = _command(kernel, "build", kernel_build, "write kernels/TASK/: metadata and one self-contained script")
+    built.add_argument("task", metavar="TASK")
+    built.add_argument("--weights", type=Path, metavar="DIR", help="check these, and let the kernel take no others")
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    return args.command(args)
+
+
+def phantom(args: argparse.Namespace) -> int:
+    from osteograde import phantom as maker
+
+    known_task(args.task)
+    if args.studies + args.test == 0:
+        raise ValueError("--studies 0 and --test 0 leave nothing to write; give one of them")
+    maker.write(args.task, args.out, studies=args.studies, test=args.test, seed=args.seed, workers=os.cpu_count() or 1)
+    print(f"{args.studies} labelled and {args.test} unlabelled studies of {args.task} -> {args.out}")
+    return 0
+
+
+def score(args: argparse.Namespace) -> int:
+    import numpy as np
+
+    from osteograde.tasks import TASKS, score_table
+
+    known_task(args.task)
+    rng = np.random.default_rng(0)  # the same table gets the same interval every time
+    result = score_table.score_submission(TASKS[args.task], args.data, args.submission, args.bootstrap, rng)
+    print(score_table.format_table(result))
+    print(json.dumps(result, sort_keys=True))
+    return 0
+
+
+def validate(args: argparse.Namespace) -> int:
+    from osteograde.inference import submission
+
+    problems = submission.validate(args.submission, args.template)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if not problems:
+        print(f"{args.submission}: valid")
+    return 2 if problems else 0
+
+
+def doctor(args: argparse.Namespace) -> int:
+    from osteograde import doctor as visit
+
+    return visit.main()
+
+
+def kernel_build(args: argparse.Namespace) -> int:
+    from osteograde.kaggle import kernel
+
+    known_task(args.task)
+    print(kernel.build(args.task, args.weights, Path("kernels") / args.task))
+    return 0
+
+
+def known_task(name: str) -> None:
+    """Raises ValueError naming the known tasks if ``name`` is none of them."""
+    from osteograde.tasks import TASKS
+
+    if name not in TASKS:
+        raise ValueError(f"no task {name!r}; known tasks: {', '.join(sorted(TASKS))}")
+
+
+def _command(commands, name: str, function: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+    """A sub-command that calls ``function``; what it needs is imported there, so that the others start fast."""
+    made = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    made.set_defaults(command=function)
+    return made
+
+
+def _device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto (default), cpu, cuda or cuda:N")
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 0 or more")
+    return int(text)
+
+
+def _hours(text: str) -> float:
+    try:
+        hours = float(text)
+    except ValueError:
+        hours = 0.0
+    if not 0 < hours < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of hours above 0")
+    return hours
+
+
+def _folds(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.isascii() and part.isdigit() for part in parts) or len(set(parts)) < len(parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of different fold numbers such as 0,2")
+    return tuple(int(part) for part in parts)

@@ -1,0 +1,45 @@
+"""Choosing a device by doing work on it: a driver that lists a GPU which cannot compute is common enough."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+CHOICES = "auto, cpu, cuda or cuda:N"
+
+
+def pick(name: str) -> torch.device:
+    """The device called ``name``: "auto" takes the first GPU that computes rightly, else the CPU.
+
+    Raises ValueError for another word, and for a GPU asked for by name that cannot compute.
+    """
+    if name == "auto":
+        gpu = torch.device("cuda:0")
+        return torch.device("cpu") if fault(gpu) else gpu
+    kind, _, number = name.partition(":")
+    if name == "cpu":
+        return torch.device("cpu")
+    if kind != "cuda" or (":" in name and not (number.isascii() and number.isdigit())):
+        raise ValueError(f"--device is {name!r}; expected {CHOICES}")
+    gpu = torch.device(kind, int(number or 0))
+    if reason := fault(gpu):
+        raise ValueError(f"--device {name}: {reason}; use --device cpu, or auto to take what works")
+    return gpu
+
+
+def fault(device: torch.device) -> str:
+    """What keeps ``device`` from computing, "" for nothing: a small convolution there against the CPU's answer."""
+    if device.type == "cuda" and torch.version.cuda is None and torch.version.hip is None:
+        return "this torch is built without GPU support"
+    grid = torch.linspace(-1, 1, 3 * 16 * 16).reshape(1, 3, 16, 16)
+    kernel = torch.linspace(-1, 1, 4 * 3 * 3 * 3).reshape(4, 3, 3, 3)
+    try:
+        answer = functional.conv2d(grid.to(device), kernel.to(device), padding=1)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        answer = answer.cpu()
+    except RuntimeError as error:  # no driver, no such GPU, no code for its generation, out of memory
+        return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    worst = float((answer - functional.conv2d(grid, kernel, padding=1)).abs().max())
+    # TF32 keeps 10 bits of mantissa; sums here stay below 10.
+    return "" if worst < 0.05 else f"a small convolution is off by {worst:.3g}; expected the CPU's answer"

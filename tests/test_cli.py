@@ -1,0 +1,130 @@
+"""The command lines of the design: every name, every default that callers rely on, and the exit codes."""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from osteograde import cli
+
+FROZEN = {
+    "phantom": {"TASK", "--out", "--studies", "--test", "--seed"},
+    "score": {"TASK", "--data", "--submission", "--bootstrap"},
+    "validate": {"--submission", "--template"},
+    "doctor": set(),
+    "kernel build": {"TASK", "--weights"},
+}
+INFERENCE = {
+    "TASK", "--data", "--weights", "--out", "--device", "--limit", "--workers", "--time-budget", "--max-unread",
+    "--overlays",
+}  # fmt: skip
+TRAIN = {"TASK", "--data", "--out", "--recipe", "--folds", "--device", "--resume", "--debug"}
+
+
+def options(parser: argparse.ArgumentParser) -> set[str]:
+    names = set()
+    for action in parser._actions:
+        if not isinstance(action, (argparse._HelpAction, argparse._SubParsersAction)):
+            names |= set(action.option_strings) or {str(action.metavar)}
+    return names
+
+
+def commands(parser: argparse.ArgumentParser, prefix: str = "") -> dict[str, set[str]]:
+    below = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    if not below:
+        return {prefix.strip(): options(parser)}
+    found: dict[str, set[str]] = {}
+    for name, child in below[0].choices.items():
+        found |= commands(child, f"{prefix} {name}")
+    return found
+
+
+def test_command_lines_are_frozen():
+    assert commands(cli.parser()) == FROZEN
+    assert options(cli.inference_parser()) == INFERENCE
+    assert options(cli.train_parser()) == TRAIN
+
+
+def test_inference_needs_no_argument():
+    args = cli.inference_parser().parse_args([])
+    assert (args.task, args.data, args.weights) == ("lumbar-mr", None, None)
+    assert (args.out, args.device, args.limit, args.max_unread) == (Path("submission.csv"), "auto", 0, 0)
+    assert (args.workers, args.time_budget, args.overlays) == (0, None, None)
+
+
+def test_training_reads_fold_numbers():
+    args = cli.train_parser().parse_args(["a-task", "--data", "d", "--out", "w", "--folds", "0,2"])
+    assert (args.folds, args.recipe, args.resume, args.debug) == ((0, 2), None, False, False)
+
+
+@pytest.mark.parametrize(
+    ("parser", "words"),
+    [
+        (cli.inference_parser, ["--limit", "-1"]),
+        (cli.inference_parser, ["--time-budget", "0"]),
+        (cli.inference_parser, ["--time-budget", "nan"]),
+        (cli.inference_parser, ["--over", "d"]),  # no abbreviations
+        (cli.train_parser, ["t", "--data", "d", "--out", "w", "--folds", "0,0"]),
+        (cli.train_parser, ["t", "--data", "d", "--out", "w", "--folds", "1,,2"]),
+        (cli.train_parser, ["t", "--data", "d"]),
+        (cli.parser, []),
+        (cli.parser, ["kernel"]),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_exit_code_2(parser, words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parser().parse_args(words)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def refuse():
+    raise ValueError("no such\nthing")
+
+
+def raise_in_ours():
+    cli.known_task("no-such-task")
+
+
+def test_a_mistake_put_into_words_is_one_line_and_exit_code_2(capsys):
+    assert cli.run(raise_in_ours) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: no task 'no-such-task'; known tasks: ")
+    assert err.count("\n") == 1
+
+
+def test_a_missing_file_is_exit_code_2(capsys):
+    assert cli.run(lambda: int(Path("no/such/file").read_text())) == 2
+    assert "no/such/file" in capsys.readouterr().err
+
+
+def broken_numpy():
+    return int((np.zeros(3) + np.zeros(4)).sum())
+
+
+@pytest.mark.parametrize("fault", [broken_numpy, lambda: int("not a number"), refuse])
+def test_an_unexpected_value_error_is_our_fault_and_keeps_its_traceback(fault, capsys):
+    assert cli.run(fault) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["score", "no-such-task", "--data", ".", "--submission", "x.csv"],
+                                   ["phantom", "no-such-task", "--out", "unused"],
+                                   ["kernel", "build", "no-such-task"]])  # fmt: skip
+def test_an_unknown_task_names_the_known_ones(words, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "osteograde", *words], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no task 'no-such-task'; known tasks: lumbar-mr")
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_phantom_with_nothing_to_write_is_refused(tmp_path, capsys):
+    words = ["phantom", "lumbar-mr", "--out", str(tmp_path / "d"), "--studies", "0"]
+    assert cli.run(lambda: cli.main(words)) == 2
+    assert "nothing to write" in capsys.readouterr().err
