@@ -1,1 +1,1 @@
-"""imaging"""
+"""What a scan is and where it is: geometry, DICOM reading, intensity, crop sampling."""

@@ -1,1 +1,1 @@
-"""kaggle"""
+"""How it gets there: the kernel builder."""

@@ -1,1 +1,1 @@
-"""learning"""
+"""How weights come to be: folds, data, the loop, recipes."""

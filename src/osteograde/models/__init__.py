@@ -1,1 +1,1 @@
-"""models"""
+"""Nets, their losses, and weights that describe themselves."""

@@ -1,0 +1,69 @@
+"""How much work a deadline allows: test-time views are shed first, then folds, and never the submission."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+RESERVE = 0.1  # share of the budget kept for what cannot be foreseen
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What one chunk of studies gets."""
+
+    views: int
+    folds: int
+
+
+@dataclass
+class Budget:
+    """Seconds left, and what a study has cost so far. The clock is monotonic; tests bring their own.
+
+    Cost model per study: reading + folds * (locating + views * grading), each term measured on finished chunks.
+    """
+
+    seconds: float | None
+    views: int
+    folds: int
+    clock: Callable[[], float] = time.monotonic
+    begun: float = field(init=False)
+    studies: int = 0
+    read_s: float = 0.0
+    locate_s: float = 0.0  # per fold
+    grade_s: float = 0.0  # per fold and view
+
+    def __post_init__(self) -> None:
+        self.begun = self.clock()
+
+    def left(self) -> float:
+        """Seconds that may still be used; infinite without a budget."""
+        if self.seconds is None:
+            return float("inf")
+        return self.seconds * (1 - RESERVE) - (self.clock() - self.begun)
+
+    def record(self, studies: int, effort: Effort, *, read_s: float, locate_s: float, grade_s: float) -> None:
+        """Add what a chunk took."""
+        self.studies += studies
+        self.read_s += read_s
+        self.locate_s += locate_s / effort.folds
+        self.grade_s += grade_s / (effort.folds * effort.views)
+
+    def cost(self, effort: Effort) -> float:
+        """Expected seconds per study; 0 before anything was measured."""
+        total = self.read_s + effort.folds * (self.locate_s + effort.views * self.grade_s)
+        return total / max(self.studies, 1)
+
+    def effort(self, remaining: int) -> Effort | None:
+        """The most that fits for the remaining studies; the least possible where nothing fits; None past the end."""
+        left = self.left()
+        if left <= 0:
+            return None
+        choices = [Effort(views, self.folds) for views in range(self.views, 0, -1)]
+        choices += [Effort(1, folds) for folds in range(self.folds - 1, 0, -1)]
+        return next((choice for choice in choices if self.cost(choice) * remaining <= left), choices[-1])
+
+    def fits(self, studies: int, effort: Effort) -> bool:
+        """Whether a chunk is expected to end in time."""
+        return self.cost(effort) * studies <= self.left()

@@ -1,0 +1,148 @@
+"""The two stages, over many studies at once: locate -> points in mm -> boxes -> grade -> probabilities.
+
+Shapes: N slices, B passes, L landmarks, S sites, K classes. Folds are averaged as probabilities in both stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from osteograde.imaging.geometry import apply
+from osteograde.inference.reading import Loaded
+from osteograde.inference.views import SIGN, TEST_VIEWS, Pass, pass_images, passes, site_boxes, site_crops, turned
+from osteograde.models.locator import decode_probabilities, probabilities
+from osteograde.tasks.contract import Grade, Locate, Point, Points, Task
+
+ABSENT_BELOW = 0.05  # a landmark with less of the heatmap's mass near its peak was not found
+SLICES_PER_BATCH = 96
+CROPS_PER_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Nets:
+    """The folds of one stage and the side in pixels of what they read."""
+
+    nets: Sequence[nn.Module]
+    pixels: int
+    device: torch.device
+
+
+def _autocast(device: torch.device):
+    # fp16 and never bf16: the T4 only emulates the latter.
+    return torch.autocast(device.type, torch.float16, enabled=device.type == "cuda")
+
+
+def locate(stage: Locate, studies: Sequence[Loaded], points: Sequence[Points], nets: Nets) -> list[dict[str, Point]]:
+    """What one locator finds in each study. ``points``: what earlier locators found there."""
+    looks = [
+        (i, look) for i, loaded in enumerate(studies) for look in passes(stage, loaded.volumes, points[i], nets.pixels)
+    ]
+    found: list[dict[str, Point]] = [{} for _ in studies]
+    for batch in _by_slices(looks):
+        for (i, look), indices, confidences in zip(batch, *_find(stage, [p for _, p in batch], nets), strict=True):
+            for landmark, index, confidence in zip(look.landmarks, indices, confidences, strict=True):
+                if confidence >= ABSENT_BELOW:
+                    found[i][landmark.name] = Point(apply(look.roi.to_mm, index), float(confidence))
+    return found
+
+
+def _by_slices(looks: Sequence[tuple[int, Pass]]) -> Iterator[list[tuple[int, Pass]]]:
+    """Passes in groups of at most SLICES_PER_BATCH slices (at least one pass)."""
+    batch: list[tuple[int, Pass]] = []
+    slices = 0
+    for entry in looks:
+        depth = entry[1].roi.shape[0]
+        if batch and slices + depth > SLICES_PER_BATCH:
+            yield batch
+            batch, slices = [], 0
+        batch.append(entry)
+        slices += depth
+    if batch:
+        yield batch
+
+
+@torch.inference_mode()
+def _find(stage: Locate, looks: Sequence[Pass], nets: Nets) -> tuple[np.ndarray, np.ndarray]:
+    """(B, L, 3) index of each landmark in its pass's box and (B, L) confidence."""
+    images, laterals = zip(*(pass_images(look, nets.device) for look in looks), strict=True)
+    image = torch.cat(images).contiguous(memory_format=torch.channels_last)
+    lateral = torch.cat(laterals)
+    depths = torch.tensor([look.roi.shape[0] for look in looks], device=nets.device)
+    stack = torch.repeat_interleave(torch.arange(len(looks), device=nets.device), depths)
+    landmarks = looks[0].landmarks
+    channel = torch.tensor([stage.channels.index(landmark.channel) for landmark in landmarks], device=nets.device)
+    side = torch.tensor([SIGN[landmark.side] for landmark in landmarks], device=nets.device)
+    total = None
+    for net in nets.nets:
+        with _autocast(nets.device):
+            logits = net.maps(image)
+        stride = image.shape[-1] // logits.shape[-1]
+        mass = probabilities(logits.float(), stack, channel, side, lateral)
+        total = mass if total is None else total + mass
+    slice_mm = torch.tensor([look.roi.spacing_mm[0] for look in looks], device=nets.device)
+    index, confidence = decode_probabilities(
+        total / len(nets.nets), stack, stride=stride, pixel_mm=stage.field_mm[1] / nets.pixels, slice_mm=slice_mm
+    )
+    return index.cpu().numpy().astype(float), confidence.cpu().numpy().astype(float)
+
+
+def locate_all(
+    task: Task, studies: Sequence[Loaded], locators: Mapping[str, Nets]
+) -> tuple[list[dict[str, Point]], list[dict[str, Point]]]:
+    """Every locator in order, each prompted by what the earlier ones found.
+
+    Returns (found, completed): what the nets found, and that with what geometry can tell of the rest.
+    """
+    found: list[dict[str, Point]] = [{} for _ in studies]
+    completed: list[dict[str, Point]] = [{} for _ in studies]
+    for stage in task.locate:
+        for i, new in enumerate(locate(stage, studies, completed, locators[stage.name])):
+            found[i] |= new
+            completed[i] = dict(task.complete(found[i]))
+    return found, completed
+
+
+@torch.inference_mode()
+def grade(
+    group: Grade,
+    studies: Sequence[Loaded],
+    points: Sequence[Points],
+    nets: Nets,
+    *,
+    views: int = 1,
+) -> list[dict[str, np.ndarray]]:
+    """Class probabilities (K,) of every site of one grader that can be seen, per study."""
+    graded: list[dict[str, np.ndarray]] = [{} for _ in studies]
+    boxes = [site_boxes(group, loaded.volumes, points[i], nets.pixels) for i, loaded in enumerate(studies)]
+    seen = [(i, target) for i, found in enumerate(boxes) for target in found]
+    for start in range(0, len(seen), CROPS_PER_BATCH):
+        batch = seen[start : start + CROPS_PER_BATCH]
+        total = np.zeros(0)
+        for degrees, scale in TEST_VIEWS[:views]:
+            turned_boxes = {
+                f"{i} {target}": {
+                    view: (volume, turned(roi, degrees, scale)) for view, (volume, roi) in boxes[i][target].items()
+                }
+                for i, target in batch
+            }
+            crops = site_crops(group, turned_boxes, nets.pixels, nets.device)
+            for net in nets.nets:
+                with _autocast(nets.device):
+                    logits = net(list(crops.views), crops.present)
+                probability = torch.softmax(logits.float(), -1).cpu().numpy().astype(float)
+                total = probability if total.size == 0 else total + probability
+        mean = total / total.sum(-1, keepdims=True)
+        for (i, target), probability in zip(batch, mean, strict=True):
+            if np.isfinite(probability).all():
+                graded[i][target] = probability
+    return graded
+
+
+def rows(task: Task, graded: Mapping[str, np.ndarray], prior: Mapping[str, Sequence[float]]) -> np.ndarray:
+    """(targets, K) in the task's target order: what was graded, else the prior of that target."""
+    return np.array([np.asarray(graded.get(target, prior[target]), float) for target in task.targets])

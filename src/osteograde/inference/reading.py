@@ -1,0 +1,61 @@
+"""Studies to volumes: every file read once, one window per series, every stack the same way up."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from osteograde.imaging.dicom import UnreadableSeries, read_series
+from osteograde.imaging.geometry import Volume, apply, oriented
+from osteograde.imaging.intensity import window
+from osteograde.tasks.contract import Mark, Point, Study, Task
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """What could be read of a study: view -> stacks of uint8, and why the rest could not."""
+
+    study: Study
+    volumes: Mapping[str, tuple[Volume, ...]]
+    faults: Counter[str] = field(default_factory=Counter)
+    marks: Mapping[str, Point] = field(default_factory=dict)  # annotated landmarks whose slice was read, in mm
+
+    @property
+    def readable(self) -> bool:
+        return any(self.volumes.values())
+
+
+def load_study(study: Study, task: Task, *, map: Callable[..., Iterable] = map) -> Loaded:
+    """Read every series of a study. ``map`` may be a thread pool's; a series that fails costs that series only."""
+    volumes: dict[str, list[Volume]] = {view.name: [] for view in task.views}
+    faults: Counter[str] = Counter()
+    marks: dict[str, Point] = {}
+    for series in study.series:
+        directions = np.array(task.view(series.view).directions)
+        try:
+            stacks, codes = read_series(series.folder, default_directions=directions, map=map)
+        except UnreadableSeries as error:
+            faults[f"{series.view}:{error.code}"] += 1
+            continue
+        faults.update({f"{series.view}:{code}": count for code, count in codes.items()})
+        marks |= marked(study.marks, series.id, stacks)
+        volumes[series.view] += [oriented(volume, directions) for volume in window(stacks)]
+    for view in task.views:
+        if not volumes[view.name]:
+            faults[f"{view.name}:absent"] += 1
+    return Loaded(study, {view: tuple(stacks) for view, stacks in volumes.items()}, faults, marks)
+
+
+def marked(marks: Sequence[Mark], series: str, stacks: Sequence[Volume]) -> dict[str, Point]:
+    """Annotated pixels of a series in mm. The stacks must be as read: pixel (x, y) is column and row of the file."""
+    places = {name: (stack, z) for stack in stacks for z, name in enumerate(stack.names)}
+    return {
+        mark.landmark: Point(
+            apply(places[mark.instance][0].to_mm, np.array([places[mark.instance][1], mark.y, mark.x]))
+        )
+        for mark in marks
+        if mark.series == series and mark.instance in places
+    }

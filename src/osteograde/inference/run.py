@@ -1,0 +1,218 @@
+"""A folder of studies and a folder of weights to one submission.csv. Nothing that is written is ever lost.
+
+A full, valid submission of class priors stands on disk before the first image is opened; it is replaced atomically
+after every chunk. One unreadable series costs that series; a study of which nothing can be read keeps its priors and
+is counted. Nothing else is caught.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from osteograde.inference import pipeline, submission
+from osteograde.inference.budget import Budget, Effort
+from osteograde.inference.reading import Loaded, load_study
+from osteograde.models import bundle as bundles
+from osteograde.models.bundle import Bundle
+from osteograde.models.device import pick
+from osteograde.tasks import TASKS
+from osteograde.tasks.contract import Point, Study
+
+log = logging.getLogger("osteograde.inference")
+TEMPLATE = "sample_submission.csv"
+CHUNK = 8  # studies that go through the nets together
+Draw = Callable[["Result", Bundle], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """Everything one study came to."""
+
+    loaded: Loaded
+    points: Mapping[str, Point]  # found and completed
+    graded: Mapping[str, np.ndarray]  # target -> (K,) of the targets that could be seen
+
+
+@dataclass
+class Tally:
+    """What happened, for the log, the flags file and the benchmark."""
+
+    studies: int = 0
+    unread: int = 0
+    on_prior: int = 0  # targets
+    faults: Counter[str] = field(default_factory=Counter)
+    seconds: Counter[str] = field(default_factory=Counter)
+    flags: list[tuple[str, str, int]] = field(default_factory=list)
+
+
+def infer(
+    task: str,
+    data: Path,
+    weights: Path,
+    out: Path,
+    *,
+    device: str = "auto",
+    limit: int = 0,
+    workers: int = 0,
+    time_budget_hours: float | None = None,
+    max_unread: int = 0,
+    draw: Draw | None = None,
+    say: Callable[[str], None] = log.info,
+) -> int:
+    """Grade ``data`` with ``weights`` into ``out``; returns the exit code (1: more than max_unread studies unread).
+
+    ValueError or OSError: the user's mistake, told before any work; a submission already at ``out`` is untouched.
+    """
+    begun = time.monotonic()
+    if task not in TASKS:
+        raise ValueError(f"unknown task {task!r}; known: {sorted(TASKS)}")
+    if not Path(data).is_dir():
+        raise ValueError(f"{data}: no such folder; --data is the folder that holds the tables and the images")
+    bundle = bundles.load(Path(weights), TASKS, pick(device))
+    if bundle.task.name != task:
+        raise ValueError(f"{weights}: weights are of task {bundle.task.name!r}, asked for {task!r}")
+    studies = bundle.task.read(Path(data), "test")
+    studies = studies[:limit] if limit else studies
+    template = Path(data) / TEMPLATE
+    sheet = Sheet(bundle, studies, out, submission.template_ids(template) if template.is_file() and not limit else ())
+    sheet.write()
+    budget = Budget(
+        None if time_budget_hours is None else time_budget_hours * 3600 - (time.monotonic() - begun),
+        views=bundle.test_views,
+        folds=max(len(nets) for nets in (*bundle.locators.values(), *bundle.graders.values())),
+    )
+    tally = Tally(studies=len(studies))
+    for results in run(bundle, studies, budget, tally, workers=workers):
+        for result in results:
+            sheet.put(result)
+            tally.on_prior += len(bundle.task.targets) - len(result.graded)
+            if draw is not None:
+                draw(result, bundle)
+        sheet.write()
+        say(f"{sheet.done}/{len(studies)} studies, {time.monotonic() - begun:.0f} s")
+    write_flags(out, tally)
+    for line in summary(tally, sheet.done, out):
+        say(line)
+    if tally.unread > max_unread:
+        say(f"{tally.unread} studies could not be read, --max-unread is {max_unread}; their rows are class priors")
+        return 1
+    return 0
+
+
+class Sheet:
+    """The rows of the submission: priors at first, replaced study by study, written whole each time.
+
+    Rows are those of the template, in its order, and then those of studies that a stale template does not know.
+    """
+
+    def __init__(self, bundle: Bundle, studies: Sequence[Study], out: Path, template: Sequence[str]) -> None:
+        self.task, self.prior, self.out, self.done = bundle.task, bundle.prior, out, 0
+        own = submission.priors_rows(self.task, [study.id for study in studies], self.prior)
+        unknown = {row: self._prior_of(row) for row in template if row not in own}
+        self.rows = submission.ordered(own | unknown, template)
+
+    def _prior_of(self, row: str) -> np.ndarray:
+        """What can be said of a row whose study is in no table: the prior of the target its id ends with."""
+        target = next((target for target in self.task.targets if row.endswith(f"_{target}")), None)
+        count = len(self.task.classes)
+        return np.full(count, 1 / count) if target is None else np.array(self.prior[target], float)
+
+    def _set(self, study: str, graded: Mapping[str, np.ndarray]) -> None:
+        table = pipeline.rows(self.task, graded, self.prior)
+        self.rows |= dict(zip(self.task.rows(study), table, strict=True))
+
+    def put(self, result: Result) -> None:
+        self._set(result.loaded.study.id, result.graded)
+        self.done += 1
+
+    def write(self) -> None:
+        submission.write(self.out, self.rows, self.task.classes)
+
+
+def run(
+    bundle: Bundle, studies: Sequence[Study], budget: Budget, tally: Tally, *, workers: int = 0
+) -> Iterator[list[Result]]:
+    """Chunk by chunk: the next chunk is read in a pool of threads while the nets work on this one."""
+    threads = workers or min(8, os.cpu_count() or 1)
+    chunks = [studies[i : i + CHUNK] for i in range(0, len(studies), CHUNK)]
+    with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(1) as ahead:
+        waiting: Future[tuple[list[Loaded], float]] | None = None
+        for i, chunk in enumerate(chunks):
+            effort = budget.effort(len(studies) - i * CHUNK)
+            if effort is None or (i and not budget.fits(len(chunk), effort)):
+                tally.faults["deadline"] += len(studies) - i * CHUNK
+                break
+            current = waiting or ahead.submit(_read, chunk, bundle, pool)
+            begun = time.monotonic()
+            loaded, read_s = current.result()
+            tally.seconds["waiting to read"] += time.monotonic() - begun
+            waiting = ahead.submit(_read, chunks[i + 1], bundle, pool) if i + 1 < len(chunks) else None
+            yield _grade_chunk(bundle, loaded, read_s, effort, budget, tally)
+        if waiting is not None:
+            waiting.cancel()
+
+
+def _read(chunk: Sequence[Study], bundle: Bundle, pool: ThreadPoolExecutor) -> tuple[list[Loaded], float]:
+    begun = time.monotonic()
+    return [load_study(study, bundle.task, map=pool.map) for study in chunk], time.monotonic() - begun
+
+
+def _grade_chunk(
+    bundle: Bundle, loaded: list[Loaded], read_s: float, effort: Effort, budget: Budget, tally: Tally
+) -> list[Result]:
+    begun = time.monotonic()
+    _, points = pipeline.locate_all(bundle.task, loaded, nets_of(bundle, "locate", effort))
+    located = time.monotonic()
+    graded: list[dict[str, np.ndarray]] = [{} for _ in loaded]
+    graders = nets_of(bundle, "grade", effort)
+    for group in bundle.task.grade:
+        for i, new in enumerate(pipeline.grade(group, loaded, points, graders[group.name], views=effort.views)):
+            graded[i] |= new
+    ended = time.monotonic()
+    spent = {"read": read_s, "locate": located - begun, "grade": ended - located}
+    tally.seconds.update(spent)  # type: ignore[arg-type]
+    budget.record(len(loaded), effort, **{f"{name}_s": seconds for name, seconds in spent.items()})
+    for study in loaded:
+        tally.unread += not study.readable
+        tally.faults.update(study.faults)
+        tally.flags += [(study.study.id, code, count) for code, count in sorted(study.faults.items())]
+    return [Result(*parts) for parts in zip(loaded, points, graded, strict=True)]
+
+
+def nets_of(bundle: Bundle, kind: str, effort: Effort) -> dict[str, pipeline.Nets]:
+    """The nets of every stage, at most as many folds as the effort says."""
+    nets = bundle.locators if kind == "locate" else bundle.graders
+    return {
+        stage: pipeline.Nets(folds[: effort.folds], bundle.pixels[stage], bundle.device)
+        for stage, folds in nets.items()
+    }
+
+
+def write_flags(out: Path, tally: Tally) -> None:
+    """Beside the submission: which study lost what, by code. No patient data."""
+    lines = ["study_id,code,count", *(f"{study},{code},{count}" for study, code, count in tally.flags)]
+    path = out.with_name(out.stem + ".flags.csv")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def summary(tally: Tally, done: int, out: Path) -> list[str]:
+    """What a reader of the log wants to know."""
+    spent: dict[str, Any] = {name: f"{seconds:.1f} s" for name, seconds in tally.seconds.items()}
+    lines = [f"time: {', '.join(f'{name} {seconds}' for name, seconds in spent.items())}"]
+    if tally.faults:
+        lines.append("faults: " + ", ".join(f"{code} x {count}" for code, count in sorted(tally.faults.items())))
+    lines.append(
+        f"{done} of {tally.studies} studies graded ({tally.unread} unreadable), "
+        f"{tally.on_prior} targets on the prior -> {out}"
+    )
+    return lines

@@ -1,0 +1,73 @@
+"""Draw, then apply: small random moves of training samples, made as numbers first and applied in one resample.
+
+Shapes: B samples, C slices, H' W' stored pixels (with a margin), H W pixels the net reads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn.functional import avg_pool2d, grid_sample
+
+from osteograde.learning.recipe import Jitter
+
+
+@dataclass(frozen=True, eq=False)
+class Move:
+    """Per sample: ``matrix`` (B, 2, 2) and ``shift`` (B, 2), from centred output pixels (row, column) to centred
+    stored pixels: stored = matrix @ output + shift."""
+
+    matrix: np.ndarray
+    shift: np.ndarray
+
+
+def still(count: int) -> Move:
+    return Move(np.tile(np.eye(2), (count, 1, 1)), np.zeros((count, 2)))
+
+
+def draw_move(rng: np.random.Generator, count: int, jitter: Jitter, pixel_mm: float) -> Move:
+    angle = np.deg2rad(rng.uniform(-jitter.turn_deg, jitter.turn_deg, count))
+    scale = np.exp(rng.uniform(-jitter.scale, jitter.scale, count))
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]).transpose(2, 0, 1)
+    shift = rng.uniform(-jitter.shift_mm, jitter.shift_mm, (count, 2)) / pixel_mm
+    return Move(turn * scale[:, None, None], shift)
+
+
+def move_points(move: Move, points_index: np.ndarray, stored: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
+    """Where stored (row, column) positions (B, L, 2) lie after the move. The inverse of ``resample``'s mapping."""
+    centred = points_index - (np.array(stored) - 1) / 2 - move.shift[:, None]
+    return np.einsum("bij,blj->bli", np.linalg.inv(move.matrix), centred) + (np.array(size) - 1) / 2
+
+
+def resample(stored_BCHW: torch.Tensor, move: Move, size: tuple[int, int]) -> torch.Tensor:
+    """(B, C, H, W) float 0..1 from stored uint8 crops, bilinear, zero outside."""
+    device = stored_BCHW.device
+    matrix = torch.from_numpy(move.matrix.astype(np.float32)).to(device)
+    shift = torch.from_numpy(move.shift.astype(np.float32)).to(device)
+    rows = torch.arange(size[0], device=device, dtype=torch.float32) - (size[0] - 1) / 2
+    columns = torch.arange(size[1], device=device, dtype=torch.float32) - (size[1] - 1) / 2
+    out = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1)
+    source = torch.einsum("bij,hwj->bhwi", matrix, out) + shift[:, None, None]
+    half = torch.tensor([stored_BCHW.shape[2] / 2, stored_BCHW.shape[3] / 2], device=device)
+    grid = (source / half).flip(-1)  # centred pixels / (n / 2) is grid_sample's unit with align_corners=False
+    return grid_sample(stored_BCHW.float() / 255, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def shade(rng: np.random.Generator, images_BCHW: torch.Tensor, jitter: Jitter) -> torch.Tensor:
+    """Contrast, gamma, blur and noise per sample; values stay in 0..1."""
+    count, device = images_BCHW.shape[0], images_BCHW.device
+
+    def column(values: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(values.astype(np.float32)).to(device)[:, None, None, None]
+
+    gamma = column(np.exp(rng.uniform(-jitter.gamma, jitter.gamma, count)))
+    gain = column(1 + rng.uniform(-jitter.contrast, jitter.contrast, count))
+    lift = column(rng.uniform(-jitter.contrast, jitter.contrast, count) * 0.3)
+    images = images_BCHW.clamp(1e-4, 1).pow(gamma) * gain + lift
+    blurred = column((rng.random(count) < jitter.blur).astype(np.float64)) > 0
+    images = torch.where(blurred, avg_pool2d(images, 3, 1, 1, count_include_pad=False), images)
+    generator = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
+    noise = torch.randn(images.shape, generator=generator, device=device)
+    return (images + noise * column(rng.uniform(0, jitter.noise, count))).clamp(0, 1)

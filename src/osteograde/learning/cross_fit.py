@@ -1,0 +1,202 @@
+"""Every fold of every stage, and what each fold says of studies it never saw.
+
+The leakage rule lives in ``cross_fit``: nothing is ever said of a study by a net that trained on it. All stages use the
+same folds.csv.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from osteograde.inference import pipeline
+from osteograde.inference.reading import Loaded
+from osteograde.learning import fit, folds, grade_data, locate_data
+from osteograde.learning.cache import cached
+from osteograde.learning.fit import Data, Loss, Where
+from osteograde.learning.recipe import Fit, Recipe
+from osteograde.models import bundle
+from osteograde.models.build import build
+from osteograde.models.losses import any_severe_loss, weighted_cross_entropy
+from osteograde.tasks.contract import Grade, Point, Points, Study
+
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One call of train_folds.py: the recipe, the studies and where everything goes."""
+
+    recipe: Recipe
+    studies: Sequence[Study]
+    split: folds.Split
+    folds: tuple[int, ...]
+    out: Path
+    device: torch.device
+    resume: bool
+    log: Log
+
+    @property
+    def work(self) -> Path:
+        """Caches and checkpoints: needed to resume, not to use the weights."""
+        return self.out / "work"
+
+    def loaded(self, studies: Sequence[Study]) -> list[Loaded]:
+        return [cached(study, self.recipe.task, self.work / "volumes") for study in studies]
+
+
+@dataclass(frozen=True, eq=False)
+class OutOfFold:
+    """What nets said of held-out studies: landmarks found, completed by geometry, and graded targets."""
+
+    found: Mapping[str, Mapping[str, Point]]
+    points: Mapping[str, Points]
+    graded: Mapping[str, Mapping[str, np.ndarray]]
+
+
+def net_name(kind: str, stage: str, k: int) -> str:
+    return f"{kind}/{stage}/fold{k}.safetensors"
+
+
+def cross_fit(run: Run, kind: str, stage: str, plan: Fit, data_of: Callable[[Sequence[Study]], Data], loss: Loss):
+    """Train one net per fold, or load those that are there; yields (fold, net as shipped, held-out studies)."""
+    for k in run.folds:
+        path = run.out / net_name(kind, stage, k)
+        done = run.work / "nets" / f"{kind}-{stage}-{k}.sha256"  # vouches for a net that was finished
+        if not (run.resume and done.is_file() and path.is_file() and done.read_text() == bundle.sha256(path)):
+            where = Where(stage, k, run.recipe.seed, run.device, run.work / "nets" / f"{kind}-{stage}-{k}.pt")
+            train, held = run.split.training(run.studies, k), run.split.held_out(run.studies, k)
+            net = fit.train(
+                lambda: build(dict(plan.net)),
+                plan,
+                data_of(train),
+                data_of(held),
+                loss,
+                where,
+                resume=run.resume,
+                log=run.log,
+            )
+            bundle.save_net(net, path)
+            done.write_text(bundle.sha256(path))
+        # What ships is judged: the fp16 file as it will be loaded, not the net in memory.
+        net = bundle.load_net(path, build(dict(plan.net)).config).to(run.device, memory_format=torch.channels_last)
+        yield k, net, run.split.held_out(run.studies, k)
+
+
+def locate_out_of_fold(run: Run) -> tuple[dict[str, dict[str, Point]], dict[str, dict[str, Point]]]:
+    """Train every locator in order; (found, completed) landmarks of every held-out study."""
+    task = run.recipe.task
+    held = [study for k in run.folds for study in run.split.held_out(run.studies, k)]
+    found: dict[str, dict[str, Point]] = {study.id: {} for study in held}
+    points: dict[str, dict[str, Point]] = {study.id: {} for study in held}
+    for stage in task.locate:
+        plan = run.recipe.locate[stage.name]
+        every = (loaded for study in run.studies for loaded in run.loaded([study]))
+        data = locate_data.store(stage, task.view(stage.view), plan, every, run.work / "locate", log=run.log)
+        part = lambda studies, data=data: data.of({study.id for study in studies})  # noqa: E731
+        for _, net, studies in cross_fit(run, "locate", stage.name, plan, part, lambda net, batch: net.loss(batch)):
+            nets = pipeline.Nets([net], plan.pixels, run.device)
+            for chunk in _chunks(studies):
+                new = pipeline.locate(stage, run.loaded(chunk), [points[study.id] for study in chunk], nets)
+                for study, landmarks in zip(chunk, new, strict=True):
+                    found[study.id] |= landmarks
+                    points[study.id] = dict(task.complete(found[study.id]))
+    return found, points
+
+
+def grade_out_of_fold(run: Run, found: Mapping[str, Points], points: Mapping[str, Points]) -> dict[str, dict]:
+    """Train every grader on crops around annotated points; graded targets of every held-out study, on crops around
+    the points that nets found which never saw it."""
+    task = run.recipe.task
+    graded: dict[str, dict[str, np.ndarray]] = {study: {} for study in points}
+    errors = errors_mm(run, found)
+    for group in task.grade:
+        plan = run.recipe.grade[group.name]
+        every = (
+            (loaded, dict(task.complete({**points.get(study.id, {}), **loaded.marks})))
+            for study in run.studies
+            for loaded in run.loaded([study])
+        )
+        data = grade_data.store(group, task, plan, every, run.work / "grade", log=run.log)
+        landmarks = {site.landmark for site in group.sites}
+        data = data.with_errors(np.array([e for name, e in errors if name in landmarks]).reshape(-1, 3))
+        part = lambda studies, data=data: data.of({study.id for study in studies})  # noqa: E731
+        for _, net, studies in cross_fit(run, "grade", group.name, plan, part, grade_loss(group, run.recipe, plan)):
+            nets = pipeline.Nets([net], plan.pixels, run.device)
+            for chunk in _chunks(studies):
+                where = [points[study.id] for study in chunk]
+                new = pipeline.grade(group, run.loaded(chunk), where, nets, views=run.recipe.test_views)
+                for study, targets in zip(chunk, new, strict=True):
+                    graded[study.id] |= targets
+    return graded
+
+
+def grade_loss(group: Grade, recipe: Recipe, plan: Fit) -> Loss:
+    """The metric as a loss: weighted cross entropy, plus the any-severe term where the grader has it."""
+    weights = torch.tensor(recipe.task.weights)
+
+    def loss(net: nn.Module, batch: grade_data.GradeBatch) -> torch.Tensor:
+        logits = net(list(batch.crops), batch.present).float()
+        own = weights.to(logits.device)
+        value = weighted_cross_entropy(logits, batch.labels, own, label_smoothing=plan.label_smoothing)
+        if not group.any_severe:
+            return value
+        sites, studies = len(group.sites), int(batch.study.max()) + 1
+        table = logits.new_zeros(studies, sites, logits.shape[-1])
+        labels = batch.labels.new_full((studies, sites), -1)
+        place = torch.arange(len(batch.study), device=logits.device)
+        place = place - torch.searchsorted(batch.study, batch.study)  # position of the site within its study
+        table = table.index_put((batch.study, place), logits)
+        labels = labels.index_put((batch.study, place), batch.labels)
+        return value + any_severe_loss(table, labels, own)
+
+    return loss
+
+
+def errors_mm(run: Run, found: Mapping[str, Points]) -> list[tuple[str, np.ndarray]]:
+    """(landmark, predicted - annotated (3,) mm) of held-out studies; gross misses (over 15 mm) are not jitter."""
+    errors = []
+    for study in run.studies:
+        if study.id in found:
+            marks = run.loaded([study])[0].marks
+            errors += [(name, p.mm - marks[name].mm) for name, p in found[study.id].items() if name in marks]
+    return [(name, error) for name, error in errors if np.linalg.norm(error) < 15]
+
+
+def save_points(run: Run, found: Mapping[str, Points], path: Path) -> None:
+    """oof_points.csv: study, fold, landmark, confidence, predicted and annotated mm (empty where there is none)."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        axes = ("x_mm", "y_mm", "z_mm")
+        writer.writerow(["study_id", "fold", "landmark", "confidence", *axes, *(f"true_{axis}" for axis in axes)])
+        for study in run.studies:
+            marks = run.loaded([study])[0].marks if study.id in found else {}
+            for name in sorted({*found.get(study.id, {}), *marks}):
+                point, mark = found[study.id].get(name), marks.get(name)
+                mm = [f"{v:.3f}" for v in point.mm] if point else [""] * 3
+                true = [f"{v:.3f}" for v in mark.mm] if mark else [""] * 3
+                confidence = f"{point.confidence:.4f}" if point else "0"
+                writer.writerow([study.id, run.split.fold[study.id], name, confidence, *mm, *true])
+
+
+def save_graded(run: Run, graded: Mapping[str, Mapping[str, np.ndarray]], priors: Mapping, path: Path) -> None:
+    """oof.csv: row_id, class probabilities, fold; targets that could not be seen hold the prior of their fold."""
+    task = run.recipe.task
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["row_id", *task.classes, "fold"])
+        for study in run.studies:
+            if study.id in graded:
+                table = pipeline.rows(task, graded[study.id], priors[run.split.fold[study.id]])
+                for row, values in zip(task.rows(study.id), table, strict=True):
+                    writer.writerow([row, *(f"{v:.6f}" for v in values), run.split.fold[study.id]])
+
+
+def _chunks(studies: Sequence[Study], size: int = 8) -> list[Sequence[Study]]:
+    return [studies[i : i + size] for i in range(0, len(studies), size)]

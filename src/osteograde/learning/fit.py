@@ -1,0 +1,200 @@
+"""One net, one fold: the loop. It reads in the order things happen and can be killed at any moment.
+
+All randomness of a step is derived from (seed, stage, fold, epoch, step), so a run resumed at an epoch's end goes on
+exactly as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from osteograde.learning.recipe import Fit
+
+CHECKPOINT_FORMAT = 1
+
+
+class Diverged(ValueError):
+    """The loss is no longer a number."""
+
+
+class Data(Protocol):
+    """What the loop needs of a data set: its units (passes or studies) and batches of them."""
+
+    def __len__(self) -> int: ...
+
+    def batch(
+        self, indices: Sequence[int], rng: np.random.Generator, device: torch.device, *, augment: bool
+    ) -> Any: ...
+
+
+Loss = Callable[[nn.Module, Any], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Where:
+    """Names a run: its stage and fold, the seed all its randomness comes from, the device and the checkpoint."""
+
+    stage: str
+    fold: int
+    seed: int
+    device: torch.device
+    checkpoint: Path
+
+    def rng(self, *more: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, zlib.crc32(self.stage.encode()), self.fold, *more])
+
+
+def train(
+    build_net: Callable[[], nn.Module],
+    plan: Fit,
+    data: Data,
+    held_out: Data | None,
+    loss: Loss,
+    where: Where,
+    *,
+    resume: bool,
+    log: Callable[[str], None],
+) -> nn.Module:
+    """Train one net; return its averaged weights in evaluation mode. Raises Diverged on a non-finite loss."""
+    torch.manual_seed(int(where.rng().integers(2**62)))
+    net = build_net().to(where.device, memory_format=torch.channels_last)
+    average = copy.deepcopy(net).requires_grad_(False)
+    optimiser = _optimiser(net, plan)
+    scaler = torch.amp.GradScaler(where.device.type, enabled=where.device.type == "cuda")
+    steps = plan.steps or max(1, len(data) // plan.batch)
+    state = {"epoch": 0, "best": math.inf, "bad": 0}
+    best = copy.deepcopy(average.state_dict()) if plan.patience else None
+    if resume and where.checkpoint.is_file():
+        state, best = _load(where.checkpoint, net, average, optimiser, scaler, where.device)
+        log(f"{where.stage} fold {where.fold}: resumed after epoch {state['epoch']}")
+    while state["epoch"] < plan.epochs and not (plan.patience and state["bad"] >= plan.patience):
+        epoch, begun, waited, total = state["epoch"], time.perf_counter(), 0.0, 0.0
+        order = where.rng(epoch).permutation(max(len(data), steps * plan.batch)) % len(data)
+        net.train()
+        for step in range(steps):
+            for group in optimiser.param_groups:
+                group["lr"] = plan.lr * schedule(epoch * steps + step, plan.epochs * steps, plan.warmup)
+            torch.manual_seed(int(where.rng(epoch, step, 1).integers(2**62)))  # dropout and proposals
+            fetched = time.perf_counter()
+            rng = where.rng(epoch, step)
+            batch = data.batch(order[step * plan.batch : (step + 1) * plan.batch], rng, where.device, augment=True)
+            waited += time.perf_counter() - fetched
+            total += _step(net, batch, loss, optimiser, scaler, plan, where, f"epoch {epoch + 1} step {step + 1}")
+            _update(average, net, plan.ema, epoch * steps + step)
+        state["epoch"] = epoch + 1
+        value = evaluate(average if plan.ema else net, held_out, plan, loss, where) if held_out else math.nan
+        if plan.patience:
+            better = value < state["best"]
+            state |= {"best": min(value, state["best"]), "bad": 0 if better else state["bad"] + 1}
+            best = copy.deepcopy(average.state_dict()) if better else best
+        _save(where.checkpoint, state, best, net, average, optimiser, scaler)
+        seconds = time.perf_counter() - begun
+        log(
+            f"{where.stage} fold {where.fold} epoch {epoch + 1}/{plan.epochs}: loss {total / steps:.4f} "
+            f"held-out {value:.4f} {seconds:.0f} s, waiting for data {waited / seconds:.0%}"
+        )
+    if best is not None:
+        average.load_state_dict(best)
+    return average.eval()
+
+
+def schedule(step: int, steps: int, warmup: float) -> float:
+    """Share of the learning rate: linear warm-up, then half a cosine down to 1 %."""
+    rise = max(1, round(warmup * steps))
+    if step < rise:
+        return (step + 1) / rise
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
+def _optimiser(net: nn.Module, plan: Fit) -> torch.optim.Optimizer:
+    kinds = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
+    if plan.optimiser not in kinds:
+        raise ValueError(f"optimiser {plan.optimiser!r} is unknown; known: {sorted(kinds)}")
+    decay = [p for p in net.parameters() if p.ndim > 1]
+    rest = [p for p in net.parameters() if p.ndim <= 1]  # norms and biases are not decayed
+    groups = [{"params": decay, "weight_decay": plan.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    return kinds[plan.optimiser](groups, lr=plan.lr)
+
+
+def _step(net, batch, loss: Loss, optimiser, scaler, plan: Fit, where: Where, what: str) -> float:
+    optimiser.zero_grad(set_to_none=True)
+    with torch.autocast(where.device.type, torch.float16, enabled=where.device.type == "cuda"):
+        value = loss(net, batch)
+    if not torch.isfinite(value):
+        raise Diverged(
+            f"{where.stage} fold {where.fold} {what}: the loss is {value.item()}; "
+            f"lower lr (now {plan.lr:g}) or raise warmup in the recipe, then start again"
+        )
+    scaler.scale(value).backward()
+    scaler.unscale_(optimiser)
+    nn.utils.clip_grad_norm_(net.parameters(), plan.clip)
+    scaler.step(optimiser)
+    scaler.update()
+    return value.item()
+
+
+@torch.no_grad()
+def _update(average: nn.Module, net: nn.Module, decay: float, step: int) -> None:
+    """Exponential moving average of weights and buffers; starts fast so that early steps do not linger."""
+    decay = min(decay, (1 + step) / (10 + step)) if decay else 0.0
+    for slow, fast in zip(average.state_dict().values(), net.state_dict().values(), strict=True):
+        if slow.is_floating_point():
+            slow.lerp_(fast, 1 - decay)
+        else:
+            slow.copy_(fast)
+
+
+@torch.no_grad()
+def evaluate(net: nn.Module, data: Data, plan: Fit, loss: Loss, where: Where) -> float:
+    """Mean loss over held-out data, unmoved."""
+    if not len(data):
+        return math.nan
+    was_training = net.training
+    net.eval()
+    values = []
+    for start in range(0, len(data), plan.batch):
+        indices = range(start, min(start + plan.batch, len(data)))
+        batch = data.batch(list(indices), where.rng(start, 0, 0, 0), where.device, augment=False)
+        values.append((loss(net, batch).item(), len(indices)))
+    net.train(was_training)
+    return float(np.average([v for v, _ in values], weights=[n for _, n in values]))
+
+
+def _save(path: Path, state: dict, best: dict | None, net, average, optimiser, scaler) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    torch.save(
+        {
+            "format": CHECKPOINT_FORMAT,
+            "state": state,
+            "best": best,
+            "net": net.state_dict(),
+            "average": average.state_dict(),
+            "optimiser": optimiser.state_dict(),
+            "scaler": scaler.state_dict(),
+        },
+        part,
+    )
+    part.replace(path)
+
+
+def _load(path: Path, net, average, optimiser, scaler, device) -> tuple[dict, dict | None]:
+    saved = torch.load(path, map_location=device, weights_only=True)
+    if saved.get("format") != CHECKPOINT_FORMAT:
+        raise ValueError(f"{path}: a checkpoint of another version; delete it and start this fold again")
+    net.load_state_dict(saved["net"])
+    average.load_state_dict(saved["average"])
+    optimiser.load_state_dict(saved["optimiser"])
+    scaler.load_state_dict(saved["scaler"])
+    return saved["state"], saved["best"]

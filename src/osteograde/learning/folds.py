@@ -1,0 +1,97 @@
+"""Which study is held out in which fold: grouped by patient, stratified on rare severe grades, written once."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold
+
+from osteograde.tasks.contract import Study, Task
+
+COLUMNS = ("study_id", "patient", "fold")
+
+
+@dataclass(frozen=True)
+class Split:
+    """study -> fold, and study -> patient."""
+
+    fold: Mapping[str, int]
+    patient: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        folds_of: dict[str, set[int]] = {}
+        for study, fold in self.fold.items():
+            folds_of.setdefault(self.patient[study], set()).add(fold)
+        torn = sorted(patient for patient, folds in folds_of.items() if len(folds) > 1)
+        if torn:
+            raise ValueError(f"folds: patients {torn[:5]} lie in more than one fold; write a new folds.csv")
+
+    @property
+    def count(self) -> int:
+        return max(self.fold.values()) + 1
+
+    def held_out(self, studies: Sequence[Study], k: int) -> list[Study]:
+        return [study for study in studies if self.fold[study.id] == k]
+
+    def training(self, studies: Sequence[Study], k: int) -> list[Study]:
+        return [study for study in studies if self.fold[study.id] != k]
+
+
+def rarity(task: Task, study: Study) -> str:
+    """Which grader groups of a study hold the rarest, last class: the key the folds are stratified on."""
+    last = len(task.classes) - 1
+    return "".join(str(int(any(study.labels.get(site.target) == last for site in group.sites))) for group in task.grade)
+
+
+def assign(task: Task, studies: Sequence[Study], count: int, seed: int) -> Split:
+    """Split studies into ``count`` folds. ValueError where there are fewer patients than folds."""
+    patients = sorted({study.patient for study in studies})
+    if len(patients) < count:
+        raise ValueError(f"{len(patients)} patients cannot fill {count} folds; give more data or fewer folds")
+    ordered = sorted(studies, key=lambda study: study.id)
+    keys = [rarity(task, study) for study in ordered]
+    splitter = StratifiedGroupKFold(n_splits=count, shuffle=True, random_state=seed)
+    fold: dict[str, int] = {}
+    with warnings.catch_warnings():
+        # A combination of severe grades may be rarer than the folds are many; it is then spread as far as it goes.
+        warnings.filterwarnings("ignore", message="The least populated class")
+        for k, (_, held) in enumerate(splitter.split(np.zeros(len(ordered)), keys, [s.patient for s in ordered])):
+            fold.update({ordered[i].id: k for i in held})
+    return Split({study.id: fold[study.id] for study in studies}, {study.id: study.patient for study in studies})
+
+
+def save(split: Split, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    with part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows((study, split.patient[study], split.fold[study]) for study in sorted(split.fold))
+    part.replace(path)
+
+
+def load(path: Path, studies: Sequence[Study]) -> Split:
+    """Read folds.csv. It is never repaired: ValueError where it does not name exactly the given studies."""
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            raise ValueError(f"{path}: columns are {reader.fieldnames}, expected {list(COLUMNS)}")
+        rows = list(reader)
+    named, wanted = {row["study_id"] for row in rows}, {study.id for study in studies}
+    if named != wanted or len(rows) != len(named):
+        odd = sorted(named ^ wanted)[:5]
+        raise ValueError(
+            f"{path}: it names {len(rows)} studies, the data hold {len(wanted)}; they differ in {odd}; "
+            "train into a new folder or give the data it was made from"
+        )
+    return Split({row["study_id"]: int(row["fold"]) for row in rows}, {row["study_id"]: row["patient"] for row in rows})
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

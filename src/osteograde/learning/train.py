@@ -1,0 +1,175 @@
+"""From labelled studies and a recipe to a weights folder: folds, nets, out-of-fold scores, manifest."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from osteograde.inference import pipeline
+from osteograde.learning import cross_fit, folds
+from osteograde.learning.cross_fit import OutOfFold, Run
+from osteograde.learning.recipe import Recipe
+from osteograde.models import bundle
+from osteograde.models.build import build
+from osteograde.tasks.bootstrap import interval
+from osteograde.tasks.contract import Points, Study
+from osteograde.tasks.prior import weighted_prior
+
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "pandas", "pydicom", "opencv-python-headless", "scikit-learn")
+PROVENANCE = "SOURCE.json"  # beside the data: {"source": ..., "licence": ...}
+BOOTSTRAP = 1000
+
+
+def train(
+    recipe: Recipe,
+    data: Path,
+    out: Path,
+    *,
+    only: Sequence[int] | None,
+    device: torch.device,
+    resume: bool,
+    log: Callable[[str], None],
+) -> dict[str, Any]:
+    """Train the folds of every stage; returns the out-of-fold scores. ValueError for the user's mistakes."""
+    studies = sorted(recipe.task.read(data, "train"), key=lambda study: study.id)
+    chosen = tuple(range(recipe.num_folds)) if only is None else tuple(only)
+    if bad := [k for k in chosen if not 0 <= k < recipe.num_folds]:
+        raise ValueError(f"--folds {bad}: recipe {recipe.name!r} has folds 0 to {recipe.num_folds - 1}")
+    split = _split(recipe, studies, out, resume=resume)
+    run = Run(recipe, studies, split, chosen, out, device, resume, log)
+    for study in studies:
+        run.loaded([study])  # every file is decoded here, once
+    found, points = cross_fit.locate_out_of_fold(run)
+    cross_fit.save_points(run, found, out / "oof_points.csv")
+    graded = cross_fit.grade_out_of_fold(run, found, points)
+    oof = OutOfFold(found, points, graded)
+    priors = {k: weighted_prior(split.training(studies, k), recipe.task.targets, recipe.task.weights) for k in chosen}
+    cross_fit.save_graded(run, graded, priors, out / "oof.csv")
+    scores = {"locate": point_errors(run, found), "grade": grade_scores(run, oof, priors)}
+    seal(run, data, scores)
+    return scores
+
+
+def _split(recipe: Recipe, studies: Sequence[Study], out: Path, *, resume: bool) -> folds.Split:
+    """The folds of this run: read where they were written before, never repaired."""
+    path = out / "folds.csv"
+    if path.is_file():
+        if not resume and (out / bundle.MANIFEST).is_file():
+            raise ValueError(f"{out}: finished weights are here; give another --out, or --resume to add folds to them")
+        split = folds.load(path, studies)
+        if split.count != recipe.num_folds:
+            raise ValueError(
+                f"{path}: {split.count} folds, recipe {recipe.name!r} has {recipe.num_folds}; use a new --out"
+            )
+        return split
+    split = folds.assign(recipe.task, studies, recipe.num_folds, recipe.seed)
+    folds.save(split, path)
+    return split
+
+
+def point_errors(run: Run, found: Mapping[str, Points]) -> dict[str, dict[str, float]]:
+    """Per locator: median and 95th percentile of the distance to the annotated points in mm, and the share found."""
+    distances: dict[str, list[float]] = {stage.name: [] for stage in run.recipe.task.locate}
+    annotated = dict.fromkeys(distances, 0)
+    stage_of = {landmark.name: stage.name for stage in run.recipe.task.locate for landmark in stage.landmarks}
+    for study in run.studies:
+        if study.id not in found:
+            continue
+        for name, mark in run.loaded([study])[0].marks.items():
+            annotated[stage_of[name]] += 1
+            if name in found[study.id]:
+                distances[stage_of[name]].append(float(np.linalg.norm(found[study.id][name].mm - mark.mm)))
+    return {
+        stage: {
+            "median_mm": round(float(np.median(values)), 3) if values else float("nan"),
+            "p95_mm": round(float(np.percentile(values, 95)), 3) if values else float("nan"),
+            "found": round(len(values) / max(annotated[stage], 1), 4),
+            "points": annotated[stage],
+        }
+        for stage, values in distances.items()
+    }
+
+
+def grade_scores(run: Run, oof: OutOfFold, priors: Mapping[int, Mapping]) -> dict[str, Any]:
+    """The official score of held-out studies with a study-level bootstrap interval, beside the prior's.
+
+    The prior of a study is counted on the training studies of its fold, so it is out-of-fold as well.
+    """
+    task = run.recipe.task
+    held = [study for study in run.studies if study.id in oof.graded]
+    labels = {study.id: study.labels for study in held}
+    own = {study.id: priors[run.split.fold[study.id]] for study in held}
+    tables = {
+        "model": {study: pipeline.rows(task, oof.graded[study], own[study]) for study in labels},
+        "prior": {study: pipeline.rows(task, {}, own[study]) for study in labels},
+    }
+    scores: dict[str, Any] = {"studies": len(held)}
+    for name, table in tables.items():
+        scores[name] = {part: round(value, 5) for part, value in task.score(labels, table).items()}
+    statistic = task.counted(labels, tables["model"])
+    low, high = interval(statistic, len(held), BOOTSTRAP, np.random.default_rng(run.recipe.seed))
+    names = [*task.score_groups, "score"]
+    scores["interval_95"] = {
+        part: [round(float(a), 5), round(float(b), 5)]
+        for part, a, b in zip(names, np.atleast_1d(low), np.atleast_1d(high), strict=True)
+    }
+    return scores
+
+
+def seal(run: Run, data: Path, scores: Mapping[str, Any]) -> None:
+    """Write the manifest over every net of the recipe that is in the folder."""
+    task, recipe = run.recipe.task, run.recipe
+    files = {}
+    for kind, fits in (("locate", recipe.locate), ("grade", recipe.grade)):
+        for stage, plan in fits.items():
+            config = build(dict(plan.net)).config
+            for k in run.folds:
+                name = cross_fit.net_name(kind, stage, k)
+                files[name] = bundle.file_entry(run.out, name, config)
+    prior = weighted_prior(run.studies, task.targets, task.weights)
+    bundle.write_manifest(
+        run.out,
+        {
+            "task": task.name,
+            "recipe": recipe.plain(),
+            "pixels": {stage: plan.pixels for stage, plan in {**recipe.locate, **recipe.grade}.items()},
+            "test_views": recipe.test_views,
+            "files": files,
+            "folds": {"file": "folds.csv", "sha256": folds.digest(run.out / "folds.csv"), "trained": list(run.folds)},
+            "scores": scores,
+            "prior": {target: [round(p, 6) for p in values] for target, values in prior.items()},
+            "canonical_side": "right",
+            "precision": "fp16 on file, fp32 on a CPU, fp16 autocast on CUDA",
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+            "data": provenance(data),
+            "use": "research, not diagnosis",
+        },
+    )
+
+
+def provenance(data: Path) -> dict[str, str]:
+    """Source and licence as the data's own SOURCE.json states them."""
+    path = data / PROVENANCE
+    if not path.is_file():
+        return {"source": "not stated", "licence": "not stated: the terms of the training data apply to the weights"}
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def table(scores: Mapping[str, Any]) -> str:
+    """The scores for people."""
+    lines = [f"{'locator':<14}{'median mm':>10}{'p95 mm':>9}{'found':>8}{'points':>8}"]
+    for stage, row in scores["locate"].items():
+        lines.append(f"{stage:<14}{row['median_mm']:>10.2f}{row['p95_mm']:>9.2f}{row['found']:>8.1%}{row['points']:>8}")
+    grade = scores["grade"]
+    lines += ["", f"{'out-of-fold':<22}{'model':>9}{'95 % interval':>20}{'prior':>9}   ({grade['studies']} studies)"]
+    for part, value in grade["model"].items():
+        low, high = grade["interval_95"][part]
+        lines.append(f"{part:<22}{value:>9.4f}{f'{low:.4f} - {high:.4f}':>20}{grade['prior'][part]:>9.4f}")
+    return "\n".join(lines)

@@ -1,0 +1,155 @@
+"""Weights that describe themselves: a folder of safetensors and one manifest.json.
+
+The manifest holds what is needed to rebuild every net without a download and to know where it came from. Loading
+checks every hash before a net is built, loads strictly and never unpickles.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from osteograde.models.build import build
+from osteograde.tasks.contract import Task
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """Trained nets of a task. ``locators`` and ``graders``: stage name -> the nets of its folds, in order of fold."""
+
+    task: Task
+    manifest: Mapping[str, Any]
+    locators: Mapping[str, tuple[nn.Module, ...]]
+    graders: Mapping[str, tuple[nn.Module, ...]]
+    device: torch.device
+
+    @property
+    def prior(self) -> Mapping[str, list[float]]:
+        return self.manifest["prior"]
+
+    @property
+    def pixels(self) -> Mapping[str, int]:
+        """Stage -> pixels along one side of what its nets read."""
+        return self.manifest["pixels"]
+
+    @property
+    def test_views(self) -> int:
+        return int(self.manifest["test_views"])
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_net(net: nn.Module, path: Path, *, half: bool = True) -> None:
+    """Write the tensors of a net; floating point ones in fp16, which is what every score is measured with."""
+    tensors = {
+        key: (value.half() if half and value.is_floating_point() else value).detach().cpu().contiguous()
+        for key, value in net.state_dict().items()
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path)
+
+
+def load_net(path: Path, config: Mapping[str, Any]) -> nn.Module:
+    """Rebuild a net from its config and load its tensors strictly, as float32, in evaluation mode."""
+    net = build(dict(config))
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a safetensors file ({error}); fetch it again") from error
+    own = net.state_dict()
+    wrong = sorted(
+        f"{key}: net {tuple(own[key].shape) if key in own else 'has none'}, "
+        f"file {tuple(tensors[key].shape) if key in tensors else 'has none'}"
+        for key in own.keys() | tensors.keys()
+        if key not in own or key not in tensors or own[key].shape != tensors[key].shape
+    )
+    if wrong:
+        raise ValueError(f"{path}: {len(wrong)} tensors do not fit the net of the manifest; first: {wrong[:3]}")
+    net.load_state_dict({key: value.to(own[key].dtype) for key, value in tensors.items()}, strict=True)
+    return net.eval()
+
+
+def file_entry(folder: Path, name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    path = folder / name
+    return {"sha256": sha256(path), "bytes": path.stat().st_size, "net": dict(config)}
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    text = json.dumps({"format": FORMAT, **manifest}, indent=1, sort_keys=False) + "\n"
+    part = folder / (MANIFEST + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(folder / MANIFEST)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a weights folder. ValueError where it is absent, unreadable or of another format."""
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        raise ValueError(f"{folder}: no {MANIFEST}; a weights folder is what train_folds.py --out wrote")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not JSON ({error}); fetch it again") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ValueError(f"{path}: format is not {FORMAT}; this version of osteograde cannot read it")
+    return manifest
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """Check every file of a weights folder against its manifest; return the manifest. ValueError names the file."""
+    manifest = read_manifest(folder)
+    for name, entry in manifest["files"].items():
+        path = Path(folder) / name
+        if not path.resolve().is_relative_to(Path(folder).resolve()):
+            raise ValueError(f"{folder}: the manifest names {name}, which is outside of the folder; do not use it")
+        if not path.is_file():
+            raise ValueError(f"{path}: missing; the manifest expects sha256 {entry['sha256'][:12]}; fetch it again")
+        digest = sha256(path)
+        if digest != entry["sha256"]:
+            raise ValueError(
+                f"{path}: sha256 is {digest[:12]}..., the manifest says {entry['sha256'][:12]}...; "
+                "the file was changed or cut short, fetch it again"
+            )
+    return manifest
+
+
+def load(folder: Path, tasks: Mapping[str, Task], device: torch.device) -> Bundle:
+    """Verify all hashes, then rebuild and load every net. ValueError names what does not fit."""
+    manifest = verify(folder)
+    name = manifest["task"]
+    if name not in tasks:
+        raise ValueError(f"{folder}: weights are of task {name!r}; known tasks: {sorted(tasks)}")
+    task = tasks[name]
+    if sorted(manifest["prior"]) != sorted(task.targets):
+        raise ValueError(f"{folder}: its targets are not those of task {name!r}; train again with this version")
+    nets: dict[str, dict[str, list[nn.Module]]] = {"locate": {}, "grade": {}}
+    for file, entry in sorted(manifest["files"].items()):
+        kind, stage, _ = file.split("/")
+        net = load_net(Path(folder) / file, entry["net"]).to(device, memory_format=torch.channels_last)
+        nets[kind].setdefault(stage, []).append(net)
+    wanted = {"locate": {stage.name for stage in task.locate}, "grade": {group.name for group in task.grade}}
+    for kind, stages in wanted.items():
+        if stages != set(nets[kind]):
+            raise ValueError(f"{folder}: {kind} nets are {sorted(nets[kind])}, task {name!r} needs {sorted(stages)}")
+    return Bundle(
+        task=task,
+        manifest=manifest,
+        locators={stage: tuple(found) for stage, found in nets["locate"].items()},
+        graders={stage: tuple(found) for stage, found in nets["grade"].items()},
+        device=device,
+    )

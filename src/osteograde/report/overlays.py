@@ -1,0 +1,143 @@
+"""One picture per study: the slices that were used, the points that were found, the crops that were graded.
+
+Colours: right points green, left points orange, midline points cyan; filled = found by a net, ring = filled in by
+geometry; boxes are the graders' crops. Numbers are the probability of each class, in the task's order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from osteograde.imaging.geometry import Roi, Volume, apply, to_index
+from osteograde.inference.run import Result
+from osteograde.inference.views import nearest, site_boxes
+from osteograde.models.bundle import Bundle
+from osteograde.tasks.contract import Landmark, Locate, Point
+
+HEIGHT = 420  # pixels of a panel
+COLOURS = {"right": (90, 220, 90), "left": (60, 160, 255), "": (255, 220, 60)}  # BGR
+FONT = cv2.FONT_HERSHEY_SIMPLEX
+FILLED_ABOVE = 0.02  # points filled in by geometry carry less confidence than any net's
+
+
+def drawer(folder: Path) -> Callable[[Result, Bundle], None]:
+    """What ``infer`` calls with every finished study: writes FOLDER/<study>.png."""
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def draw(result: Result, bundle: Bundle) -> None:
+        cv2.imwrite(str(folder / f"{result.loaded.study.id}.png"), picture(result, bundle))
+
+    return draw
+
+
+def picture(result: Result, bundle: Bundle) -> np.ndarray:
+    """(H, W, 3) BGR uint8."""
+    boxes = [
+        (site.side, view, volume, roi)
+        for group in bundle.task.grade
+        for site in group.sites
+        for view, (volume, roi) in site_boxes(group, result.loaded.volumes, result.points, bundle.pixels[group.name])
+        .get(site.target, {})
+        .items()
+    ]
+    panels = [
+        panel
+        for stage in bundle.task.locate
+        for panel in stage_panels(stage, result.loaded.volumes.get(stage.view, ()), result.points, boxes)
+    ]
+    panels.append(_grades(result, bundle))
+    return _wrap(panels)
+
+
+def stage_panels(
+    stage: Locate, stacks: Sequence[Volume], points: Mapping[str, Point], boxes: Sequence[tuple]
+) -> list[np.ndarray]:
+    """A panel per prompt and, for whole stacks, per side: the slice that most of the points lie on."""
+    groups: dict[tuple[str, str], list[Landmark]] = {}
+    for landmark in stage.landmarks:
+        if landmark.name in points:
+            key = (landmark.prompt, "" if landmark.prompt else landmark.side)
+            groups.setdefault(key, []).append(landmark)
+    if not stacks:
+        return []
+    panels = []
+    for (prompt, side), landmarks in groups.items():
+        middle = np.median([points[landmark.name].mm for landmark in landmarks], axis=0)
+        volume, _ = nearest(stacks, middle)
+        z = int(np.clip(round(float(to_index(volume, middle)[0])), 0, volume.voxels.shape[0] - 1))
+        title = " ".join(filter(None, (stage.view, prompt or stage.name, side, f"slice {z}")))
+        centre = points[prompt].mm if prompt in points else None
+        field = stage.field_mm if prompt else None
+        panels.append(_panel(volume, z, title, landmarks, points, boxes, stage.view, centre, field))
+    return panels
+
+
+def _panel(volume, z, title, landmarks, points, boxes, view, centre_mm, field_mm) -> np.ndarray:
+    """One slice with square pixels, cut to ``field_mm`` around ``centre_mm`` if given."""
+    spacing = volume.spacing_mm[1:]
+    size_mm = np.array(volume.voxels.shape[1:]) * spacing
+    corner = np.zeros(2)
+    if centre_mm is not None:
+        corner = to_index(volume, centre_mm)[1:] * spacing - np.array(field_mm) / 2
+        size_mm = np.array(field_mm)
+    scale = HEIGHT / size_mm[0]
+    width = max(1, round(size_mm[1] * scale))
+    warp = np.array(
+        [[scale * spacing[1], 0, -corner[1] * scale], [0, scale * spacing[0], -corner[0] * scale]], np.float32
+    )
+    grey = cv2.warpAffine(np.ascontiguousarray(volume.voxels[z]), warp, (width, HEIGHT), flags=cv2.INTER_LINEAR)
+    image = cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR)
+
+    def pixel(mm: np.ndarray) -> tuple[np.ndarray, float]:
+        index = to_index(volume, mm)
+        return (index[1:] * spacing - corner)[::-1] * scale, abs(index[0] - z)
+
+    for side, box_view, box_volume, roi in boxes:
+        if box_view == view and box_volume is volume and abs(float(to_index(volume, roi.centre_mm)[0]) - z) <= 1:
+            outline = np.array([pixel(mm)[0] for mm in corners(roi)]).round().astype(np.int32)
+            cv2.polylines(image, [outline], True, tuple(c // 2 for c in COLOURS[side]), 1, cv2.LINE_AA)
+    for landmark in landmarks:
+        point = points[landmark.name]
+        (x, y), off = pixel(point.mm)
+        fill = -1 if point.confidence > FILLED_ABOVE else 1
+        cv2.circle(image, (round(x), round(y)), 4 if off <= 0.75 else 2, COLOURS[landmark.side], fill, cv2.LINE_AA)
+    cv2.putText(image, title, (6, 14), FONT, 0.4, (255, 255, 255), 1, cv2.LINE_AA)
+    return image
+
+
+def corners(roi: Roi) -> np.ndarray:
+    """(4, 3) mm: the outline of the middle slice of a box."""
+    d, h, w = roi.shape
+    index = [(d // 2, -0.5, -0.5), (d // 2, -0.5, w - 0.5), (d // 2, h - 0.5, w - 0.5), (d // 2, h - 0.5, -0.5)]
+    return apply(roi.to_mm, np.array(index))
+
+
+def _grades(result: Result, bundle: Bundle) -> np.ndarray:
+    """The table of probabilities; targets on the prior are grey."""
+    image = np.zeros((HEIGHT, 430, 3), np.uint8)
+    cv2.putText(image, f"study {result.loaded.study.id}", (6, 14), FONT, 0.42, (255, 255, 255), 1, cv2.LINE_AA)
+    step = (HEIGHT - 24) / max(len(bundle.task.targets), 1)
+    for i, target in enumerate(bundle.task.targets):
+        seen = target in result.graded
+        values = result.graded[target] if seen else np.array(bundle.prior[target])
+        worst = (80, 80, 255) if int(np.argmax(values)) == len(values) - 1 else (230, 230, 230)
+        text = " ".join(f"{p:.2f}" for p in values) + f"  {target}" + ("" if seen else " (prior)")
+        colour = worst if seen else (120, 120, 120)
+        cv2.putText(image, text, (6, round(28 + i * step)), FONT, 0.36, colour, 1, cv2.LINE_AA)
+    return image
+
+
+def _wrap(panels: Sequence[np.ndarray], widest: int = 2000) -> np.ndarray:
+    """Panels of one height in rows, padded with black."""
+    rows: list[list[np.ndarray]] = [[]]
+    for panel in panels:
+        if rows[-1] and sum(p.shape[1] for p in rows[-1]) + panel.shape[1] > widest:
+            rows.append([])
+        rows[-1].append(panel)
+    lines = [np.concatenate(row, 1) for row in rows]
+    width = max(line.shape[1] for line in lines)
+    return np.concatenate([np.pad(line, ((0, 0), (0, width - line.shape[1]), (0, 0))) for line in lines])
