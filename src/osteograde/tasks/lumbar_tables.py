@@ -52,13 +52,18 @@ def split_of(root: Path) -> str:
 
 
 def read(root: Path, split: str) -> list[Study]:
-    """The studies of one part, in the order of its table. ValueError says what is wrong, where, and what to do."""
+    """The studies to learn from ("train") or to grade ("test"), in the order of their table.
+
+    "test" reads test_images, and where there is none train_images, without labels and with a test part's patience.
+    ValueError says what is wrong, where, and what to do.
+    """
     if split not in ("train", "test"):
         raise ValueError(f"split is {split!r}, expected 'train' or 'test'")
-    images = root / f"{split}_images"
-    if not images.is_dir():
-        raise ValueError(f"{images}: no such folder; unpack the competition's images there")
-    return _read_train(root, images) if split == "train" else _read_test(root, images)
+    if split == "test":
+        return _read_test(root, split_of(root))
+    if not (root / "train_images").is_dir():
+        raise ValueError(f"{root / 'train_images'}: no such folder; unpack the competition's images there")
+    return _read_train(root, root / "train_images")
 
 
 def view_of_description(description: str) -> str:
@@ -104,9 +109,10 @@ def _read_train(root: Path, images: Path) -> list[Study]:
     return [Study(study, study, found[study], labels[study], marks[study]) for study in labels]
 
 
-def _read_test(root: Path, images: Path) -> list[Study]:
+def _read_test(root: Path, part: str) -> list[Study]:
     notes: Counter[str] = Counter()
-    path, on_disk = root / "test_series_descriptions.csv", tables.subfolders(images)
+    images, path = root / f"{part}_images", root / f"{part}_series_descriptions.csv"
+    on_disk = tables.subfolders(images)
     try:
         described = tables.read_table(path, SERIES_COLUMNS, ids=SERIES_COLUMNS[:2])
         described["view"] = described["series_description"].map(view_of_description)

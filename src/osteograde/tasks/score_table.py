@@ -1,0 +1,115 @@
+"""How good a submission is: the official score beside the prior's and the uniform one, with intervals over studies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from osteograde.tasks import rows as tables
+from osteograde.tasks.bootstrap import interval
+from osteograde.tasks.contract import Task
+from osteograde.tasks.prior import as_rows
+from osteograde.tasks.tables import some
+
+TRUTHS = ("test_truth.csv", "train.csv")  # in this order; the one that knows most of the submission's studies counts
+
+Labels = Mapping[str, Mapping[str, int]]
+
+
+def score_submission(
+    task: Task, data: Path, submission: Path, bootstrap: int, rng: np.random.Generator
+) -> dict[str, Any]:
+    """Scores of the studies that are both submitted and labelled, as plain data for a table and for JSON.
+
+    bootstrap: resamples of studies behind the 95 % intervals; 0 = no intervals. Keys: task, truth, studies,
+    unlabelled and unsubmitted (counts), score {part: value}, interval {part: [low, high]}, prior and uniform
+    {part: value}. Parts that no label speaks of are None. ValueError where nothing can be compared.
+    """
+    probs = submitted(task, submission)
+    truth, labels = _truth(task, data, probs)
+    both = {study: given for study, given in labels.items() if study in probs}
+    shape = (len(task.targets), len(task.classes))
+    prior, uniform = as_rows(task.prior, task.targets), np.full(shape, 1 / shape[1])
+    names = list(task.score(both, probs))
+    ends: list[tuple[float, float]] = []
+    if bootstrap:
+        low, high = interval(task.counted(both, probs), len(both), bootstrap, rng)
+        ends = list(zip(low, high, strict=True))
+    return {
+        "task": task.name,
+        "truth": truth.name,
+        "studies": len(both),
+        "unlabelled": len(set(probs) - set(both)),
+        "unsubmitted": len(set(labels) - set(both)),
+        "bootstrap": bootstrap,
+        "score": _plain(task.score(both, probs)),
+        "interval": {name: [_finite(a), _finite(b)] for name, (a, b) in zip(names, ends, strict=False)},
+        "prior": _plain(task.score(both, dict.fromkeys(both, prior))),
+        "uniform": _plain(task.score(both, dict.fromkeys(both, uniform))),
+    }
+
+
+def submitted(task: Task, path: Path) -> dict[str, np.ndarray]:
+    """{study: (targets, classes)} of a submission. ValueError names what is missing, doubled or of another task."""
+    columns, ids, values = tables.read(path)
+    if columns != [tables.ROW_ID, *task.classes]:
+        raise ValueError(f"{path}: wrong columns: expected {(tables.ROW_ID, *task.classes)}, found {tuple(columns)}")
+    if doubled := tables.twice(ids):
+        raise ValueError(f"{path}: row ids more than once: {some(doubled)}")
+    try:
+        return tables.by_study(task, dict(zip(ids, values, strict=True)))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def format_table(result: Mapping[str, Any]) -> str:
+    """The result as lines of text, lower is better.
+
+    >>> plain = {"score": 0.5}
+    >>> print(format_table({"task": "t", "truth": "train.csv", "studies": 3, "unlabelled": 0, "unsubmitted": 0,
+    ...     "bootstrap": 9, "score": plain, "interval": {"score": [0.4, 0.6]}, "prior": plain, "uniform": plain}))
+    t: 3 studies of train.csv, weighted log loss (lower is better)
+                          score     95 % interval      prior    uniform
+    score                0.5000   0.4000 - 0.6000     0.5000     0.5000
+    """
+    lines = [f"{result['task']}: {result['studies']} studies of {result['truth']}, weighted log loss (lower is better)"]
+    for key, what in (("unlabelled", "submitted, but without truth"), ("unsubmitted", "with truth, but not submitted")):
+        if result[key]:
+            lines.append(f"{result[key]} studies are {what}: left out")
+    lines.append(f"{'':18}{'score':>9}{'95 % interval':>18}{'prior':>11}{'uniform':>11}")
+    for name in result["score"]:
+        low, high = result["interval"].get(name, (None, None))
+        between = f"{_text(low)} - {_text(high)}" if result["interval"] else "-"
+        values = (_text(result[key][name]) for key in ("score", "prior", "uniform"))
+        score, prior, uniform = values
+        lines.append(f"{name:18}{score:>9}{between:>18}{prior:>11}{uniform:>11}")
+    return "\n".join(lines)
+
+
+def _truth(task: Task, data: Path, probs: Mapping[str, np.ndarray]) -> tuple[Path, Labels]:
+    paths = [path for name in TRUTHS if (path := Path(data) / name).is_file()]
+    if not paths:
+        raise ValueError(f"{data}: holds neither {' nor '.join(TRUTHS)}; there is nothing to score against")
+    known = [(path, {study: given for study, given in task.labels(path).items() if given}) for path in paths]
+    best = max(known, key=lambda pair: len(set(pair[1]) & set(probs)))  # the first of equals
+    if not set(best[1]) & set(probs):
+        raise ValueError(
+            f"none of the {len(probs)} submitted studies is labelled in {' or '.join(map(str, paths))}; "
+            f"submitted: {some(probs, 3)}; is this the right folder?"
+        )
+    return best
+
+
+def _plain(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: _finite(value) for name, value in values.items()}
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None  # JSON has no NaN
+
+
+def _text(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
