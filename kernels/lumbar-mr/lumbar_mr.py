@@ -1,0 +1,4307 @@
+# Grades lumbar-mr studies without a network. Generated from the osteograde package by
+#     python -m osteograde kernel build lumbar-mr
+# so edit the package, not this file. SPDX-License-Identifier: Apache-2.0
+
+TASK = 'lumbar-mr'
+MANIFEST = ''  # sha256 of the only manifest.json that is taken; '': any of this task
+SOURCE = {}
+
+SOURCE['osteograde/__init__.py'] = r'''"""Find the joint, crop it, grade it, submit it: a two-stage competition kit for spine and knee images."""
+'''
+
+SOURCE['osteograde/imaging/__init__.py'] = r'''"""What a scan is and where it is: geometry, DICOM reading, intensity, crop sampling."""
+'''
+
+SOURCE['osteograde/imaging/dicom.py'] = r'''"""A folder of DICOM files to volumes. Each file is opened once; one that cannot be read costs its own slice only."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+
+from osteograde.imaging.geometry import Volume
+from osteograde.imaging.slices import Slice, UnreadableSlice, read_slice, read_slices
+from osteograde.imaging.stacks import stack
+
+__all__ = ["Slice", "UnreadableSeries", "UnreadableSlice", "read_series", "read_slice", "read_slices"]
+
+
+class UnreadableSeries(ValueError):
+    """A folder that gives no volume. ``code`` says why in one word; ``codes`` counts the reasons per file."""
+
+    def __init__(self, code: str, codes: Counter[str] | None = None) -> None:
+        super().__init__(code)
+        self.code = code
+        self.codes = codes or Counter()
+
+
+def read_series(
+    folder: Path,
+    *,
+    default_directions: np.ndarray | None = None,
+    map: Callable[..., Iterable] = map,
+) -> tuple[list[Volume], Counter[str]]:
+    """All regular files of a folder as volumes, and how often a slice was dropped or a value assumed, by code.
+
+    Files may have any name; what is no DICOM image is passed over and counted. ``default_directions`` (rows D, H, W in
+    LPS) stand in for a missing orientation. ``map`` may be a thread pool's: decoding runs outside the interpreter's
+    lock. Raises UnreadableSeries where the folder is missing or empty, or none of its files gives a slice.
+    """
+    folder = Path(folder)
+    paths = _files(folder)
+    codes: Counter[str] = Counter()
+    slices: list[Slice] = []
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"pydicom|osteograde\.imaging")  # they quote values of the files
+        for found in map(_slices_or_code, paths):
+            if isinstance(found, str):
+                codes[found] += 1
+            else:
+                slices += found
+    if not slices:
+        code = codes.most_common(1)[0][0] if codes else "empty_folder"
+        raise UnreadableSeries(code, codes)
+    volumes, assumed = stack(slices, folder.name, default_directions)
+    return volumes, codes + assumed
+
+
+def _files(folder: Path) -> list[Path]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(Path(entry.path) for entry in entries if entry.is_file())
+    except OSError:
+        raise UnreadableSeries("no_folder") from None
+
+
+def _slices_or_code(path: Path) -> tuple[Slice, ...] | str:
+    try:
+        return read_slices(path)
+    except UnreadableSlice as error:
+        return error.code
+'''
+
+SOURCE['osteograde/imaging/geometry.py'] = r'''"""Where a scan is: grids of voxels and regions of interest in patient millimetres.
+
+Conventions, tested in tests/test_geometry.py:
+
+* arrays are (Z, Y, X); an integer index is a voxel *centre*;
+* an affine ``to_mm`` (4, 4) maps the column (z, y, x, 1) to DICOM patient coordinates in mm (LPS: +x to the
+  patient's left, +y to the back, +z to the head; PS3.3 C.7.6.2.1.1);
+* DICOM PixelSpacing is rows first: element 0 is the step of y (down the column), element 1 the step of x;
+* points are (..., 3) arrays of mm; a landmark that was not found is absent, never zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+LEFT = np.array([1.0, 0.0, 0.0])  # unit LPS directions
+POSTERIOR = np.array([0.0, 1.0, 0.0])
+HEAD = np.array([0.0, 0.0, 1.0])
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A regular stack of parallel slices of one size; a radiograph is a stack with one slice.
+
+    voxels: (Z, Y, X), any numeric dtype. to_mm: (4, 4) from index (z, y, x, 1) to LPS mm. frame: the frame of
+    reference; points may move between volumes only where frames are equal ("" = unknown). series: the id of the
+    series it came from. names: per slice, the stem of the file it was read from (the competition's instance number).
+    """
+
+    voxels: np.ndarray
+    to_mm: np.ndarray
+    frame: str = ""
+    series: str = ""
+    names: tuple[str, ...] = ()
+
+    @property
+    def spacing_mm(self) -> np.ndarray:
+        """Distance between neighbouring voxel centres along (z, y, x)."""
+        return np.linalg.norm(self.to_mm[:3, :3], axis=0)
+
+    @property
+    def axes(self) -> np.ndarray:
+        """(3, 3): row i is the unit LPS direction of index axis i."""
+        return (self.to_mm[:3, :3] / self.spacing_mm).T
+
+    @property
+    def centre_mm(self) -> np.ndarray:
+        return apply(self.to_mm, (np.array(self.voxels.shape) - 1) / 2)
+
+
+@dataclass(frozen=True, eq=False)
+class Roi:
+    """A grid in space, (D, H, W) samples; ``to_mm`` maps (d, h, w, 1) to LPS mm. It knows nothing of any image."""
+
+    to_mm: np.ndarray
+    shape: tuple[int, int, int]
+
+    @property
+    def spacing_mm(self) -> np.ndarray:
+        return np.linalg.norm(self.to_mm[:3, :3], axis=0)
+
+    @property
+    def centre_mm(self) -> np.ndarray:
+        return apply(self.to_mm, (np.array(self.shape) - 1) / 2)
+
+
+def apply(affine: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Move points (..., 3) by a (4, 4) affine.
+
+    >>> apply(np.diag([2.0, 1.0, 1.0, 1.0]), np.array([1.0, 2.0, 3.0])).tolist()
+    [2.0, 2.0, 3.0]
+    """
+    return np.asarray(points) @ affine[:3, :3].T + affine[:3, 3]
+
+
+def to_index(grid: Volume | Roi, points_mm: np.ndarray) -> np.ndarray:
+    """Continuous index (z, y, x) of points (..., 3) in mm."""
+    return apply(np.linalg.inv(grid.to_mm), points_mm)
+
+
+def affine(origin_mm: np.ndarray, axes: np.ndarray, spacing_mm: np.ndarray) -> np.ndarray:
+    """(4, 4) of a grid whose index 0 lies at origin_mm; row i of ``axes`` is the unit direction of index axis i."""
+    to_mm = np.eye(4)
+    to_mm[:3, :3] = np.transpose(axes) * np.asarray(spacing_mm)
+    to_mm[:3, 3] = origin_mm
+    return to_mm
+
+
+def roi_at(centre_mm: np.ndarray, axes: np.ndarray, spacing_mm: np.ndarray, shape: tuple[int, int, int]) -> Roi:
+    """A grid of ``shape`` samples, ``spacing_mm`` apart along the unit ``axes`` (rows), centred on a point."""
+    to_mm = affine(np.zeros(3), axes, spacing_mm)
+    to_mm[:3, 3] = np.asarray(centre_mm) - to_mm[:3, :3] @ ((np.array(shape) - 1) / 2)
+    return Roi(to_mm, (int(shape[0]), int(shape[1]), int(shape[2])))
+
+
+def oriented(volume: Volume, directions: np.ndarray) -> Volume:
+    """The same voxels with index axes permuted and flipped to lie closest to the unit ``directions`` (rows).
+
+    Only the in-plane axes are permuted: the slice axis stays axis 0. A view of the array, nothing is resampled.
+    """
+    axes, directions = volume.axes, np.asarray(directions)
+    straight = abs(axes[1] @ directions[1]) + abs(axes[2] @ directions[2])
+    swapped = abs(axes[1] @ directions[2]) + abs(axes[2] @ directions[1])
+    order = (0, 1, 2) if straight >= swapped else (0, 2, 1)
+    voxels = volume.voxels.transpose(order)
+    to_mm = volume.to_mm[:, [*order, 3]].copy()
+    names = volume.names
+    for axis in range(3):
+        if to_mm[:3, axis] @ directions[axis] < 0:
+            voxels = np.flip(voxels, axis)
+            to_mm = to_mm @ _flip(axis, voxels.shape[axis])
+            names = names[::-1] if axis == 0 else names
+    return replace(volume, voxels=voxels, to_mm=to_mm, names=names)
+
+
+def roi_on(volume: Volume, centre_mm: np.ndarray, spacing_mm: tuple[float, float], shape: tuple[int, int, int]) -> Roi:
+    """A box along the volume's own axes and on its own slices: never a blend across thick slices.
+
+    The slice nearest to ``centre_mm`` is sample D // 2 (for even D the box reaches one slice further down);
+    in-plane the box is centred on the point, with ``spacing_mm`` = (h, w).
+    """
+    z, y, x = to_index(volume, centre_mm)
+    step = volume.to_mm[:3, :3]
+    own_mm = volume.spacing_mm
+    middle = apply(volume.to_mm, np.array([round(z), y, x]))
+    roi = roi_at(middle, (step / own_mm).T, np.array([own_mm[0], *spacing_mm]), shape)
+    if shape[0] % 2 == 0:  # the centre of an even box lies between two slices
+        roi = replace(roi, to_mm=roi.to_mm @ _shift((-0.5, 0, 0)))
+    return roi
+
+
+def mirrored(roi: Roi, axis: int) -> Roi:
+    """The same box read from its other end along ``axis``. Twice is the identity."""
+    return replace(roi, to_mm=roi.to_mm @ _flip(axis, roi.shape[axis]))
+
+
+def grown(roi: Roi, margin: tuple[int, int, int]) -> Roi:
+    """The same grid with ``margin`` more samples on both ends of each axis."""
+    shape = tuple(n + 2 * m for n, m in zip(roi.shape, margin, strict=True))
+    return Roi(roi.to_mm @ _shift(tuple(-float(m) for m in margin)), shape)  # type: ignore[arg-type]
+
+
+def plane_distance_mm(volume: Volume, point_mm: np.ndarray) -> float:
+    """How far a point lies from the nearest slice of the volume, mm along the slice normal (tilt-safe)."""
+    z = float(to_index(volume, point_mm)[0])
+    axes = volume.axes
+    normal = np.cross(axes[1], axes[2])
+    step = abs(float(volume.to_mm[:3, 0] @ normal))
+    return abs(z - np.clip(round(z), 0, volume.voxels.shape[0] - 1)) * step
+
+
+def outside_mm(volume: Volume, point_mm: np.ndarray) -> float:
+    """How far a point lies outside the slices' rectangle, mm; 0 inside."""
+    index = to_index(volume, point_mm)[1:]
+    size = np.array(volume.voxels.shape[1:])
+    over = np.maximum(np.maximum(-0.5 - index, index - (size - 0.5)), 0.0)
+    return float(np.linalg.norm(over * volume.spacing_mm[1:]))
+
+
+def _flip(axis: int, size: int) -> np.ndarray:
+    flip = np.eye(4)
+    flip[axis, axis], flip[axis, 3] = -1.0, size - 1.0
+    return flip
+
+
+def _shift(steps: tuple[float, ...]) -> np.ndarray:
+    shift = np.eye(4)
+    shift[:3, 3] = steps
+    return shift
+'''
+
+SOURCE['osteograde/imaging/intensity.py'] = r'''"""Grey values: one window per series, so that every slice of it is comparable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from osteograde.imaging.geometry import Volume
+
+SAMPLED = 1 << 18  # values per series that the percentiles are taken from
+PADDING_SHARE = 0.01  # the lowest value is padding where it fills more than this
+
+
+def window(volumes: Sequence[Volume], low: float = 0.5, high: float = 99.5) -> list[Volume]:
+    """The same stacks as uint8 (Z, Y, X), C-contiguous: percentile ``low`` of the series is 0, ``high`` is 255.
+
+    All volumes of the series share one window. Constant padding does not count, nor do NaN and infinity, which become
+    0; a series without contrast becomes zeros.
+    """
+    sample = _sample(volumes)
+    if sample.size == 0:
+        return [replace(volume, voxels=np.zeros(volume.voxels.shape, np.uint8)) for volume in volumes]
+    floor, ceiling = np.percentile(sample, [low, high])
+    if ceiling <= floor:  # nearly all one value: whatever differs is the image
+        floor, ceiling = float(sample.min()), float(sample.max())
+    return [replace(volume, voxels=_bytes(volume.voxels, floor, ceiling)) for volume in volumes]
+
+
+def _sample(volumes: Sequence[Volume]) -> np.ndarray:
+    """Evenly spread finite values of all volumes without their padding; empty where all are equal."""
+    total = sum(volume.voxels.size for volume in volumes)
+    step = max(1, round((total / SAMPLED) ** 0.5))  # the same in rows and columns; every slice counts
+    parts = [volume.voxels[:, ::step, ::step].ravel().astype(np.float64) for volume in volumes]
+    values = np.concatenate(parts) if parts else np.empty(0)
+    values = values[np.isfinite(values)]
+    if values.size == 0 or values.min() == values.max():
+        return np.empty(0)
+    padding = values == values.min()
+    return values[~padding] if padding.mean() > PADDING_SHARE else values
+
+
+def _bytes(voxels: np.ndarray, floor: float, ceiling: float) -> np.ndarray:
+    out = np.zeros(voxels.shape, np.uint8)
+    if ceiling <= floor:
+        return out
+    scale = 255.0 / (ceiling - floor)
+    for k, plane in enumerate(voxels):  # slice by slice: stays in the cache
+        values = plane.astype(np.float32)
+        values -= np.float32(floor)
+        values *= np.float32(scale)
+        values[~np.isfinite(values)] = 0.0
+        np.clip(values, 0.0, 255.0, out=values)
+        np.rint(values, out=values)
+        out[k] = values
+    return out
+'''
+
+SOURCE['osteograde/imaging/rle.py'] = r'''"""RLE Lossless frames through OpenCV: the same bytes, dressed as a TIFF file in memory.
+
+An RLE frame (PS3.5 annex G) is sixteen uint32 - the number of segments and their offsets - and one PackBits segment per
+byte plane, most significant first. TIFF knows PackBits as compression 32773, so a header of 200 bytes in front of the
+unchanged segments lets libtiff decode them outside the interpreter's lock. Declared as 16-bit samples: OpenCV then
+copies the strips and refuses damaged ones, where 8-bit samples would be converted and missing data become zeros.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import cv2
+import numpy as np
+
+MAX_PIXELS = 64 << 20
+MAX_EXPANSION = 64  # PackBits writes at most 128 bytes for 2
+_SHORT, _LONG = 3, 4
+_HEADER_BYTES = 64
+_DIRECTORY_AT, _ENTRIES = 8, 10
+_DATA_AT = _DIRECTORY_AT + 2 + 12 * _ENTRIES + 4
+
+
+def decode_rle(data: bytes, rows: int, columns: int, bytes_per_sample: int = 2) -> np.ndarray | None:
+    """One grey RLE Lossless frame as (rows, columns) uint8 or uint16, exact to the bit.
+
+    None where this route cannot decode it: damaged or other segments than one per byte, sizes beyond the caps
+    (``MAX_PIXELS``, ``MAX_EXPANSION``; checked before anything is allocated). The caller then asks pydicom.
+    """
+    planes = _segments(data)
+    if bytes_per_sample not in (1, 2) or len(planes) != bytes_per_sample or rows < 1 or columns < 1:
+        return None
+    size = rows * columns
+    if size > MAX_PIXELS or any(size > MAX_EXPANSION * len(plane) for plane in planes):
+        return None
+    pixels = _unpack(planes, rows, columns)
+    if pixels is None and size % 2 and all(plane[-1:] == b"\0" for plane in planes):
+        pixels = _unpack([plane[:-1] for plane in planes], rows, columns)  # an even-length pad hid the fill bytes
+    if pixels is None and size % 2 and len(planes) == 2:
+        for cut in ((1, 0), (0, 1)):  # only one of the two segments was padded
+            trimmed = [plane[: len(plane) - n] for plane, n in zip(planes, cut, strict=True)]
+            pixels = _unpack(trimmed, rows, columns) if pixels is None else pixels
+    return pixels
+
+
+def _segments(data: bytes) -> list[bytes]:
+    """The segments of a frame, or an empty list where the header makes no sense."""
+    if len(data) < _HEADER_BYTES:
+        return []
+    count, *offsets = struct.unpack_from("<16L", data)
+    if not 1 <= count <= 15:
+        return []
+    edges = [*offsets[:count], len(data)]
+    if edges[0] < _HEADER_BYTES or any(a >= b for a, b in zip(edges, edges[1:], strict=False)):
+        return []
+    return [data[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+
+
+def _unpack(planes: list[bytes], rows: int, columns: int) -> np.ndarray | None:
+    size = rows * columns
+    width, height = columns, rows  # of the 16-bit image that holds one plane
+    if columns % 2 == 0:
+        width //= 2
+    elif rows % 2 == 0:
+        height //= 2
+    else:  # an odd number of bytes: one more per row, written as PackBits runs behind the data
+        width = (columns + 1) // 2
+        planes = [plane + _zeros(rows) for plane in planes]
+    image = _decode_tiff(_tiff(planes, width, height))
+    if image is None or image.dtype != np.uint16 or image.shape != (height * len(planes), width):
+        return None
+    stacked = image.view(np.uint8).reshape(len(planes), -1)[:, :size].reshape(len(planes), rows, columns)
+    if len(planes) == 1:
+        return np.ascontiguousarray(stacked[0])
+    merged = cv2.merge([stacked[1], stacked[0]])  # low byte first
+    return merged.reshape(rows, columns * 2).view("<u2")
+
+
+def _zeros(count: int) -> bytes:
+    """PackBits for exactly ``count`` zeros."""
+    full, rest = divmod(count, 128)
+    tail = b"" if rest == 0 else b"\0\0" if rest == 1 else bytes([257 - rest, 0])
+    return b"\x81\0" * full + tail
+
+
+def _tiff(planes: list[bytes], width: int, height: int) -> bytes:
+    """A little-endian TIFF file: one PackBits strip per plane, planes below each other, 16-bit samples."""
+    count = len(planes)
+    starts = [_DATA_AT + 8 * count + sum(map(len, planes[:k])) for k in range(count)]
+    lengths = [len(plane) for plane in planes]
+    pointers = (starts[0], lengths[0]) if count == 1 else (_DATA_AT, _DATA_AT + 4 * count)
+    entries = (
+        (256, _LONG, 1, width),
+        (257, _LONG, 1, height * count),
+        (258, _SHORT, 1, 16),  # bits per sample
+        (259, _SHORT, 1, 32773),  # PackBits
+        (262, _SHORT, 1, 1),  # black is zero
+        (273, _LONG, count, pointers[0]),  # strip offsets
+        (277, _SHORT, 1, 1),  # samples per pixel
+        (278, _LONG, 1, height),  # rows per strip
+        (279, _LONG, count, pointers[1]),  # strip lengths
+        (284, _SHORT, 1, 1),  # planar configuration
+    )
+    head = struct.pack("<2sHLH", b"II", 42, _DIRECTORY_AT, len(entries))
+    head += b"".join(struct.pack("<HHLL", *entry) for entry in entries) + struct.pack("<L", 0)
+    return b"".join([head, struct.pack(f"<{2 * count}L", *starts, *lengths), *planes])
+
+
+def _decode_tiff(content: bytes) -> np.ndarray | None:
+    with _quiet_opencv():
+        try:
+            return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+        except cv2.error:  # the image is too wide or too large for OpenCV's own limits
+            return None
+
+
+@contextmanager
+def _quiet_opencv() -> Iterator[None]:
+    """libtiff reports every damaged strip; one bad series would flood the log."""
+    logging = cv2.utils.logging
+    level = logging.getLogLevel()
+    logging.setLogLevel(logging.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        logging.setLogLevel(level)
+'''
+
+SOURCE['osteograde/imaging/sampling.py'] = r'''"""Regions of interest out of volumes: the only place where an image is resampled.
+
+``sample_reference`` says what is meant, slowly; ``sample`` does it in torch on any device. Outside the volume is zero,
+and interpolation fades to it over one voxel. ``oversample`` k takes every sample as the mean of k x k points spread
+evenly inside its own in-plane cell, which keeps a coarse grid on a fine image from aliasing.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from scipy.ndimage import map_coordinates
+from torch.nn import functional
+
+from osteograde.imaging.geometry import Roi, Volume, apply
+
+MAX_OVERSAMPLE = 4
+CHUNK_SAMPLES = 1 << 22  # sampled points held at once
+_ON_GRID = 1e-4  # slices; a box this close to the volume's own slices lies on them
+
+
+def oversample_for(volume_spacing_mm: np.ndarray, roi_spacing_mm: np.ndarray) -> int:
+    """In-plane sub-samples per axis so that none of the volume's pixels is passed over; 1 to MAX_OVERSAMPLE.
+
+    >>> oversample_for(np.array([4.0, 0.5, 0.5]), np.array([4.0, 1.2, 1.2]))
+    3
+    """
+    ratio = float(np.max(np.asarray(roi_spacing_mm)[1:] / np.asarray(volume_spacing_mm)[1:]))
+    return min(MAX_OVERSAMPLE, max(1, math.ceil(ratio - 1e-3)))
+
+
+def sample_reference(volume: Volume, roi: Roi, oversample: int = 1) -> np.ndarray:
+    """(D, H, W) float32 of the volume on the grid of the box, trilinear; the slow definition of ``sample``."""
+    k = oversample
+    depth, height, width = roi.shape
+    fine = np.meshgrid(
+        np.arange(depth),
+        (np.arange(height * k) + 0.5) / k - 0.5,
+        (np.arange(width * k) + 0.5) / k - 0.5,
+        indexing="ij",
+    )
+    index = apply(np.linalg.inv(volume.to_mm) @ roi.to_mm, np.stack(fine, axis=-1))
+    # "grid-constant": with "constant" rounding puts border samples outside, where they lose their whole value.
+    values = map_coordinates(
+        volume.voxels.astype(np.float64), np.moveaxis(index, -1, 0), order=1, mode="grid-constant", cval=0.0
+    )
+    return values.reshape(depth, height, k, width, k).mean(axis=(2, 4)).astype(np.float32)
+
+
+def sample(
+    voxels: torch.Tensor,
+    volume_to_mm: np.ndarray,
+    rois_to_mm: np.ndarray,
+    shape: tuple[int, int, int],
+    oversample: int = 1,
+) -> torch.Tensor:
+    """(B, D, H, W) float32 of a volume (Z, Y, X), any real dtype, on B boxes (B, 4, 4) of one shape.
+
+    Runs where ``voxels`` lie. Boxes on the volume's own slices are sampled slice by slice in two dimensions, others in
+    three; both agree with ``sample_reference`` to float32.
+    """
+    moves = np.linalg.inv(volume_to_mm) @ np.asarray(rois_to_mm, np.float64).reshape(-1, 4, 4)
+    out = torch.empty((len(moves), *shape), dtype=torch.float32, device=voxels.device)
+    on_slices = [_on_slices(move) for move in moves]
+    for b, move in enumerate(moves):
+        if on_slices[b]:
+            out[b] = _sample_slices(voxels, move, shape, oversample)
+    if not all(on_slices):
+        volume = voxels.float()[None, None]
+        for b, move in enumerate(moves):
+            if not on_slices[b]:
+                out[b] = _sample_volume(volume, move, shape, oversample)
+    return out
+
+
+def crop_stack(volume: Volume, roi: Roi, device: torch.device, oversample: int | None = None) -> torch.Tensor:
+    """(D, H, W) float32 in 0..1 of a volume of bytes, anti-aliased as its spacing asks unless told otherwise."""
+    k = oversample_for(volume.spacing_mm, roi.spacing_mm) if oversample is None else oversample
+    move = np.linalg.inv(volume.to_mm) @ roi.to_mm
+    if _on_slices(move):  # only the slices and the part of them that the box touches leave the host
+        return _sample_slices(volume.voxels, move, roi.shape, k, device) / 255.0
+    voxels = torch.from_numpy(np.ascontiguousarray(volume.voxels)).to(device)
+    return sample(voxels, volume.to_mm, roi.to_mm[None], roi.shape, k)[0] / 255.0
+
+
+def _on_slices(move: np.ndarray) -> bool:
+    """Whether every plane of the box is a slice of the volume: z is a whole number and the same all over the plane."""
+    step, start = move[0, 0], move[0, 3]
+    return bool(
+        abs(move[0, 1:3]).max() < _ON_GRID / 1024
+        and abs(step - round(step)) < _ON_GRID / 64
+        and abs(start - round(start)) < _ON_GRID
+    )
+'''
+
+SOURCE['osteograde/imaging/slices.py'] = r'''"""One DICOM file to slices: pixels as the values that were measured, and where the file says they lie.
+
+No tag but the size and the pixels is needed. What is declared is checked against caps and against the bytes present
+before anything is allocated. Errors carry a code and never a tag's value, so that they can be counted and logged.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import get_frame
+from pydicom.errors import InvalidDicomError
+from pydicom.pixels import apply_color_lut
+from pydicom.pixels.utils import get_expected_length
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
+
+from osteograde.imaging.rle import MAX_EXPANSION, MAX_PIXELS, decode_rle
+
+MAX_FILE_BYTES = 512 << 20
+MAX_FRAMES = 4096
+MAX_FRAME_BYTES = 2 << 30  # all frames of a file
+MAX_INFLATED_BYTES = 1 << 30
+_FREE_INFLATED_BYTES, _MAX_INFLATION = 64 << 20, 200
+_DEFLATED = b"1.2.840.10008.1.2.1.99\0"
+_SPACING_MM = (0.01, 20.0)  # a pixel spacing beyond these is a typing error
+
+# What pydicom raises on damaged headers, values and pixels.
+_DAMAGE = (
+    InvalidDicomError,
+    AttributeError,
+    EOFError,
+    IndexError,
+    KeyError,
+    NotImplementedError,
+    OSError,
+    OverflowError,
+    RecursionError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
+
+
+class UnreadableSlice(ValueError):
+    """A file that gives no slice; ``code`` says why in one word, without any value of the file."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """One image of a file. Missing or senseless tags are None.
+
+    pixels: (rows, columns), sign-extended, MONOCHROME1 inverted, rescaled where the file says so. position_mm: (3,)
+    LPS of the first pixel's centre. orientation: (6,) unit directions of a row and of a column. spacing_mm: (2,), the
+    step between rows first. gap_mm: distance to the next slice (SpacingBetweenSlices). notes: codes of repairs.
+    """
+
+    pixels: np.ndarray
+    name: str
+    position_mm: np.ndarray | None = None
+    orientation: np.ndarray | None = None
+    spacing_mm: np.ndarray | None = None
+    gap_mm: float | None = None
+    thickness_mm: float | None = None
+    frame: str = ""
+    instance: int | None = None
+    location_mm: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+def read_slice(path: Path) -> Slice:
+    """The only slice of a file; UnreadableSlice("several_frames") where there are more."""
+    slices = read_slices(path)
+    if len(slices) != 1:
+        raise UnreadableSlice("several_frames")
+    return slices[0]
+
+
+def read_slices(path: Path) -> tuple[Slice, ...]:
+    """All slices of one DICOM file, which is opened once; raises UnreadableSlice."""
+    data = _contents(path)
+    dataset = _parsed(data)
+    frames = _checked_frames(dataset)
+    notes = _filled(dataset)
+    pixels = _decoded(dataset, frames)
+    if frames > 1 and not _frames_are_placed(dataset, frames):
+        raise UnreadableSlice("frames_without_position")
+    return tuple(_slice(dataset, pixels[k], k, frames, _stem(Path(path)), notes) for k in range(frames))
+
+
+def _contents(path: Path) -> bytes:
+    try:
+        with Path(path).open("rb") as file:
+            if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
+                raise UnreadableSlice("file_too_large")
+            data = file.read()
+    except OSError:
+        raise UnreadableSlice("file_unreadable") from None
+    if not data:
+        raise UnreadableSlice("empty_file")
+    return data
+
+
+def _parsed(data: bytes) -> Dataset:
+    """The data set with a transfer syntax, also where preamble or file meta are missing."""
+    marked = data[128:132] == b"DICM"
+    if _DEFLATED in data[:2048]:
+        _check_inflation(data)
+    try:
+        dataset = pydicom.dcmread(BytesIO(data), force=True)
+        sized = "Rows" in dataset and "Columns" in dataset
+        if sized and "TransferSyntaxUID" not in dataset.file_meta:
+            dataset.file_meta.TransferSyntaxUID = _guessed_syntax(dataset)
+    except _DAMAGE:
+        raise UnreadableSlice("damaged_header" if marked else "not_dicom") from None
+    if not sized:
+        raise UnreadableSlice("no_image" if marked else "not_dicom")
+    if not any(keyword in dataset for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+        raise UnreadableSlice("no_pixels")
+    return dataset
+
+
+def _guessed_syntax(dataset: Dataset) -> str:
+    if not hasattr(dataset, "file_meta"):
+        dataset.file_meta = FileMetaDataset()
+    implicit, little = dataset.original_encoding
+    return ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+
+
+def _check_inflation(data: bytes) -> None:
+    """pydicom inflates a deflated file whole on opening; look first how far it goes."""
+    length = struct.unpack_from("<L", data, 140)[0] if len(data) > 144 else 0
+    limit = min(MAX_INFLATED_BYTES, max(_FREE_INFLATED_BYTES, _MAX_INFLATION * len(data)))
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    rest, written = data[144 + length :], 0
+    try:
+        while rest and not inflater.eof:
+            written += len(inflater.decompress(rest, 1 << 20))
+            rest = inflater.unconsumed_tail
+            if written > limit:
+                raise UnreadableSlice("inflates_too_far")
+    except zlib.error:
+        raise UnreadableSlice("damaged_header") from None
+
+
+def _checked_frames(dataset: Dataset) -> int:
+    """The number of frames, after everything declared has been held against the caps."""
+    rows, columns = _whole(dataset, "Rows", 0), _whole(dataset, "Columns", 0)
+    frames = max(1, _whole(dataset, "NumberOfFrames", 1))
+    depth = max(1, _whole(dataset, "BitsAllocated", 8) // 8) * max(1, _whole(dataset, "SamplesPerPixel", 1))
+    if rows < 1 or columns < 1:
+        raise UnreadableSlice("no_size")
+    size = rows * columns * frames * depth
+    if rows * columns > MAX_PIXELS or frames > MAX_FRAMES or size > MAX_FRAME_BYTES:
+        raise UnreadableSlice("image_too_large")
+    if dataset.file_meta.TransferSyntaxUID == RLELossless and size > MAX_EXPANSION * len(dataset.PixelData):
+        raise UnreadableSlice("pixels_cut")
+    return frames
+
+
+def _filled(dataset: Dataset) -> tuple[str, ...]:
+    """Uncompressed pixels cut short: zeros for the rest where half is there; returns the notes."""
+    if dataset.file_meta.TransferSyntaxUID.is_encapsulated or "PixelData" not in dataset:
+        return ()
+    try:
+        expected, present = get_expected_length(dataset), len(dataset.PixelData or b"")
+    except _DAMAGE:
+        raise UnreadableSlice("damaged_header") from None
+    if 2 * present < expected:
+        raise UnreadableSlice("pixels_cut")
+    if present >= expected:
+        return ()
+    dataset["PixelData"]._value = dataset.PixelData + bytes(expected - present + expected % 2)
+    return ("pixels_filled",)
+
+
+def _decoded(dataset: Dataset, frames: int) -> np.ndarray:
+    """(frames, rows, columns) of grey values as stored."""
+    syntax = dataset.file_meta.TransferSyntaxUID
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    samples, bits = _whole(dataset, "SamplesPerPixel", 1), _whole(dataset, "BitsAllocated", 0)
+    array = None
+    try:
+        if syntax == RLELossless and frames == samples == 1 and bits in (8, 16):
+            array = decode_rle(get_frame(dataset.PixelData, 0, number_of_frames=1), rows, columns, bits // 8)
+            if array is not None and _whole(dataset, "PixelRepresentation", 0) == 1:
+                array = array.view(f"i{array.itemsize}")
+        if array is None:
+            array = dataset.pixel_array
+        grey = _grey(dataset, array, samples)
+    except _DAMAGE:
+        known = syntax.keyword if syntax.is_transfer_syntax else "unknown"
+        raise UnreadableSlice("pixels_damaged" if _decodable(dataset) else f"no_decoder_{known}") from None
+    if grey.size != frames * rows * columns:
+        raise UnreadableSlice("pixels_damaged")
+    return grey.reshape(frames, rows, columns)
+
+
+def _decodable(dataset: Dataset) -> bool:
+    try:
+        return bool(pydicom.pixels.get_decoder(dataset.file_meta.TransferSyntaxUID).is_available)
+    except NotImplementedError:
+        return False
+
+
+def _grey(dataset: Dataset, array: np.ndarray, samples: int) -> np.ndarray:
+    photometric = str(dataset.get("PhotometricInterpretation", "MONOCHROME2")).strip()
+    if photometric == "PALETTE COLOR":
+        array, samples = apply_color_lut(array, dataset), 3
+    if samples >= 3:
+        return array[..., :3].astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+    array = _sign_extended(dataset, array)
+    if photometric != "MONOCHROME1":
+        return array
+    if array.dtype.kind == "f":
+        return np.nanmax(array, initial=0.0) - array
+    if array.dtype.kind == "i":
+        return ~array
+    stored = _whole(dataset, "BitsStored", 0)
+    return array ^ array.dtype.type((1 << min(max(stored, 1), 8 * array.itemsize)) - 1)
+
+
+def _sign_extended(dataset: Dataset, array: np.ndarray) -> np.ndarray:
+    """Only the stored bits of each word, the highest of them as the sign where pixels are signed."""
+    allocated = 8 * array.itemsize
+    stored = _whole(dataset, "BitsStored", allocated)
+    if array.dtype.kind not in "iu" or not 1 <= stored < allocated:
+        return array
+    high = _whole(dataset, "HighBit", stored - 1)
+    high = high if stored - 1 <= high < allocated else stored - 1
+    if array.dtype.kind == "u" and high == stored - 1 and int(array.max()) < 1 << stored:
+        return array
+    return (array << (allocated - 1 - high)) >> (allocated - stored)
+
+
+def _slice(dataset: Dataset, pixels: np.ndarray, k: int, frames: int, name: str, notes: tuple[str, ...]) -> Slice:
+    measures = _macro(dataset, k, "PixelMeasuresSequence")
+    spacing = _spacing(measures, dataset)
+    values = _macro(dataset, k, "PixelValueTransformationSequence")
+    gaps = [_number(source, "SpacingBetweenSlices") for source in (measures, dataset)]
+    thick = [_number(source, "SliceThickness") for source in (measures, dataset)]
+    return Slice(
+        pixels=_rescaled(pixels, _number(values, "RescaleSlope"), _number(values, "RescaleIntercept")),
+        name=name if frames == 1 else f"{name}-{k + 1}",
+        position_mm=_numbers(_macro(dataset, k, "PlanePositionSequence"), "ImagePositionPatient", 3),
+        orientation=_unit(_numbers(_macro(dataset, k, "PlaneOrientationSequence"), "ImageOrientationPatient", 6)),
+        spacing_mm=spacing,
+        gap_mm=next((abs(gap) for gap in gaps if gap), None),
+        thickness_mm=next((abs(size) for size in thick if size), None),
+        frame=str(dataset.get("FrameOfReferenceUID", "") or ""),
+        instance=_instance(dataset, k, frames),
+        location_mm=_number(dataset, "SliceLocation") if frames == 1 else None,
+        notes=notes,
+    )
+
+
+def _macro(dataset: Dataset, k: int, sequence: str) -> Dataset:
+    """Where frame k keeps a group of tags: its own functional group, the shared one, or the data set itself."""
+    for keyword, index in (("PerFrameFunctionalGroupsSequence", k), ("SharedFunctionalGroupsSequence", 0)):
+        try:
+            return dataset[keyword].value[index][sequence].value[0]
+        except (KeyError, IndexError, TypeError, AttributeError):
+            continue
+    return dataset
+
+
+def _frames_are_placed(dataset: Dataset, frames: int) -> bool:
+    groups = [_macro(dataset, k, "PlanePositionSequence") for k in range(frames)]
+    return all(group is not dataset and _numbers(group, "ImagePositionPatient", 3) is not None for group in groups)
+
+
+def _rescaled(pixels: np.ndarray, slope: float | None, intercept: float | None) -> np.ndarray:
+    slope, intercept = slope or 1.0, intercept or 0.0
+    if (slope, intercept) == (1.0, 0.0):
+        return pixels
+    return pixels.astype(np.float32) * np.float32(slope) + np.float32(intercept)
+
+
+def _spacing(*sources: Dataset) -> np.ndarray | None:
+    for source in sources:
+        for keyword in ("PixelSpacing", "ImagerPixelSpacing"):
+            found = _numbers(source, keyword, 2)
+            if found is not None and np.all((found >= _SPACING_MM[0]) & (found <= _SPACING_MM[1])):
+                return found
+    return None
+
+
+def _unit(orientation: np.ndarray | None) -> np.ndarray | None:
+    """Two perpendicular unit vectors, or None where the tag holds something else."""
+    if orientation is None:
+        return None
+    row, column = orientation[:3], orientation[3:]
+    lengths = np.linalg.norm(row), np.linalg.norm(column)
+    if min(lengths) < 0.5 or max(lengths) > 2.0:
+        return None
+    row, column = row / lengths[0], column / lengths[1]
+    if abs(row @ column) > 0.02:
+        return None
+    column = column - (row @ column) * row
+    return np.concatenate([row, column / np.linalg.norm(column)])
+
+
+def _numbers(source: Dataset, keyword: str, count: int) -> np.ndarray | None:
+    """``count`` finite numbers of a tag, or None; empty values between backslashes are passed over."""
+    try:
+        value = source.get(keyword)
+        many = value if isinstance(value, (list, tuple)) or hasattr(value, "__iter__") else [value]
+        numbers = np.array([float(one) for one in many if one not in (None, "")])
+    except _DAMAGE:
+        return None
+    return numbers if numbers.shape == (count,) and np.isfinite(numbers).all() else None
+
+
+def _number(source: Dataset, keyword: str) -> float | None:
+    numbers = _numbers(source, keyword, 1)
+    return None if numbers is None else float(numbers[0])
+
+
+def _whole(dataset: Dataset, keyword: str, default: int) -> int:
+    number = _number(dataset, keyword)
+    return default if number is None else int(number)
+
+
+def _instance(dataset: Dataset, k: int, frames: int) -> int | None:
+    if frames > 1:
+        return k + 1
+    number = _number(dataset, "InstanceNumber")
+    return None if number is None else int(number)
+
+
+def _stem(path: Path) -> str:
+    """The name without its extension; the last part of a UID is no extension."""
+    return path.name if path.suffix[1:].isdigit() else path.stem
+'''
+
+SOURCE['osteograde/imaging/stacks.py'] = r'''"""Slices to volumes: ordered along the slice normal, one volume per regular stack.
+
+Slices of another size, spacing, tilt or frame, behind a gap, or lying on top of each other are different volumes. What
+a file does not say is taken from its neighbours first, then from the caller, then from a default; each is counted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from osteograde.imaging.geometry import Volume
+from osteograde.imaging.slices import Slice
+
+ANGLE_DEGREES = 0.25  # directions closer than this are the same tilt; 0.5 mm at 100 mm from the corner
+STEP_RANGE = (0.6, 1.5)  # of the stack's step: nearer is another stack, further a gap
+DEFAULT_STEP_MM = 4.0
+SAME_PLACE_MM = 0.05
+AXIAL = np.array([[0.0, 0.0, -1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+
+
+def stack(
+    slices: Sequence[Slice], series: str = "", default_directions: np.ndarray | None = None
+) -> tuple[list[Volume], Counter[str]]:
+    """All slices of a series as volumes, and the codes of what had to be assumed.
+
+    default_directions: unit LPS rows of the (slice, row, column) axes, used where orientation or positions are missing.
+    """
+    codes: Counter[str] = Counter(note for one in slices for note in one.notes)
+    directions = AXIAL if default_directions is None else np.asarray(default_directions, float)
+    ordered = sorted(slices, key=_file_order)
+    ordered = _with_orientation(ordered, directions, codes)
+    ordered = _with_spacing(ordered, codes)
+    volumes = []
+    for group in _alike(ordered):
+        placed = _with_positions(group, directions[0], codes)
+        volumes += [_volume(chain, series, codes) for chain in _chains(placed)] if placed else []
+    return volumes, codes
+
+
+def _file_order(one: Slice) -> tuple:
+    """Instance number, then name with its numbers read as numbers: stable where positions tie or are missing."""
+    parts = tuple((int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", one.name))
+    return (one.instance is None, one.instance or 0, parts)
+
+
+def _with_orientation(slices: list[Slice], directions: np.ndarray, codes: Counter[str]) -> list[Slice]:
+    lost = sum(one.orientation is None for one in slices)
+    if not lost:
+        return slices
+    codes["orientation_assumed"] += lost
+    known = [one.orientation for one in slices if one.orientation is not None]
+    usual = known[len(known) // 2] if known else np.concatenate([directions[2], directions[1]])
+    return [one if one.orientation is not None else replace(one, orientation=usual) for one in slices]
+
+
+def _with_spacing(slices: list[Slice], codes: Counter[str]) -> list[Slice]:
+    lost = sum(one.spacing_mm is None for one in slices)
+    if not lost:
+        return slices
+    codes["spacing_assumed"] += lost
+    known = [one.spacing_mm for one in slices if one.spacing_mm is not None]
+    usual = np.median(known, axis=0) if known else np.ones(2)
+    return [one if one.spacing_mm is not None else replace(one, spacing_mm=usual) for one in slices]
+
+
+def _alike(slices: list[Slice]) -> list[list[Slice]]:
+    """Groups of one size, spacing, tilt and frame of reference, in the order in which they first appear."""
+    groups: list[list[Slice]] = []
+    for one in slices:
+        for group in groups:
+            if _same_grid(group[0], one):
+                group.append(one)
+                break
+        else:
+            groups.append([one])
+    return groups
+
+
+def _same_grid(a: Slice, b: Slice) -> bool:
+    assert a.orientation is not None and b.orientation is not None
+    assert a.spacing_mm is not None and b.spacing_mm is not None
+    turned = max(
+        np.linalg.norm(a.orientation[:3] - b.orientation[:3]), np.linalg.norm(a.orientation[3:] - b.orientation[3:])
+    )
+    return bool(
+        a.pixels.shape == b.pixels.shape
+        and np.allclose(a.spacing_mm, b.spacing_mm, rtol=0.005)
+        and turned < np.radians(ANGLE_DEGREES)
+        and (a.frame == b.frame or not a.frame or not b.frame)
+    )
+
+
+def _with_positions(slices: list[Slice], forward: np.ndarray, codes: Counter[str]) -> list[Slice]:
+    """Every slice with a position: its own, on the line through the others, or one step after another."""
+    known = [one for one in slices if one.position_mm is not None]
+    if len(known) > 1 and len({one.instance for one in known}) == len(known) and _span_mm(known) < SAME_PLACE_MM:
+        codes["positions_equal"] += len(known)
+        known = []
+    if len(known) == len(slices):
+        return slices
+    if known:
+        return _on_the_line(slices, known, codes)
+    codes["position_assumed"] += len(slices)
+    if len({one.instance for one in slices}) < len(slices):
+        locations = [one.location_mm for one in slices if one.location_mm is not None]
+        if len(set(locations)) == len(slices):
+            slices = sorted(slices, key=lambda one: one.location_mm or 0.0)
+    normal = _normal(slices[0])
+    step = normal * (_step_mm(slices) * (1.0 if normal @ forward >= 0 else -1.0))
+    return [replace(one, position_mm=k * step) for k, one in enumerate(slices)]
+
+
+def _on_the_line(slices: list[Slice], known: list[Slice], codes: Counter[str]) -> list[Slice]:
+    """Missing positions from instance numbers, where the known ones run straight with theirs; else dropped."""
+    lost = len(slices) - len(known)
+    numbers = [one.instance for one in slices]
+    if len(known) > 1 and None not in numbers and len(set(numbers)) == len(numbers):
+        design = np.array([[1.0, one.instance] for one in known], float)
+        positions = np.array([one.position_mm for one in known])
+        fit = np.linalg.lstsq(design, positions, rcond=None)[0]
+        if abs(design @ fit - positions).max() < 0.25 * np.linalg.norm(fit[1]):
+            codes["position_interpolated"] += lost
+            line = {id(one): np.array([1.0, one.instance or 0]) @ fit for one in slices}
+            return [one if one.position_mm is not None else replace(one, position_mm=line[id(one)]) for one in slices]
+    codes["position_missing"] += lost
+    return known
+
+
+def _chains(slices: list[Slice]) -> list[list[Slice]]:
+    """Regular stacks: with the step that needs fewest of them."""
+    normal = _normal(slices[0])
+    places = np.array([one.position_mm for one in slices])
+    order = np.argsort(places @ normal, kind="stable")
+    slices, places = [slices[k] for k in order], places[order]
+    along = places @ normal
+    trials = [_linked(places, normal, step) for step in _step_candidates(slices, along)]
+    best = min(trials, key=len)
+    return [[slices[k] for k in chain] for chain in best]
+
+
+def _step_candidates(slices: list[Slice], along_mm: np.ndarray) -> list[float]:
+    """Distances that may be the stack's step; every second slice counts where two stacks interleave."""
+    found = []
+    for apart in (1, 2):
+        steps = along_mm[apart:] - along_mm[:-apart]
+        if (steps > SAME_PLACE_MM).any():
+            found.append(float(np.median(steps[steps > SAME_PLACE_MM])))
+    return [*found, _step_mm(slices)]
+
+
+def _linked(places_mm: np.ndarray, normal: np.ndarray, step_mm: float) -> list[list[int]]:
+    """Each place joined to the chain that it continues best, else it starts one."""
+    chains: list[list[int]] = []
+    for k, place in enumerate(places_mm):
+        misfits = [_misfit_mm(places_mm[chain], place, normal, step_mm) for chain in chains]
+        if misfits and min(misfits) < np.inf:
+            chains[int(np.argmin(misfits))].append(k)
+        else:
+            chains.append([k])
+    return chains
+
+
+def _misfit_mm(chain_mm: np.ndarray, place_mm: np.ndarray, normal: np.ndarray, step_mm: float) -> float:
+    """How far a place lies from where the chain goes on; infinite where it does not belong to it."""
+    move = place_mm - chain_mm[-1]
+    along = float(move @ normal)
+    if not STEP_RANGE[0] * step_mm < along < STEP_RANGE[1] * step_mm:
+        return np.inf
+    shear = (chain_mm[-1] - chain_mm[0]) / max(1, len(chain_mm) - 1)
+    sideways = (move - along * normal) - (shear - (shear @ normal) * normal)
+    drift = float(np.linalg.norm(sideways))
+    allowed = 0.5 * step_mm if len(chain_mm) > 1 else step_mm  # one slice does not tell yet how the stack leans
+    return abs(along - step_mm) + drift if drift <= allowed else np.inf
+
+
+def _volume(chain: list[Slice], series: str, codes: Counter[str]) -> Volume:
+    places = np.array([one.position_mm for one in chain])
+    middle, normal = chain[len(chain) // 2], _normal(chain[0])
+    assert middle.orientation is not None and middle.spacing_mm is not None
+    to_mm = np.eye(4)
+    if len(chain) > 1:
+        to_mm[:3, 0] = (places[-1] - places[0]) / (len(chain) - 1)
+        line = places[0] + np.arange(len(chain))[:, None] * to_mm[:3, 0]
+        codes["uneven_slices"] += bool(np.linalg.norm(places - line, axis=1).max() > 0.25 * abs(to_mm[:3, 0] @ normal))
+    else:
+        to_mm[:3, 0] = normal * _step_mm(chain)
+    to_mm[:3, 1] = middle.orientation[3:] * middle.spacing_mm[0]
+    to_mm[:3, 2] = middle.orientation[:3] * middle.spacing_mm[1]
+    to_mm[:3, 3] = places[0]
+    frame = next((one.frame for one in chain if one.frame), "")
+    return Volume(np.stack([one.pixels for one in chain]), to_mm, frame, series, tuple(one.name for one in chain))
+
+
+def _step_mm(slices: list[Slice]) -> float:
+    """The distance between slices as the files tell it: between slices, else their thickness, else a usual one."""
+    for told in ([one.gap_mm for one in slices], [one.thickness_mm for one in slices]):
+        known = [value for value in told if value is not None and 0.1 <= value <= 50.0]
+        if known:
+            return float(np.median(known))
+    return DEFAULT_STEP_MM
+
+
+def _normal(one: Slice) -> np.ndarray:
+    assert one.orientation is not None
+    return np.cross(one.orientation[:3], one.orientation[3:])
+
+
+def _span_mm(slices: list[Slice]) -> float:
+    places = np.array([one.position_mm for one in slices])
+    return float(np.linalg.norm(places - places[0], axis=1).max())
+'''
+
+SOURCE['osteograde/inference/__init__.py'] = r'''"""How weights are used: volumes to points to boxes to probabilities to submission.csv."""
+'''
+
+SOURCE['osteograde/inference/budget.py'] = r'''"""How much work a deadline allows: test-time views are shed first, then folds, and never the submission."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+RESERVE = 0.1  # share of the budget kept for what cannot be foreseen
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What one chunk of studies gets."""
+
+    views: int
+    folds: int
+
+
+@dataclass
+class Budget:
+    """Seconds left, and what a study has cost so far. The clock is monotonic; tests bring their own.
+
+    Cost model per study: reading + folds * (locating + views * grading), each term measured on finished chunks.
+    """
+
+    seconds: float | None
+    views: int
+    folds: int
+    clock: Callable[[], float] = time.monotonic
+    begun: float = field(init=False)
+    studies: int = 0
+    read_s: float = 0.0
+    locate_s: float = 0.0  # per fold
+    grade_s: float = 0.0  # per fold and view
+
+    def __post_init__(self) -> None:
+        self.begun = self.clock()
+
+    def left(self) -> float:
+        """Seconds that may still be used; infinite without a budget."""
+        if self.seconds is None:
+            return float("inf")
+        return self.seconds * (1 - RESERVE) - (self.clock() - self.begun)
+
+    def record(self, studies: int, effort: Effort, *, read_s: float, locate_s: float, grade_s: float) -> None:
+        """Add what a chunk took."""
+        self.studies += studies
+        self.read_s += read_s
+        self.locate_s += locate_s / effort.folds
+        self.grade_s += grade_s / (effort.folds * effort.views)
+
+    def cost(self, effort: Effort) -> float:
+        """Expected seconds per study; 0 before anything was measured."""
+        total = self.read_s + effort.folds * (self.locate_s + effort.views * self.grade_s)
+        return total / max(self.studies, 1)
+
+    def effort(self, remaining: int) -> Effort | None:
+        """The most that fits for the remaining studies; the least possible where nothing fits; None past the end."""
+        left = self.left()
+        if left <= 0:
+            return None
+        choices = [Effort(views, self.folds) for views in range(self.views, 0, -1)]
+        choices += [Effort(1, folds) for folds in range(self.folds - 1, 0, -1)]
+        return next((choice for choice in choices if self.cost(choice) * remaining <= left), choices[-1])
+
+    def fits(self, studies: int, effort: Effort) -> bool:
+        """Whether a chunk is expected to end in time."""
+        return self.cost(effort) * studies <= self.left()
+'''
+
+SOURCE['osteograde/inference/kernel.py'] = r'''"""The main job inside an offline kernel: find data and weights below the input folder, then what inference.py does."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import platform
+import shutil
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from osteograde.inference import run
+from osteograde.models import bundle, device
+from osteograde.tasks import TASKS
+
+TIME_BUDGET_HOURS = 8.5  # of the 9 a code competition gives
+MAX_UNREAD = 1_000_000  # a kernel that stops scores nothing; the count is in its log
+MARKERS = ("test_series_descriptions.csv", "sample_submission.csv")
+SHOWN = ("torch", "torchvision", "timm", "numpy", "pandas", "scipy", "pydicom", "cv2", "safetensors")
+
+
+def kernel_main(task: str, manifest_sha256: str = "") -> int:
+    """Grade the competition's test studies into submission.csv of the working folder; the exit code is returned.
+
+    The environment variables OSTEOGRADE_KAGGLE_INPUT and OSTEOGRADE_KAGGLE_WORKING move both folders, to rehearse.
+    """
+    root = Path(os.environ.get("OSTEOGRADE_KAGGLE_INPUT", "/kaggle/input"))
+    out = Path(os.environ.get("OSTEOGRADE_KAGGLE_WORKING", "/kaggle/working")) / "submission.csv"
+    try:
+        data = find_data(root, TASKS[task].slug)
+        weights = find_weights(root, task, manifest_sha256, skip=data)
+        preflight(data, weights, out.parent)
+        return run.infer(task, data, weights, out, time_budget_hours=TIME_BUDGET_HOURS, max_unread=MAX_UNREAD, say=_say)
+    except (ValueError, OSError) as error:  # whatever was written stays; the log is all its reader has
+        traceback.print_exc()
+        print(f"error: {error}\nbelow {root}:", *tree(root), sep="\n  ", file=sys.stderr, flush=True)
+        return 2
+
+
+def find_data(root: Path, slug: str) -> Path:
+    """The competition's folder: the new mount, the old mount, else the only folder that holds a marker file."""
+    for folder in (root / "competitions" / slug, root / slug):
+        if slug and any((folder / marker).is_file() for marker in MARKERS):
+            return folder
+    found = sorted({path.parent for marker in MARKERS for path in search(root, marker)})
+    if len(found) != 1:
+        raise ValueError(f"{len(found)} folders hold {' or '.join(MARKERS)}, expected 1: {[str(p) for p in found]}")
+    return found[0]
+
+
+def find_weights(root: Path, task: str, manifest_sha256: str = "", skip: Path | None = None) -> Path:
+    """The folder of the only manifest.json of ``task`` (and of that sha256, if given)."""
+    found = []
+    for path in search(root, bundle.MANIFEST, skip):
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(facts, dict) and facts.get("task") == task:
+            found.append(path)
+    if manifest_sha256:
+        found = [path for path in found if bundle.sha256(path) == manifest_sha256]
+    if len(found) != 1:
+        which = f" with sha256 {manifest_sha256[:12]}..." if manifest_sha256 else ""
+        raise ValueError(f"{len(found)} manifest.json of {task}{which}, expected 1: {[str(p) for p in sorted(found)]}")
+    return found[0].parent
+
+
+def search(root: Path, name: str, skip: Path | None = None, depth: int = 8) -> Iterator[Path]:
+    """Files called ``name`` at most ``depth`` folders down; image folders and ``skip`` are not entered."""
+    if (root / name).is_file():
+        yield root / name
+    if depth and root.is_dir():
+        for folder in sorted(root.iterdir()):
+            if folder.is_dir() and folder != skip and not folder.name.endswith("_images"):
+                yield from search(folder, name, skip, depth - 1)
+
+
+def preflight(data: Path, weights: Path, working: Path) -> None:
+    """Print what a reader of the log will ask first; the GPU is tried by a real operation."""
+    versions = ", ".join(f"{name} {getattr(importlib.import_module(name), '__version__', '?')}" for name in SHOWN)
+    print(f"python {platform.python_version()}, {versions}")
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.device("cuda", index)
+        print(f"{gpu} {torch.cuda.get_device_name(gpu)}: {device.fault(gpu) or 'works'}")
+    print(f"device {device.pick('auto')}, torch built for {torch.cuda.get_arch_list() or 'the CPU'}")
+    kaggle = {name: os.environ.get(name, "") for name in ("KAGGLE_KERNEL_RUN_TYPE", "KAGGLE_IS_COMPETITION_RERUN")}
+    print(f"{os.cpu_count()} CPUs, {shutil.disk_usage(working).free / 2**30:.0f} GiB free, {kaggle}")
+    print(f"data {data}\nweights {weights}, manifest {bundle.sha256(weights / bundle.MANIFEST)[:12]}", flush=True)
+
+
+def tree(root: Path) -> list[str]:
+    """What lies below ``root``, two levels deep, at most 50 names a folder."""
+    if not root.is_dir():
+        return [f"{root} is not a folder"]
+    lines = []
+    for path in sorted(root.iterdir())[:50]:
+        below = sorted(path.iterdir())[:50] if path.is_dir() else []
+        lines += [path.name, *(f"{path.name}/{inner.name}" for inner in below)]
+    return lines or ["nothing"]
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)  # a log is read while the kernel runs
+'''
+
+SOURCE['osteograde/inference/pipeline.py'] = r'''"""The two stages, over many studies at once: locate -> points in mm -> boxes -> grade -> probabilities.
+
+Shapes: N slices, B passes, L landmarks, S sites, K classes. Folds are averaged as probabilities in both stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from osteograde.imaging.geometry import apply
+from osteograde.inference.reading import Loaded
+from osteograde.inference.views import SIGN, TEST_VIEWS, Pass, pass_images, passes, site_boxes, site_crops, turned
+from osteograde.models.locator import decode_probabilities, probabilities
+from osteograde.tasks.contract import Grade, Locate, Point, Points, Task
+
+ABSENT_BELOW = 0.05  # a landmark with less of the heatmap's mass near its peak was not found
+SLICES_PER_BATCH = 96
+CROPS_PER_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Nets:
+    """The folds of one stage and the side in pixels of what they read."""
+
+    nets: Sequence[nn.Module]
+    pixels: int
+    device: torch.device
+
+
+def _autocast(device: torch.device):
+    # fp16 and never bf16: the T4 only emulates the latter.
+    return torch.autocast(device.type, torch.float16, enabled=device.type == "cuda")
+
+
+def locate(stage: Locate, studies: Sequence[Loaded], points: Sequence[Points], nets: Nets) -> list[dict[str, Point]]:
+    """What one locator finds in each study. ``points``: what earlier locators found there."""
+    looks = [
+        (i, look) for i, loaded in enumerate(studies) for look in passes(stage, loaded.volumes, points[i], nets.pixels)
+    ]
+    found: list[dict[str, Point]] = [{} for _ in studies]
+    for batch in _by_slices(looks):
+        for (i, look), indices, confidences in zip(batch, *_find(stage, [p for _, p in batch], nets), strict=True):
+            for landmark, index, confidence in zip(look.landmarks, indices, confidences, strict=True):
+                if confidence >= ABSENT_BELOW:
+                    found[i][landmark.name] = Point(apply(look.roi.to_mm, index), float(confidence))
+    return found
+
+
+def _by_slices(looks: Sequence[tuple[int, Pass]]) -> Iterator[list[tuple[int, Pass]]]:
+    """Passes in groups of at most SLICES_PER_BATCH slices (at least one pass)."""
+    batch: list[tuple[int, Pass]] = []
+    slices = 0
+    for entry in looks:
+        depth = entry[1].roi.shape[0]
+        if batch and slices + depth > SLICES_PER_BATCH:
+            yield batch
+            batch, slices = [], 0
+        batch.append(entry)
+        slices += depth
+    if batch:
+        yield batch
+
+
+@torch.inference_mode()
+def _find(stage: Locate, looks: Sequence[Pass], nets: Nets) -> tuple[np.ndarray, np.ndarray]:
+    """(B, L, 3) index of each landmark in its pass's box and (B, L) confidence."""
+    images, laterals = zip(*(pass_images(look, nets.device) for look in looks), strict=True)
+    image = torch.cat(images).contiguous(memory_format=torch.channels_last)
+    lateral = torch.cat(laterals)
+    depths = torch.tensor([look.roi.shape[0] for look in looks], device=nets.device)
+    stack = torch.repeat_interleave(torch.arange(len(looks), device=nets.device), depths)
+    landmarks = looks[0].landmarks
+    channel = torch.tensor([stage.channels.index(landmark.channel) for landmark in landmarks], device=nets.device)
+    side = torch.tensor([SIGN[landmark.side] for landmark in landmarks], device=nets.device)
+    folds = []
+    for net in nets.nets:
+        with _autocast(nets.device):
+            logits = net.maps(image)  # type: ignore[operator]
+        stride = image.shape[-1] // logits.shape[-1]
+        folds.append(probabilities(logits.float(), stack, channel, side, lateral))
+    slice_mm = torch.tensor([look.roi.spacing_mm[0] for look in looks], device=nets.device)
+    index, confidence = decode_probabilities(
+        torch.stack(folds).mean(0), stack, stride=stride, pixel_mm=stage.field_mm[1] / nets.pixels, slice_mm=slice_mm
+    )
+    return index.cpu().numpy().astype(float), confidence.cpu().numpy().astype(float)
+
+
+def locate_all(
+    task: Task, studies: Sequence[Loaded], locators: Mapping[str, Nets]
+) -> tuple[list[dict[str, Point]], list[dict[str, Point]]]:
+    """Every locator in order, each prompted by what the earlier ones found.
+
+    Returns (found, completed): what the nets found, and that with what geometry can tell of the rest.
+    """
+    found: list[dict[str, Point]] = [{} for _ in studies]
+    completed: list[dict[str, Point]] = [{} for _ in studies]
+    for stage in task.locate:
+        for i, new in enumerate(locate(stage, studies, completed, locators[stage.name])):
+            found[i] |= new
+            completed[i] = dict(task.complete(found[i]))
+    return found, completed
+
+
+@torch.inference_mode()
+def grade(
+    group: Grade,
+    studies: Sequence[Loaded],
+    points: Sequence[Points],
+    nets: Nets,
+    *,
+    views: int = 1,
+) -> list[dict[str, np.ndarray]]:
+    """Class probabilities (K,) of every site of one grader that can be seen, per study."""
+    graded: list[dict[str, np.ndarray]] = [{} for _ in studies]
+    boxes = [site_boxes(group, loaded.volumes, points[i], nets.pixels) for i, loaded in enumerate(studies)]
+    seen = [(i, target) for i, found in enumerate(boxes) for target in found]
+    for start in range(0, len(seen), CROPS_PER_BATCH):
+        batch = seen[start : start + CROPS_PER_BATCH]
+        total = np.zeros(0)
+        for degrees, scale in TEST_VIEWS[:views]:
+            turned_boxes = {
+                f"{i} {target}": {
+                    view: (volume, turned(roi, degrees, scale)) for view, (volume, roi) in boxes[i][target].items()
+                }
+                for i, target in batch
+            }
+            crops = site_crops(group, turned_boxes, nets.pixels, nets.device)
+            for net in nets.nets:
+                with _autocast(nets.device):
+                    logits = net(list(crops.views), crops.present)
+                probability = torch.softmax(logits.float(), -1).cpu().numpy().astype(float)
+                total = probability if total.size == 0 else total + probability
+        mean = total / total.sum(-1, keepdims=True)
+        for (i, target), probability in zip(batch, mean, strict=True):
+            if np.isfinite(probability).all():
+                graded[i][target] = probability
+    return graded
+
+
+def rows(task: Task, graded: Mapping[str, np.ndarray], prior: Mapping[str, Sequence[float]]) -> np.ndarray:
+    """(targets, K) in the task's target order: what was graded, else the prior of that target."""
+    return np.array([np.asarray(graded.get(target, prior[target]), float) for target in task.targets])
+'''
+
+SOURCE['osteograde/inference/reading.py'] = r'''"""Studies to volumes: every file read once, one window per series, every stack the same way up."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from osteograde.imaging.dicom import UnreadableSeries, read_series
+from osteograde.imaging.geometry import Volume, apply, oriented
+from osteograde.imaging.intensity import window
+from osteograde.tasks.contract import Mark, Point, Study, Task
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """What could be read of a study: view -> stacks of uint8, and why the rest could not."""
+
+    study: Study
+    volumes: Mapping[str, tuple[Volume, ...]]
+    faults: Counter[str] = field(default_factory=Counter)
+    marks: Mapping[str, Point] = field(default_factory=dict)  # annotated landmarks whose slice was read, in mm
+
+    @property
+    def readable(self) -> bool:
+        return any(self.volumes.values())
+
+
+def load_study(study: Study, task: Task, *, map: Callable[..., Iterable] = map) -> Loaded:
+    """Read every series of a study. ``map`` may be a thread pool's; a series that fails costs that series only."""
+    volumes: dict[str, list[Volume]] = {view.name: [] for view in task.views}
+    faults: Counter[str] = Counter()
+    marks: dict[str, Point] = {}
+    for series in study.series:
+        directions = np.array(task.view(series.view).directions)
+        try:
+            stacks, codes = read_series(series.folder, default_directions=directions, map=map)
+        except UnreadableSeries as error:
+            faults[f"{series.view}:{error.code}"] += 1
+            continue
+        faults.update({f"{series.view}:{code}": count for code, count in codes.items()})
+        marks |= marked(study.marks, series.id, stacks)
+        volumes[series.view] += [oriented(volume, directions) for volume in window(stacks)]
+    for view in task.views:
+        if not volumes[view.name]:
+            faults[f"{view.name}:absent"] += 1
+    return Loaded(study, {view: tuple(stacks) for view, stacks in volumes.items()}, faults, marks)
+
+
+def marked(marks: Sequence[Mark], series: str, stacks: Sequence[Volume]) -> dict[str, Point]:
+    """Annotated pixels of a series in mm. The stacks must be as read: pixel (x, y) is column and row of the file."""
+    places = {name: (stack, z) for stack in stacks for z, name in enumerate(stack.names)}
+    return {
+        mark.landmark: Point(
+            apply(places[mark.instance][0].to_mm, np.array([places[mark.instance][1], mark.y, mark.x]))
+        )
+        for mark in marks
+        if mark.series == series and mark.instance in places
+    }
+'''
+
+SOURCE['osteograde/inference/run.py'] = r'''"""A folder of studies and a folder of weights to one submission.csv. Nothing that is written is ever lost.
+
+A full, valid submission of class priors stands on disk before the first image is opened; it is replaced atomically
+after every chunk. One unreadable series costs that series; a study of which nothing can be read keeps its priors and
+is counted. Nothing else is caught.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from osteograde.inference import pipeline, submission
+from osteograde.inference.budget import Budget, Effort
+from osteograde.inference.reading import Loaded, load_study
+from osteograde.models import bundle as bundles
+from osteograde.models.bundle import Bundle
+from osteograde.models.device import pick
+from osteograde.tasks import TASKS
+from osteograde.tasks.contract import Point, Study
+
+log = logging.getLogger("osteograde.inference")
+CHUNK = 8  # studies that go through the nets together
+Draw = Callable[["Result", Bundle], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """Everything one study came to."""
+
+    loaded: Loaded
+    points: Mapping[str, Point]  # found and completed
+    graded: Mapping[str, np.ndarray]  # target -> (K,) of the targets that could be seen
+
+
+@dataclass
+class Tally:
+    """What happened, for the log, the flags file and the benchmark."""
+
+    studies: int = 0
+    unread: int = 0
+    on_prior: int = 0  # targets
+    faults: Counter[str] = field(default_factory=Counter)
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    flags: list[tuple[str, str, int]] = field(default_factory=list)
+
+
+def infer(
+    task: str,
+    data: Path,
+    weights: Path,
+    out: Path,
+    *,
+    device: str = "auto",
+    limit: int = 0,
+    workers: int = 0,
+    time_budget_hours: float | None = None,
+    max_unread: int = 0,
+    draw: Draw | None = None,
+    say: Callable[[str], None] = log.info,
+) -> int:
+    """Grade ``data`` with ``weights`` into ``out``; returns the exit code (1: more than max_unread studies unread).
+
+    ValueError or OSError: the user's mistake, told before any work; a submission already at ``out`` is untouched.
+    """
+    begun = time.monotonic()
+    if task not in TASKS:
+        raise ValueError(f"unknown task {task!r}; known: {sorted(TASKS)}")
+    if not Path(data).is_dir():
+        raise ValueError(f"{data}: no such folder; --data is the folder that holds the tables and the images")
+    bundle = bundles.load(Path(weights), TASKS, pick(device))
+    if bundle.task.name != task:
+        raise ValueError(f"{weights}: weights are of task {bundle.task.name!r}, asked for {task!r}")
+    studies = bundle.task.read(Path(data), "test")
+    studies = studies[:limit] if limit else studies
+    sheet = Sheet(bundle, studies, out, () if limit else submission.template_ids(Path(data)) or ())
+    sheet.write()
+    budget = Budget(
+        None if time_budget_hours is None else time_budget_hours * 3600 - (time.monotonic() - begun),
+        views=bundle.test_views,
+        folds=max(len(nets) for nets in (*bundle.locators.values(), *bundle.graders.values())),
+    )
+    tally = Tally(studies=len(studies))
+    for results in run(bundle, studies, budget, tally, workers=workers):
+        for result in results:
+            sheet.put(result)
+            tally.on_prior += len(bundle.task.targets) - len(result.graded)
+            if draw is not None:
+                draw(result, bundle)
+        sheet.write()
+        say(f"{sheet.done}/{len(studies)} studies, {time.monotonic() - begun:.0f} s")
+    write_flags(out, tally)
+    for line in summary(tally, sheet.done, out):
+        say(line)
+    if tally.unread > max_unread:
+        say(f"{tally.unread} studies could not be read, --max-unread is {max_unread}; their rows are class priors")
+        return 1
+    return 0
+
+
+class Sheet:
+    """The rows of the submission: priors at first, replaced study by study, written whole each time.
+
+    Rows are those of the template, in its order, and then those of studies that a stale template does not know.
+    """
+
+    def __init__(self, bundle: Bundle, studies: Sequence[Study], out: Path, template: Sequence[str]) -> None:
+        self.task, self.prior, self.out, self.done = bundle.task, bundle.prior, out, 0
+        own = [row for study in studies for row in self.task.rows(study.id)]
+        self.rows = submission.priors_rows(self.task, dict.fromkeys((*template, *own)), self.prior)
+
+    def _set(self, study: str, graded: Mapping[str, np.ndarray]) -> None:
+        table = pipeline.rows(self.task, graded, self.prior)
+        self.rows |= dict(zip(self.task.rows(study), table, strict=True))
+
+    def put(self, result: Result) -> None:
+        self._set(result.loaded.study.id, result.graded)
+        self.done += 1
+
+    def write(self) -> None:
+        submission.write(self.out, self.rows, self.task.classes)
+
+
+def run(
+    bundle: Bundle, studies: Sequence[Study], budget: Budget, tally: Tally, *, workers: int = 0
+) -> Iterator[list[Result]]:
+    """Chunk by chunk: the next chunk is read in a pool of threads while the nets work on this one."""
+    threads = workers or min(8, os.cpu_count() or 1)
+    chunks = [studies[i : i + CHUNK] for i in range(0, len(studies), CHUNK)]
+    with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(1) as ahead:
+        waiting: Future[tuple[list[Loaded], float]] | None = None
+        for i, chunk in enumerate(chunks):
+            effort = budget.effort(len(studies) - i * CHUNK)
+            if effort is None or (i and not budget.fits(len(chunk), effort)):
+                tally.faults["deadline"] += len(studies) - i * CHUNK
+                break
+            current = waiting or ahead.submit(_read, chunk, bundle, pool)
+            begun = time.monotonic()
+            loaded, read_s = current.result()
+            tally.seconds["waiting to read"] += time.monotonic() - begun
+            waiting = ahead.submit(_read, chunks[i + 1], bundle, pool) if i + 1 < len(chunks) else None
+            yield _grade_chunk(bundle, loaded, read_s, effort, budget, tally)
+        if waiting is not None:
+            waiting.cancel()
+
+
+def _read(chunk: Sequence[Study], bundle: Bundle, pool: ThreadPoolExecutor) -> tuple[list[Loaded], float]:
+    begun = time.monotonic()
+    return [load_study(study, bundle.task, map=pool.map) for study in chunk], time.monotonic() - begun
+
+
+def _grade_chunk(
+    bundle: Bundle, loaded: list[Loaded], read_s: float, effort: Effort, budget: Budget, tally: Tally
+) -> list[Result]:
+    begun = time.monotonic()
+    _, points = pipeline.locate_all(bundle.task, loaded, nets_of(bundle, "locate", effort))
+    located = time.monotonic()
+    graded: list[dict[str, np.ndarray]] = [{} for _ in loaded]
+    graders = nets_of(bundle, "grade", effort)
+    for group in bundle.task.grade:
+        for i, new in enumerate(pipeline.grade(group, loaded, points, graders[group.name], views=effort.views)):
+            graded[i] |= new
+    ended = time.monotonic()
+    spent = {"read": read_s, "locate": located - begun, "grade": ended - located}
+    for name, seconds in spent.items():
+        tally.seconds[name] += seconds
+    budget.record(len(loaded), effort, **{f"{name}_s": seconds for name, seconds in spent.items()})
+    for study in loaded:
+        tally.unread += not study.readable
+        tally.faults.update(study.faults)
+        tally.flags += [(study.study.id, code, count) for code, count in sorted(study.faults.items())]
+    return [Result(*parts) for parts in zip(loaded, points, graded, strict=True)]
+
+
+def nets_of(bundle: Bundle, kind: str, effort: Effort) -> dict[str, pipeline.Nets]:
+    """The nets of every stage, at most as many folds as the effort says."""
+    nets = bundle.locators if kind == "locate" else bundle.graders
+    return {
+        stage: pipeline.Nets(folds[: effort.folds], bundle.pixels[stage], bundle.device)
+        for stage, folds in nets.items()
+    }
+
+
+def write_flags(out: Path, tally: Tally) -> None:
+    """Beside the submission: which study lost what, by code. No patient data."""
+    lines = ["study_id,code,count", *(f"{study},{code},{count}" for study, code, count in tally.flags)]
+    path = out.with_name(out.stem + ".flags.csv")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def summary(tally: Tally, done: int, out: Path) -> list[str]:
+    """What a reader of the log wants to know."""
+    spent: dict[str, Any] = {name: f"{seconds:.1f} s" for name, seconds in tally.seconds.items()}
+    lines = [f"time: {', '.join(f'{name} {seconds}' for name, seconds in spent.items())}"]
+    if tally.faults:
+        lines.append("faults: " + ", ".join(f"{code} x {count}" for code, count in sorted(tally.faults.items())))
+    lines.append(
+        f"{done} of {tally.studies} studies graded ({tally.unread} unreadable), "
+        f"{tally.on_prior} targets on the prior -> {out}"
+    )
+    return lines
+'''
+
+SOURCE['osteograde/inference/submission.py'] = r'''"""submission.csv: written whole or not at all, the same bytes for the same numbers, and checked against a template."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from osteograde.tasks import rows as tables
+from osteograde.tasks.contract import Task
+from osteograde.tasks.rows import ROW_ID, twice
+from osteograde.tasks.tables import some
+
+log = logging.getLogger(__name__)
+
+TEMPLATE = "sample_submission.csv"
+FLOOR = 1e-6  # the least probability written: what one confident mistake may cost is bounded
+SUM_TOLERANCE = 1e-3  # how far a row may be from summing to 1
+DIGITS = 9  # rows still sum to 1 within 1e-6 after rounding
+
+Rows = Mapping[str, np.ndarray]  # row id -> (classes,) probabilities, in the order of writing
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with a submission. ``repairable``: nothing but the order has to change (see ``ordered``)."""
+
+    what: str
+    repairable: bool = False
+
+    def __str__(self) -> str:
+        return self.what
+
+
+def priors_rows(
+    task: Task, row_ids: Iterable[str], prior: Mapping[str, Sequence[float]] | None = None
+) -> dict[str, np.ndarray]:
+    """{row id: the prior of its target}; the task's own prior where none is given.
+
+    ValueError where a row id ends in no target of the task: then the template is another competition's.
+    """
+    table = task.prior if prior is None else prior
+    return {row: np.asarray(table[tables.split_id(task, row)[1]], dtype=float) for row in row_ids}
+
+
+def ordered(rows: Rows, ids: Sequence[str]) -> dict[str, np.ndarray]:
+    """The same rows: those a template names first, in its order, then the rest in theirs."""
+    first = [row for row in ids if row in rows]
+    named = set(first)
+    return {row: rows[row] for row in (*first, *(row for row in rows if row not in named))}
+
+
+def written(probs: np.ndarray) -> np.ndarray:
+    """Probabilities (rows, classes) as they are written: at least ``FLOOR`` (before the last division), summing to 1.
+
+    ValueError where one is not finite or negative, or a row is all zero.
+    """
+    probs = np.asarray(probs, dtype=np.float64)
+    if not np.isfinite(probs).all() or (probs < 0).any() or not (probs.sum(-1) > 0).all():
+        raise ValueError("probabilities to be written are not finite, negative, or all zero in some row")
+    clipped = np.clip(probs / probs.sum(-1, keepdims=True), FLOOR, 1.0)
+    return clipped / clipped.sum(-1, keepdims=True)
+
+
+def write(path: Path, rows: Rows, columns: Sequence[str]) -> None:
+    """Replace ``path`` by a table of all rows in one step: at every moment it is the old file or the new one.
+
+    columns: names of the classes. An existing file's permissions are kept. Raises ValueError before touching the file
+    where a probability cannot be written (see ``written``), OSError where the folder cannot be written.
+    """
+    path = Path(path).resolve()
+    table = written(np.stack(list(rows.values()))) if rows else np.zeros((0, len(columns)))
+    if table.shape[1] != len(columns):
+        raise ValueError(f"{path}: rows have {table.shape[1]} classes, the columns are {list(columns)}")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("w", encoding="utf-8", newline="") as file:
+            out = csv.writer(file, lineterminator="\n")
+            out.writerow((ROW_ID, *columns))
+            out.writerows((row, *(f"{p:.{DIGITS}f}" for p in ps)) for row, ps in zip(rows, table, strict=True))
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            part.chmod(path.stat().st_mode & 0o777)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """{row id: (classes,)} of a submission, in its order. ValueError where it is unreadable or a row appears twice."""
+    _, ids, values = tables.read(path)
+    if doubled := twice(ids):
+        raise ValueError(f"{path}: row ids more than once: {some(doubled)}")
+    return dict(zip(ids, values, strict=True))
+
+
+def template_ids(path: Path) -> list[str] | None:
+    """The row ids of a template, in its order; ValueError where it is unreadable.
+
+    Of a folder of data: those of its sample_submission.csv, None where there is none, where it cannot be read (this is
+    logged), or where the folder has no test part (the template then speaks of other studies).
+    """
+    if not Path(path).is_dir():
+        return tables.read(path)[1]
+    if not (Path(path) / TEMPLATE).is_file() or not (Path(path) / "test_images").is_dir():
+        return None
+    try:
+        return tables.read(Path(path) / TEMPLATE)[1]
+    except ValueError as error:
+        log.warning("%s; rows are written in the order of the studies", error)
+        return None
+
+
+def validate(submission: Path, template: Path) -> list[Problem]:
+    """Everything that is wrong with a submission; an empty list says it may be sent.
+
+    ValueError where the template itself cannot be read: then nothing can be said about the submission.
+    """
+    columns, wanted, _ = tables.read(template)
+    if doubled := twice(wanted):
+        raise ValueError(f"{template}: the template names row ids more than once: {some(doubled)}")
+    try:
+        found, ids, values = tables.read(submission)
+    except ValueError as error:
+        return [Problem(str(error))]
+    if found != columns:
+        return [Problem(f"wrong columns: expected {','.join(columns)}, found {','.join(found)}")]
+    return _id_problems(ids, wanted) + _value_problems(ids, values)
+
+
+def _id_problems(ids: list[str], wanted: list[str]) -> list[Problem]:
+    given, needed = set(ids), set(wanted)
+    problems = []
+    for what, rows in (
+        ("missing", [row for row in wanted if row not in given]),
+        ("that the template does not have", [row for row in dict.fromkeys(ids) if row not in needed]),
+        ("more than once", twice(ids)),
+    ):
+        if rows:
+            problems.append(Problem(f"{len(rows)} row ids {what}: {some(rows)}"))
+    if not problems and ids != wanted:
+        first = next(i for i, (a, b) in enumerate(zip(ids, wanted, strict=True)) if a != b)
+        problems.append(
+            Problem(
+                f"wrong order: row {first + 1} is {ids[first]}, the template has {wanted[first]}; "
+                "repairable: all rows are there, sort them like the template",
+                repairable=True,
+            )
+        )
+    return problems
+
+
+def _value_problems(ids: list[str], values: np.ndarray) -> list[Problem]:
+    finite = np.isfinite(values).all(1)
+    negative = finite & (values < 0).any(1)
+    off = finite & ~negative & ~(np.abs(values.sum(1) - 1) <= SUM_TOLERANCE)
+    named = (("not a finite number", ~finite), ("negative", negative), ("not summing to 1", off))
+    return [
+        Problem(f"{int(bad.sum())} rows with values {what}: {some(np.array(ids)[bad])}")
+        for what, bad in named
+        if bad.any()
+    ]
+'''
+
+SOURCE['osteograde/inference/views.py'] = r'''"""What the nets see: the boxes of both stages and their pixels. Training and inference cut with these functions.
+
+Shapes: D slices, H W pixels, V views, S sites.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from osteograde.imaging.geometry import Roi, Volume, apply, outside_mm, plane_distance_mm, roi_at, roi_on
+from osteograde.imaging.sampling import crop_stack
+from osteograde.tasks.contract import Grade, Landmark, Locate, Points, Volumes
+
+SIGN = {"right": -1, "": 0, "left": 1}  # of patient x minus the midline
+LATERAL_SCALE_MM = 50.0  # the lateral-coordinate channel is x / 50 mm: about -1..1 over a lumbar stack
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """One look of a locator at one box: a whole stack, or a few slices around a prompt."""
+
+    landmarks: tuple[Landmark, ...]
+    volume: Volume
+    roi: Roi  # (D, H, W), on the volume's own slices
+    midline_mm: float  # patient x that divides right from left
+
+
+def passes(stage: Locate, volumes: Volumes, points: Points, pixels: int) -> list[Pass]:
+    """The boxes a locator looks at in one study; none where the view, or every prompt, is absent."""
+    stacks = volumes.get(stage.view, ())
+    if not stacks:
+        return []
+    found = []
+    for prompt in stage.prompts:
+        landmarks = tuple(landmark for landmark in stage.landmarks if landmark.prompt == prompt)
+        if not prompt:
+            found.append(_whole_stack(stage, landmarks, stacks, points, pixels))
+        elif prompt in points:
+            box = _around(stage, stacks, points[prompt].mm, pixels)
+            if box is not None:
+                found.append(Pass(landmarks, *box, midline_mm=float(points[prompt].mm[0])))
+    return found
+
+
+def _whole_stack(
+    stage: Locate, landmarks: tuple[Landmark, ...], stacks: Sequence[Volume], points: Points, pixels: int
+) -> Pass:
+    volume = max(stacks, key=lambda stack: (stack.voxels.shape[0], stack.series))
+    spacing = np.array([volume.spacing_mm[0], stage.field_mm[0] / pixels, stage.field_mm[1] / pixels])
+    roi = roi_at(volume.centre_mm, volume.axes, spacing, (volume.voxels.shape[0], pixels, pixels))
+    known = [points[name].mm[0] for name in stage.midline if name in points]
+    return Pass(landmarks, volume, roi, float(np.mean(known)) if known else float(volume.centre_mm[0]))
+
+
+def _around(stage: Locate, stacks: Sequence[Volume], point_mm: np.ndarray, pixels: int) -> tuple[Volume, Roi] | None:
+    """The box around a prompt in the stack whose slices come closest to it; None beyond ``far_mm``."""
+    volume, distance = nearest(stacks, point_mm)
+    if distance > stage.far_mm:
+        return None
+    spacing = (stage.field_mm[0] / pixels, stage.field_mm[1] / pixels)
+    return volume, roi_on(volume, point_mm, spacing, (stage.slices, pixels, pixels))
+
+
+def nearest(stacks: Sequence[Volume], point_mm: np.ndarray) -> tuple[Volume, float]:
+    """The stack whose slices come closest to a point, and how close in mm (out of the plane and out of the field)."""
+    distances = [plane_distance_mm(stack, point_mm) + outside_mm(stack, point_mm) for stack in stacks]
+    best = min(range(len(stacks)), key=lambda i: (round(distances[i], 3), -stacks[i].voxels.shape[0], stacks[i].series))
+    return stacks[best], distances[best]
+
+
+def lateral_mm(roi: Roi, midline_mm: float) -> np.ndarray:
+    """(D, W): patient x of each pixel column of each slice (at the middle row) relative to the midline."""
+    d, h, w = roi.shape
+    index = np.stack(np.meshgrid(np.arange(d), np.arange(w), indexing="ij"), -1).astype(float)
+    middle = np.full(index.shape[:2], (h - 1) / 2)
+    return apply(roi.to_mm, np.stack([index[..., 0], middle, index[..., 1]], -1))[..., 0] - midline_mm
+
+
+def neighbours(crop_DHW: torch.Tensor, lateral_DW: torch.Tensor) -> torch.Tensor:
+    """(D, 4, H, W): the slice before, the slice, the slice after (the ends repeat), and the lateral coordinate."""
+    depth, height, _ = crop_DHW.shape
+    index = torch.arange(depth, device=crop_DHW.device)
+    before, after = crop_DHW[(index - 1).clamp(min=0)], crop_DHW[(index + 1).clamp(max=depth - 1)]
+    lateral = (lateral_DW / LATERAL_SCALE_MM)[:, None, :].expand(-1, height, -1)
+    return torch.stack([before, crop_DHW, after, lateral], 1)
+
+
+def pass_images(look: Pass, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images (D, 4, H, W) of a pass and the lateral coordinate (D, W) in mm of its pixel columns."""
+    lateral = torch.from_numpy(lateral_mm(look.roi, look.midline_mm).astype(np.float32)).to(device)
+    return neighbours(crop_stack(look.volume, look.roi, device), lateral), lateral
+
+
+@dataclass(frozen=True, eq=False)
+class SiteCrops:
+    """The crops of the sites of one grader in one study. views: per crop spec (S, D, H, W); present: (S, V)."""
+
+    targets: tuple[str, ...]
+    views: tuple[torch.Tensor, ...]
+    present: torch.Tensor
+
+
+def site_boxes(group: Grade, volumes: Volumes, points: Points, pixels: int) -> dict[str, dict]:
+    """{target: {view: (volume, roi)}} of the sites that can be seen at all."""
+    boxes = group.rois(volumes, points, pixels)
+    return {target: dict(found) for target, found in boxes.items() if found}
+
+
+def site_crops(group: Grade, boxes: dict[str, dict], pixels: int, device: torch.device) -> SiteCrops:
+    """Sample every box once. A view without a box is zeros with present = False; the nets give it no weight."""
+    targets = tuple(boxes)
+    views = []
+    present = torch.zeros(len(targets), len(group.crops), dtype=torch.bool)
+    for v, spec in enumerate(group.crops):
+        stack = torch.zeros(len(targets), spec.slices, pixels, pixels, device=device)
+        for s, target in enumerate(targets):
+            if spec.view in boxes[target]:
+                volume, roi = boxes[target][spec.view]
+                stack[s] = crop_stack(volume, roi, device)
+                present[s, v] = True
+        views.append(stack)
+    return SiteCrops(targets, tuple(views), present.to(device))
+
+
+def turned(roi: Roi, degrees: float, scale: float) -> Roi:
+    """The same box turned in its own plane about its centre and scaled: a test-time view."""
+    centre = (np.array(roi.shape) - 1) / 2
+    angle = np.deg2rad(degrees)
+    turn = np.eye(4)
+    turn[1:3, 1:3] = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    turn[:3, 3] = centre - turn[:3, :3] @ centre
+    return Roi(roi.to_mm @ turn, roi.shape)
+
+
+# Test-time views in order of worth: as it is, then small turns with a slightly larger field. The first is always used.
+TEST_VIEWS = ((0.0, 1.0), (6.0, 1.06), (-6.0, 0.96), (0.0, 1.1))
+'''
+
+SOURCE['osteograde/models/__init__.py'] = r'''"""Nets, their losses, and weights that describe themselves."""
+'''
+
+SOURCE['osteograde/models/backbones.py'] = r'''"""Trunks of the nets, from timm and torchvision. With pretrained=False nothing here opens a connection.
+
+Shape legend: N images, C input channels, H W pixels, F features.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from timm.models.efficientnet import EfficientNetFeatures
+from timm.models.mobilenetv3 import MobileNetV3Features
+from torch import nn
+
+_TORCHVISION = "torchvision/"
+_IMAGENET_CLASSES = 1000
+
+
+class PooledPyramid(nn.Module):
+    """(N, C, H, W) -> (N, F): the first stages of a feature pyramid, averaged over the image. Small nets only."""
+
+    def __init__(self, pyramid: nn.Module) -> None:
+        super().__init__()
+        self.pyramid = pyramid
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.pyramid(images)[-1].mean((-2, -1))
+
+
+def encoder(
+    name: str,
+    in_channels: int,
+    pretrained: bool = False,
+    *,
+    stages: int = 0,
+) -> nn.Module:
+    """Feature pyramid of a timm net: (N, C, H, W) -> list of maps, finest first.
+
+    stages: keep this many stages only (0 = all); what lies deeper is not built. The module has
+    ``feature_info.channels()`` and ``feature_info.reduction()``. Raises ValueError for a name timm does not know.
+    """
+    _known(name)
+    options: dict[str, Any] = {"pretrained": pretrained, "features_only": True, "in_chans": in_channels}
+    if not stages:
+        return timm.create_model(name, **options)
+    options["out_indices"] = tuple(range(stages))
+    net = timm.create_model(name, **{**options, "pretrained": False})
+    if isinstance(net, (EfficientNetFeatures, MobileNetV3Features)):  # these keep what lies deeper; this does not:
+        options["feature_cls"] = "getter"
+    return timm.create_model(name, **options)
+
+
+def classifier_body(
+    name: str,
+    in_channels: int,
+    pretrained: bool = False,
+    *,
+    stages: int = 0,
+    pixels: int = 0,
+) -> tuple[nn.Module, int]:
+    """A net without its last layer: (N, C, H, W) -> (N, F), and F.
+
+    name: any timm name, or "torchvision/<name>" for a torchvision classifier with one linear head. stages: average
+    the first stages of the pyramid instead (timm only; a fraction of the parameters). pixels: the crop's side, needed
+    by nets built for one size (ViT, Swin of timm). Raises ValueError for names that neither library knows.
+    """
+    if name.startswith(_TORCHVISION):
+        if stages:
+            raise ValueError(f"{name!r}: stages={stages} needs a timm backbone; use stages=0 or a timm name")
+        return _torchvision_body(name.removeprefix(_TORCHVISION), in_channels, pretrained)
+    _known(name)
+    if stages:
+        pyramid = encoder(name, in_channels, pretrained, stages=stages)
+        return PooledPyramid(pyramid), int(pyramid.feature_info.channels()[-1])
+    cfg = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
+    options = {"img_size": pixels} if pixels and cfg is not None and cfg.fixed_input_size else {}
+    body = timm.create_model(name, pretrained=pretrained, num_classes=0, in_chans=in_channels, **options)
+    return body, int(getattr(body, "head_hidden_size", None) or body.num_features)
+
+
+def _known(name: str) -> None:
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.4)
+        raise ValueError(f"backbone {name!r} is not in timm {timm.__version__}; close: {', '.join(close) or 'none'}")
+
+
+def _torchvision_body(name: str, in_channels: int, pretrained: bool) -> tuple[nn.Module, int]:
+    names = torchvision.models.list_models(module=torchvision.models)
+    if name not in names:
+        close = difflib.get_close_matches(name, names, n=5, cutoff=0.4)
+        raise ValueError(
+            f"backbone {_TORCHVISION + name!r} is not in torchvision {torchvision.__version__}; "
+            f"close: {', '.join(close) or 'none'}"
+        )
+    body = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None)
+    heads = [
+        key
+        for key, module in body.named_modules()
+        if isinstance(module, nn.Linear) and module.out_features == _IMAGENET_CLASSES
+    ]
+    if len(heads) != 1:
+        raise ValueError(f"backbone {_TORCHVISION + name!r} has {len(heads)} linear heads; expected 1; use another net")
+    features = int(body.get_submodule(heads[0]).in_features)  # type: ignore[arg-type]
+    replace_module(body, heads[0], nn.Identity())
+    adapt_first_conv(body, in_channels)
+    return body, features
+
+
+def adapt_first_conv(net: nn.Module, in_channels: int) -> None:
+    """Let the first convolution of ``net`` read in_channels instead of 3, in place.
+
+    One channel: the filters are summed, which equals repeating a grey image three times. More: they are repeated
+    and scaled so that a constant image gives the same response.
+    """
+    key, old = next((k, m) for k, m in net.named_modules() if isinstance(m, nn.Conv2d))
+    if old.in_channels == in_channels:
+        return
+    new = nn.Conv2d(
+        in_channels,
+        old.out_channels,
+        kernel_size=old.kernel_size,  # type: ignore[arg-type]
+        stride=old.stride,  # type: ignore[arg-type]
+        padding=old.padding,  # type: ignore[arg-type]
+        bias=old.bias is not None,
+    )
+    with torch.no_grad():
+        repeats = -(-in_channels // old.in_channels)
+        weight = old.weight.sum(1, keepdim=True) if in_channels == 1 else old.weight.repeat(1, repeats, 1, 1)
+        scale = 1.0 if in_channels == 1 else old.in_channels / in_channels
+        new.weight.copy_(weight[:, :in_channels] * scale)
+        if old.bias is not None and new.bias is not None:
+            new.bias.copy_(old.bias)
+    replace_module(net, key, new)
+
+
+def replace_module(net: nn.Module, key: str, module: nn.Module) -> None:
+    """Put ``module`` at the dotted ``key`` of ``net``."""
+    parent, _, leaf = key.rpartition(".")
+    setattr(net.get_submodule(parent), leaf, module)
+'''
+
+SOURCE['osteograde/models/build.py'] = r'''"""Nets from plain data: what a net's ``config`` says is enough to build it again, without any download."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from osteograde.models.faster_rcnn import FasterRcnnLocator
+from osteograde.models.grader import Grader
+from osteograde.models.heatmap import HeatmapLocator
+
+KINDS: Mapping[str, Callable[..., nn.Module]] = {
+    "heatmap": HeatmapLocator,
+    "faster_rcnn": FasterRcnnLocator,
+    "grader": Grader,
+}
+
+
+def build(config: Mapping[str, Any], *, pretrained: bool = False) -> nn.Module:
+    """The net of a config such as ``net.config``: {"kind": one of KINDS, ...the arguments of its class}.
+
+    pretrained: start the trunk from ImageNet weights (a download; training only, never part of a config).
+    Raises ValueError for an unknown kind or an argument that the kind does not have.
+    """
+    arguments = dict(config)
+    kind = arguments.pop("kind", None)
+    if kind not in KINDS:
+        raise ValueError(f"net of kind {kind!r}; expected one of {sorted(KINDS)}")
+    taken = set(inspect.signature(KINDS[kind]).parameters) - {"pretrained"}
+    if odd := set(arguments) - taken:
+        raise ValueError(f"a {kind!r} net has no argument {sorted(odd)}; it takes {sorted(taken)}")
+    return KINDS[kind](**arguments, pretrained=pretrained)
+'''
+
+SOURCE['osteograde/models/bundle.py'] = r'''"""Weights that describe themselves: a folder of safetensors and one manifest.json.
+
+The manifest holds what is needed to rebuild every net without a download and to know where it came from. Loading
+checks every hash before a net is built, loads strictly and never unpickles.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from osteograde.models.build import build
+from osteograde.tasks.contract import Task
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """Trained nets of a task. ``locators`` and ``graders``: stage name -> the nets of its folds, in order of fold."""
+
+    task: Task
+    manifest: Mapping[str, Any]
+    locators: Mapping[str, tuple[nn.Module, ...]]
+    graders: Mapping[str, tuple[nn.Module, ...]]
+    device: torch.device
+
+    @property
+    def prior(self) -> Mapping[str, list[float]]:
+        return self.manifest["prior"]
+
+    @property
+    def pixels(self) -> Mapping[str, int]:
+        """Stage -> pixels along one side of what its nets read."""
+        return self.manifest["pixels"]
+
+    @property
+    def test_views(self) -> int:
+        return int(self.manifest["test_views"])
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_net(net: nn.Module, path: Path, *, half: bool = True) -> None:
+    """Write the tensors of a net; floating point ones in fp16, which is what every score is measured with."""
+    tensors = {
+        key: (value.half() if half and value.is_floating_point() else value).detach().cpu().contiguous()
+        for key, value in net.state_dict().items()
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path)
+
+
+def load_net(path: Path, config: Mapping[str, Any]) -> nn.Module:
+    """Rebuild a net from its config and load its tensors strictly, as float32, in evaluation mode."""
+    net = build(dict(config))
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a safetensors file ({error}); fetch it again") from error
+    own = net.state_dict()
+    wrong = sorted(
+        f"{key}: net {tuple(own[key].shape) if key in own else 'has none'}, "
+        f"file {tuple(tensors[key].shape) if key in tensors else 'has none'}"
+        for key in own.keys() | tensors.keys()
+        if key not in own or key not in tensors or own[key].shape != tensors[key].shape
+    )
+    if wrong:
+        raise ValueError(f"{path}: {len(wrong)} tensors do not fit the net of the manifest; first: {wrong[:3]}")
+    net.load_state_dict({key: value.to(own[key].dtype) for key, value in tensors.items()}, strict=True)
+    return net.eval()
+
+
+def on_device(net: nn.Module, device: torch.device) -> nn.Module:
+    """The net on its device in channels-last layout, which is free and faster for small convolutions."""
+    net = net.to(device)
+    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def config_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The complete config of a net, with what a recipe left at its default."""
+    net: Any = build(dict(config))
+    return net.config
+
+
+def file_entry(folder: Path, name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    path = folder / name
+    return {"sha256": sha256(path), "bytes": path.stat().st_size, "net": dict(config)}
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    text = json.dumps({"format": FORMAT, **manifest}, indent=1, sort_keys=False) + "\n"
+    part = folder / (MANIFEST + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(folder / MANIFEST)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a weights folder. ValueError where it is absent, unreadable or of another format."""
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        raise ValueError(f"{folder}: no {MANIFEST}; a weights folder is what train_folds.py --out wrote")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not JSON ({error}); fetch it again") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ValueError(f"{path}: format is not {FORMAT}; this version of osteograde cannot read it")
+    return manifest
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """Check every file of a weights folder against its manifest; return the manifest. ValueError names the file."""
+    manifest = read_manifest(folder)
+    for name, entry in manifest["files"].items():
+        path = Path(folder) / name
+        if not path.resolve().is_relative_to(Path(folder).resolve()):
+            raise ValueError(f"{folder}: the manifest names {name}, which is outside of the folder; do not use it")
+        if not path.is_file():
+            raise ValueError(f"{path}: missing; the manifest expects sha256 {entry['sha256'][:12]}; fetch it again")
+        digest = sha256(path)
+        if digest != entry["sha256"]:
+            raise ValueError(
+                f"{path}: sha256 is {digest[:12]}..., the manifest says {entry['sha256'][:12]}...; "
+                "the file was changed or cut short, fetch it again"
+            )
+    return manifest
+
+
+def load(folder: Path, tasks: Mapping[str, Task], device: torch.device) -> Bundle:
+    """Verify all hashes, then rebuild and load every net. ValueError names what does not fit."""
+    manifest = verify(folder)
+    name = manifest["task"]
+    if name not in tasks:
+        raise ValueError(f"{folder}: weights are of task {name!r}; known tasks: {sorted(tasks)}")
+    task = tasks[name]
+    if sorted(manifest["prior"]) != sorted(task.targets):
+        raise ValueError(f"{folder}: its targets are not those of task {name!r}; train again with this version")
+    nets: dict[str, dict[str, list[nn.Module]]] = {"locate": {}, "grade": {}}
+    for file, entry in sorted(manifest["files"].items()):
+        kind, stage, _ = file.split("/")
+        net = on_device(load_net(Path(folder) / file, entry["net"]), device)
+        nets[kind].setdefault(stage, []).append(net)
+    wanted = {"locate": {stage.name for stage in task.locate}, "grade": {group.name for group in task.grade}}
+    for kind, stages in wanted.items():
+        if stages != set(nets[kind]):
+            raise ValueError(f"{folder}: {kind} nets are {sorted(nets[kind])}, task {name!r} needs {sorted(stages)}")
+    return Bundle(
+        task=task,
+        manifest=manifest,
+        locators={stage: tuple(found) for stage, found in nets["locate"].items()},
+        graders={stage: tuple(found) for stage, found in nets["grade"].items()},
+        device=device,
+    )
+'''
+
+SOURCE['osteograde/models/device.py'] = r'''"""Choosing a device by doing work on it: a driver that lists a GPU which cannot compute is common enough."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+CHOICES = "auto, cpu, cuda or cuda:N"
+
+
+def pick(name: str) -> torch.device:
+    """The device called ``name``: "auto" takes the first GPU that computes rightly, else the CPU.
+
+    Raises ValueError for another word, and for a GPU asked for by name that cannot compute.
+    """
+    if name == "auto":
+        gpu = torch.device("cuda:0")
+        return torch.device("cpu") if fault(gpu) else gpu
+    kind, _, number = name.partition(":")
+    if name == "cpu":
+        return torch.device("cpu")
+    if kind != "cuda" or (":" in name and not (number.isascii() and number.isdigit())):
+        raise ValueError(f"--device is {name!r}; expected {CHOICES}")
+    gpu = torch.device(kind, int(number or 0))
+    if reason := fault(gpu):
+        raise ValueError(f"--device {name}: {reason}; use --device cpu, or auto to take what works")
+    return gpu
+
+
+def fault(device: torch.device) -> str:
+    """What keeps ``device`` from computing, "" for nothing: a small convolution there against the CPU's answer."""
+    if device.type == "cuda" and torch.version.cuda is None and torch.version.hip is None:
+        return "this torch is built without GPU support"
+    grid = torch.linspace(-1, 1, 3 * 16 * 16).reshape(1, 3, 16, 16)
+    kernel = torch.linspace(-1, 1, 4 * 3 * 3 * 3).reshape(4, 3, 3, 3)
+    try:
+        answer = functional.conv2d(grid.to(device), kernel.to(device), padding=1)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        answer = answer.cpu()
+    except RuntimeError as error:  # no driver, no such GPU, no code for its generation, out of memory
+        return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    worst = float((answer - functional.conv2d(grid, kernel, padding=1)).abs().max())
+    # TF32 keeps 10 bits of mantissa; sums here stay below 10.
+    return "" if worst < 0.05 else f"a small convolution is off by {worst:.3g}; expected the CPU's answer"
+'''
+
+SOURCE['osteograde/models/faster_rcnn.py'] = r'''"""A detector as locator: torchvision's Faster R-CNN finds boxes, which are rendered to maps like the heatmap's.
+
+Shape legend: N slices (of all stacks of a batch), B stacks, L landmarks, C landmark channels (detector class c + 1),
+H W input pixels, h w map pixels. Boxes are (x0, y0, x1, y1) in input pixels, as torchvision has them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torchvision
+from torch import nn
+from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_fpn, fasterrcnn_resnet50_fpn_v2
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+from osteograde.models.backbones import adapt_first_conv
+from osteograde.models.locator import LocatorBatch, heatmap_loss, target_parts
+from osteograde.models.peaks import start_of
+
+_VARIANTS = {  # name: (detector, the classifier whose ImageNet weights fit its trunk)
+    "resnet50_v2": (fasterrcnn_resnet50_fpn_v2, "resnet50"),
+    "mobilenet": (fasterrcnn_mobilenet_v3_large_fpn, "mobilenet_v3_large"),
+}
+_FLOOR = 1e-6  # score of a place without any detection
+_REACH = 0.75  # slices: a box is taught on slices this near to its point
+
+
+class _AsItIs(GeneralizedRCNNTransform):
+    """Batches images at their own size: upscaling to 800 pixels, the default, costs ten times the work."""
+
+    def resize(
+        self, image: torch.Tensor, target: dict[str, torch.Tensor] | None = None
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor] | None]:
+        return image, target
+
+
+class FasterRcnnLocator(nn.Module):
+    """(N, in_channels, H, W) -> log scores (N, channels, H / stride, W / stride).
+
+    variant: "resnet50_v2" or "mobilenet". box_px: (height, width) of the box taught around a point, input pixels; the
+    smallest anchors are 32 px, so a box below about 20 px is hard to learn. proposals: kept per image; the default of
+    1000 is most of a detector's cost. Raises ValueError for an unknown variant.
+    """
+
+    def __init__(
+        self,
+        variant: str,
+        channels: int,
+        box_px: tuple[float, float] = (32.0, 32.0),
+        in_channels: int = 4,
+        stride: int = 4,
+        *,
+        proposals: int = 100,
+        pretrained: bool = False,
+    ) -> None:
+        super().__init__()
+        if variant not in _VARIANTS:
+            raise ValueError(f"Faster R-CNN variant {variant!r}; expected one of {sorted(_VARIANTS)}")
+        self.config: dict[str, Any] = {
+            "kind": "faster_rcnn",
+            "variant": variant,
+            "channels": channels,
+            "box_px": [float(side) for side in box_px],
+            "in_channels": in_channels,
+            "stride": stride,
+            "proposals": proposals,
+        }
+        self.channels, self.stride, self.box_px = channels, stride, (float(box_px[0]), float(box_px[1]))
+        make, trunk = _VARIANTS[variant]
+        self.detector = make(
+            weights=None,
+            weights_backbone=None,
+            num_classes=channels + 1,
+            rpn_post_nms_top_n_test=proposals,
+            rpn_post_nms_top_n_train=2 * proposals,
+            box_score_thresh=0.01,
+            box_detections_per_img=10 * channels,
+        )
+        if pretrained:
+            _load_trunk(self.detector.backbone.body, trunk)
+        adapt_first_conv(self.detector.backbone.body, in_channels)
+        self.detector.transform = _AsItIs(0, 0, image_mean=[0.5] * in_channels, image_std=[0.25] * in_channels)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.maps(images)
+
+    def maps(self, images: torch.Tensor) -> torch.Tensor:
+        """Log scores (N, C, h, w): per class, the highest of score x gaussian around each detected box's centre."""
+        training = self.detector.training
+        self.detector.eval()
+        found = self.detector(list(images))
+        self.detector.train(training)
+        return torch.stack([self._rendered(boxes, images.shape[-2:]) for boxes in found])
+
+    def loss(self, batch: LocatorBatch) -> torch.Tensor:
+        """In training mode the sum of the detector's four losses; in eval mode the heatmap loss of the maps, which
+        compares with other locators. Teaches the slices with boxes, and as many drawn from the others."""
+        if not self.training:
+            return heatmap_loss(self.maps(batch.images), batch)
+        boxes = self._boxes(batch)
+        positive = torch.tensor([len(b["labels"]) > 0 for b in boxes])
+        other = (~positive).nonzero()[:, 0]
+        other = other[torch.randperm(len(other))[: max(int(positive.sum()), 1)]]
+        chosen = torch.cat([positive.nonzero()[:, 0], other]).tolist()
+        parts = self.detector([batch.images[n] for n in chosen], [boxes[n] for n in chosen])
+        return torch.stack(list(parts.values())).sum()
+
+    def _boxes(self, batch: LocatorBatch) -> list[dict[str, torch.Tensor]]:
+        """torchvision's targets, one per slice."""
+        height, width = batch.images.shape[-2:]
+        labelled = target_parts(batch, (height // self.stride, width // self.stride)).labelled[batch.stack]
+        order = torch.arange(len(batch.stack), device=batch.stack.device)
+        order = order - start_of(batch.stack, len(batch.points))[batch.stack]
+        points = batch.points[batch.stack]
+        shown = labelled & ((points[..., 0] - order[:, None]).abs() <= _REACH)
+        half = points.new_tensor([self.box_px[1], self.box_px[0]]) / 2
+        targets = []
+        for n in range(len(order)):
+            centre = points[n, shown[n]][:, [2, 1]] + 0.5  # torchvision counts pixel edges, we count centres
+            box = torch.cat([centre - half, centre + half], 1).clamp_min(0)
+            box = torch.minimum(box, box.new_tensor([width, height, width, height]))
+            targets.append({"boxes": box, "labels": batch.channel[shown[n]] + 1})
+        return targets
+
+    def _rendered(self, found: dict[str, torch.Tensor], size: torch.Size) -> torch.Tensor:
+        """Detections of one slice -> (C, h, w)."""
+        boxes, labels, scores = found["boxes"].float(), found["labels"], found["scores"].float()
+        h, w = size[0] // self.stride, size[1] // self.stride
+        sigma = min(self.box_px) / 4
+        centre = (boxes[:, :2] + boxes[:, 2:]) / 2 - 0.5
+        rows, columns = ((torch.arange(n, device=boxes.device) + 0.5) * self.stride - 0.5 for n in (h, w))
+        down = torch.exp(-0.5 * ((rows - centre[:, 1:]) / sigma) ** 2)
+        along = torch.exp(-0.5 * ((columns - centre[:, :1]) / sigma) ** 2)
+        blobs = scores[:, None, None] * down[..., None] * along[:, None]  # (detections, h, w)
+        maps = boxes.new_zeros((self.channels, h, w))
+        place = (labels - 1)[:, None, None].expand_as(blobs)
+        return torch.log(maps.scatter_reduce(0, place, blobs, "amax") + _FLOOR)
+
+
+def _load_trunk(body: nn.Module, classifier: str) -> None:
+    """ImageNet weights into a detector's trunk. Not torchvision's own way, which also swaps the norm layers, so that
+    a net rebuilt without a download would not match."""
+    source = torchvision.models.get_model(classifier, weights="DEFAULT").state_dict()
+    state = {key.removeprefix("features."): value for key, value in source.items()}
+    lost = body.load_state_dict(state, strict=False).missing_keys
+    if lost:
+        raise ValueError(f"torchvision's {classifier} lacks {lost[:3]} that the detector's trunk has")
+'''
+
+SOURCE['osteograde/models/grader.py'] = r'''"""Graders: slices of one or more views -> one shared encoder -> pooling over all slices -> class logits.
+
+Shape legend: B sites, V views, D slices of one view, H W pixels, M present slices of a view over the whole batch,
+S slices of all views together, F encoder features, T token width, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from osteograde.models.backbones import classifier_body
+
+_FURTHEST = 16  # slices further than this from the crop's centre share one position
+_FLATTEST = 0.02  # smallest standard deviation a crop is divided by: noise of an empty crop is not blown up
+
+
+class Grader(nn.Module):
+    """Crops of V views, and which of them exist, -> logits (B, K).
+
+    A view that is absent is never encoded nor pooled: its pixels have exactly no influence. With no view at all the
+    logits are those of an empty bag, finite. backbone, stages, pixels: see ``backbones.classifier_body``.
+    pool: "attention" (gated, over the slices of all present views), "mean", or "centre" (each present view's middle
+    slice D // 2). neighbours: every slice is read with the two beside it as three channels (2.5D).
+    normalise: "crop" (each crop to mean 0 and deviation 1) or "fixed" (0..1 to about -2..2).
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        views: int,
+        classes: int = 3,
+        dropout: float = 0.2,
+        pool: str = "attention",
+        *,
+        width: int = 128,
+        stages: int = 0,
+        pixels: int = 0,
+        neighbours: bool = False,
+        normalise: str = "crop",
+        pretrained: bool = False,
+    ) -> None:
+        super().__init__()
+        if pool not in ("attention", "mean", "centre"):
+            raise ValueError(f"pool is {pool!r}; expected 'attention', 'mean' or 'centre'")
+        if normalise not in ("crop", "fixed"):
+            raise ValueError(f"normalise is {normalise!r}; expected 'crop' or 'fixed'")
+        self.config: dict[str, Any] = {
+            "kind": "grader",
+            "backbone": backbone,
+            "views": views,
+            "classes": classes,
+            "dropout": dropout,
+            "pool": pool,
+            "width": width,
+            "stages": stages,
+            "pixels": pixels,
+            "neighbours": neighbours,
+            "normalise": normalise,
+        }
+        self.views, self.pool, self.width = views, pool, width
+        self.neighbours, self.normalise = neighbours, normalise
+        self.encoder, features = classifier_body(
+            backbone, 3 if neighbours else 1, pretrained, stages=stages, pixels=pixels
+        )
+        self.token = nn.Sequential(nn.Linear(features, width), nn.LayerNorm(width))
+        self.view = nn.Embedding(views, width)
+        self.position = nn.Embedding(2 * _FURTHEST + 1, width)
+        for table in (self.view, self.position):
+            nn.init.normal_(table.weight, std=0.02)
+        self.attend, self.gate = nn.Linear(width, 64), nn.Linear(width, 64)
+        self.score = nn.Linear(64, 1)
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, crops: Sequence[torch.Tensor], present: torch.Tensor) -> torch.Tensor:
+        """crops: V tensors (B, D_v, H, W) in 0..1; present (B, V) bool -> (B, K)."""
+        if len(crops) != self.views or tuple(present.shape) != (len(present), self.views):
+            raise ValueError(
+                f"got {len(crops)} views of crops and present {tuple(present.shape)}; expected {self.views} views"
+            )
+        tokens, mask = [], []
+        for v, crop in enumerate(crops):
+            tokens.append(self._tokens(v, crop, present[:, v]))
+            mask.append(self._counted(crop.shape[1], present[:, v]))
+        pooled = self._pooled(torch.cat(tokens, 1), torch.cat(mask, 1))
+        return self.head(self.dropout(pooled.to(self.head.weight.dtype)))
+
+    def _tokens(self, view: int, crop: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+        """(B, D, H, W) -> (B, D, T); rows of absent crops are 0."""
+        b, d = crop.shape[:2]
+        rows = present.nonzero()[:, 0]
+        if not len(rows):
+            return crop.new_zeros((b, d, self.width), dtype=torch.float32)
+        slices = _normalised(crop[rows].float(), self.normalise)  # (M / D, D, H, W)
+        images = _with_neighbours(slices) if self.neighbours else slices[:, :, None]
+        token = self.token(self.encoder(images.flatten(0, 1))).float().unflatten(0, (-1, d))
+        place = (torch.arange(d, device=crop.device) - d // 2).clamp(-_FURTHEST, _FURTHEST) + _FURTHEST
+        token = nn.functional.gelu(token + self.view.weight[view] + self.position(place))
+        return token.new_zeros((b, d, self.width)).index_copy(0, rows, token)
+
+    def _counted(self, d: int, present: torch.Tensor) -> torch.Tensor:
+        """(B, D) bool: the slices that are pooled."""
+        mask = present[:, None].expand(-1, d)
+        if self.pool != "centre":
+            return mask
+        return mask & (torch.arange(d, device=present.device) == d // 2)
+
+    def _pooled(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """(B, S, T), (B, S) bool -> (B, T); 0 where the mask is empty. In float32 also under autocast."""
+        weight = mask.float()
+        if self.pool == "attention":
+            score = self.score(torch.tanh(self.attend(tokens)) * torch.sigmoid(self.gate(tokens)))[..., 0].float()
+            top = score.masked_fill(~mask, -torch.inf).amax(1, keepdim=True)
+            weight = torch.where(mask, torch.exp(score - top), weight)
+        weight = weight / weight.sum(1, keepdim=True).clamp_min(1e-12)
+        return torch.einsum("bs,bst->bt", weight, tokens.float())
+
+
+def _normalised(crops: torch.Tensor, how: str) -> torch.Tensor:
+    if how == "fixed":
+        return (crops - 0.5) * 4
+    deviation, mean = torch.std_mean(crops, (-3, -2, -1), keepdim=True, correction=0)
+    return (crops - mean) / deviation.clamp_min(_FLATTEST)
+
+
+def _with_neighbours(slices: torch.Tensor) -> torch.Tensor:
+    """(M, D, H, W) -> (M, D, 3, H, W): previous, this, next; the ends repeat themselves."""
+    before = torch.cat([slices[:, :1], slices[:, :-1]], 1)
+    after = torch.cat([slices[:, 1:], slices[:, -1:]], 1)
+    return torch.stack([before, slices, after], 2)
+'''
+
+SOURCE['osteograde/models/heatmap.py'] = r'''"""The default locator: a timm pyramid and a light decoder that scores every pixel of every slice.
+
+Shape legend: N slices (of all stacks of a batch), C landmark channels, H W input pixels, h w map pixels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from osteograde.models.backbones import encoder
+from osteograde.models.locator import LocatorBatch, heatmap_loss
+
+
+class HeatmapLocator(nn.Module):
+    """(N, in_channels, H, W) -> logits (N, channels, H / stride, W / stride).
+
+    The input channels are the previous, this and the next slice, and the lateral coordinate. The logits are scores
+    over all positions of a stack; ``locator.decode`` turns them into points. stages: how many stages of the encoder
+    are used (0 = all). Raises ValueError for an unknown encoder, stride, or an image size that stride does not divide.
+    """
+
+    def __init__(
+        self,
+        encoder_name: str,
+        channels: int,
+        in_channels: int = 4,
+        width: int = 32,
+        stride: int = 4,
+        stages: int = 0,
+        *,
+        pretrained: bool = False,
+    ) -> None:
+        super().__init__()
+        if stride not in (1, 2, 4, 8):
+            raise ValueError(f"stride of the map is {stride}; expected 1, 2, 4 or 8")
+        self.config: dict[str, Any] = {
+            "kind": "heatmap",
+            "encoder_name": encoder_name,
+            "channels": channels,
+            "in_channels": in_channels,
+            "width": width,
+            "stride": stride,
+            "stages": stages,
+        }
+        self.channels, self.stride = channels, stride
+        self.encoder = encoder(encoder_name, in_channels, pretrained, stages=stages)
+        info = self.encoder.feature_info
+        self.used = [i for i, r in enumerate(info.reduction()) if r >= stride] or [len(info.reduction()) - 1]
+        counts = info.channels()
+        self.laterals = nn.ModuleList(nn.Conv2d(counts[i], width, 1) for i in self.used)
+        self.blocks = nn.ModuleList(_separable(width) for _ in self.used)
+        self.head = nn.Conv2d(width, channels, 1)
+        nn.init.normal_(self.head.weight, std=0.01)
+        nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        h, w = images.shape[-2] // self.stride, images.shape[-1] // self.stride
+        if (h * self.stride, w * self.stride) != tuple(images.shape[-2:]):
+            raise ValueError(f"images are {tuple(images.shape[-2:])} pixels; expected multiples of {self.stride}")
+        pyramid = self.encoder(images)
+        maps: torch.Tensor | None = None
+        for i, lateral, block in reversed(list(zip(self.used, self.laterals, self.blocks, strict=True))):
+            here = lateral(pyramid[i])
+            maps = block(here if maps is None else here + _resized(maps, here.shape[-2], here.shape[-1]))
+        assert maps is not None
+        return self.head(_resized(maps, h, w))
+
+    def maps(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits (N, C, h, w)."""
+        return self(images)
+
+    def loss(self, batch: LocatorBatch) -> torch.Tensor:
+        """Scalar, mean over labelled landmarks; see ``locator.heatmap_loss``."""
+        return heatmap_loss(self(batch.images), batch)
+
+
+def _resized(maps: torch.Tensor, h: int, w: int) -> torch.Tensor:
+    if tuple(maps.shape[-2:]) == (h, w):
+        return maps
+    return F.interpolate(maps, size=(h, w), mode="bilinear", align_corners=False)
+
+
+def _separable(width: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False),
+        nn.Conv2d(width, width, 1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(inplace=True),
+    )
+'''
+
+SOURCE['osteograde/models/locator.py'] = r'''"""What every locator shares: the batch it learns from, its loss, and the way from maps to points.
+
+Shape legend: B stacks, N slices (all stacks one after the other), D slices of one stack, L landmarks, C channels,
+H W input pixels, h w map pixels, K candidates. An index is (slice within its stack, row, column) in *input* pixels,
+continuous, integer = pixel centre; map pixel i has its centre at input pixel (i + 0.5) * stride - 0.5.
+
+Every landmark reads one channel of the map and may be kept to one side of the patient: its probabilities are a
+softmax over all positions of its stack that lie on that side, so it cannot land on the other one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from osteograde.models.peaks import Decoded, refined, stack_peaks, start_of
+
+_BLOCKED = -1e9  # finite, so that a stack without any allowed position still has finite gradients
+SLICE_SIGMA = 0.5  # spread of the target across slices, in slices: annotators differ by about one slice
+
+
+@dataclass(frozen=True, eq=False)
+class LocatorBatch:
+    """Stacks to learn from. side: +1 = patient's left, -1 = right, 0 = both; lateral: mm to the left of the midline."""
+
+    images: torch.Tensor  # (N, in_channels, H, W): previous, this and next slice, lateral coordinate
+    stack: torch.Tensor  # (N,) long, 0..B-1 ascending: the stack each slice belongs to
+    points: torch.Tensor  # (B, L, 3) index; NaN where unlabelled
+    channel: torch.Tensor  # (L,) long: the map channel each landmark reads
+    side: torch.Tensor  # (L,) long in {-1, 0, 1}
+    lateral: torch.Tensor  # (N, W) float32, mm, of each pixel column
+    pixel_mm: float
+    slice_mm: float | torch.Tensor  # one for all, or (B,)
+    sigma_mm: float  # in-plane spread of the target
+
+    def to(self, device: torch.device | str) -> LocatorBatch:
+        """The same batch on another device."""
+        moved = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in vars(self).items()}
+        return LocatorBatch(**moved)
+
+
+class Locator(Protocol):
+    """A net that scores places. ``config`` rebuilds it through ``build``; ``maps`` are logits (N, C, h, w)."""
+
+    config: dict[str, Any]
+    channels: int
+    stride: int
+
+    def maps(self, images: torch.Tensor) -> torch.Tensor: ...
+
+    def loss(self, batch: LocatorBatch) -> torch.Tensor: ...
+
+
+class TargetParts(NamedTuple):
+    """The gaussian targets as an outer product: rows (N, L, h) x columns (N, L, w), summing to 1 over a stack."""
+
+    rows: torch.Tensor
+    columns: torch.Tensor
+    labelled: torch.Tensor  # (B, L) bool
+
+
+def side_mask(lateral: torch.Tensor, side: torch.Tensor) -> torch.Tensor:
+    """Where landmarks may lie: lateral (N, w) mm and side (L,) -> (N, L, w) bool. The midline itself is neither."""
+    return (side == 0)[None, :, None] | (lateral[:, None] * side[None, :, None] > 0)
+
+
+def lateral_on_map(lateral: torch.Tensor, stride: int) -> torch.Tensor:
+    """Lateral coordinate (N, W) of the input's columns -> (N, w) of the map's."""
+    return lateral.unflatten(-1, (-1, stride)).mean(-1)
+
+
+def target_parts(batch: LocatorBatch, size: tuple[int, int]) -> TargetParts:
+    """Targets on a map of ``size`` (h, w), in factors.
+
+    A landmark counts as unlabelled where its point is NaN, more than one slice outside the stack, outside the image,
+    or on the wrong side.
+    """
+    stride = batch.images.shape[-1] // size[1]
+    points, stack, height, width = batch.points.float(), batch.stack, *batch.images.shape[-2:]
+    rows, columns = (_centres(n, stride, points.device) for n in size)
+    slices = torch.arange(len(stack), device=stack.device) - start_of(stack, len(points))[stack]
+    target = points.nan_to_num(nan=-1e3)[stack]  # (N, L, 3)
+    sigma_px = batch.sigma_mm / batch.pixel_mm
+    across = _gaussian(slices[:, None] - target[..., 0], SLICE_SIGMA)
+    down = _gaussian(rows - target[..., 1:2], sigma_px)
+    along = _gaussian(columns - target[..., 2:3], sigma_px) * across[..., None]
+    along = along * side_mask(lateral_on_map(batch.lateral, stride), batch.side)
+    inside = (points[..., 1] > -0.5) & (points[..., 1] < height - 0.5)
+    inside &= (points[..., 2] > -0.5) & (points[..., 2] < width - 0.5)
+    mass = points.new_zeros(points.shape[:2]).index_add(0, stack, down.sum(-1) * along.sum(-1))
+    own = points.new_zeros(points.shape[:2]).index_add(0, stack, _own_side(batch, slices).float()) > 0
+    full = 2 * math.pi * (sigma_px / stride) ** 2  # of an uncut gaussian on one slice
+    labelled = inside & own & (mass > 0.02 * full)
+    weight = torch.where(labelled, 1 / mass.clamp_min(1e-12), mass.new_zeros(()))
+    return TargetParts(down, along * weight[stack][..., None], labelled)
+
+
+def targets(batch: LocatorBatch, size: tuple[int, int]) -> torch.Tensor:
+    """The same as one dense map (N, L, h, w): sums to 1 over each stack, 0 where unlabelled."""
+    parts = target_parts(batch, size)
+    return parts.rows[..., None] * parts.columns[..., None, :]
+
+
+def heatmap_loss(logits: torch.Tensor, batch: LocatorBatch) -> torch.Tensor:
+    """Mean over labelled landmarks of the cross entropy between the softmax over a stack's places and the target.
+
+    logits (N, C, h, w) -> scalar; 0 (with a gradient of 0) when nothing in the batch is labelled.
+    """
+    logits = logits.float()
+    parts = target_parts(batch, (logits.shape[-2], logits.shape[-1]))
+    allowed = side_mask(lateral_on_map(batch.lateral, batch.images.shape[-1] // logits.shape[-1]), batch.side)
+    total = _stack_logsumexp(logits, batch.stack, batch.channel, allowed, len(batch.points))
+    hit = torch.einsum("nlhw,nlh->nlw", logits.index_select(1, batch.channel), parts.rows)
+    hit = (hit * parts.columns).sum(-1)
+    hit = torch.zeros_like(total).index_add(0, batch.stack, hit)
+    loss = torch.where(parts.labelled, total - hit, torch.zeros_like(total))
+    return loss.sum() / parts.labelled.sum().clamp_min(1)
+
+
+def probabilities(
+    logits: torch.Tensor,
+    stack: torch.Tensor,
+    channel: torch.Tensor,
+    side: torch.Tensor,
+    lateral: torch.Tensor,
+) -> torch.Tensor:
+    """(N, C, h, w) logits -> (N, L, h, w): per landmark, sums to 1 over the allowed places of its stack.
+
+    lateral (N, W) at input resolution. All 0 where a stack has no place on the landmark's side. Average these over
+    folds, then decode.
+    """
+    logits = logits.float()
+    allowed = side_mask(lateral_on_map(lateral, lateral.shape[-1] // logits.shape[-1]), side)
+    stacks = int(stack.max()) + 1 if len(stack) else 0
+    total = _stack_logsumexp(logits, stack, channel, allowed, stacks)
+    scaled = torch.exp(logits.index_select(1, channel) - total[stack][..., None, None])
+    return torch.where(allowed[:, :, None], scaled, scaled.new_zeros(()))
+
+
+def decode(
+    logits: torch.Tensor,
+    stack: torch.Tensor,
+    channel: torch.Tensor,
+    side: torch.Tensor,
+    lateral: torch.Tensor,
+    *,
+    pixel_mm: float,
+    slice_mm: float | torch.Tensor,
+) -> Decoded:
+    """Logits (N, C, h, w) -> index (B, L, 3) in input pixels and confidence (B, L); see ``decode_probabilities``."""
+    found = probabilities(logits, stack, channel, side, lateral)
+    stride = lateral.shape[-1] // logits.shape[-1]
+    return decode_probabilities(found, stack, stride=stride, pixel_mm=pixel_mm, slice_mm=slice_mm)
+
+
+def decode_probabilities(
+    found: torch.Tensor,
+    stack: torch.Tensor,
+    *,
+    stride: int,
+    pixel_mm: float,
+    slice_mm: float | torch.Tensor,
+) -> Decoded:
+    """Probabilities (N, L, h, w) of one net, or averaged over folds -> Decoded.
+
+    index (B, L, 3): the highest place of the stack, refined below a map pixel; NaN where nothing is allowed.
+    confidence (B, L): the probability within 10 mm of it.
+    """
+    return refined(found, stack, stack_peaks(found, stack), stride=stride, pixel_mm=pixel_mm, slice_mm=slice_mm)
+
+
+def _own_side(batch: LocatorBatch, slices: torch.Tensor) -> torch.Tensor:
+    """(N, L) bool: the slice nearest to a labelled point, if the point lies on its landmark's side there."""
+    points = batch.points.float().nan_to_num(nan=-1e3)[batch.stack]  # (N, L, 3)
+    last = torch.bincount(batch.stack, minlength=len(batch.points))[batch.stack] - 1
+    inside = (points[..., 0] > -1) & (points[..., 0] < last[:, None] + 1)
+    nearest = torch.minimum(points[..., 0].round().clamp_min(0), last[:, None])
+    column = points[..., 2].round().long().clamp(0, batch.lateral.shape[-1] - 1)
+    lateral = batch.lateral.gather(1, column)
+    return inside & (nearest == slices[:, None]) & ((batch.side == 0) | (lateral * batch.side > 0))
+
+
+def _stack_logsumexp(
+    logits: torch.Tensor, stack: torch.Tensor, channel: torch.Tensor, allowed: torch.Tensor, stacks: int
+) -> torch.Tensor:
+    """(B, L): log of the sum of exp over the allowed places. The mask is the same for every row, so rows go first."""
+    columns = torch.logsumexp(logits, 2).index_select(1, channel)  # (N, L, w)
+    slices = torch.logsumexp(columns.masked_fill(~allowed, _BLOCKED), -1)  # (N, L)
+    top = slices.new_full((stacks, slices.shape[1]), _BLOCKED)
+    top = top.scatter_reduce(0, stack[:, None].expand_as(slices), slices.detach(), "amax")
+    return top + torch.zeros_like(top).index_add(0, stack, torch.exp(slices - top[stack])).clamp_min(1e-30).log()
+
+
+def _centres(size: int, stride: int, device: torch.device) -> torch.Tensor:
+    """Input-pixel coordinate of each map pixel's centre."""
+    return (torch.arange(size, device=device) + 0.5) * stride - 0.5
+
+
+def _gaussian(distance: torch.Tensor, sigma: float) -> torch.Tensor:
+    return torch.exp(-0.5 * (distance / sigma) ** 2)
+'''
+
+SOURCE['osteograde/models/peaks.py'] = r'''"""From probability maps to points: peaks, their refinement below a pixel, and levels in a plausible order.
+
+Shape legend: B stacks, N slices, L landmarks, h w map pixels, K candidates. A peak is (slice within the stack, row,
+column) in whole *map* pixels; an index is the same in continuous *input* pixels (see ``locator``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+NEAR_MM = 10.0  # confidence = probability this near to the point
+_WINDOW = 1.5  # sigma, in map pixels, of the window in which a peak is refined
+_REACH = 4  # the window is cut off this many map pixels from the peak
+_STEPS = 12
+
+
+class Decoded(NamedTuple):
+    index: torch.Tensor  # (B, L, 3)
+    confidence: torch.Tensor  # (B, L)
+
+
+def start_of(stack: torch.Tensor, stacks: int) -> torch.Tensor:
+    """(B,) row of each stack's first slice."""
+    counts = torch.bincount(stack, minlength=stacks)
+    return counts.cumsum(0) - counts
+
+
+def stack_peaks(found: torch.Tensor, stack: torch.Tensor) -> torch.Tensor:
+    """Highest place of every landmark: (N, L, h, w) -> (B, L, 3) whole map pixels; (-1, -1, -1) where all is 0."""
+    stacks = int(stack.max()) + 1 if len(stack) else 0
+    value, place = found.flatten(2).max(-1)  # (N, L)
+    counts, start = torch.bincount(stack, minlength=stacks), start_of(stack, stacks)
+    order = torch.arange(len(stack), device=stack.device) - start[stack]
+    padded = value.new_full((stacks, int(counts.max()) if stacks else 0, value.shape[1]), -1.0)
+    padded[stack, order] = value
+    best, where = padded.max(1)  # (B, L)
+    place = place.gather(0, start[:, None] + where)
+    peak = torch.stack([where, place // found.shape[-1], place % found.shape[-1]], -1)
+    return torch.where(best[..., None] > 0, peak, torch.full_like(peak, -1))
+
+
+def refined(
+    found: torch.Tensor,
+    stack: torch.Tensor,
+    peak: torch.Tensor,
+    *,
+    stride: int,
+    pixel_mm: float,
+    slice_mm: float | torch.Tensor,
+) -> Decoded:
+    """Points around whole-pixel peaks (B, L, 3).
+
+    Across slices: the mean over the peak's slice and its neighbours. In-plane: a window is moved until it is centred
+    on the mean of what it sees; unlike one mean over a fixed window this is not pulled towards the peak's pixel
+    when the blob is wider than the window.
+    """
+    patch, slices = _patches(found, stack, peak)  # (B, L, 3, S, S)
+    depth = patch.sum((-2, -1))
+    z = (depth * slices).sum(-1) / depth.sum(-1).clamp_min(1e-30)
+    flat = patch.sum(2)
+    flat = flat / flat.sum((-2, -1), keepdim=True).clamp_min(1e-30)
+    offset = torch.arange(-_REACH, _REACH + 1, device=found.device, dtype=found.dtype)
+    row = column = torch.zeros_like(z)
+    for _ in range(_STEPS):
+        down = torch.exp(-0.5 * ((offset - row[..., None]) / _WINDOW) ** 2)
+        along = torch.exp(-0.5 * ((offset - column[..., None]) / _WINDOW) ** 2)
+        seen = flat * down[..., None] * along[..., None, :]
+        mass = seen.sum((-2, -1)).clamp_min(1e-30)
+        row = (seen.sum(-1) * offset).sum(-1) / mass
+        column = (seen.sum(-2) * offset).sum(-1) / mass
+    index = torch.stack([z, peak[..., 1] + row, peak[..., 2] + column], -1)
+    index[..., 1:] = (index[..., 1:] + 0.5) * stride - 0.5
+    absent = peak[..., 0] < 0
+    confidence = _near(found, stack, index, stride, pixel_mm, slice_mm)
+    index = torch.where(absent[..., None], torch.full_like(index, torch.nan), index)
+    return Decoded(index, torch.where(absent, torch.zeros_like(confidence), confidence))
+
+
+def candidates(
+    found: torch.Tensor, stack: torch.Tensor, *, count: int = 5, apart_px: int = 4
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The ``count`` highest places that lie more than ``apart_px`` map pixels apart in-plane.
+
+    (N, L, h, w) -> peaks (B, L, K, 3) and their probability (B, L, K), highest first; (-1, -1, -1) and 0 when there
+    are fewer.
+    """
+    left = found.clone()
+    peaks, scores = [], []
+    rows, columns = (torch.arange(n, device=found.device) for n in found.shape[-2:])
+    for _ in range(count):
+        peak = stack_peaks(left, stack)
+        patch, _ = _patches(left, stack, peak)
+        peaks.append(peak)
+        scores.append(patch.sum((2, 3, 4)) * (peak[..., 0] >= 0))
+        here = peak[stack]  # (N, L, 3)
+        near_row = (rows - here[..., 1:2]).abs() <= apart_px
+        near_column = (columns - here[..., 2:3]).abs() <= apart_px
+        left = left.masked_fill(near_row[..., None] & near_column[..., None, :], 0.0)
+    return torch.stack(peaks, 2), torch.stack(scores, 2)
+
+
+def in_order(
+    peaks: torch.Tensor,
+    scores: torch.Tensor,
+    chains: Sequence[Sequence[int]],
+    *,
+    map_pixel_mm: float,
+    spacing_mm: tuple[float, float] = (18.0, 60.0),
+    penalty: float = 6.0,
+) -> torch.Tensor:
+    """Choose one candidate per landmark so that every chain (landmark numbers, top first) descends the image.
+
+    peaks (B, L, K, 3), scores (B, L, K) as from ``candidates`` -> (B, L, 3). Dynamic programming: log scores, minus
+    ``penalty`` for each pair of neighbours that does not descend, or whose in-plane distance is outside spacing_mm.
+    Landmarks in no chain keep their highest peak.
+    """
+    chosen = peaks[:, :, 0].clone()
+    value = scores.clamp_min(1e-9).log()
+    batch = torch.arange(len(peaks), device=peaks.device)
+    for chain in chains:
+        total, back = value[:, chain[0]], []
+        for above, below in zip(chain[:-1], chain[1:], strict=True):
+            step = (peaks[:, below, :, None, 1:] - peaks[:, above, None, :, 1:]).float() * map_pixel_mm
+            distance = step.norm(dim=-1)  # (B, K below, K above)
+            bad = (step[..., 0] <= 0) | (distance < spacing_mm[0]) | (distance > spacing_mm[1])
+            best, where = (total[:, None] - penalty * bad).max(-1)
+            back.append(where)
+            total = best + value[:, below]
+        pick = total.argmax(-1)
+        for landmark, where in zip(reversed(chain), [*reversed(back), None], strict=True):
+            chosen[:, landmark] = peaks[batch, landmark, pick]
+            pick = pick if where is None else where[batch, pick]
+    return chosen
+
+
+def _patches(found: torch.Tensor, stack: torch.Tensor, peak: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Surroundings of peaks: (B, L, 3, S, S), 0 outside the stack and the map, and their slice numbers (B, L, 3)."""
+    counts, start = torch.bincount(stack, minlength=len(peak)), start_of(stack, len(peak))
+    reach = torch.arange(-_REACH, _REACH + 1, device=found.device)
+    slices = peak[..., :1] + torch.arange(-1, 2, device=found.device)  # (B, L, 3)
+    rows, columns = peak[..., 1:2] + reach, peak[..., 2:3] + reach  # (B, L, S)
+    n = (start[:, None, None] + slices).clamp(0, max(len(stack) - 1, 0))
+    landmark = torch.arange(found.shape[1], device=found.device)
+    patch = found[
+        n[..., None, None],
+        landmark[None, :, None, None, None],
+        rows.clamp(0, found.shape[-2] - 1)[:, :, None, :, None],
+        columns.clamp(0, found.shape[-1] - 1)[:, :, None, None, :],
+    ]
+    inside = ((slices >= 0) & (slices < counts[:, None, None]))[..., None, None]
+    inside = inside & ((rows >= 0) & (rows < found.shape[-2]))[:, :, None, :, None]
+    inside = inside & ((columns >= 0) & (columns < found.shape[-1]))[:, :, None, None, :]
+    return patch * inside, slices
+
+
+def _near(
+    found: torch.Tensor,
+    stack: torch.Tensor,
+    index: torch.Tensor,
+    stride: int,
+    pixel_mm: float,
+    slice_mm: float | torch.Tensor,
+) -> torch.Tensor:
+    """(B, L): probability within NEAR_MM of each index."""
+    start = start_of(stack, len(index))
+    order = torch.arange(len(stack), device=stack.device) - start[stack]
+    slice_mm = torch.as_tensor(slice_mm, device=found.device, dtype=found.dtype).expand(len(index))
+    here = index[stack]  # (N, L, 3)
+    rows, columns = ((torch.arange(n, device=found.device) + 0.5) * stride - 0.5 for n in found.shape[-2:])
+    across = ((order[:, None] - here[..., 0]) * slice_mm[stack][:, None]) ** 2
+    down = ((rows - here[..., 1:2]) * pixel_mm) ** 2
+    along = ((columns - here[..., 2:3]) * pixel_mm) ** 2
+    near = across[..., None, None] + down[..., None] + along[..., None, :] <= NEAR_MM**2
+    mass = (found * near).sum((-2, -1))
+    return mass.new_zeros(index.shape[:2]).index_add(0, stack, mass)
+'''
+
+SOURCE['osteograde/tasks/__init__.py'] = r'''"""The tasks the kit knows. A task is a value (contract.py); adding one is adding its module here."""
+
+from osteograde.tasks import lumbar_mr
+from osteograde.tasks.contract import Task
+
+TASKS: dict[str, Task] = {task.name: task for task in (lumbar_mr.TASK,)}
+'''
+
+SOURCE['osteograde/tasks/contract.py'] = r'''"""What a task is: plain values that the rest of the kit reads. Adding a task is one file; see CONTRIBUTING.md.
+
+Stage 1 (``Locate``) finds landmarks in patient mm, stage 2 (``Grade``) reads crops around them. Every name that is
+submitted is derived from sites, conditions and levels here and in the task's file, never typed twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from osteograde.imaging.geometry import Roi, Volume
+
+Volumes = Mapping[str, Sequence[Volume]]  # view -> stacks, each oriented along the view's directions
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """One landmark found: (3,) LPS mm, and a confidence in [0, 1]."""
+
+    mm: np.ndarray
+    confidence: float = 1.0
+
+
+Points = Mapping[str, Point]  # landmark -> Point; absent landmarks are absent, never zero
+Rois = Mapping[str, Mapping[str, tuple[Volume, Roi]]]  # site -> view -> the stack to sample and the box in it
+
+
+@dataclass(frozen=True)
+class Series:
+    """One folder of files of one view; nothing is read until somebody asks."""
+
+    id: str
+    view: str
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Mark:
+    """An annotated landmark as the tables give it: pixel (x, y) on one file of one series."""
+
+    landmark: str
+    series: str
+    instance: str
+    x: float
+    y: float
+
+
+@dataclass(frozen=True)
+class Study:
+    """A patient's examination: which series hold which view, and what is known of it (labels, marks)."""
+
+    id: str
+    patient: str
+    series: tuple[Series, ...]
+    labels: Mapping[str, int] = field(default_factory=dict)  # target -> class index; unlabelled targets are absent
+    marks: tuple[Mark, ...] = ()
+
+
+@dataclass(frozen=True)
+class View:
+    """A kind of series. ``directions``: unit LPS rows that a stack's (D, H, W) axes are turned to, e.g. sagittal
+    (left, feet, back), so that every net sees every patient the same way up."""
+
+    name: str
+    description: str  # how the tables call it
+    directions: tuple[tuple[float, float, float], ...]
+
+
+@dataclass(frozen=True)
+class Landmark:
+    """What a locator finds. Several landmarks may share a channel: the same structure on the right and on the left.
+
+    ``side`` ("right", "left" or "") keeps the landmark to that side of the patient's midline in the locator's
+    view; ``prompt`` names the landmark of an earlier locator around which this one is looked for.
+    """
+
+    name: str
+    channel: str
+    side: str = ""
+    prompt: str = ""
+
+
+@dataclass(frozen=True)
+class Locate:
+    """One locator. Landmarks without a prompt are looked for in the whole stack of the view (the one with the most
+    slices); landmarks with a prompt on ``slices`` slices nearest to it, over all stacks of the view.
+
+    field_mm: (H, W) of the image the net sees, centred on the stack or on the prompt. midline: landmarks of earlier
+    locators whose mean x divides right from left; without them the stack's centre does (a prompt is its own midline).
+    sigma_mm: spread of the heatmap target in-plane. far_mm: a prompt further than this from every slice finds nothing.
+    """
+
+    name: str
+    view: str
+    landmarks: tuple[Landmark, ...]
+    field_mm: tuple[float, float]
+    slices: int = 0  # 0: all
+    midline: tuple[str, ...] = ()
+    far_mm: float = 10.0
+    sigma_mm: float = 4.0
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(landmark.channel for landmark in self.landmarks))
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The prompts, in order; ("",) for a locator that reads whole stacks."""
+        return tuple(dict.fromkeys(landmark.prompt for landmark in self.landmarks))
+
+
+@dataclass(frozen=True)
+class Site:
+    """One graded place = one submitted row. ``target`` is its name in the tables; left sites are mirrored."""
+
+    target: str
+    condition: str
+    level: str
+    side: str = ""
+    landmark: str = ""
+
+
+@dataclass(frozen=True)
+class CropSpec:
+    """What a grader sees of one view: slices and in-plane field in mm (the recipe chooses the pixels)."""
+
+    view: str
+    slices: int
+    field_mm: float
+
+
+@dataclass(frozen=True)
+class Grade:
+    """One grader: the sites of one condition group, the crops it reads, and where they lie.
+
+    rois(volumes, points) -> {site target: {view: (volume, roi)}} is pure; views that cannot be seen are left out. The
+    in-plane size of each roi is its spec's field; ``pixels`` arrives as the last argument.
+    """
+
+    name: str
+    sites: tuple[Site, ...]
+    crops: tuple[CropSpec, ...]
+    rois: Callable[[Volumes, Points, int], Rois]
+    any_severe: bool = False  # adds the any-severe term over the sites of a study to the loss
+
+
+@dataclass(frozen=True)
+class Task:
+    """A competition: what a study may hold, what is found, what is graded, how it is read and scored."""
+
+    name: str
+    slug: str  # the competition's name on Kaggle
+    views: tuple[View, ...]
+    classes: tuple[str, ...]  # columns of the submission
+    weights: tuple[float, ...]  # of the classes, in loss and metric
+    locate: tuple[Locate, ...]
+    grade: tuple[Grade, ...]
+    targets: tuple[str, ...]  # in the order of the template
+    prior: Mapping[str, tuple[float, ...]]  # target -> class probabilities where nothing can be seen
+    read: Callable[[Path, str], list[Study]]  # (root, "train" or "test"); lazy: tables and paths, no voxels
+    labels: Callable[[Path], dict[str, dict[str, int]]]  # a table of truth -> {study: {target: class}}
+    score: Callable[[Mapping[str, Mapping[str, int]], Mapping[str, np.ndarray]], dict[str, float]]
+    # the same score as a function of how often each of the labelled studies counts: (B, studies) -> (B, parts), the
+    # parts in the order of ``score``'s; what makes resampling cheap
+    counted: Callable[[Mapping[str, Mapping[str, int]], Mapping[str, np.ndarray]], Callable[[np.ndarray], np.ndarray]]
+    complete: Callable[[Points], Points]  # fills what can be told by geometry from what was found
+    score_groups: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        found: set[str] = set()
+        views = {view.name for view in self.views}
+        for stage in self.locate:
+            self._check_locate(stage, found, views)
+            found |= {landmark.name for landmark in stage.landmarks}
+        graded = [site.target for group in self.grade for site in group.sites]
+        if sorted(graded) != sorted(self.targets):
+            odd = sorted(set(graded) ^ set(self.targets)) or sorted({t for t in graded if graded.count(t) > 1})
+            raise ValueError(f"{self.name}: every target must be graded once; look at {odd[:5]}")
+        for group in self.grade:
+            if lost := {crop.view for crop in group.crops} - views:
+                raise ValueError(f"{self.name}: grader {group.name!r} reads {sorted(lost)}; views are {sorted(views)}")
+            if lost := {site.landmark for site in group.sites} - found:
+                raise ValueError(f"{self.name}: grader {group.name!r} needs {sorted(lost)}, which no locator finds")
+        if set(self.prior) != set(self.targets):
+            raise ValueError(f"{self.name}: the prior must name every target once")
+
+    def _check_locate(self, stage: Locate, found: set[str], views: set[str]) -> None:
+        if stage.view not in views:
+            raise ValueError(f"{self.name}: locator {stage.name!r} reads {stage.view!r}; views are {sorted(views)}")
+        needed = (set(stage.prompts) - {""}) | set(stage.midline)
+        if unknown := needed - found:
+            raise ValueError(
+                f"{self.name}: locator {stage.name!r} is prompted by {sorted(unknown)}, "
+                f"which no earlier locator finds; found so far: {sorted(found)}"
+            )
+        if twice := {landmark.name for landmark in stage.landmarks} & found:
+            raise ValueError(f"{self.name}: {sorted(twice)} found by {stage.name!r} and by an earlier locator")
+
+    def view(self, name: str) -> View:
+        return next(view for view in self.views if view.name == name)
+
+    def view_of_orientation(self, volume: Volume) -> str:
+        """The view that a stack of unknown description most likely is: the first whose slices lie most nearly
+        parallel to its own; "" where all are more than 45 degrees away."""
+        normal = np.cross(volume.axes[1], volume.axes[2])
+        along = {
+            view.name: round(abs(float(np.cross(view.directions[1], view.directions[2]) @ normal)), 6)
+            for view in self.views
+        }
+        best = max(along, key=lambda name: along[name])  # the first of equals
+        return best if along[best] > np.cos(np.pi / 4) else ""
+
+    def rows(self, study: str) -> list[str]:
+        """The submitted row ids of a study, in the template's order."""
+        return [f"{study}_{target}" for target in self.targets]
+'''
+
+SOURCE['osteograde/tasks/lumbar_metric.py'] = r'''"""The official score of `lumbar-mr`: the mean of four weighted log losses, lower is better.
+
+Spinal, foraminal and subarticular cells are pooled over levels, sides and studies; cell weights are 1 / 2 / 4 by true
+class. The fourth part asks per study whether any level of the canal is severe: the prediction is the largest severe
+probability, the weight that of the worst level. Unlabelled cells are left out. Probabilities are clipped to
+[eps, 1 - eps] of float64 and rows must sum to 1, so the result does not depend on the version of anybody's log_loss.
+
+Every part is a ratio of sums over studies, so one table of sums (``study_sums``) serves the score and its resampling.
+Letters: S studies, T targets (of the template, in its order), K classes, P parts, B resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from osteograde.tasks.lumbar_names import CONDITIONS, SHORT, SPINAL, TARGET_OF, TEMPLATE_TARGETS, WEIGHTS
+
+PARTS = (*(SHORT[condition] for condition in CONDITIONS), "any_severe_spinal")
+SUM_TOLERANCE = 1e-3  # how far a row may be from summing to 1
+EPS = float(np.finfo(np.float64).eps)
+
+_COLUMNS = {
+    condition: np.array([TARGET_OF[name].condition == condition for name in TEMPLATE_TARGETS])
+    for condition in CONDITIONS
+}
+_CLASS_WEIGHTS = np.array(WEIGHTS)
+_SEVERE = len(WEIGHTS) - 1
+
+
+def score(labels: Mapping[str, Mapping[str, int]], probs: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """The four parts and their mean, "score".
+
+    labels: {study: {target: class}}. probs: {study: (T, K)} in the template's order; studies without labels are
+    ignored. A part without any labelled cell is NaN, and so is the mean. ValueError where a labelled study has no
+    probabilities, or these are not finite, negative, or do not sum to 1.
+    """
+    values = counted(labels, probs)(np.ones((1, len(labels))))[0]
+    return dict(zip((*PARTS, "score"), map(float, values), strict=True))
+
+
+def counted(
+    labels: Mapping[str, Mapping[str, int]], probs: Mapping[str, np.ndarray]
+) -> Callable[[np.ndarray], np.ndarray]:
+    """The score as a function of how often each study of ``labels`` counts: (B, S) -> (B, P + 1), the mean last."""
+    numerators, denominators = study_sums(*tables(labels, probs))
+
+    def values(counts: np.ndarray) -> np.ndarray:
+        below = counts @ denominators
+        parts = np.divide(counts @ numerators, below, out=np.full(below.shape, np.nan), where=below > 0)
+        return np.column_stack([parts, parts.mean(1)])
+
+    return values
+
+
+def tables(labels: Mapping[str, Mapping[str, int]], probs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (S, T) with -1 where unlabelled, and probabilities (S, T, K) of the same studies. See ``score``."""
+    if lost := sorted(set(labels) - set(probs)):
+        raise ValueError(f"{len(lost)} labelled studies have no probabilities: {lost[:5]}")
+    classes = [[given.get(target, -1) for target in TEMPLATE_TARGETS] for given in labels.values()]
+    shape = (len(TEMPLATE_TARGETS), len(WEIGHTS))
+    rows = np.zeros((len(labels), *shape))
+    for i, study in enumerate(labels):
+        if np.shape(probs[study]) != shape:
+            raise ValueError(f"study {study}: probabilities are {np.shape(probs[study])}, expected {shape}")
+        rows[i] = probs[study]
+    wrong = ~np.isfinite(rows).all(-1) | (rows < 0).any(-1) | ~(np.abs(rows.sum(-1) - 1) <= SUM_TOLERANCE)
+    if wrong.any():
+        bad = [
+            f"{study}_{TEMPLATE_TARGETS[t]}"
+            for study, row in zip(labels, wrong, strict=True)
+            for t in np.flatnonzero(row)
+        ]
+        raise ValueError(f"{len(bad)} rows are not finite, negative or do not sum to 1: {bad[:5]}")
+    return np.array(classes, int).reshape(len(labels), len(TEMPLATE_TARGETS)), rows
+
+
+def study_sums(labels: np.ndarray, probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Per study and part the sums of weight * loss and of weight, (S, P) each. labels (S, T), probs (S, T, K)."""
+    loss, weight = weighted_log_losses(probs, labels, _CLASS_WEIGHTS)
+    sums = [((loss[:, columns]).sum(1), weight[:, columns].sum(1)) for columns in _COLUMNS.values()]
+    spinal = _COLUMNS[SPINAL]
+    sums.append(any_severe_losses(probs[:, spinal, _SEVERE], labels[:, spinal], weight[:, spinal]))
+    above, below = zip(*sums, strict=True)
+    return np.stack(above, 1), np.stack(below, 1)
+
+
+def weighted_log_losses(probs: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """weight * -log p of the true class, and weight; both shaped like labels (...), zero where labels are -1."""
+    given = labels >= 0
+    true = np.where(given, labels, 0)
+    weight = np.where(given, weights[true], 0.0)
+    p = np.take_along_axis(probs, true[..., None], -1)[..., 0]
+    return weight * -np.log(np.clip(p, EPS, 1 - EPS)), weight
+
+
+def any_severe_losses(severe: np.ndarray, labels: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """weight * loss and weight (S,) of "is any labelled level severe". severe: (S, levels) probabilities."""
+    given = labels >= 0
+    p = np.clip(np.where(given, severe, 0.0).max(1, initial=0.0), EPS, 1 - EPS)
+    true = (labels == _SEVERE).any(1)
+    worst = weight.max(1, initial=0.0)  # weights rise with severity; 0 where no level is labelled
+    return worst * -np.log(np.where(true, p, 1 - p)), worst
+'''
+
+SOURCE['osteograde/tasks/lumbar_mr.py'] = r'''"""The task `lumbar-mr`: 25 grades of a lumbar spine from sagittal T1, sagittal T2/STIR and axial T2 series.
+
+Canal points are found on sagittal T2, foramina on sagittal T1, recesses on axial T2 around the canal points. The canal
+is graded on sagittal and axial slices, the foramina on sagittal T1, the recesses on axial T2 with sagittal T2 as a
+second view. Names: lumbar_names.py; tables: lumbar_tables.py; score: lumbar_metric.py; boxes: lumbar_rois.py.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+
+from osteograde.tasks import lumbar_metric, lumbar_names, lumbar_rois, lumbar_tables
+from osteograde.tasks.contract import CropSpec, Grade, Landmark, Locate, Site, Task, View
+from osteograde.tasks.lumbar_names import FORAMINAL, LEVELS, SIDES, SPINAL, SUBARTICULAR, WEIGHTS, landmark
+from osteograde.tasks.prior import normalised
+
+# Unit LPS directions of a stack's (D, H, W) axes.
+SAGITTAL = ((1.0, 0.0, 0.0), (0.0, 0.0, -1.0), (0.0, 1.0, 0.0))
+AXIAL = ((0.0, 0.0, -1.0), (0.0, 1.0, 0.0), (1.0, 0.0, 0.0))
+
+# Published counts of the training labels (normal/mild, moderate, severe) and percent severe per level. Moderates are
+# published only over all levels; ``_published`` spreads them in proportion to the square root of the severe share,
+# an assumption (milder disease is spread more evenly). Weights carry priors counted from their own training labels;
+# these are used only where no weights are at hand.
+COUNTS = {SPINAL: (8664, 736, 470), FORAMINAL: (15357, 3564, 779), SUBARTICULAR: (13733, 3660, 1840)}
+SEVERE_PERCENT = {
+    SPINAL: (1.1, 2.7, 6.2, 12.9, 1.0),
+    FORAMINAL: (0.4, 0.4, 2.1, 6.9, 10.1),
+    SUBARTICULAR: (1.4, 4.1, 9.9, 23.3, 8.1),
+}
+
+
+def _published(condition: str) -> dict[str, tuple[float, ...]]:
+    """{level: class probabilities}, each class by its share times its weight: the best constant under the metric."""
+    severe = np.array(SEVERE_PERCENT[condition]) / 100
+    moderate = np.sqrt(severe) / np.sqrt(severe).mean() * COUNTS[condition][1] / sum(COUNTS[condition])
+    shares = np.stack([1 - moderate - severe, moderate, severe], 1)
+    return {level: normalised(share * np.array(WEIGHTS)) for level, share in zip(LEVELS, shares, strict=True)}
+
+
+def _prior() -> dict[str, tuple[float, ...]]:
+    by_level = {condition: _published(condition) for condition in COUNTS}
+    return {name: by_level[target.condition][target.level] for name, target in lumbar_names.TARGET_OF.items()}
+
+
+def _locators() -> tuple[Locate, ...]:
+    canal = tuple(Landmark(name, channel=name) for name in (landmark("canal", level) for level in LEVELS))
+    sided = [(level, side) for side in SIDES for level in LEVELS]
+    foramina = tuple(
+        Landmark(landmark("foramen", level, side), channel=landmark("foramen", level), side=side)
+        for level, side in sided
+    )
+    recesses = tuple(
+        Landmark(landmark("recess", level, side), channel="recess", side=side, prompt=landmark("canal", level))
+        for level, side in sided
+    )
+    return (
+        Locate("canal", "sag_t2", canal, field_mm=(256.0, 256.0)),
+        Locate("foramen", "sag_t1", foramina, field_mm=(256.0, 256.0), midline=tuple(point.name for point in canal)),
+        Locate("recess", "axi_t2", recesses, field_mm=(96.0, 96.0), slices=5, far_mm=10.0),
+    )
+
+
+def _grader(name: str, condition: str, crops: tuple[CropSpec, ...], *, any_severe: bool = False) -> Grade:
+    sites = tuple(
+        Site(target.name, condition, target.level, target.side, target.landmark)
+        for target in lumbar_names.TARGET_OF.values()
+        if target.condition == condition
+    )
+    return Grade(name, sites, crops, partial(lumbar_rois.rois, sites, crops), any_severe)
+
+
+TASK = Task(
+    name="lumbar-mr",
+    slug="rsna-2024-lumbar-spine-degenerative-classification",
+    views=tuple(  # a sagittal stack of unknown contrast is taken for the first sagittal view
+        View(name, lumbar_names.SERIES_DESCRIPTIONS[name], AXIAL if name == "axi_t2" else SAGITTAL)
+        for name in ("sag_t2", "sag_t1", "axi_t2")
+    ),
+    classes=lumbar_names.CLASSES,
+    weights=WEIGHTS,
+    locate=_locators(),
+    grade=(
+        _grader("spinal", SPINAL, (CropSpec("sag_t2", 3, 56.0), CropSpec("axi_t2", 3, 64.0)), any_severe=True),
+        _grader("foraminal", FORAMINAL, (CropSpec("sag_t1", 5, 48.0),)),
+        _grader("subarticular", SUBARTICULAR, (CropSpec("axi_t2", 3, 56.0), CropSpec("sag_t2", 3, 48.0))),
+    ),
+    targets=lumbar_names.TEMPLATE_TARGETS,
+    prior=_prior(),
+    read=lumbar_tables.read,
+    labels=lumbar_tables.read_labels,
+    score=lumbar_metric.score,
+    counted=lumbar_metric.counted,
+    complete=lumbar_rois.complete,
+    score_groups=lumbar_metric.PARTS,
+)
+'''
+
+SOURCE['osteograde/tasks/lumbar_names.py'] = r'''"""Every name of `lumbar-mr`, derived once: levels, sides, conditions, targets, landmarks and how the tables spell them.
+
+Standard library only, so that anything may import it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+LEVELS = ("l1_l2", "l2_l3", "l3_l4", "l4_l5", "l5_s1")  # discs, head to feet
+SIDES = ("right", "left")  # right is canonical; left is right, mirrored
+
+SPINAL, FORAMINAL, SUBARTICULAR = "spinal_canal_stenosis", "neural_foraminal_narrowing", "subarticular_stenosis"
+CONDITIONS = (SPINAL, FORAMINAL, SUBARTICULAR)
+SHORT = {SPINAL: "spinal", FORAMINAL: "foraminal", SUBARTICULAR: "subarticular"}  # parts of the score
+STRUCTURE = {SPINAL: "canal", FORAMINAL: "foramen", SUBARTICULAR: "recess"}  # what a point of the condition marks
+
+CLASS_LABELS = ("Normal/Mild", "Moderate", "Severe")  # cells of train.csv; the index is the class
+CLASSES = ("normal_mild", "moderate", "severe")  # columns of the submission
+WEIGHTS = (1.0, 2.0, 4.0)
+
+SERIES_DESCRIPTIONS = {"sag_t1": "Sagittal T1", "sag_t2": "Sagittal T2/STIR", "axi_t2": "Axial T2"}  # view -> table
+CONDITION_VIEW = {SPINAL: "sag_t2", FORAMINAL: "sag_t1", SUBARTICULAR: "axi_t2"}  # the view that holds its points
+
+
+@dataclass(frozen=True)
+class Target:
+    """One graded place. ``side`` is "" for the spinal canal."""
+
+    condition: str
+    level: str
+    side: str = ""
+
+    @property
+    def name(self) -> str:
+        """Its column in train.csv and its part of a row id.
+
+        >>> Target("spinal_canal_stenosis", "l1_l2").name
+        'spinal_canal_stenosis_l1_l2'
+        """
+        return "_".join(part for part in (self.side, self.condition, self.level) if part)
+
+    @property
+    def landmark(self) -> str:
+        """The landmark it is graded at."""
+        return landmark(STRUCTURE[self.condition], self.level, self.side)
+
+    @property
+    def table_condition(self) -> str:
+        """Its condition as train_label_coordinates.csv spells it, e.g. "Left Neural Foraminal Narrowing"."""
+        return f"{self.side}_{self.condition}".strip("_").replace("_", " ").title()
+
+    @property
+    def table_level(self) -> str:
+        """Its level as train_label_coordinates.csv spells it, e.g. "L1/L2"."""
+        return self.level.replace("_", "/").upper()
+
+
+def landmark(structure: str, level: str, side: str = "") -> str:
+    """Name of a landmark.
+
+    >>> landmark("foramen", "l5_s1", "left"), landmark("canal", "l1_l2")
+    ('foramen_left_l5_s1', 'canal_l1_l2')
+    """
+    return "_".join(part for part in (structure, side, level) if part)
+
+
+def _targets() -> tuple[Target, ...]:
+    spinal = [Target(SPINAL, level) for level in LEVELS]
+    sided = [
+        Target(condition, level, side)
+        for condition in (FORAMINAL, SUBARTICULAR)
+        for side in sorted(SIDES)  # left first, as in train.csv
+        for level in LEVELS
+    ]
+    return (*spinal, *sided)
+
+
+TARGET_OF = {target.name: target for target in _targets()}
+TARGETS = tuple(TARGET_OF)  # columns of train.csv after study_id, in its order
+TEMPLATE_TARGETS = tuple(sorted(TARGETS))  # rows of sample_submission.csv, in its order
+TARGET_OF_TABLE = {(t.table_condition, t.table_level): t.name for t in TARGET_OF.values()}  # coordinates -> target
+CLASS_OF_LABEL = {label: index for index, label in enumerate(CLASS_LABELS)}
+VIEW_OF_DESCRIPTION = {description: view for view, description in SERIES_DESCRIPTIONS.items()}
+
+
+def landmark_of(target: str) -> str:
+    """The landmark at which a target is graded.
+
+    >>> landmark_of("left_subarticular_stenosis_l4_l5")
+    'recess_left_l4_l5'
+    """
+    return TARGET_OF[target].landmark
+'''
+
+SOURCE['osteograde/tasks/lumbar_rois.py'] = r'''"""Where the points of `lumbar-mr` lie when they were not found, and the boxes around them. Pure geometry, LPS mm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from osteograde.imaging import geometry
+from osteograde.imaging.geometry import Roi, Volume
+from osteograde.tasks.contract import CropSpec, Point, Points, Rois, Site, Volumes
+from osteograde.tasks.lumbar_names import LEVELS, SIDES, landmark
+
+# Typical way from the canal point to the structures of the left side (x to the left, y to the back, z to the head), mm.
+# Textbook proportions of an adult lumbar spine, not fitted to any data; only for points that no locator found.
+FORAMEN_MM = np.array([17.0, -4.0, 2.0])
+RECESS_MM = np.array([8.5, -4.0, 0.0])
+OFFSETS_MM = {"foramen": FORAMEN_MM, "recess": RECESS_MM}
+MIRROR = np.array([-1.0, 1.0, 1.0])
+FILLED = 0.01  # confidence of a point that was not seen
+
+# A structure further than this from every slice of a view (along the normal) is not in that view.
+REACH_MM = {"sag_t1": 6.0, "sag_t2": 6.0, "axi_t2": 8.0}
+
+
+def complete(points: Points) -> Points:
+    """The points found, and those that geometry can tell from them with a confidence of 0.01.
+
+    Canal points come from the foramina of both sides, else along the line of the other levels (two at least). Foramina
+    and recesses come from the other side mirrored about the canal, else from the canal by typical offsets.
+    """
+    canal = {i: points[name].mm for i, level in enumerate(LEVELS) if (name := landmark("canal", level)) in points}
+    for i, level in enumerate(LEVELS):
+        sides = [points[name].mm for side in SIDES if (name := landmark("foramen", level, side)) in points]
+        if i not in canal and len(sides) == len(SIDES):
+            canal[i] = np.mean(sides, axis=0) - FORAMEN_MM * [0, 1, 1]
+    canal = along_the_line(canal, len(LEVELS))
+    whole = {landmark("canal", LEVELS[i]): mm for i, mm in canal.items()}
+    for structure, offset in OFFSETS_MM.items():
+        for i, middle in canal.items():
+            for side in SIDES:
+                other = landmark(structure, LEVELS[i], "left" if side == "right" else "right")
+                typical = offset if side == "left" else offset * MIRROR
+                away = (points[other].mm - middle) * MIRROR if other in points else typical
+                whole[landmark(structure, LEVELS[i], side)] = middle + away
+    filled = {name: Point(np.asarray(mm, float), FILLED) for name, mm in whole.items()}
+    return {**filled, **points}
+
+
+def along_the_line(known: dict[int, np.ndarray], count: int) -> dict[int, np.ndarray]:
+    """All of ``count`` points from at least two of them: linear between neighbours and beyond the ends; else as given.
+
+    >>> {i: p.tolist() for i, p in along_the_line({0: np.zeros(3), 1: np.ones(3)}, 3).items()}
+    {0: [0.0, 0.0, 0.0], 1: [1.0, 1.0, 1.0], 2: [2.0, 2.0, 2.0]}
+    """
+    if len(known) < 2:
+        return dict(known)
+    have = sorted(known)
+    line = dict(known)
+    for i in set(range(count)) - set(have):
+        after = min(max(int(np.searchsorted(have, i)), 1), len(have) - 1)  # the segment i lies in or is nearest to
+        a, b = have[after - 1], have[after]
+        line[i] = known[a] + (known[b] - known[a]) * ((i - a) / (b - a))
+    return {i: line[i] for i in sorted(line)}
+
+
+def rois(sites: Sequence[Site], crops: Sequence[CropSpec], volumes: Volumes, points: Points, pixels: int) -> Rois:
+    """{target: {view: (stack, box)}} around the landmark of each site; left sites are read mirrored, as right ones.
+
+    Sites whose landmark is absent, and views that do not show it, are left out. See ``contract.Grade``.
+    """
+    found: dict[str, dict[str, tuple[Volume, Roi]]] = {}
+    for site in sites:
+        if site.landmark not in points:
+            continue
+        for crop in crops:
+            seen = box(crop, volumes.get(crop.view, ()), points[site.landmark].mm, site.side, pixels)
+            if seen is not None:
+                found.setdefault(site.target, {})[crop.view] = seen
+    return found
+
+
+def box(
+    crop: CropSpec, stacks: Sequence[Volume], point_mm: np.ndarray, side: str, pixels: int
+) -> tuple[Volume, Roi] | None:
+    """The stack of a view that shows a point best and the box on its slices; None where no stack shows it."""
+    near = [
+        (round(distance, 3), -stack.voxels.shape[0], stack.series, i)  # every tie is broken the same way each time
+        for i, stack in enumerate(stacks)
+        if (distance := geometry.plane_distance_mm(stack, point_mm)) <= REACH_MM[crop.view]
+        and geometry.outside_mm(stack, point_mm) == 0
+    ]
+    if not near:
+        return None
+    stack = stacks[min(near)[-1]]
+    spacing_mm = (crop.field_mm / pixels, crop.field_mm / pixels)
+    roi = geometry.roi_on(stack, onto_a_slice(stack, point_mm), spacing_mm, (crop.slices, pixels, pixels))
+    return stack, canonical(roi, side)
+
+
+def onto_a_slice(stack: Volume, point_mm: np.ndarray) -> np.ndarray:
+    """The point itself, or for a point beyond the first or last slice the place on that slice next to it."""
+    index = geometry.to_index(stack, point_mm)
+    index[0] = np.clip(index[0], 0, stack.voxels.shape[0] - 1)
+    return geometry.apply(stack.to_mm, index)
+
+
+def canonical(roi: Roi, side: str) -> Roi:
+    """A box of the left side read as one of the right: mirrored along its left-right axis. Others as they are."""
+    if side != "left":
+        return roi
+    return geometry.mirrored(roi, int(np.argmax(np.abs(roi.to_mm[0, :3]) / roi.spacing_mm)))
+'''
+
+SOURCE['osteograde/tasks/lumbar_tables.py'] = r'''"""Studies of `lumbar-mr` from the competition's folder: tables and paths only, no voxel is read here.
+
+Training data ("train") must be right, so every doubt is a ValueError with a way out. Test data ("test") must be
+answered, so a doubt costs as little as possible and is logged with a count; a study without files keeps its rows.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from osteograde.tasks import tables
+from osteograde.tasks.contract import Mark, Series, Study
+from osteograde.tasks.lumbar_names import (
+    CLASS_LABELS,
+    CLASS_OF_LABEL,
+    CONDITION_VIEW,
+    SERIES_DESCRIPTIONS,
+    TARGET_OF,
+    TARGET_OF_TABLE,
+    TARGETS,
+    landmark_of,
+)
+
+log = logging.getLogger(__name__)
+
+SERIES_COLUMNS = ("study_id", "series_id", "series_description")
+MARK_COLUMNS = ("study_id", "series_id", "instance_number", "condition", "level", "x", "y")
+_VIEW_WORDS = (
+    ("sag_t1", {"sag", "t1"}),
+    ("sag_t2", {"sag", "t2"}),
+    ("sag_t2", {"sag", "stir"}),
+    ("axi_t2", {"ax", "t2"}),
+)
+
+
+def split_of(root: Path) -> str:
+    """The part of the data that is graded: "test" where test_images exists, else "train". ValueError where neither."""
+    if not root.is_dir():
+        raise ValueError(f"{root}: no such folder; --data names the folder that holds test_images or train_images")
+    for split in ("test", "train"):
+        if (root / f"{split}_images").is_dir():
+            return split
+    found = tables.some(sorted(path.name for path in root.iterdir())) or "nothing"
+    raise ValueError(f"{root}: neither test_images nor train_images in it; found {found}")
+
+
+def read(root: Path, split: str) -> list[Study]:
+    """The studies to learn from ("train") or to grade ("test"), in the order of their table.
+
+    "test" reads test_images, and where there is none train_images, without labels and with a test part's patience.
+    ValueError says what is wrong, where, and what to do.
+    """
+    if split not in ("train", "test"):
+        raise ValueError(f"split is {split!r}, expected 'train' or 'test'")
+    if split == "test":
+        return _read_test(root, split_of(root))
+    if not (root / "train_images").is_dir():
+        raise ValueError(f"{root / 'train_images'}: no such folder; unpack the competition's images there")
+    return _read_train(root, root / "train_images")
+
+
+def view_of_description(description: str) -> str:
+    """The view a table means; "" where it means none of ours.
+
+    >>> [view_of_description(text) for text in ("Sagittal T2/STIR", " sagittal  stir", "AXIAL T2", "Coronal T2", "")]
+    ['sag_t2', 'sag_t2', 'axi_t2', '', '']
+    """
+    words = re.findall(r"[a-z0-9]+", description.lower())
+    plane = next((plane for plane in ("sag", "ax") if any(word.startswith(plane) for word in words)), "")
+    given = {plane, *words, *(word[:2] for word in words)}  # "T2w" is a T2
+    return next((view for view, needed in _VIEW_WORDS if needed <= given), "")
+
+
+def read_labels(path: Path) -> dict[str, dict[str, int]]:
+    """{study: {target: class}} of train.csv or test_truth.csv; empty cells are absent. Unknown texts are refused."""
+    table = tables.read_table(path, ("study_id", *TARGETS), ids=("study_id",))
+    _refuse_bad_ids(path, table, ("study_id",))
+    tables.refuse_conflicts(path, table, ("study_id",))
+    for target in TARGETS:
+        unknown = ~table[target].isin({*CLASS_LABELS, ""})
+        tables.refuse(path, table, unknown, target, f"unknown label in {target}, expected {CLASS_LABELS} or empty")
+    cells = {target: table[target].map(CLASS_OF_LABEL).to_numpy(dtype=float) for target in TARGETS}  # "" -> NaN
+    return {
+        study: {target: int(cells[target][i]) for target in TARGETS if not np.isnan(cells[target][i])}
+        for i, study in enumerate(table["study_id"])
+    }
+
+
+def _read_train(root: Path, images: Path) -> list[Study]:
+    notes: Counter[str] = Counter()
+    paths = [root / f"train{name}.csv" for name in ("", "_series_descriptions", "_label_coordinates")]
+    labels = read_labels(paths[0])
+    described = tables.read_table(paths[1], SERIES_COLUMNS, ids=SERIES_COLUMNS[:2])
+    _refuse_bad_ids(paths[1], described, SERIES_COLUMNS[:2])
+    described["view"] = described["series_description"].map(view_of_description)
+    described = described.drop(columns="series_description").drop_duplicates()
+    tables.refuse_conflicts(paths[1], described, SERIES_COLUMNS[:2])
+    _refuse_differences(images, set(tables.subfolders(images)), {paths[0]: labels, paths[1]: described["study_id"]})
+    marks = _marks(paths[2], labels, _views(described), notes)
+    found = _series(images, described, notes, strict=True)
+    _tell(images, notes)
+    return [Study(study, study, found[study], labels[study], marks[study]) for study in labels]
+
+
+def _read_test(root: Path, part: str) -> list[Study]:
+    notes: Counter[str] = Counter()
+    images, path = root / f"{part}_images", root / f"{part}_series_descriptions.csv"
+    on_disk = tables.subfolders(images)
+    try:
+        described = tables.read_table(path, SERIES_COLUMNS, ids=SERIES_COLUMNS[:2])
+        described["view"] = described["series_description"].map(view_of_description)
+    except ValueError as error:  # the rows can still be told from the folders, the views from the pixels' orientation
+        log.warning("%s; the folders are walked instead", error)
+        described = _walked(images, on_disk)
+    described = described[described["study_id"] != ""].drop_duplicates(list(SERIES_COLUMNS[:2]))
+    studies = list(dict.fromkeys(described["study_id"]))
+    notes["studies on disk that no table lists: ignored"] += len(set(on_disk) - set(studies))
+    notes["studies of the table that are not on disk: only the prior is left"] += len(set(studies) - set(on_disk))
+    if on_disk and studies and not set(on_disk) & set(studies):
+        log.warning("%s lists none of the %d folders of %s; is this the right table?", path, len(on_disk), images)
+    found = _series(images, described, notes, strict=False)
+    _tell(images, notes)
+    return [Study(study, study, found[study]) for study in studies]
+
+
+def _walked(images: Path, studies: Iterable[str]) -> pd.DataFrame:
+    """A table of what lies on disk; a study without any series keeps one row, so that it is answered."""
+    rows = [(study, series, "") for study in studies for series in tables.subfolders(images / study) or [""]]
+    return pd.DataFrame(rows, columns=["study_id", "series_id", "view"], dtype=str)
+
+
+def _series(
+    images: Path, described: pd.DataFrame, notes: Counter[str], *, strict: bool
+) -> defaultdict[str, tuple[Series, ...]]:
+    """{study: its series with files in them}. Of unknown view: kept as "" for the test part, left out of training."""
+    found: defaultdict[str, tuple[Series, ...]] = defaultdict(tuple)
+    root = images.resolve()
+    for study, series, view in described[["study_id", "series_id", "view"]].itertuples(index=False):
+        folder = images / study / series
+        if not (tables.is_id(study) and tables.is_id(series)):
+            notes["series whose id cannot be a folder: absent"] += 1
+        elif not tables.has_files(folder):
+            notes["series folders missing or empty: absent"] += 1
+        elif not tables.under(folder, root):
+            if strict:
+                raise ValueError(f"{folder}: leads out of {root}; copy the files instead of linking them")
+            notes["series folders that lead out of the data: absent"] += 1
+        elif strict and not view:
+            notes[f"series that are none of {tuple(SERIES_DESCRIPTIONS.values())}: left out"] += 1
+        else:
+            found[study] += (Series(series, view, folder),)
+    return found
+
+
+def _marks(
+    path: Path, labels: Mapping[str, object], views: Mapping[tuple[str, str], str], notes: Counter[str]
+) -> defaultdict[str, tuple[Mark, ...]]:
+    """{study: its annotated points}. Points that are no pixel, or lie on another view, are counted and dropped."""
+    table = tables.read_table(path, MARK_COLUMNS, ids=MARK_COLUMNS[:3])
+    tables.refuse_conflicts(path, table, MARK_COLUMNS[:5])
+    table["target"] = [
+        TARGET_OF_TABLE.get((" ".join(condition.split()).title(), level.replace(" ", "").upper()), "")
+        for condition, level in zip(table["condition"], table["level"], strict=True)
+    ]
+    place = table["condition"] + " " + table["level"]
+    tables.refuse(path, table.assign(place=place), table["target"] == "", "place", "unknown condition or level")
+    tables.refuse(
+        path, table, ~table["study_id"].isin(list(labels)), "study_id", "studies that train.csv does not have"
+    )
+    marks: defaultdict[str, tuple[Mark, ...]] = defaultdict(tuple)
+    columns = (table[name] for name in ("study_id", "series_id", "instance_number", "target"))
+    for study, series, instance, target, x, y in zip(
+        *columns, tables.numbers(table["x"]), tables.numbers(table["y"]), strict=True
+    ):
+        if not (np.isfinite([x, y]).all() and min(x, y) >= 0):
+            notes["points that are no pixel: dropped"] += 1
+        elif views.get((study, series)) != CONDITION_VIEW[TARGET_OF[target].condition]:
+            notes["points on a series of another or unknown view: dropped"] += 1
+        else:
+            marks[study] += (Mark(landmark_of(target), series, instance, float(x), float(y)),)
+    return marks
+
+
+def _views(described: pd.DataFrame) -> dict[tuple[str, str], str]:
+    return {(study, series): view for study, series, view in described[["study_id", "series_id", "view"]].to_numpy()}
+
+
+def _refuse_bad_ids(path: Path, table: pd.DataFrame, columns: Iterable[str]) -> None:
+    for column in columns:
+        bad = ~table[column].map(tables.is_id).astype(bool)
+        tables.refuse(path, table, bad, column, f"{column} may hold letters, digits, '.', '_' and '-' (64 at most)")
+
+
+def _refuse_differences(images: Path, on_disk: set[str], listed: Mapping[Path, Iterable[str]]) -> None:
+    """Training: every table and the folder must name the same studies."""
+    wrong = []
+    for path, names in listed.items():
+        if lost := sorted(set(names) - on_disk):
+            wrong.append(
+                f"{path} lists {len(lost)} studies that are not in {images}: {tables.some(lost)}; "
+                "unpack their folders or take their rows out"
+            )
+        if extra := sorted(on_disk - set(names)):
+            wrong.append(
+                f"{images} holds {len(extra)} studies that {path} does not list: {tables.some(extra)}; "
+                "add their rows or move the folders to test_images"
+            )
+    if wrong:
+        raise ValueError("; ".join(wrong))
+
+
+def _tell(images: Path, notes: Counter[str]) -> None:
+    for what, count in sorted(notes.items()):
+        if count:
+            log.warning("%s: %d %s", images, count, what)
+'''
+
+SOURCE['osteograde/tasks/prior.py'] = r'''"""Class priors: the best constant answer under a weighted log loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from osteograde.tasks.contract import Study
+
+
+def weighted_prior(
+    studies: Iterable[Study], targets: Sequence[str], weights: Sequence[float]
+) -> dict[str, tuple[float, ...]]:
+    """{target: class probabilities}: p_k proportional to (n_k + 1) * w_k, n_k counted over labelled studies.
+
+    Without the + 1 this is the constant with the lowest weighted log loss; with it no class is ever impossible.
+    """
+    counts = {target: np.ones(len(weights)) for target in targets}
+    for study in studies:
+        for target, label in study.labels.items():
+            if target in counts:
+                counts[target][label] += 1
+    return {target: normalised(count * np.asarray(weights)) for target, count in counts.items()}
+
+
+def normalised(masses: np.ndarray) -> tuple[float, ...]:
+    """Masses as probabilities."""
+    return tuple(float(mass) for mass in masses / np.sum(masses))
+
+
+def as_rows(prior: Mapping[str, Sequence[float]], targets: Sequence[str]) -> np.ndarray:
+    """(targets, classes) of a prior, in the order of ``targets``."""
+    return np.array([prior[target] for target in targets], dtype=float)
+'''
+
+SOURCE['osteograde/tasks/rows.py'] = r'''"""Tables of graded rows (row_id, one column per class): what a submission, a template and out-of-fold files share."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from osteograde.tasks.contract import Task
+from osteograde.tasks.tables import some
+
+ROW_ID = "row_id"
+
+
+def split_id(task: Task, row: str) -> tuple[str, str]:
+    """(study, target) of a row id. ValueError where it ends in no target of the task."""
+    for target in task.targets:
+        if row.endswith(f"_{target}"):
+            return row[: -len(target) - 1], target
+    raise ValueError(f"row id {row!r} ends in no target of {task.name}, such as {task.targets[0]!r}")
+
+
+def by_study(task: Task, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """{study: (targets, classes)} in the task's order. ValueError where a study lacks rows."""
+    place = {target: i for i, target in enumerate(task.targets)}
+    found: dict[str, np.ndarray] = {}
+    for row, values in rows.items():
+        study, target = split_id(task, row)
+        if study not in found:
+            found[study] = np.full((len(task.targets), len(task.classes)), np.nan)
+        found[study][place[target]] = values
+    lost = [row for study in found for row in task.rows(study) if row not in rows]
+    if lost:
+        raise ValueError(f"{len(lost)} rows are missing: {some(lost)}; every study needs {len(task.targets)} rows")
+    return found
+
+
+def read(path: Path) -> tuple[list[str], list[str], np.ndarray]:
+    """(columns, row ids, values (rows, classes)) of a table; cells that are no number are NaN. ValueError otherwise."""
+    try:
+        with Path(path).open(encoding="utf-8-sig", newline="") as file:
+            records = [record for record in csv.reader(file) if record]
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: not a comma-separated table in UTF-8 ({error})") from error
+    if not records:
+        raise ValueError(f"{path}: empty; the first line must be {ROW_ID} and the classes")
+    columns = [name.strip() for name in records[0]]
+    if columns[0] != ROW_ID or len(columns) < 2:
+        raise ValueError(f"{path}: wrong columns: expected {ROW_ID} and the classes, found {','.join(columns)}")
+    ragged = [i + 1 for i, record in enumerate(records) if len(record) != len(columns)]
+    if ragged:
+        raise ValueError(f"{path}: lines without {len(columns)} cells: {some(ragged)}")
+    values = np.array([[_number(cell) for cell in record[1:]] for record in records[1:]], dtype=float)
+    return columns, [record[0].strip() for record in records[1:]], values.reshape(len(records) - 1, len(columns) - 1)
+
+
+def twice(ids: Sequence[str]) -> list[str]:
+    """The ids that occur more than once, each once."""
+    seen: set[str] = set()
+    found: dict[str, None] = {}
+    for row in ids:
+        if row in seen:
+            found[row] = None
+        seen.add(row)
+    return list(found)
+
+
+def _number(cell: str) -> float:
+    try:
+        return float(cell)
+    except ValueError:
+        return float("nan")
+'''
+
+SOURCE['osteograde/tasks/tables.py'] = r'''"""Reading competition tables and folders: text stays text, and what is wrong is said with file, rows and a way out."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+ID = re.compile(r"(?=.*[0-9A-Za-z])[0-9A-Za-z._-]{1,64}")  # of a study, a series or a file, as a folder may be called
+_FLOAT = re.compile(r"[0-9]+\.[0-9]*([eE]\+?[0-9]+)?")  # an integer that went through a spreadsheet: 4003253.0, 4.0e9
+
+
+def some(values: Iterable[object], most: int = 5) -> str:
+    """The first few of many, for a message.
+
+    >>> some(range(9), 3)
+    '0, 1, 2, ... (9 in all)'
+    """
+    texts = [str(value) for value in values]
+    return ", ".join(texts[:most]) + (f", ... ({len(texts)} in all)" if len(texts) > most else "")
+
+
+def lines(table: pd.DataFrame, bad: pd.Series) -> str:
+    """The rows of a mask, counted as an editor counts lines: the header is line 1."""
+    return "line " + some(int(row) + 2 for row in table.index[bad])
+
+
+def id_text(text: str) -> str:
+    """An identifier as text; integers that a spreadsheet turned into floats come back whole.
+
+    >>> id_text(" 4.0e9 "), id_text("4003253.0"), id_text("007"), id_text("a.5")
+    ('4000000000', '4003253', '007', 'a.5')
+    """
+    text = text.strip()
+    if _FLOAT.fullmatch(text) and float(text) < 1e18 and float(text).is_integer():
+        return str(int(float(text))) if "e" in text.lower() else text.split(".")[0]
+    return text
+
+
+def read_table(path: Path, columns: Sequence[str], ids: Sequence[str]) -> pd.DataFrame:
+    """The named columns of a CSV as stripped text ("" = empty), identical rows once.
+
+    Byte order marks, CRLF and column names in another case are accepted. ``ids``: the columns that hold identifiers.
+    The index counts the file's rows from 0 (see ``lines``). ValueError where the file or a column is missing.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; the competition's tables belong next to the image folders")
+    try:
+        table = pd.read_csv(path, dtype=str, encoding="utf-8-sig", skip_blank_lines=False)
+    except ValueError as error:  # empty, ragged or not UTF-8: pandas and the decoder raise kinds of ValueError
+        raise ValueError(f"{path}: not a comma-separated table in UTF-8 ({error})") from error
+    table.columns = pd.Index([str(name).strip().lower() for name in table.columns])
+    missing = [name for name in columns if name not in table.columns]
+    if missing:
+        hint = "; it seems to be separated by semicolons, save it with commas" if ";" in "".join(table.columns) else ""
+        raise ValueError(f"{path}: no column {some(missing)}; found {some(table.columns, 40)}{hint}")
+    table = table[list(columns)].dropna(how="all").fillna("").apply(lambda column: column.str.strip())
+    for name in ids:
+        table[name] = table[name].map(id_text)
+    return table.drop_duplicates()
+
+
+def refuse(path: Path, table: pd.DataFrame, bad: pd.Series, column: str, what: str) -> None:
+    """ValueError that names the lines and the cells of ``column`` where ``bad`` holds; nothing where none does."""
+    if bad.any():
+        raise ValueError(f"{path}: {lines(table, bad)}: {what}: {some(sorted(set(table.loc[bad, column].map(repr))))}")
+
+
+def refuse_conflicts(path: Path, table: pd.DataFrame, key: Sequence[str]) -> None:
+    """ValueError where rows agree in ``key`` and differ elsewhere."""
+    twice = table.duplicated(list(key), keep=False)
+    if twice.any():
+        names = sorted({"/".join(row) for row in table.loc[twice, list(key)].itertuples(index=False)})
+        raise ValueError(f"{path}: {lines(table, twice)}: rows contradict each other about {some(names)}; keep one")
+
+
+def is_id(text: str) -> bool:
+    """Whether a text may be used as the name of a folder.
+
+    >>> is_id("4003253"), is_id(".."), is_id("a/b"), is_id("")
+    (True, False, False, False)
+    """
+    return ID.fullmatch(text) is not None
+
+
+def numbers(column: pd.Series) -> np.ndarray:
+    """Floats of a text column; NaN where a cell is no number."""
+    return pd.to_numeric(column, errors="coerce").to_numpy(dtype=float)
+
+
+def subfolders(folder: Path) -> list[str]:
+    """Names of the folders in a folder, sorted, hidden ones left out; none where the folder does not exist."""
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+
+
+def has_files(folder: Path) -> bool:
+    """Whether a folder exists and holds at least one file."""
+    if not folder.is_dir():
+        return False
+    with os.scandir(folder) as entries:
+        return any(entry.is_file() for entry in entries)
+
+
+def under(folder: Path, root: Path) -> bool:
+    """Whether a folder, links followed, lies in ``root`` (which must be resolved already)."""
+    return folder.resolve().is_relative_to(root)
+'''
+
+if __name__ == "__main__":  # worker processes may import this file again and must not start a second run
+    import pathlib
+    import sys
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="osteograde-") as home:  # not the working folder: that is the output
+        for name, text in SOURCE.items():
+            path = pathlib.Path(home, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        sys.path.insert(0, home)
+        from osteograde.inference.kernel import kernel_main
+
+        code = kernel_main(TASK, MANIFEST)
+    sys.exit(code)

@@ -1,0 +1,270 @@
+"""The kernel: what is pushed, what it may import, and that it does offline exactly what inference.py does."""
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from osteograde import phantom
+from osteograde.inference import kernel as offline
+from osteograde.kaggle import kernel
+from osteograde.learning.recipes import RECIPES
+from osteograde.models import bundle
+from osteograde.models.build import build
+from osteograde.tasks import TASKS
+
+ROOT = Path(__file__).resolve().parents[1]
+TASK = "lumbar-mr"
+SLUG = TASKS[TASK].slug
+IN_THE_IMAGE = {
+    "torch", "torchvision", "timm", "pydicom", "cv2", "pandas", "numpy", "scipy", "safetensors", "tqdm", "osteograde",
+}  # fmt: skip
+# Read-only input and no network, by the kernel of the operating system where it lets us.
+NAMESPACE = ["unshare", "-rnm", "sh", "-c", 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"']
+# And always by Python: nothing may even try.
+NO_SOCKETS = (
+    "import runpy, socket, sys\n"
+    "def refuse(*_): raise AssertionError('the kernel tried to use the network')\n"
+    "socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse\n"
+    "sys.argv = sys.argv[1:]\n"
+    "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+)
+
+
+def carried(script: str) -> dict[str, str]:
+    """SOURCE of a kernel, read without running it."""
+    found = {}
+    for node in ast.parse(script).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Subscript):
+            found[ast.literal_eval(node.targets[0].slice)] = ast.literal_eval(node.value)
+    return found
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Path:
+    return kernel.build(TASK, None, tmp_path_factory.mktemp("kernels") / TASK)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    """Nets that know nothing, in a folder as training leaves it."""
+    folder, recipe, files = tmp_path_factory.mktemp("weights") / "random", RECIPES["lumbar-mr-small"](), {}
+    torch.manual_seed(7)
+    for kind, fits in (("locate", recipe.locate), ("grade", recipe.grade)):
+        for stage, fit in fits.items():
+            net, name = build(dict(fit.net)), f"{kind}/{stage}/fold0.safetensors"
+            bundle.save_net(net, folder / name)
+            files[name] = bundle.file_entry(folder, name, fit.net)
+    pixels = {stage: fit.pixels for stage, fit in {**recipe.locate, **recipe.grade}.items()}
+    prior = {target: list(values) for target, values in TASKS[TASK].prior.items()}
+    bundle.write_manifest(folder, {"task": TASK, "pixels": pixels, "test_views": 1, "files": files, "prior": prior})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "studies"
+    phantom.write(TASK, folder, studies=0, test=2, seed=5, workers=1)
+    return folder
+
+
+def mounted(root: Path, data: Path, weights: Path, *, old: bool = False) -> Path:
+    """/kaggle/input as the new or the old layout mounts it."""
+    places = (SLUG, "some-weights") if old else (f"competitions/{SLUG}", "datasets/some-one/some-weights")
+    for place, source in zip(places, (data, weights), strict=True):
+        shutil.copytree(source, root / place)
+    return root
+
+
+def snapshot(root: Path) -> dict[str, tuple[int, int]]:
+    return {
+        path.relative_to(root).as_posix(): (path.stat().st_size, path.stat().st_mtime_ns) for path in root.rglob("*")
+    }
+
+
+def test_the_committed_kernel_is_the_one_the_source_makes(built):
+    committed = ROOT / "kernels" / TASK
+    for name in ("kernel-metadata.json", built.name):
+        same = (committed / name).read_bytes() == (built.parent / name).read_bytes()
+        assert same, f"{name} is out of date: run make kernel TASK={TASK} and commit kernels/"
+    assert sorted(path.name for path in committed.iterdir()) == ["kernel-metadata.json", built.name]
+
+
+def test_metadata_states_what_a_push_would_otherwise_guess(built):
+    facts = json.loads((built.parent / "kernel-metadata.json").read_text())
+    owner, slug = facts.pop("id").split("/")
+    assert facts.pop("dataset_sources") == [f"{owner}/{slug}-weights"]
+    assert re.sub(r"[^a-z0-9]+", "-", facts.pop("title").lower()) == slug
+    assert len(slug) >= 5 and len(f"{slug}-weights") <= 50
+    assert facts == {
+        "code_file": built.name,
+        "language": "python",
+        "kernel_type": "script",
+        "is_private": True,
+        "enable_gpu": True,
+        "enable_tpu": False,
+        "enable_internet": False,
+        "machine_shape": "NvidiaTeslaT4",
+        "docker_image_pinning_type": "original",
+        "competition_sources": ["rsna-2024-lumbar-spine-degenerative-classification"],
+        "kernel_sources": [],
+        "model_sources": [],
+    }
+
+
+def test_the_kernel_carries_the_source_unchanged_and_only_what_it_needs(built):
+    texts = carried(built.read_text())
+    for name, text in texts.items():
+        assert text == (ROOT / "src" / name).read_bytes().decode(), name
+    rooms = {name.split("/")[1] for name in texts}
+    assert {"imaging", "tasks", "models", "inference"} <= rooms
+    assert not rooms & {"phantom", "kaggle", "learning", "cli.py", "doctor.py"}
+
+
+def test_the_kernel_imports_nothing_that_the_image_lacks(built):
+    allowed = IN_THE_IMAGE | sys.stdlib_module_names
+    for name, text in carried(built.read_text()).items():
+        for node in ast.walk(ast.parse(text, feature_version=(3, 11))):
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert {module.split(".")[0] for module in modules} <= allowed, f"{name}:{node.lineno}"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = " + "'" * 3 + "\n", "three single quotes"),
+        ("x = 1", "newline"),
+        ("#" * kernel.MAX_BYTES + "\n", "more than 500000"),
+    ],
+)
+def test_source_that_cannot_be_carried_is_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        kernel.script(TASK, {"osteograde/odd.py": text})
+
+
+def test_what_is_carried_comes_out_as_it_went_in():
+    text = 'x = "\\n \\" \\\\"  # r"""a"""\ny = "a"\n'
+    assert carried(kernel.script(TASK, {"osteograde/odd.py": text})) == {"osteograde/odd.py": text}
+
+
+def test_imports_are_followed_into_functions_and_packages():
+    found = kernel.closure("osteograde.cli")
+    assert {"osteograde", "osteograde.doctor", "osteograde.kaggle.kernel", "osteograde.models.device"} <= set(found)
+
+
+def test_weights_that_were_changed_are_not_built_in(weights, tmp_path):
+    damaged = shutil.copytree(weights, tmp_path / "damaged")
+    file = next(damaged.rglob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-1] + b"!")
+    with pytest.raises(ValueError, match="sha256"):
+        kernel.build(TASK, damaged, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_another_task_are_not_built_in(tmp_path):
+    bundle.write_manifest(tmp_path, {"task": "other", "files": {}})
+    with pytest.raises(ValueError, match="weights of 'other', expected 'lumbar-mr'"):
+        kernel.build(TASK, tmp_path, tmp_path / "out")
+
+
+def test_a_kernel_built_with_weights_takes_no_others(weights, tmp_path):
+    script = kernel.build(TASK, weights, tmp_path / "out").read_text()
+    digest = bundle.sha256(weights / bundle.MANIFEST)
+    assert f"MANIFEST = '{digest}'" in script
+    shutil.copytree(weights, tmp_path / "input" / "mine")
+    bundle.write_manifest(tmp_path / "input", {"task": TASK, "files": {}})
+    assert offline.find_weights(tmp_path / "input", TASK, digest) == tmp_path / "input" / "mine"
+    with pytest.raises(ValueError, match="0 manifest"):
+        offline.find_weights(tmp_path / "input", TASK, "0" * 64)
+    with pytest.raises(ValueError, match="2 manifest"):
+        offline.find_weights(tmp_path / "input", TASK)
+
+
+@pytest.mark.parametrize("place", [f"competitions/{SLUG}", SLUG, "competitions/another-name", "a/b/c"])
+def test_data_is_found_in_every_layout(place, tmp_path):
+    folder = tmp_path / place
+    folder.mkdir(parents=True)
+    (folder / "sample_submission.csv").write_text("row_id\n")
+    (folder / "test_series_descriptions.csv").write_text("study_id\n")
+    assert offline.find_data(tmp_path, SLUG) == folder
+
+
+def test_two_folders_that_could_be_the_data_are_named_and_refused(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "sample_submission.csv").write_text("row_id\n")
+    with pytest.raises(ValueError, match=r"2 folders hold .*one.*two"):
+        offline.find_data(tmp_path, SLUG)
+
+
+def test_a_kernel_without_weights_lists_what_is_there_and_keeps_what_was_written(tmp_path, monkeypatch, capsys):
+    inputs, working = tmp_path / "input", tmp_path / "working"
+    (inputs / "competitions" / SLUG).mkdir(parents=True)
+    (inputs / "competitions" / SLUG / "sample_submission.csv").write_text("row_id\n")
+    working.mkdir()
+    (working / "submission.csv").write_text("written before\n")
+    monkeypatch.setenv("OSTEOGRADE_KAGGLE_INPUT", str(inputs))
+    monkeypatch.setenv("OSTEOGRADE_KAGGLE_WORKING", str(working))
+    assert offline.kernel_main(TASK) == 2
+    err = capsys.readouterr().err
+    assert "0 manifest.json of lumbar-mr" in err
+    assert f"competitions/{SLUG}" in err
+    assert (working / "submission.csv").read_text() == "written before\n"
+
+
+def can_isolate(folder: Path) -> bool:
+    if shutil.which("unshare") is None:
+        return False
+    return subprocess.run([*NAMESPACE, folder, "true"], capture_output=True, timeout=30).returncode == 0
+
+
+def rehearse(script: Path, inputs: Path, working: Path, cwd: Path) -> subprocess.CompletedProcess:
+    """Run a kernel alone: nothing in its folder or environment, no network, input that cannot be written."""
+    places = {"OSTEOGRADE_KAGGLE_INPUT": str(inputs), "OSTEOGRADE_KAGGLE_WORKING": str(working)}
+    python = [sys.executable, "-I", "-c", NO_SOCKETS, str(script)]
+    isolated = can_isolate(inputs)
+    print("network:", "no interface but a dead loopback, and no sockets" if isolated else "no sockets (no namespaces)")
+    for path in inputs.rglob("*"):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    command = [*NAMESPACE, str(inputs), *python] if isolated else python
+    environment = places | ({"PATH": os.defpath} if isolated else {})
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_a_rehearsal_has_no_network(tmp_path):
+    script = tmp_path / "reach_out.py"
+    script.write_text("import socket\nsocket.create_connection(('127.0.0.1', 9), timeout=1)\n")
+    (tmp_path / "input").mkdir()
+    done = rehearse(script, tmp_path / "input", tmp_path, tmp_path)
+    assert done.returncode == 1
+    assert "the kernel tried to use the network" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("old", [False, True], ids=["new layout", "old layout"])
+def test_the_kernel_alone_writes_the_same_bytes_as_inference(built, weights, studies, tmp_path, old):
+    inputs = mounted(tmp_path / "input", studies, weights, old=old)
+    before = snapshot(inputs)
+    empty, working = tmp_path / "empty", tmp_path / "working"
+    empty.mkdir()
+    working.mkdir()
+    done = rehearse(built, inputs, working, empty)
+    assert done.returncode == 0, done.stderr
+    assert list(empty.iterdir()) == []
+    assert snapshot(inputs) == before
+    assert bundle.sha256(weights / bundle.MANIFEST)[:12] in done.stdout  # the preflight names the weights
+
+    command = [sys.executable, "inference.py", TASK, "--data", studies, "--weights", weights]
+    home = subprocess.run([*command, "--out", tmp_path / "home.csv"], cwd=ROOT, capture_output=True, timeout=300)
+    assert home.returncode == 0, home.stderr
+    text = (working / "submission.csv").read_bytes()
+    assert text == (tmp_path / "home.csv").read_bytes()
+    assert text.count(b"\n") == 1 + 2 * len(TASKS[TASK].targets)
