@@ -1,0 +1,149 @@
+"""Trunks of the nets, from timm and torchvision. With pretrained=False nothing here opens a connection.
+
+Shape legend: N images, C input channels, H W pixels, F features.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from timm.models.efficientnet import EfficientNetFeatures
+from timm.models.mobilenetv3 import MobileNetV3Features
+from torch import nn
+
+_TORCHVISION = "torchvision/"
+_IMAGENET_CLASSES = 1000
+
+
+class PooledPyramid(nn.Module):
+    """(N, C, H, W) -> (N, F): the first stages of a feature pyramid, averaged over the image. Small nets only."""
+
+    def __init__(self, pyramid: nn.Module) -> None:
+        super().__init__()
+        self.pyramid = pyramid
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.pyramid(images)[-1].mean((-2, -1))
+
+
+def encoder(
+    name: str,
+    in_channels: int,
+    pretrained: bool = False,
+    *,
+    stages: int = 0,
+) -> nn.Module:
+    """Feature pyramid of a timm net: (N, C, H, W) -> list of maps, finest first.
+
+    stages: keep this many stages only (0 = all); what lies deeper is not built. See
+    ``pyramid_shape``. Raises ValueError for a name timm does not know.
+    """
+    _known(name)
+    options: dict[str, Any] = {"pretrained": pretrained, "features_only": True, "in_chans": in_channels}
+    if not stages:
+        return timm.create_model(name, **options)
+    options["out_indices"] = tuple(range(stages))
+    net = timm.create_model(name, **{**options, "pretrained": False})
+    if isinstance(net, (EfficientNetFeatures, MobileNetV3Features)):  # these keep what lies deeper; this does not:
+        options["feature_cls"] = "getter"
+    return timm.create_model(name, **options)
+
+
+def pyramid_shape(pyramid: Any) -> tuple[list[int], list[int]]:
+    """Per map of a feature pyramid: its channels, and how many input pixels one of its pixels spans."""
+    info = pyramid.feature_info
+    return list(info.channels()), list(info.reduction())
+
+
+def classifier_body(
+    name: str,
+    in_channels: int,
+    pretrained: bool = False,
+    *,
+    stages: int = 0,
+    pixels: int = 0,
+) -> tuple[nn.Module, int]:
+    """A net without its last layer: (N, C, H, W) -> (N, F), and F.
+
+    name: any timm name, or "torchvision/<name>" for a torchvision classifier with one linear head. stages: average
+    the first stages of the pyramid instead (timm only; a fraction of the parameters). pixels: the crop's side, needed
+    by nets built for one size (ViT, Swin of timm). Raises ValueError for names that neither library knows.
+    """
+    if name.startswith(_TORCHVISION):
+        if stages:
+            raise ValueError(f"{name!r}: stages={stages} needs a timm backbone; use stages=0 or a timm name")
+        return _torchvision_body(name.removeprefix(_TORCHVISION), in_channels, pretrained)
+    _known(name)
+    if stages:
+        pyramid = encoder(name, in_channels, pretrained, stages=stages)
+        return PooledPyramid(pyramid), pyramid_shape(pyramid)[0][-1]
+    cfg = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
+    options: dict[str, Any] = {"img_size": pixels} if pixels and cfg is not None and cfg.fixed_input_size else {}
+    body = timm.create_model(name, pretrained=pretrained, num_classes=0, in_chans=in_channels, **options)
+    features: Any = getattr(body, "head_hidden_size", None) or body.num_features
+    return body, int(features)
+
+
+def _known(name: str) -> None:
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.4)
+        raise ValueError(f"backbone {name!r} is not in timm {timm.__version__}; close: {', '.join(close) or 'none'}")
+
+
+def _torchvision_body(name: str, in_channels: int, pretrained: bool) -> tuple[nn.Module, int]:
+    names = torchvision.models.list_models(module=torchvision.models)
+    if name not in names:
+        close = difflib.get_close_matches(name, names, n=5, cutoff=0.4)
+        raise ValueError(
+            f"backbone {_TORCHVISION + name!r} is not in torchvision {torchvision.__version__}; "
+            f"close: {', '.join(close) or 'none'}"
+        )
+    body = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None)
+    heads = [
+        key
+        for key, module in body.named_modules()
+        if isinstance(module, nn.Linear) and module.out_features == _IMAGENET_CLASSES
+    ]
+    if len(heads) != 1:
+        raise ValueError(f"backbone {_TORCHVISION + name!r} has {len(heads)} linear heads; expected 1; use another net")
+    features = int(body.get_submodule(heads[0]).in_features)  # type: ignore[arg-type]
+    replace_module(body, heads[0], nn.Identity())
+    adapt_first_conv(body, in_channels)
+    return body, features
+
+
+def adapt_first_conv(net: nn.Module, in_channels: int) -> None:
+    """Let the first convolution of ``net`` read in_channels instead of 3, in place.
+
+    One channel: the filters are summed, which equals repeating a grey image three times. More: they are repeated
+    and scaled so that a constant image gives the same response.
+    """
+    key, old = next((k, m) for k, m in net.named_modules() if isinstance(m, nn.Conv2d))
+    if old.in_channels == in_channels:
+        return
+    new = nn.Conv2d(
+        in_channels,
+        old.out_channels,
+        kernel_size=old.kernel_size,  # type: ignore[arg-type]
+        stride=old.stride,  # type: ignore[arg-type]
+        padding=old.padding,  # type: ignore[arg-type]
+        bias=old.bias is not None,
+    )
+    with torch.no_grad():
+        repeats = -(-in_channels // old.in_channels)
+        weight = old.weight.sum(1, keepdim=True) if in_channels == 1 else old.weight.repeat(1, repeats, 1, 1)
+        scale = 1.0 if in_channels == 1 else old.in_channels / in_channels
+        new.weight.copy_(weight[:, :in_channels] * scale)
+        if old.bias is not None and new.bias is not None:
+            new.bias.copy_(old.bias)
+    replace_module(net, key, new)
+
+
+def replace_module(net: nn.Module, key: str, module: nn.Module) -> None:
+    """Put ``module`` at the dotted ``key`` of ``net``."""
+    parent, _, leaf = key.rpartition(".")
+    setattr(net.get_submodule(parent), leaf, module)

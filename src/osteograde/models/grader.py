@@ -1,0 +1,134 @@
+"""Graders: slices of one or more views -> one shared encoder -> pooling over all slices -> class logits.
+
+Shape legend: B sites, V views, D slices of one view, H W pixels, M present slices of a view over the whole batch,
+S slices of all views together, F encoder features, T token width, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from osteograde.models.backbones import classifier_body
+
+_FURTHEST = 16  # slices further than this from the crop's centre share one position
+_FLATTEST = 0.02  # smallest standard deviation a crop is divided by: noise of an empty crop is not blown up
+
+
+class Grader(nn.Module):
+    """Crops of V views, and which of them exist, -> logits (B, K).
+
+    A view that is absent is never encoded nor pooled: its pixels have exactly no influence. With no view at all the
+    logits are those of an empty bag, finite. backbone, stages, pixels: see ``backbones.classifier_body``.
+    pool: "attention" (gated, over the slices of all present views), "mean", or "centre" (each present view's middle
+    slice D // 2). neighbours: every slice is read with the two beside it as three channels (2.5D).
+    normalise: "crop" (each crop to mean 0 and deviation 1) or "fixed" (0..1 to about -2..2).
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        views: int,
+        classes: int = 3,
+        dropout: float = 0.2,
+        pool: str = "attention",
+        *,
+        width: int = 128,
+        stages: int = 0,
+        pixels: int = 0,
+        neighbours: bool = False,
+        normalise: str = "crop",
+        pretrained: bool = False,
+    ) -> None:
+        super().__init__()
+        if pool not in ("attention", "mean", "centre"):
+            raise ValueError(f"pool is {pool!r}; expected 'attention', 'mean' or 'centre'")
+        if normalise not in ("crop", "fixed"):
+            raise ValueError(f"normalise is {normalise!r}; expected 'crop' or 'fixed'")
+        self.config: dict[str, Any] = {
+            "kind": "grader",
+            "backbone": backbone,
+            "views": views,
+            "classes": classes,
+            "dropout": dropout,
+            "pool": pool,
+            "width": width,
+            "stages": stages,
+            "pixels": pixels,
+            "neighbours": neighbours,
+            "normalise": normalise,
+        }
+        self.views, self.pool, self.width = views, pool, width
+        self.neighbours, self.normalise = neighbours, normalise
+        self.encoder, features = classifier_body(
+            backbone, 3 if neighbours else 1, pretrained, stages=stages, pixels=pixels
+        )
+        self.token = nn.Sequential(nn.Linear(features, width), nn.LayerNorm(width))
+        self.view = nn.Embedding(views, width)
+        self.position = nn.Embedding(2 * _FURTHEST + 1, width)
+        for table in (self.view, self.position):
+            nn.init.normal_(table.weight, std=0.02)
+        self.attend, self.gate = nn.Linear(width, 64), nn.Linear(width, 64)
+        self.score = nn.Linear(64, 1)
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, crops: Sequence[torch.Tensor], present: torch.Tensor) -> torch.Tensor:
+        """crops: V tensors (B, D_v, H, W) in 0..1; present (B, V) bool -> (B, K)."""
+        if len(crops) != self.views or tuple(present.shape) != (len(present), self.views):
+            raise ValueError(
+                f"got {len(crops)} views of crops and present {tuple(present.shape)}; expected {self.views} views"
+            )
+        tokens, mask = [], []
+        for v, crop in enumerate(crops):
+            tokens.append(self._tokens(v, crop, present[:, v]))
+            mask.append(self._counted(crop.shape[1], present[:, v]))
+        pooled = self._pooled(torch.cat(tokens, 1), torch.cat(mask, 1))
+        return self.head(self.dropout(pooled.to(self.head.weight.dtype)))
+
+    def _tokens(self, view: int, crop: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+        """(B, D, H, W) -> (B, D, T); rows of absent crops are 0."""
+        b, d = crop.shape[:2]
+        rows = present.nonzero()[:, 0]
+        if not len(rows):
+            return crop.new_zeros((b, d, self.width), dtype=torch.float32)
+        slices = _normalised(crop[rows].float(), self.normalise)  # (M / D, D, H, W)
+        images = _with_neighbours(slices) if self.neighbours else slices[:, :, None]
+        token = self.token(self.encoder(images.flatten(0, 1))).float().unflatten(0, (-1, d))
+        place = (torch.arange(d, device=crop.device) - d // 2).clamp(-_FURTHEST, _FURTHEST) + _FURTHEST
+        token = nn.functional.gelu(token + self.view.weight[view] + self.position(place))
+        return token.new_zeros((b, d, self.width)).index_copy(0, rows, token)
+
+    def _counted(self, d: int, present: torch.Tensor) -> torch.Tensor:
+        """(B, D) bool: the slices that are pooled."""
+        mask = present[:, None].expand(-1, d)
+        if self.pool != "centre":
+            return mask
+        return mask & (torch.arange(d, device=present.device) == d // 2)
+
+    def _pooled(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """(B, S, T), (B, S) bool -> (B, T); 0 where the mask is empty. In float32 also under autocast."""
+        weight = mask.float()
+        if self.pool == "attention":
+            score = self.score(torch.tanh(self.attend(tokens)) * torch.sigmoid(self.gate(tokens)))[..., 0].float()
+            top = score.masked_fill(~mask, -torch.inf).amax(1, keepdim=True)
+            weight = torch.where(mask, torch.exp(score - top), weight)
+        weight = weight / weight.sum(1, keepdim=True).clamp_min(1e-12)
+        return torch.einsum("bs,bst->bt", weight, tokens.float())
+
+
+def _normalised(crops: torch.Tensor, how: str) -> torch.Tensor:
+    if how == "fixed":
+        return (crops - 0.5) * 4
+    deviation, mean = torch.std_mean(crops, (-3, -2, -1), keepdim=True, correction=0)
+    return (crops - mean) / deviation.clamp_min(_FLATTEST)
+
+
+def _with_neighbours(slices: torch.Tensor) -> torch.Tensor:
+    """(M, D, H, W) -> (M, D, 3, H, W): previous, this, next; the ends repeat themselves."""
+    before = torch.cat([slices[:, :1], slices[:, :-1]], 1)
+    after = torch.cat([slices[:, 1:], slices[:, -1:]], 1)
+    return torch.stack([before, slices, after], 2)
