@@ -14,7 +14,8 @@ ROOMS = ("imaging", "tasks", "models", "inference", "learning")
 SEES = {room: set(ROOMS[: index + 1]) for index, room in enumerate(ROOMS)}
 SEES |= {"kaggle": {*ROOMS, "kaggle"}, "report": {*ROOMS, "report"}, "phantom": {"imaging", "tasks", "phantom"}}
 TASK_WORDS = re.compile(r"lumbar|knee|spider|l4_l5|stenosis", re.IGNORECASE)
-MAY_NAME_TASKS = re.compile(r"(tasks|phantom)/.*|learning/recipes\w*\.py|cli\.py")  # cli: help and the default task
+MAY_NAME_TASKS = re.compile(r"(tasks|phantom)/.*|learning/recipes\w*\.py|cli\.py|__init__\.py")
+# cli.py: help and the default task; the package's own __init__.py: one sentence that says what it is for
 TORCH_IN = {"imaging/sampling.py"}  # of the rooms that describe scans and tasks
 
 

@@ -8,6 +8,7 @@ import platform
 import re
 import shutil
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,14 +136,13 @@ def _sample() -> np.ndarray:
 
 
 def _round_trip(uid: str) -> np.ndarray:
-    """(16, 24) uint16 written as a DICOM file of that transfer syntax in memory and read again."""
-    from io import BytesIO
-
-    import pydicom
+    """(16, 24) pixels written as a DICOM file of that transfer syntax and read again as every file is read here."""
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import UID
 
-    made, stream = Dataset(), BytesIO()
+    from osteograde.imaging.slices import read_slice
+
+    made = Dataset()
     made.file_meta = FileMetaDataset()
     made.file_meta.TransferSyntaxUID = UID(NATIVE)
     made.SOPClassUID, made.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.4", "1.2.3"
@@ -151,9 +151,10 @@ def _round_trip(uid: str) -> np.ndarray:
     made.PixelData = _sample().astype("<u2").tobytes()
     if uid == RLE:
         made.compress(UID(RLE), generate_instance_uid=False)
-    made.save_as(stream, enforce_file_format=True)
-    stream.seek(0)
-    return pydicom.dcmread(stream).pixel_array
+    with tempfile.TemporaryDirectory(prefix="osteograde-") as folder:
+        path = Path(folder) / "1.dcm"
+        made.save_as(path, enforce_file_format=True)
+        return read_slice(path).pixels
 
 
 def weights(folder: Path) -> list[Finding]:
