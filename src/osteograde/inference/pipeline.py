@@ -77,16 +77,15 @@ def _find(stage: Locate, looks: Sequence[Pass], nets: Nets) -> tuple[np.ndarray,
     landmarks = looks[0].landmarks
     channel = torch.tensor([stage.channels.index(landmark.channel) for landmark in landmarks], device=nets.device)
     side = torch.tensor([SIGN[landmark.side] for landmark in landmarks], device=nets.device)
-    total = None
+    folds = []
     for net in nets.nets:
         with _autocast(nets.device):
-            logits = net.maps(image)
+            logits = net.maps(image)  # type: ignore[operator]
         stride = image.shape[-1] // logits.shape[-1]
-        mass = probabilities(logits.float(), stack, channel, side, lateral)
-        total = mass if total is None else total + mass
+        folds.append(probabilities(logits.float(), stack, channel, side, lateral))
     slice_mm = torch.tensor([look.roi.spacing_mm[0] for look in looks], device=nets.device)
     index, confidence = decode_probabilities(
-        total / len(nets.nets), stack, stride=stride, pixel_mm=stage.field_mm[1] / nets.pixels, slice_mm=slice_mm
+        torch.stack(folds).mean(0), stack, stride=stride, pixel_mm=stage.field_mm[1] / nets.pixels, slice_mm=slice_mm
     )
     return index.cpu().numpy().astype(float), confidence.cpu().numpy().astype(float)
 

@@ -11,6 +11,7 @@ import numpy as np
 from osteograde.imaging.dicom import UnreadableSeries, read_series
 from osteograde.imaging.geometry import Volume, apply, oriented
 from osteograde.imaging.intensity import window
+from osteograde.imaging.slabs import slabs
 from osteograde.tasks.contract import Mark, Point, Study, Task
 
 
@@ -42,7 +43,7 @@ def load_study(study: Study, task: Task, *, map: Callable[..., Iterable] = map) 
             continue
         faults.update({f"{series.view}:{code}": count for code, count in codes.items()})
         marks |= marked(study.marks, series.id, stacks)
-        volumes[series.view] += [oriented(volume, directions) for volume in window(stacks)]
+        volumes[series.view] += [oriented(slabs(volume), directions) for volume in window(stacks)]
     for view in task.views:
         if not volumes[view.name]:
             faults[f"{view.name}:absent"] += 1

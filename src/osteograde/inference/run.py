@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -29,7 +29,6 @@ from osteograde.tasks import TASKS
 from osteograde.tasks.contract import Point, Study
 
 log = logging.getLogger("osteograde.inference")
-TEMPLATE = "sample_submission.csv"
 CHUNK = 8  # studies that go through the nets together
 Draw = Callable[["Result", Bundle], None]
 
@@ -51,7 +50,7 @@ class Tally:
     unread: int = 0
     on_prior: int = 0  # targets
     faults: Counter[str] = field(default_factory=Counter)
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     flags: list[tuple[str, str, int]] = field(default_factory=list)
 
 
@@ -83,8 +82,7 @@ def infer(
         raise ValueError(f"{weights}: weights are of task {bundle.task.name!r}, asked for {task!r}")
     studies = bundle.task.read(Path(data), "test")
     studies = studies[:limit] if limit else studies
-    template = Path(data) / TEMPLATE
-    sheet = Sheet(bundle, studies, out, submission.template_ids(template) if template.is_file() and not limit else ())
+    sheet = Sheet(bundle, studies, out, () if limit else submission.template_ids(Path(data)) or ())
     sheet.write()
     budget = Budget(
         None if time_budget_hours is None else time_budget_hours * 3600 - (time.monotonic() - begun),
@@ -117,15 +115,8 @@ class Sheet:
 
     def __init__(self, bundle: Bundle, studies: Sequence[Study], out: Path, template: Sequence[str]) -> None:
         self.task, self.prior, self.out, self.done = bundle.task, bundle.prior, out, 0
-        own = submission.priors_rows(self.task, [study.id for study in studies], self.prior)
-        unknown = {row: self._prior_of(row) for row in template if row not in own}
-        self.rows = submission.ordered(own | unknown, template)
-
-    def _prior_of(self, row: str) -> np.ndarray:
-        """What can be said of a row whose study is in no table: the prior of the target its id ends with."""
-        target = next((target for target in self.task.targets if row.endswith(f"_{target}")), None)
-        count = len(self.task.classes)
-        return np.full(count, 1 / count) if target is None else np.array(self.prior[target], float)
+        own = [row for study in studies for row in self.task.rows(study.id)]
+        self.rows = submission.priors_rows(self.task, dict.fromkeys((*template, *own)), self.prior)
 
     def _set(self, study: str, graded: Mapping[str, np.ndarray]) -> None:
         table = pipeline.rows(self.task, graded, self.prior)
@@ -180,7 +171,8 @@ def _grade_chunk(
             graded[i] |= new
     ended = time.monotonic()
     spent = {"read": read_s, "locate": located - begun, "grade": ended - located}
-    tally.seconds.update(spent)  # type: ignore[arg-type]
+    for name, seconds in spent.items():
+        tally.seconds[name] += seconds
     budget.record(len(loaded), effort, **{f"{name}_s": seconds for name, seconds in spent.items()})
     for study in loaded:
         tally.unread += not study.readable

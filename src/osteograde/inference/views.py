@@ -119,7 +119,8 @@ def site_crops(group: Grade, boxes: dict[str, dict], pixels: int, device: torch.
         stack = torch.zeros(len(targets), spec.slices, pixels, pixels, device=device)
         for s, target in enumerate(targets):
             if spec.view in boxes[target]:
-                stack[s] = crop_stack(*boxes[target][spec.view], device)
+                volume, roi = boxes[target][spec.view]
+                stack[s] = crop_stack(volume, roi, device)
                 present[s, v] = True
         views.append(stack)
     return SiteCrops(targets, tuple(views), present.to(device))

@@ -10,6 +10,7 @@ import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,7 +86,7 @@ def cross_fit(run: Run, kind: str, stage: str, plan: Fit, data_of: Callable[[Seq
             bundle.save_net(net, path)
             done.write_text(bundle.sha256(path))
         # What ships is judged: the fp16 file as it will be loaded, not the net in memory.
-        net = bundle.load_net(path, build(dict(plan.net)).config).to(run.device, memory_format=torch.channels_last)
+        net = bundle.on_device(bundle.load_net(path, plan.net), run.device)
         yield k, net, run.split.held_out(run.studies, k)
 
 
@@ -100,7 +101,7 @@ def locate_out_of_fold(run: Run) -> tuple[dict[str, dict[str, Point]], dict[str,
         every = (loaded for study in run.studies for loaded in run.loaded([study]))
         data = locate_data.store(stage, task.view(stage.view), plan, every, run.work / "locate", log=run.log)
         part = lambda studies, data=data: data.of({study.id for study in studies})  # noqa: E731
-        for _, net, studies in cross_fit(run, "locate", stage.name, plan, part, lambda net, batch: net.loss(batch)):
+        for _, net, studies in cross_fit(run, "locate", stage.name, plan, part, _own_loss):
             nets = pipeline.Nets([net], plan.pixels, run.device)
             for chunk in _chunks(studies):
                 new = pipeline.locate(stage, run.loaded(chunk), [points[study.id] for study in chunk], nets)
@@ -200,3 +201,7 @@ def save_graded(run: Run, graded: Mapping[str, Mapping[str, np.ndarray]], priors
 
 def _chunks(studies: Sequence[Study], size: int = 8) -> list[Sequence[Study]]:
     return [studies[i : i + size] for i in range(0, len(studies), size)]
+
+
+def _own_loss(net: Any, batch: Any) -> torch.Tensor:
+    return net.loss(batch)

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from osteograde.learning.recipe import Fit
+from osteograde.models.bundle import on_device
 
 CHECKPOINT_FORMAT = 1
 
@@ -34,7 +35,7 @@ class Data(Protocol):
     def __len__(self) -> int: ...
 
     def batch(
-        self, indices: Sequence[int], rng: np.random.Generator, device: torch.device, *, augment: bool
+        self, indices: Sequence[int] | np.ndarray, rng: np.random.Generator, device: torch.device, *, augment: bool
     ) -> Any: ...
 
 
@@ -68,12 +69,12 @@ def train(
 ) -> nn.Module:
     """Train one net; return its averaged weights in evaluation mode. Raises Diverged on a non-finite loss."""
     torch.manual_seed(int(where.rng().integers(2**62)))
-    net = build_net().to(where.device, memory_format=torch.channels_last)
+    net = on_device(build_net(), where.device)
     average = copy.deepcopy(net).requires_grad_(False)
     optimiser = _optimiser(net, plan)
     scaler = torch.amp.GradScaler(where.device.type, enabled=where.device.type == "cuda")
     steps = plan.steps or max(1, len(data) // plan.batch)
-    state = {"epoch": 0, "best": math.inf, "bad": 0}
+    state: dict[str, Any] = {"epoch": 0, "best": math.inf, "bad": 0}
     best = copy.deepcopy(average.state_dict()) if plan.patience else None
     if resume and where.checkpoint.is_file():
         state, best = _load(where.checkpoint, net, average, optimiser, scaler, where.device)

@@ -64,7 +64,7 @@ class GradeData:
         return len(self.studies)
 
     def batch(
-        self, indices: Sequence[int], rng: np.random.Generator, device: torch.device, *, augment: bool
+        self, indices: Sequence[int] | np.ndarray, rng: np.random.Generator, device: torch.device, *, augment: bool
     ) -> GradeBatch:
         """The sites of some studies, each view cut out of its stored crop in one resample."""
         picked = [self.rows_of[self.studies[i]] for i in indices]
@@ -123,7 +123,10 @@ def store(
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{group.name}.{spec.view}.u8" for spec in group.crops]
     files = [path.open("wb") for path in paths]
-    present, to_index, labels, mirrorable = [], [], [], []
+    present: list[list[bool]] = []
+    to_index: list[np.ndarray] = []
+    labels: list[int] = []
+    mirrorable: list[bool] = []
     rows_of: dict[str, list[int]] = {}
     try:
         for loaded, points in studies:

@@ -63,7 +63,7 @@ class LocateData:
         return self.stage.field_mm[1] / self.fit.pixels
 
     def batch(
-        self, indices: Sequence[int], rng: np.random.Generator, device: torch.device, *, augment: bool
+        self, indices: Sequence[int] | np.ndarray, rng: np.random.Generator, device: torch.device, *, augment: bool
     ) -> LocatorBatch:
         """Cut a window of slices from each pass, move it, and say where its landmarks lie then."""
         items = [self.items[i] for i in indices]

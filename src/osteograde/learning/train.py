@@ -17,7 +17,6 @@ from osteograde.learning import cross_fit, folds
 from osteograde.learning.cross_fit import OutOfFold, Run
 from osteograde.learning.recipe import Recipe
 from osteograde.models import bundle
-from osteograde.models.build import build
 from osteograde.tasks.bootstrap import interval
 from osteograde.tasks.contract import Points, Study
 from osteograde.tasks.prior import weighted_prior
@@ -129,7 +128,7 @@ def seal(run: Run, data: Path, scores: Mapping[str, Any]) -> None:
     files = {}
     for kind, fits in (("locate", recipe.locate), ("grade", recipe.grade)):
         for stage, plan in fits.items():
-            config = build(dict(plan.net)).config
+            config = bundle.config_of(plan.net)
             for k in run.folds:
                 name = cross_fit.net_name(kind, stage, k)
                 files[name] = bundle.file_entry(run.out, name, config)

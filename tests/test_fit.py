@@ -1,0 +1,117 @@
+"""The loop: killed and resumed it ends the same, and it stops when the loss is no number."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from osteograde.learning import fit
+from osteograde.learning.recipe import Fit
+
+PLAN = Fit(net={}, pixels=1, epochs=4, batch=4, lr=0.05, ema=0.9, clip=10.0)
+
+
+class Line:
+    """y = 2 x - 1 with noise drawn from the generator it is given."""
+
+    def __len__(self) -> int:
+        return 20
+
+    def batch(self, indices, rng, device, *, augment):
+        x = torch.tensor(np.asarray(indices), dtype=torch.float32)[:, None] / 10
+        noise = torch.from_numpy(rng.normal(0, 0.05 * augment, x.shape).astype(np.float32))
+        return x, 2 * x - 1 + noise
+
+
+def net() -> nn.Module:
+    return nn.Sequential(nn.Linear(1, 8), nn.ReLU(), nn.Dropout(0.1), nn.Linear(8, 1))
+
+
+def loss(model, batch):
+    return ((model(batch[0]) - batch[1]) ** 2).mean()
+
+
+def where(folder: Path, fold: int = 0) -> fit.Where:
+    return fit.Where("line", fold, 7, torch.device("cpu"), folder / "line.pt")
+
+
+def run(folder: Path, plan: Fit = PLAN, *, resume: bool = False, held: bool = True, log=lambda text: None):
+    data = Line()
+    return fit.train(net, plan, data, data if held else None, loss, where(folder), resume=resume, log=log)
+
+
+def weights(model: nn.Module) -> torch.Tensor:
+    return torch.cat([value.flatten() for value in model.state_dict().values()])
+
+
+def test_it_learns(tmp_path):
+    trained = run(tmp_path, replace(PLAN, epochs=60))
+    assert fit.evaluate(trained, Line(), PLAN, loss, where(tmp_path)) < 0.05
+
+
+@pytest.mark.parametrize("patience", [0, 3])
+def test_killed_in_any_epoch_and_resumed_it_ends_the_same(tmp_path, patience):
+    plan = replace(PLAN, patience=patience)
+    whole = run(tmp_path / "whole", plan)
+    seen = 0
+
+    def stop_in_third_epoch(text: str) -> None:
+        nonlocal seen
+        seen += "epoch" in text
+        if seen == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", plan, log=stop_in_third_epoch)
+    resumed = run(tmp_path / "killed", plan, resume=True)
+    assert torch.equal(weights(whole), weights(resumed))
+
+
+def test_without_resume_a_checkpoint_is_not_used(tmp_path):
+    first = run(tmp_path, replace(PLAN, epochs=2))
+    assert torch.equal(weights(first), weights(run(tmp_path, replace(PLAN, epochs=2))))
+
+
+def test_folds_and_seeds_differ(tmp_path):
+    data = Line()
+    other = fit.train(net, PLAN, data, None, loss, where(tmp_path, fold=1), resume=False, log=lambda text: None)
+    assert not torch.equal(weights(run(tmp_path)), weights(other))
+
+
+def test_a_loss_that_is_no_number_stops_with_a_message(tmp_path):
+    with pytest.raises(fit.Diverged, match=r"line fold 0 epoch 1 step 1: the loss is nan; lower lr"):
+        fit.train(
+            net, PLAN, Line(), None, lambda m, b: loss(m, b) * math.nan, where(tmp_path), resume=False, log=print
+        )
+
+
+def test_a_checkpoint_of_another_version_is_refused(tmp_path):
+    run(tmp_path)
+    torch.save({"format": 0}, tmp_path / "line.pt")
+    with pytest.raises(ValueError, match="another version"):
+        run(tmp_path, resume=True)
+
+
+def test_early_stopping_keeps_the_best_epoch(tmp_path):
+    logs: list[str] = []
+    plan = replace(PLAN, epochs=200, patience=3, lr=0.2)
+    best = run(tmp_path, plan, log=logs.append)
+    values = [float(line.split("held-out ")[1].split()[0]) for line in logs]
+    assert len(values) < 200
+    assert abs(fit.evaluate(best, Line(), PLAN, loss, where(tmp_path)) - min(values)) < 1e-3
+
+
+def test_the_schedule_rises_then_falls_to_one_percent():
+    rates = [fit.schedule(step, 100, 0.1) for step in range(100)]
+    assert rates[0] == 0.1 and rates[9] == 1.0
+    assert all(a >= b for a, b in zip(rates[9:], rates[10:], strict=False))
+    assert 0.01 <= rates[-1] < 0.012
+
+
+def test_an_unknown_optimiser_is_named(tmp_path):
+    with pytest.raises(ValueError, match="known: "):
+        run(tmp_path, replace(PLAN, optimiser="sgdd"))

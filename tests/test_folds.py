@@ -1,0 +1,75 @@
+"""Folds: no patient in two, rare grades spread, written once and never repaired."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from osteograde.learning import folds
+from osteograde.tasks import TASKS
+from osteograde.tasks.contract import Study
+
+TASK = TASKS["lumbar-mr"]
+
+
+def studies_of(count: int, patients: int, severe: set[int]) -> list[Study]:
+    target = TASK.grade[0].sites[0].target
+    return [
+        Study(f"{i:03d}", f"p{i % patients}", (), labels={target: 2 if i % patients in severe else 0})
+        for i in range(count)
+    ]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(10, 60), st.integers(5, 10), st.integers(2, 5), st.integers(0, 99))
+def test_no_patient_lies_in_two_folds_and_every_study_in_one(count, patients, folds_wanted, seed):
+    studies = studies_of(count, patients, {0, 1})
+    split = folds.assign(TASK, studies, folds_wanted, seed)
+    assert set(split.fold) == {study.id for study in studies}
+    for k in range(folds_wanted):
+        held = {study.patient for study in split.held_out(studies, k)}
+        assert held.isdisjoint(study.patient for study in split.training(studies, k))
+        assert held
+
+
+def test_rare_severe_grades_are_spread_over_the_folds():
+    studies = studies_of(100, 100, set(range(10)))
+    split = folds.assign(TASK, studies, 5, seed=3)
+    severe = [sum(2 in study.labels.values() for study in split.held_out(studies, k)) for k in range(5)]
+    assert severe == [2] * 5
+
+
+def test_the_same_seed_gives_the_same_folds_in_any_order_of_studies():
+    studies = studies_of(40, 40, {1, 2, 3})
+    again = folds.assign(TASK, studies[::-1], 4, seed=5)
+    assert dict(folds.assign(TASK, studies, 4, seed=5).fold) == dict(again.fold)
+    assert dict(folds.assign(TASK, studies, 4, seed=6).fold) != dict(again.fold)
+
+
+def test_a_saved_split_is_read_back_and_refused_for_other_data(tmp_path: Path):
+    studies = studies_of(20, 20, {1})
+    split = folds.assign(TASK, studies, 4, seed=0)
+    folds.save(split, tmp_path / "folds.csv")
+    assert folds.load(tmp_path / "folds.csv", studies) == split
+    with pytest.raises(ValueError, match="differ in"):
+        folds.load(tmp_path / "folds.csv", studies[1:])
+
+
+def test_a_table_that_tears_a_patient_apart_is_refused(tmp_path: Path):
+    studies = studies_of(4, 2, set())
+    (tmp_path / "folds.csv").write_text("study_id,patient,fold\n000,p0,0\n001,p1,0\n002,p0,1\n003,p1,0\n")
+    with pytest.raises(ValueError, match="more than one fold"):
+        folds.load(tmp_path / "folds.csv", studies)
+
+
+def test_fewer_patients_than_folds_is_said_plainly():
+    with pytest.raises(ValueError, match="3 patients cannot fill 5 folds"):
+        folds.assign(TASK, studies_of(9, 3, set()), 5, seed=0)
+
+
+def test_rarity_tells_the_groups_with_a_severe_grade():
+    labels = {TASK.grade[1].sites[0].target: 2, TASK.grade[0].sites[0].target: 1}
+    assert folds.rarity(TASK, Study("a", "a", (), labels=labels)) == "010"
+    assert np.unique([folds.rarity(TASK, s) for s in studies_of(4, 4, {0})]).tolist() == ["000", "100"]
