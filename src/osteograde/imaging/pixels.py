@@ -1,0 +1,119 @@
+"""The pixels of a DICOM data set as grey values, after everything declared was held against caps and bytes present."""
+
+from __future__ import annotations
+
+import numpy as np
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.encaps import get_frame
+from pydicom.pixels import apply_color_lut
+from pydicom.pixels.utils import get_expected_length
+from pydicom.uid import RLELossless
+
+from osteograde.imaging.rle import MAX_EXPANSION, MAX_PIXELS, decode_rle
+from osteograde.imaging.tags import DAMAGE, UnreadableSlice, whole_of
+
+MAX_FRAMES = 4096
+MAX_FRAME_BYTES = 2 << 30  # all frames of a file
+
+
+def checked_frames(dataset: Dataset) -> int:
+    """The number of frames, after everything declared has been held against the caps."""
+    rows, columns = whole_of(dataset, "Rows", 0), whole_of(dataset, "Columns", 0)
+    frames = max(1, whole_of(dataset, "NumberOfFrames", 1))
+    bits, samples = max(1, whole_of(dataset, "BitsAllocated", 8)), max(1, whole_of(dataset, "SamplesPerPixel", 1))
+    if rows < 1 or columns < 1:
+        raise UnreadableSlice("no_size")
+    size = rows * columns * frames * samples * max(1, bits // 8)
+    if rows * columns > MAX_PIXELS or frames > MAX_FRAMES or size > MAX_FRAME_BYTES:
+        raise UnreadableSlice("image_too_large")
+    present = len(dataset.get("PixelData") or b"")
+    if dataset.file_meta.TransferSyntaxUID == RLELossless and size > MAX_EXPANSION * present * max(1, 8 // bits):
+        raise UnreadableSlice("pixels_cut")
+    return frames
+
+
+def complete(dataset: Dataset) -> None:
+    """Say how pixels are stored where the file does not: plain unsigned grey that uses all its bits."""
+    if "BitsAllocated" not in dataset:
+        dataset.BitsAllocated = 16
+    bits = whole_of(dataset, "BitsAllocated", 16)
+    usual = {"SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2", "PixelRepresentation": 0}
+    for keyword, value in {**usual, "BitsStored": bits, "HighBit": bits - 1}.items():
+        if keyword not in dataset:
+            setattr(dataset, keyword, value)
+
+
+def fill_cut_pixels(dataset: Dataset) -> tuple[str, ...]:
+    """Uncompressed pixels cut short: zeros for the rest where half is there; returns the notes."""
+    if dataset.file_meta.TransferSyntaxUID.is_encapsulated or "PixelData" not in dataset:
+        return ()
+    try:
+        expected, present = get_expected_length(dataset), len(dataset.PixelData or b"")
+    except DAMAGE:
+        raise UnreadableSlice("damaged_header") from None
+    if 2 * present < expected:
+        raise UnreadableSlice("pixels_cut")
+    if present >= expected:
+        return ()
+    dataset.PixelData = dataset.PixelData + bytes(expected - present + expected % 2)
+    return ("pixels_filled",)
+
+
+def decoded_frames(dataset: Dataset, frames: int) -> np.ndarray:
+    """(frames, rows, columns) of grey values as stored."""
+    syntax = dataset.file_meta.TransferSyntaxUID
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    samples, bits = whole_of(dataset, "SamplesPerPixel", 1), whole_of(dataset, "BitsAllocated", 0)
+    array = None
+    try:
+        if syntax == RLELossless and frames == samples == 1 and bits in (8, 16):
+            array = decode_rle(get_frame(dataset.PixelData, 0, number_of_frames=1), rows, columns, bits // 8)
+            if array is not None and whole_of(dataset, "PixelRepresentation", 0) == 1:
+                array = array.view(f"i{array.itemsize}")
+        if array is None:
+            array = dataset.pixel_array
+        grey = _grey(dataset, array, samples)
+    except DAMAGE:
+        raise UnreadableSlice("pixels_damaged" if _decodable(dataset) else f"no_decoder_{syntax.keyword}") from None
+    if grey.size != frames * rows * columns:
+        raise UnreadableSlice("pixels_damaged")
+    return grey.reshape(frames, rows, columns)
+
+
+def _decodable(dataset: Dataset) -> bool:
+    try:
+        return bool(pydicom.pixels.get_decoder(dataset.file_meta.TransferSyntaxUID).is_available)
+    except NotImplementedError:
+        return False
+
+
+def _grey(dataset: Dataset, array: np.ndarray, samples: int) -> np.ndarray:
+    photometric = str(dataset.get("PhotometricInterpretation", "MONOCHROME2")).strip()
+    if photometric == "PALETTE COLOR":
+        array, samples = apply_color_lut(array, dataset), 3
+    if samples >= 3:
+        return array[..., :3].astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+    array = _sign_extended(dataset, array)
+    if photometric != "MONOCHROME1":
+        return array
+    if array.dtype.kind == "f":
+        return np.nanmax(array, initial=0.0) - array
+    if array.dtype.kind == "i":
+        return ~array
+    allocated = 8 * array.itemsize
+    stored = min(max(whole_of(dataset, "BitsStored", allocated), 1), allocated)
+    return array ^ array.dtype.type((1 << stored) - 1)
+
+
+def _sign_extended(dataset: Dataset, array: np.ndarray) -> np.ndarray:
+    """Only the stored bits of each word, the highest of them as the sign where pixels are signed."""
+    allocated = 8 * array.itemsize
+    stored = whole_of(dataset, "BitsStored", allocated)
+    if array.dtype.kind not in "iu" or not 1 <= stored < allocated:
+        return array
+    high = whole_of(dataset, "HighBit", stored - 1)
+    high = high if stored - 1 <= high < allocated else stored - 1
+    if array.dtype.kind == "u" and high == stored - 1 and int(array.max()) < 1 << stored:
+        return array
+    return (array << (allocated - 1 - high)) >> (allocated - stored)

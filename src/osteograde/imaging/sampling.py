@@ -1,0 +1,161 @@
+"""Regions of interest out of volumes: the only place where an image is resampled.
+
+``sample_reference`` says what is meant, slowly; ``sample`` does it in torch on any device. Outside the volume is zero,
+and interpolation fades to it over one voxel. ``oversample`` k takes every sample as the mean of k x k points spread
+evenly inside its own in-plane cell, which keeps a coarse grid on a fine image from aliasing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from scipy.ndimage import map_coordinates
+from torch.nn import functional
+
+from osteograde.imaging.geometry import Roi, Volume, apply
+
+MAX_OVERSAMPLE = 4
+CHUNK_SAMPLES = 1 << 22  # sampled values held at once
+_ON_SLICE = 1e-3  # slices; a plane this close to a slice of the volume lies on it
+
+
+def oversample_for(volume_spacing_mm: np.ndarray, roi_spacing_mm: np.ndarray) -> int:
+    """In-plane sub-samples per axis so that none of the volume's pixels is passed over; 1 to MAX_OVERSAMPLE.
+
+    >>> oversample_for(np.array([4.0, 0.5, 0.5]), np.array([4.0, 1.2, 1.2]))
+    3
+    """
+    ratio = float(np.max(np.asarray(roi_spacing_mm)[1:] / np.asarray(volume_spacing_mm)[1:]))
+    return min(MAX_OVERSAMPLE, max(1, math.ceil(ratio - 1e-3)))
+
+
+def sample_reference(volume: Volume, roi: Roi, oversample: int = 1) -> np.ndarray:
+    """(D, H, W) float32 of the volume on the grid of the box, trilinear; the slow definition of ``sample``."""
+    k = oversample
+    depth, height, width = roi.shape
+    fine = np.meshgrid(
+        np.arange(depth),
+        (np.arange(height * k) + 0.5) / k - 0.5,
+        (np.arange(width * k) + 0.5) / k - 0.5,
+        indexing="ij",
+    )
+    index = apply(np.linalg.inv(volume.to_mm) @ roi.to_mm, np.stack(fine, axis=-1))
+    # "grid-constant": with "constant" rounding puts border samples outside, where they lose their whole value.
+    values = map_coordinates(
+        volume.voxels.astype(np.float64), np.moveaxis(index, -1, 0), order=1, mode="grid-constant", cval=0.0
+    )
+    return values.reshape(depth, height, k, width, k).mean(axis=(2, 4)).astype(np.float32)
+
+
+def sample(
+    voxels: torch.Tensor,
+    volume_to_mm: np.ndarray,
+    rois_to_mm: np.ndarray,
+    shape: tuple[int, int, int],
+    oversample: int = 1,
+) -> torch.Tensor:
+    """(B, D, H, W) float32 of a volume (Z, Y, X), any real dtype, on B boxes (B, 4, 4) of one shape.
+
+    Runs where ``voxels`` lie. Boxes on the volume's own slices are sampled slice by slice in two dimensions, others in
+    three; both agree with ``sample_reference`` to float32.
+    """
+    moves = np.linalg.inv(volume_to_mm) @ np.asarray(rois_to_mm, np.float64).reshape(-1, 4, 4)
+    out = torch.zeros((len(moves), *shape), dtype=torch.float32, device=voxels.device)
+    volume = None
+    for filled, move in zip(out, moves, strict=True):
+        z = _slices_of(move, shape)
+        if z is not None:
+            _fill_from_slices(
+                filled, lambda z, y, x: voxels[torch.from_numpy(z), y, x], voxels.shape, z, move, oversample
+            )
+        else:
+            volume = voxels.float() if volume is None else volume
+            _fill_from_volume(filled, volume, move, oversample)
+    return out
+
+
+def crop_stack(volume: Volume, roi: Roi, device: torch.device, oversample: int | None = None) -> torch.Tensor:
+    """(D, H, W) float32 in 0..1 of a volume of bytes, anti-aliased as its spacing asks unless told otherwise."""
+    k = oversample_for(volume.spacing_mm, roi.spacing_mm) if oversample is None else oversample
+    move = np.linalg.inv(volume.to_mm) @ roi.to_mm
+    z = _slices_of(move, roi.shape)
+    if z is None:
+        voxels = torch.from_numpy(np.ascontiguousarray(volume.voxels)).to(device)
+        return sample(voxels, volume.to_mm, roi.to_mm[None], roi.shape, k)[0] / 255.0
+
+    def gather(z: np.ndarray, y: slice, x: slice) -> torch.Tensor:  # only what the box touches leaves the host
+        return torch.from_numpy(np.ascontiguousarray(volume.voxels[z, y, x])).to(device)
+
+    out = torch.zeros(roi.shape, dtype=torch.float32, device=device)
+    _fill_from_slices(out, gather, volume.voxels.shape, z, move, k)
+    return out / 255.0
+
+
+def _slices_of(move: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray | None:
+    """The slice number of each plane of a box that lies on the volume's own slices, else None."""
+    depth, height, width = shape
+    d, h, w = np.meshgrid(np.arange(depth), [0, height - 1], [0, width - 1], indexing="ij")
+    z = move[0, 0] * d + move[0, 1] * h + move[0, 2] * w + move[0, 3]
+    whole = np.round(z[:, 0, 0])
+    return whole.astype(np.int64) if abs(z - whole[:, None, None]).max() < _ON_SLICE else None
+
+
+def _fill_from_slices(
+    out_DHW: torch.Tensor,
+    gather: Callable[[np.ndarray, slice, slice], torch.Tensor],
+    size_ZYX: tuple[int, ...],
+    z: np.ndarray,
+    move: np.ndarray,
+    oversample: int,
+) -> None:
+    """Planes of a box from slices z; ``gather`` gives the (n, y, x) voxels of some slices in ranges of y and x."""
+    depth, height, width = out_DHW.shape
+    inside = np.flatnonzero((z >= 0) & (z < size_ZYX[0]))
+    leaning = abs(move[1:3, 0]).max() * depth > _ON_SLICE  # a sheared stack: each plane lies elsewhere on its slice
+    most = 1 if leaning else max(1, CHUNK_SAMPLES // (height * width * oversample**2))
+    for chunk in [inside[i : i + most] for i in range(0, len(inside), most)]:
+        plane = np.column_stack([move[1:3, 1:3], move[1:3, 3] + move[1:3, 0] * chunk[0]])  # (y, x) of (h, w, 1)
+        y, x = (_touched(row, (height, width), size) for row, size in zip(plane, size_ZYX[1:], strict=True))
+        if y.start >= y.stop or x.start >= x.stop:
+            continue
+        slices = gather(z[chunk], y, x).float()  # as channels of one image: the weights are computed once
+        plane = plane - np.array([[0, 0, y.start], [0, 0, x.start]])
+        values = _interpolated(slices, plane, (height, width), oversample)
+        out_DHW[torch.from_numpy(chunk).to(out_DHW.device)] = values
+
+
+def _touched(row: np.ndarray, shape: tuple[int, ...], size: int) -> slice:
+    """The range of voxels along one axis that a plane's samples, a cell beyond its ends included, can reach."""
+    ends = [row[:2] @ corner + row[2] for corner in ((a, b) for a in (-1, shape[0]) for b in (-1, shape[1]))]
+    return slice(max(0, math.floor(min(ends)) - 1), min(size, math.ceil(max(ends)) + 2))
+
+
+def _fill_from_volume(out_DHW: torch.Tensor, volume_ZYX: torch.Tensor, move: np.ndarray, oversample: int) -> None:
+    depth, height, width = out_DHW.shape
+    most = max(1, CHUNK_SAMPLES // (height * width * oversample**2))
+    for start in range(0, depth, most):
+        part = move[:3].copy()
+        part[:, 3] += move[:3, 0] * start
+        count = min(most, depth - start)
+        values = _interpolated(volume_ZYX[None], part, (count, height, width), oversample)
+        out_DHW[start : start + count] = values[0]
+
+
+def _interpolated(images: torch.Tensor, move: np.ndarray, shape: tuple[int, ...], oversample: int) -> torch.Tensor:
+    """(C, *size) images sampled at ``move`` (n, n + 1) of the grid ``shape`` of n axes, zero outside: (C, *shape)."""
+    size = np.array(images.shape[1:])
+    extent = np.array(shape)
+    theta = np.empty_like(move)  # between units: both grids from -1 to 1, edge to edge
+    theta[:, :-1] = move[:, :-1] * extent / size[:, None]
+    theta[:, -1] = (2 * (move[:, :-1] @ ((extent - 1) / 2) + move[:, -1]) + 1) / size - 1
+    theta = np.column_stack([theta[::-1, -2::-1], theta[::-1, -1]])  # torch names the axes x, y, z
+    fine = [*shape[:-2], shape[-2] * oversample, shape[-1] * oversample]
+    units = torch.from_numpy(theta[None]).to(images.device, torch.float32)
+    grid = functional.affine_grid(units, [1, 1, *fine], align_corners=False)
+    values = functional.grid_sample(images[None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0]
+    if oversample == 1:
+        return values
+    return functional.avg_pool2d(values.reshape(-1, *fine[-2:]), oversample).reshape(len(images), *shape)

@@ -1,0 +1,205 @@
+"""One DICOM file to slices: pixels as the values that were measured, and where the file says they lie.
+
+No tag but the size and the pixels is needed. What is declared is checked against caps and against the bytes present
+before anything is allocated. Errors carry a code and never a tag's value, so that they can be counted and logged.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from osteograde.imaging.pixels import checked_frames, complete, decoded_frames, fill_cut_pixels
+from osteograde.imaging.tags import DAMAGE, UnreadableSlice, number_of, numbers_of
+
+MAX_FILE_BYTES = 512 << 20
+MAX_INFLATED_BYTES = 1 << 30
+_FREE_INFLATED_BYTES, _MAX_INFLATION = 64 << 20, 200
+_DEFLATED = b"1.2.840.10008.1.2.1.99\0"
+_SPACING_MM = (0.01, 20.0)  # a pixel spacing beyond these is a typing error
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """One image of a file. Missing or senseless tags are None.
+
+    pixels: (rows, columns), sign-extended, MONOCHROME1 inverted, rescaled where the file says so. position_mm: (3,)
+    LPS of the first pixel's centre. orientation: (6,) unit directions of a row and of a column. spacing_mm: (2,), the
+    step between rows first. gap_mm: distance to the next slice (SpacingBetweenSlices). notes: codes of repairs.
+    """
+
+    pixels: np.ndarray
+    name: str
+    position_mm: np.ndarray | None = None
+    orientation: np.ndarray | None = None
+    spacing_mm: np.ndarray | None = None
+    gap_mm: float | None = None
+    thickness_mm: float | None = None
+    frame: str = ""
+    instance: int | None = None
+    location_mm: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+def read_slice(path: Path) -> Slice:
+    """The only slice of a file; UnreadableSlice("several_frames") where there are more."""
+    slices = read_slices(path)
+    if len(slices) != 1:
+        raise UnreadableSlice("several_frames")
+    return slices[0]
+
+
+def read_slices(path: Path) -> tuple[Slice, ...]:
+    """All slices of one DICOM file, which is opened once; raises UnreadableSlice."""
+    data = _contents(path)
+    dataset = _parsed(data)
+    complete(dataset)
+    frames = checked_frames(dataset)
+    notes = fill_cut_pixels(dataset)
+    pixels = decoded_frames(dataset, frames)
+    if frames > 1 and not _frames_are_placed(dataset, frames):
+        raise UnreadableSlice("frames_without_position")
+    return tuple(_slice(dataset, pixels[k], k, frames, _stem(Path(path)), notes) for k in range(frames))
+
+
+def _contents(path: Path) -> bytes:
+    try:
+        with Path(path).open("rb") as file:
+            if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
+                raise UnreadableSlice("file_too_large")
+            data = file.read()
+    except OSError:
+        raise UnreadableSlice("file_unreadable") from None
+    if not data:
+        raise UnreadableSlice("empty_file")
+    return data
+
+
+def _parsed(data: bytes) -> Dataset:
+    """The data set with a transfer syntax, also where preamble or file meta are missing."""
+    marked = data[128:132] == b"DICM"
+    if _DEFLATED in data[:2048]:
+        _check_inflation(data)
+    try:
+        dataset = pydicom.dcmread(BytesIO(data), force=True)
+        sized = "Rows" in dataset and "Columns" in dataset
+        if sized and not getattr(dataset.file_meta, "TransferSyntaxUID", ""):
+            dataset.file_meta.TransferSyntaxUID = _guessed_syntax(dataset)
+    except DAMAGE:
+        raise UnreadableSlice("damaged_header" if marked else "not_dicom") from None
+    if not sized:
+        raise UnreadableSlice("no_image" if marked else "not_dicom")
+    if not any(keyword in dataset for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+        raise UnreadableSlice("no_pixels")
+    if not dataset.file_meta.TransferSyntaxUID.is_transfer_syntax:
+        raise UnreadableSlice("unknown_syntax")
+    return dataset
+
+
+def _guessed_syntax(dataset: Dataset) -> UID:
+    implicit, little = dataset.original_encoding
+    return ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+
+
+def _check_inflation(data: bytes) -> None:
+    """pydicom inflates a deflated file whole on opening; look first how far it goes."""
+    length = struct.unpack_from("<L", data, 140)[0] if len(data) > 144 else 0
+    limit = min(MAX_INFLATED_BYTES, max(_FREE_INFLATED_BYTES, _MAX_INFLATION * len(data)))
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    rest, written = data[144 + length :], 0
+    try:
+        while rest and not inflater.eof:
+            written += len(inflater.decompress(rest, 1 << 20))
+            rest = inflater.unconsumed_tail
+            if written > limit:
+                raise UnreadableSlice("inflates_too_far")
+    except zlib.error:
+        raise UnreadableSlice("damaged_header") from None
+
+
+def _slice(dataset: Dataset, pixels: np.ndarray, k: int, frames: int, name: str, notes: tuple[str, ...]) -> Slice:
+    measures = _macro(dataset, k, "PixelMeasuresSequence")
+    spacing = _spacing(measures, dataset)
+    values = _macro(dataset, k, "PixelValueTransformationSequence")
+    gaps = [number_of(source, "SpacingBetweenSlices") for source in (measures, dataset)]
+    thick = [number_of(source, "SliceThickness") for source in (measures, dataset)]
+    return Slice(
+        pixels=_rescaled(pixels, number_of(values, "RescaleSlope"), number_of(values, "RescaleIntercept")),
+        name=name if frames == 1 else f"{name}-{k + 1}",
+        position_mm=numbers_of(_macro(dataset, k, "PlanePositionSequence"), "ImagePositionPatient", 3),
+        orientation=_unit(numbers_of(_macro(dataset, k, "PlaneOrientationSequence"), "ImageOrientationPatient", 6)),
+        spacing_mm=spacing,
+        gap_mm=next((abs(gap) for gap in gaps if gap), None),
+        thickness_mm=next((abs(size) for size in thick if size), None),
+        frame=str(dataset.get("FrameOfReferenceUID", "") or ""),
+        instance=_instance(dataset, k, frames),
+        location_mm=number_of(dataset, "SliceLocation") if frames == 1 else None,
+        notes=notes,
+    )
+
+
+def _macro(dataset: Dataset, k: int, sequence: str) -> Dataset:
+    """Where frame k keeps a group of tags: its own functional group, the shared one, or the data set itself."""
+    for keyword, index in (("PerFrameFunctionalGroupsSequence", k), ("SharedFunctionalGroupsSequence", 0)):
+        try:
+            return dataset[keyword].value[index][sequence].value[0]
+        except (KeyError, IndexError, TypeError, AttributeError):
+            continue
+    return dataset
+
+
+def _frames_are_placed(dataset: Dataset, frames: int) -> bool:
+    groups = [_macro(dataset, k, "PlanePositionSequence") for k in range(frames)]
+    return all(group is not dataset and numbers_of(group, "ImagePositionPatient", 3) is not None for group in groups)
+
+
+def _rescaled(pixels: np.ndarray, slope: float | None, intercept: float | None) -> np.ndarray:
+    slope, intercept = slope or 1.0, intercept or 0.0
+    if (slope, intercept) == (1.0, 0.0):
+        return pixels
+    return pixels.astype(np.float32) * np.float32(slope) + np.float32(intercept)
+
+
+def _spacing(*sources: Dataset) -> np.ndarray | None:
+    for source in sources:
+        for keyword in ("PixelSpacing", "ImagerPixelSpacing"):
+            found = numbers_of(source, keyword, 2)
+            if found is not None and np.all((found >= _SPACING_MM[0]) & (found <= _SPACING_MM[1])):
+                return found
+    return None
+
+
+def _unit(orientation: np.ndarray | None) -> np.ndarray | None:
+    """Two perpendicular unit vectors, or None where the tag holds something else."""
+    if orientation is None:
+        return None
+    row, column = orientation[:3], orientation[3:]
+    lengths = np.linalg.norm(row), np.linalg.norm(column)
+    if min(lengths) < 0.5 or max(lengths) > 2.0:
+        return None
+    row, column = row / lengths[0], column / lengths[1]
+    if abs(row @ column) > 0.02:
+        return None
+    column = column - (row @ column) * row
+    return np.concatenate([row, column / np.linalg.norm(column)])
+
+
+def _instance(dataset: Dataset, k: int, frames: int) -> int | None:
+    if frames > 1:
+        return k + 1
+    number = number_of(dataset, "InstanceNumber")
+    return None if number is None else int(number)
+
+
+def _stem(path: Path) -> str:
+    """The name without its extension; the last part of a UID is no extension."""
+    return path.name if path.suffix[1:].isdigit() else path.stem

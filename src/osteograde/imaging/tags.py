@@ -1,0 +1,58 @@
+"""Numbers out of DICOM tags, where any tag may be missing, empty or nonsense; and what damaged files raise."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
+
+# What pydicom raises on damaged headers, values and pixels.
+DAMAGE = (
+    InvalidDicomError,
+    AttributeError,
+    EOFError,
+    IndexError,
+    KeyError,
+    NotImplementedError,
+    OSError,
+    OverflowError,
+    RecursionError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
+
+
+class UnreadableSlice(ValueError):
+    """A file that gives no slice; ``code`` says why in one word, without any value of the file."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+def numbers_of(source: Dataset, keyword: str, count: int) -> np.ndarray | None:
+    """``count`` finite numbers of a tag, or None; empty values between backslashes are passed over."""
+    try:
+        value = source.get(keyword)
+        many = [value] if isinstance(value, (str, bytes)) or not isinstance(value, Sequence) else value
+        numbers = np.array([float(one) for one in many if one not in (None, "")])
+    except DAMAGE:
+        return None
+    return numbers if numbers.shape == (count,) and np.isfinite(numbers).all() else None
+
+
+def number_of(source: Dataset, keyword: str) -> float | None:
+    numbers = numbers_of(source, keyword, 1)
+    return None if numbers is None else float(numbers[0])
+
+
+def whole_of(dataset: Dataset, keyword: str, default: int) -> int:
+    number = number_of(dataset, keyword)
+    return default if number is None else int(number)
