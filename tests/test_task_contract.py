@@ -1,0 +1,229 @@
+"""What holds for every task: names derived once, prompts known, boxes pure. A new task is picked up by itself."""
+
+import doctest
+import pickle
+from dataclasses import replace
+from importlib import import_module
+
+import numpy as np
+import pytest
+
+from osteograde.imaging import geometry
+from osteograde.imaging.geometry import Volume
+from osteograde.tasks import TASKS
+from osteograde.tasks.contract import Point
+
+EACH = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+EACH_GRADER = pytest.mark.parametrize(
+    ("task", "group"),
+    [(task, group) for task in TASKS.values() for group in task.grade],
+    ids=lambda value: value.name,
+)
+
+
+def study(task, side=300):
+    """A stack of zeros per view about the origin, and every landmark somewhere inside: left ones left of right ones."""
+    volumes = {}
+    for view in task.views:
+        shape, spacing = (21, side, side), np.array([4.0, 1.0, 1.0])
+        roi = geometry.roi_at(np.zeros(3), np.array(view.directions), spacing, shape)
+        volumes[view.name] = [Volume(np.zeros(shape, np.uint8), roi.to_mm, series=view.name)]
+    rng = np.random.default_rng(0)
+    middle = {"right": -15.0, "left": 15.0, "": 0.0}
+    points = {
+        landmark.name: Point(rng.uniform(-30, 30, 3) * [0.1, 1, 1] + [middle[landmark.side], 0, 0])
+        for stage in task.locate
+        for landmark in stage.landmarks
+    }
+    return volumes, points
+
+
+@EACH
+def test_a_task_is_known_by_its_name(task):
+    assert TASKS[task.name] is task
+    assert len(task.classes) == len(task.weights) == len(set(task.classes))
+
+
+@EACH
+def test_every_target_is_graded_once(task):
+    graded = [site.target for group in task.grade for site in group.sites]
+    assert sorted(graded) == sorted(task.targets)
+    assert len(set(graded)) == len(graded)
+
+
+@EACH
+def test_row_ids_are_derived_from_study_and_targets(task):
+    assert task.rows("77") == [f"77_{target}" for target in task.targets]
+
+
+@EACH
+def test_names_of_stages_landmarks_and_views_are_unique(task):
+    for names in (
+        [view.name for view in task.views],
+        [stage.name for stage in task.locate],
+        [group.name for group in task.grade],
+        [landmark.name for stage in task.locate for landmark in stage.landmarks],
+    ):
+        assert len(set(names)) == len(names)
+
+
+@EACH
+def test_view_directions_are_orthonormal(task):
+    for view in task.views:
+        axes = np.array(view.directions)
+        np.testing.assert_allclose(axes @ axes.T, np.eye(3), atol=1e-12)
+
+
+@EACH
+def test_landmarks_of_a_channel_and_prompt_differ_by_side(task):
+    """Otherwise nothing could tell them apart in the locator's heatmap."""
+    for stage in task.locate:
+        keys = [(landmark.channel, landmark.prompt, landmark.side) for landmark in stage.landmarks]
+        assert len(set(keys)) == len(keys)
+
+
+@EACH
+def test_sided_sites_come_in_pairs_at_landmarks_of_their_side(task):
+    sides = {landmark.name: landmark.side for stage in task.locate for landmark in stage.landmarks}
+    for group in task.grade:
+        pairs: dict[tuple[str, str], set[str]] = {}
+        for site in group.sites:
+            assert sides[site.landmark] == site.side
+            pairs.setdefault((site.condition, site.level), set()).add(site.side)
+        assert all(found in ({""}, {"right", "left"}) for found in pairs.values())
+
+
+@EACH
+def test_the_prior_is_a_distribution_for_every_target(task):
+    table = np.array([task.prior[target] for target in task.targets])
+    assert table.shape == (len(task.targets), len(task.classes))
+    np.testing.assert_allclose(table.sum(1), 1, atol=1e-12)
+    assert (table > 0).all() and (table < 1).all()
+
+
+@EACH
+def test_the_score_prefers_the_truth(task):
+    rng = np.random.default_rng(0)
+    truth = rng.integers(len(task.classes), size=(12, len(task.targets)))
+    labels = {f"s{i}": dict(zip(task.targets, map(int, row), strict=True)) for i, row in enumerate(truth)}
+    sure = {
+        study: 0.1 / len(task.classes) + 0.9 * np.eye(len(task.classes))[row]
+        for study, row in zip(labels, truth, strict=True)
+    }
+    flat = dict.fromkeys(labels, np.full((len(task.targets), len(task.classes)), 1 / len(task.classes)))
+    good, poor = task.score(labels, sure), task.score(labels, flat)
+    assert list(good) == [*task.score_groups, "score"]
+    assert all(good[part] < poor[part] for part in good)
+    counted = task.counted(labels, sure)(np.ones((2, len(labels))))
+    np.testing.assert_allclose(counted, [list(good.values())] * 2)
+
+
+@EACH
+def test_a_task_travels_to_other_processes(task):
+    again = pickle.loads(pickle.dumps(task))
+    volumes, points = study(task)
+    assert again.targets == task.targets
+    assert again.grade[0].rois(volumes, points, 8).keys() == task.grade[0].rois(volumes, points, 8).keys()
+
+
+@EACH
+def test_known_views_are_recognised_by_orientation(task):
+    volumes, _ = study(task)
+    for view in task.views:
+        guess = task.view_of_orientation(volumes[view.name][0])
+        assert task.view(guess).directions == view.directions
+
+
+@EACH_GRADER
+def test_boxes_are_pure_and_fit_their_specs(task, group):
+    volumes, points = study(task)
+    before = {name: point.mm.copy() for name, point in points.items()}
+    first, second = group.rois(volumes, points, 24), group.rois(volumes, points, 24)
+    assert set(first) == {site.target for site in group.sites}
+    specs = {crop.view: crop for crop in group.crops}
+    for target, views in first.items():
+        assert set(views) == set(specs)
+        for view, (volume, roi) in views.items():
+            assert volume is volumes[view][0]
+            assert roi.shape == (specs[view].slices, 24, 24)
+            np.testing.assert_allclose(roi.spacing_mm[1:] * 24, specs[view].field_mm)
+            np.testing.assert_array_equal(roi.to_mm, second[target][view][1].to_mm)
+    for name, point in points.items():
+        np.testing.assert_array_equal(point.mm, before[name])
+
+
+@EACH_GRADER
+def test_left_boxes_of_a_mirrored_body_are_its_right_boxes(task, group):
+    """Mirror volumes and points about x = 0 and swap the sides: every box must be the mirror image of its twin."""
+    volumes, points = study(task)
+    flip = np.diag([-1.0, 1.0, 1.0])
+    swap = {"right": "left", "left": "right", "": ""}
+    sites = {(site.condition, site.level, site.side): site for site in group.sites}
+    twins = {site.target: sites[site.condition, site.level, swap[site.side]] for site in group.sites}
+    moved = {twins[site.target].landmark: Point(points[site.landmark].mm @ flip) for site in group.sites}
+    here, there = group.rois(volumes, points, 12), group.rois(volumes, moved, 12)  # the stacks are their own image
+    index = np.array([[0.0, 0.0, 0.0], [0.0, 11.0, 3.0], [1.0, 2.0, 11.0]])
+    for site in group.sites:
+        if site.side:
+            for view, (_, roi) in here[site.target].items():
+                twin = there[twins[site.target].target][view][1]
+                np.testing.assert_allclose(
+                    geometry.apply(roi.to_mm, index) @ flip, geometry.apply(twin.to_mm, index), atol=1e-9
+                )
+
+
+@EACH_GRADER
+def test_nothing_seen_or_nothing_found_gives_no_box(task, group):
+    volumes, points = study(task)
+    assert dict(group.rois({}, points, 8)) == {}
+    assert dict(group.rois(volumes, {}, 8)) == {}
+
+
+@EACH
+def test_completion_keeps_what_was_found(task):
+    _, points = study(task)
+    assert all(task.complete(points)[name] is point for name, point in points.items())
+    assert dict(task.complete({})) == {}
+
+
+# A task that does not hang together is refused with what is known
+
+
+@EACH
+def test_a_prompt_that_no_earlier_locator_finds_is_refused_with_what_is_known(task):
+    later = [i for i, stage in enumerate(task.locate) if (set(stage.prompts) - {""}) | set(stage.midline)]
+    if not later:
+        pytest.skip(f"{task.name} has no prompted locator")
+    with pytest.raises(ValueError, match=r"prompted by \[.*\], which no earlier locator finds; found so far: \["):
+        replace(task, locate=task.locate[1:])
+
+
+@EACH
+def test_a_target_left_out_or_graded_twice_is_refused(task):
+    with pytest.raises(ValueError, match="every target must be graded once"):
+        replace(task, targets=task.targets[1:])
+    with pytest.raises(ValueError, match=f"every target must be graded once.*{task.grade[0].sites[0].target}"):
+        replace(task, grade=(*task.grade, task.grade[0]))
+
+
+@EACH
+def test_unknown_views_landmarks_and_priors_are_refused(task):
+    group, stage = task.grade[0], task.locate[0]
+    crop = replace(group.crops[0], view="elsewhere")
+    with pytest.raises(ValueError, match=r"grader .* reads \['elsewhere'\]; views are"):
+        replace(task, grade=(replace(group, crops=(crop,)), *task.grade[1:]))
+    with pytest.raises(ValueError, match=r"locator .* reads 'elsewhere'; views are"):
+        replace(task, locate=(replace(stage, view="elsewhere"), *task.locate[1:]))
+    with pytest.raises(ValueError, match="by an earlier locator"):
+        replace(task, locate=(*task.locate, replace(stage, name="again")))
+    with pytest.raises(ValueError, match="the prior must name every target"):
+        replace(task, prior={})
+    sites = (replace(group.sites[0], landmark="nowhere"), *group.sites[1:])
+    with pytest.raises(ValueError, match=r"needs \['nowhere'\], which no locator finds"):
+        replace(task, grade=(replace(group, sites=sites), *task.grade[1:]))
+
+
+@pytest.mark.parametrize("module", ["lumbar_names", "lumbar_tables", "lumbar_rois", "tables", "score_table"])
+def test_examples_in_docstrings_are_true(module):
+    outcome = doctest.testmod(import_module(f"osteograde.tasks.{module}"))
+    assert outcome.attempted > 0 and outcome.failed == 0
