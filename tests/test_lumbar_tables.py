@@ -379,6 +379,16 @@ def test_contradictions_and_odd_ids_cost_no_row(root):
     assert studies["904"].series == studies["../905"].series == ()
 
 
+def test_tables_without_rows_hold_no_studies(root):
+    edit(root / "test_series_descriptions.csv", lambda lines: lines[:1])
+    assert TASK.read(root, "test") == []
+    for name in ("train.csv", "train_series_descriptions.csv", "train_label_coordinates.csv"):
+        edit(root / name, lambda lines: lines[:1])
+    (root / "train_images").rename(root / "away")
+    (root / "train_images").mkdir()
+    assert TASK.read(root, "train") == []
+
+
 def test_hidden_files_and_files_are_no_studies(root):
     (root / "test_images/.cache").mkdir()
     (root / "test_images/notes.txt").write_text("")

@@ -82,6 +82,14 @@ def test_a_crash_while_writing_leaves_the_old_file_and_no_litter(files, monkeypa
     assert len(list(files[0].parent.iterdir())) == 2
 
 
+def test_a_reader_of_the_old_file_never_sees_half_of_the_new_one(tmp_path, files):
+    before = files[0].read_bytes()
+    with files[0].open("rb") as reader:
+        submission.write(files[0], random_rows(1), COLUMNS)
+        assert reader.read() == before
+    assert files[0].read_bytes() != before
+
+
 def test_permissions_and_links_survive_a_rewrite(tmp_path, files):
     files[0].chmod(0o640)
     link = tmp_path / "link.csv"
