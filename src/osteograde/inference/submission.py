@@ -82,7 +82,7 @@ def write(path: Path, rows: Rows, columns: Sequence[str]) -> None:
         with part.open("w", encoding="utf-8", newline="") as file:
             out = csv.writer(file, lineterminator="\n")
             out.writerow((ROW_ID, *columns))
-            out.writerows((row, *(f"{p:.{DIGITS}f}" for p in ps)) for row, ps in zip(rows, table, strict=True))
+            out.writerows((row, *(f"{p:.{DIGITS}f}" for p in ps)) for row, ps in zip(rows, table.tolist(), strict=True))
             file.flush()
             os.fsync(file.fileno())
         if path.exists():
