@@ -1,6 +1,7 @@
 """The command lines of the design: every name, every default that callers rely on, and the exit codes."""
 
 import argparse
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from osteograde import cli
+from osteograde.tasks import TASKS
 
 FROZEN = {
     "phantom": {"TASK", "--out", "--studies", "--test", "--seed"},
@@ -111,17 +113,55 @@ def test_an_unexpected_value_error_is_our_fault_and_keeps_its_traceback(fault, c
     assert "Traceback" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [["score", "no-such-task", "--data", ".", "--submission", "x.csv"],
-                                   ["phantom", "no-such-task", "--out", "unused"],
-                                   ["kernel", "build", "no-such-task"]])  # fmt: skip
-def test_an_unknown_task_names_the_known_ones(words, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "osteograde", *words], cwd=tmp_path, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: no task 'no-such-task'; known tasks: lumbar-mr")
-    assert done.stderr.count("\n") == 1
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["score", "no-such-task", "--data", ".", "--submission", "x.csv"],
+        ["phantom", "no-such-task", "--out", "unused"],
+        ["kernel", "build", "no-such-task"],
+    ],
+)
+def test_an_unknown_task_names_the_known_ones(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(lambda: cli.main(words)) == 2
+    assert capsys.readouterr().err.startswith("error: no task 'no-such-task'; known tasks: lumbar-mr")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_package_is_a_command_with_exit_codes(tmp_path):
+    command = [sys.executable, "-m", "osteograde", "kernel", "build", "no-such-task"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+
+
+def test_validate_lists_what_is_wrong(tmp_path, capsys):
+    template, good, bad = (tmp_path / name for name in ("template.csv", "good.csv", "bad.csv"))
+    template.write_text("row_id,a,b\n1_x,0.5,0.5\n1_y,0.5,0.5\n")
+    good.write_text("row_id,a,b\n1_x,0.1,0.9\n1_y,0.5,0.5\n")
+    bad.write_text("row_id,a,b\n1_x,0.1,0.1\n1_z,0.5,0.5\n")
+    words = ["validate", "--template", str(template), "--submission"]
+    assert cli.run(lambda: cli.main([*words, str(good)])) == 0
+    assert cli.run(lambda: cli.main([*words, str(bad)])) == 2
+    err = capsys.readouterr().err
+    assert all(word in err for word in ("1_y", "1_z", "summing to 1"))
+
+
+def test_score_ends_with_one_line_of_json(tmp_path, capsys):
+    task = TASKS["lumbar-mr"]
+    labels = [f"1{',Normal/Mild' * 25}\n", f"2{',Moderate' * 25}\n"]
+    (tmp_path / "train.csv").write_text(",".join(["study_id", *task.targets]) + "\n" + "".join(labels))
+    rows = [f"{row},0.5,0.3,0.2\n" for study in ("1", "2") for row in task.rows(study)]
+    (tmp_path / "s.csv").write_text("row_id,normal_mild,moderate,severe\n" + "".join(rows))
+    words = ["score", "lumbar-mr", "--data", str(tmp_path), "--submission", str(tmp_path / "s.csv")]
+    printed = []
+    for _ in range(2):  # the interval is drawn from a fixed seed
+        assert cli.run(lambda: cli.main([*words, "--bootstrap", "20"])) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+    result = json.loads(printed[0].splitlines()[-1])
+    condition = -(np.log(0.5) + 2 * np.log(0.3)) / 3  # classes of weight 1 and 2, equally often
+    assert result["score"]["score"] == pytest.approx((3 * condition - np.log(1 - 0.2)) / 4)  # and no severe canal
 
 
 def test_phantom_with_nothing_to_write_is_refused(tmp_path, capsys):

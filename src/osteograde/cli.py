@@ -128,9 +128,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def phantom(args: argparse.Namespace) -> int:
+    known_task(args.task)
     from osteograde import phantom as maker
 
-    known_task(args.task)
     if args.studies + args.test == 0:
         raise ValueError("--studies 0 and --test 0 leave nothing to write; give one of them")
     maker.write(args.task, args.out, studies=args.studies, test=args.test, seed=args.seed, workers=os.cpu_count() or 1)
@@ -139,11 +139,11 @@ def phantom(args: argparse.Namespace) -> int:
 
 
 def score(args: argparse.Namespace) -> int:
+    known_task(args.task)
     import numpy as np
 
     from osteograde.tasks import TASKS, score_table
 
-    known_task(args.task)
     rng = np.random.default_rng(0)  # the same table gets the same interval every time
     result = score_table.score_submission(TASKS[args.task], args.data, args.submission, args.bootstrap, rng)
     print(score_table.format_table(result))
@@ -169,9 +169,9 @@ def doctor(args: argparse.Namespace) -> int:
 
 
 def kernel_build(args: argparse.Namespace) -> int:
+    known_task(args.task)
     from osteograde.kaggle import kernel
 
-    known_task(args.task)
     print(kernel.build(args.task, args.weights, Path("kernels") / args.task))
     return 0
 
