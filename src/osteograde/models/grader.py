@@ -114,8 +114,8 @@ class Grader(nn.Module):
         weight = mask.float()
         if self.pool == "attention":
             score = self.score(torch.tanh(self.attend(tokens)) * torch.sigmoid(self.gate(tokens)))[..., 0].float()
-            top = score.masked_fill(~mask, -torch.inf).amax(1, keepdim=True)
-            weight = torch.where(mask, torch.exp(score - top), weight)
+            top = score.detach().masked_fill(~mask, torch.finfo(score.dtype).min).amax(1, keepdim=True)
+            weight = (score - top).masked_fill(~mask, -torch.inf).exp()
         weight = weight / weight.sum(1, keepdim=True).clamp_min(1e-12)
         return torch.einsum("bs,bst->bt", weight, tokens.float())
 
