@@ -1,1 +1,17 @@
-"""phantom"""
+"""Synthetic studies with known truth, written exactly as the real ones are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from osteograde.phantom import lumbar
+
+WRITERS: Mapping[str, Callable[..., None]] = {"lumbar-mr": lumbar.write}
+
+
+def write(task_name: str, out: Path, *, studies: int, test: int = 0, seed: int = 0, workers: int = 1) -> None:
+    """Write a data set of a task into ``out``; deterministic from the seed. ValueError for a task without phantoms."""
+    if task_name not in WRITERS:
+        raise ValueError(f"no phantoms for task {task_name!r}; there are some for {', '.join(sorted(WRITERS))}")
+    WRITERS[task_name](Path(out), studies=studies, test=test, seed=seed, workers=workers)
