@@ -35,15 +35,21 @@ def load_study(study: Study, task: Task, *, map: Callable[..., Iterable] = map) 
     faults: Counter[str] = Counter()
     marks: dict[str, Point] = {}
     for series in study.series:
-        directions = np.array(task.view(series.view).directions)
+        told = task.view(series.view) if series.view else task.views[0]  # a folder that no table names
+        directions = np.array(told.directions)
         try:
             stacks, codes = read_series(series.folder, default_directions=directions, map=map)
         except UnreadableSeries as error:
-            faults[f"{series.view}:{error.code}"] += 1
+            faults[f"{series.view or 'unnamed'}:{error.code}"] += 1
             continue
-        faults.update({f"{series.view}:{code}": count for code, count in codes.items()})
+        view = series.view or task.view_of_orientation(stacks[0])
+        if not view:
+            faults["unnamed:no_view"] += 1
+            continue
+        directions = np.array(task.view(view).directions)
+        faults.update({f"{view}:{code}": count for code, count in codes.items()})
         marks |= marked(study.marks, series.id, stacks)
-        volumes[series.view] += [oriented(slabs(volume), directions) for volume in window(stacks)]
+        volumes[view] += [oriented(slabs(volume), directions) for volume in window(stacks)]
     for view in task.views:
         if not volumes[view.name]:
             faults[f"{view.name}:absent"] += 1

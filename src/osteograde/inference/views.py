@@ -16,7 +16,7 @@ from osteograde.imaging.sampling import crop_stack
 from osteograde.tasks.contract import Grade, Landmark, Locate, Points, Volumes
 
 SIGN = {"right": -1, "": 0, "left": 1}  # of patient x minus the midline
-LATERAL_SCALE_MM = 50.0  # the lateral-coordinate channel is x / 50 mm: about -1..1 over a lumbar stack
+LATERAL_SCALE_MM = 50.0  # the lateral-coordinate channel is x / 50 mm: about -1..1 over a sagittal stack
 
 
 @dataclass(frozen=True, eq=False)
