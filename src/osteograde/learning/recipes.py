@@ -40,12 +40,12 @@ def lumbar_mr_small() -> Recipe:
     """
     task = TASKS["lumbar-mr"]
     look = Fit(
-        net={"kind": "heatmap", "encoder_name": "mobilenetv3_small_050", "width": 24, "stride": 2},
-        pixels=160, epochs=12, batch=4, lr=3e-3, ema=0.98, window=7,
+        net={"kind": "heatmap", "encoder_name": "mobilenetv4_conv_small_050", "stages": 5, "width": 24, "stride": 2},
+        pixels=160, epochs=14, batch=4, lr=3e-3, ema=0.98, window=7,
     )  # fmt: skip
     judge = Fit(
-        net={"kind": "grader", "backbone": "mobilenetv3_small_050", "views": 1, "dropout": 0.1},
-        pixels=64, epochs=12, batch=8, lr=2e-3, ema=0.98,
+        net={"kind": "grader", "backbone": "mobilenetv4_conv_small_050", "stages": 5, "views": 1, "dropout": 0.1},
+        pixels=64, epochs=12, batch=6, lr=2e-3, ema=0.98,
     )  # fmt: skip
     recipe = _lumbar(task, "lumbar-mr-small", look, judge, test_views=1)
     return replace(recipe, locate={**recipe.locate, "recess": replace(recipe.locate["recess"], pixels=96)})

@@ -39,12 +39,23 @@ def contrast(kind: str, rng: np.random.Generator) -> dict[str, float]:
     return {name: float(values[column] * np.exp(rng.normal(0, 0.10))) for name, values in SIGNAL.items()}
 
 
-class Painter:
-    """An image that is painted over, shape by shape."""
+class _Tables(dict[str, np.ndarray]):
+    """Every table of a spine at given rows; looked up when it is first asked for."""
 
-    def __init__(self, shape: tuple[int, ...], signal: Mapping[str, float], background: str) -> None:
-        self.signal = signal
-        self.image = np.full(shape, signal[background], np.float32)
+    def __init__(self, spine: Spine, rows: np.ndarray) -> None:
+        super().__init__()
+        self.spine, self.rows = spine, rows
+
+    def __missing__(self, name: str) -> np.ndarray:
+        self[name] = self.spine.tables[name][self.rows]
+        return self[name]
+
+
+class Painter:
+    """An image that is painted over in place, shape by shape."""
+
+    def __init__(self, image: np.ndarray, signal: Mapping[str, float]) -> None:
+        self.image, self.signal = image, signal
 
     def paint(self, distance: np.ndarray, tissue: str | np.ndarray, strength: np.ndarray | float = 1.0) -> None:
         """Cover where distance (mm, negative inside) is below 0; ``tissue`` is a name or a signal per point."""
@@ -81,9 +92,9 @@ def trunk(
     spine: Spine, x: np.ndarray, a: np.ndarray, s: np.ndarray, signal: Mapping[str, float], texture: np.ndarray
 ) -> np.ndarray:
     """Signal of everything that is not spine: belly, vessels, muscles, fat, air."""
-    painter = Painter(np.broadcast_shapes(x.shape, a.shape), signal, "bowel")
-    _trunk(painter, spine, x, a, s, signal, texture)
-    return painter.image
+    image = np.full(x.shape, signal["bowel"], np.float32)
+    _trunk(Painter(image, signal), spine, x, a, s, signal, texture)
+    return image
 
 
 def column(
@@ -96,22 +107,29 @@ def column(
     image: np.ndarray,
 ) -> np.ndarray:
     """Paint the spine over ``image``. ``texture``: smooth noise of its shape, about -1..1."""
-    painter = Painter(image.shape, signal, "bowel")
-    painter.image = image
     rows = spine.index(s)
-    table = {name: values[rows] for name, values in spine.tables.items()}
-    disc = to_disc(spine, s)
-    aside = float(np.abs(x).min())
-    if aside < 28:
-        _bodies(painter, spine, x, a, disc, table, texture)
-    _arch(painter, spine, x, a, disc, table)
-    if aside < 14:
-        _canal(painter, spine, x, a, s, table)
-    if aside < 24:
-        _foramina(painter, spine, x, a, disc, table)
-    if aside < 15:
-        _recesses(painter, spine, x, a, disc, table)
-    return painter.image
+    side = np.abs(x)
+    for paint, near in (  # each part only where it can be: most of the work is saved
+        (_bodies, (side < 29) & (a < 27)),
+        (_arch, (side < 34) & (a > 6)),
+        (_canal, (side < 16) & (a > 10) & (a < 50)),
+        (_foramina, (side < 31) & (a > 6) & (a < 36)),
+        (_recesses, (side < 17) & (a > 10) & (a < 40)),
+    ):
+        part = _rectangle(near)
+        if part is not None:
+            table = _Tables(spine, rows[part])
+            painter = Painter(image[part], signal)
+            paint(painter, spine, x[part], a[part], s[part], table, texture[part])
+    return image
+
+
+def _rectangle(mask: np.ndarray) -> tuple[slice, slice] | None:
+    """The smallest rectangle that holds every True; None without any."""
+    found = [np.flatnonzero(mask.any(axis)) for axis in (1, 0)]
+    if not len(found[0]):
+        return None
+    return slice(found[0][0], found[0][-1] + 1), slice(found[1][0], found[1][-1] + 1)
 
 
 def _trunk(painter, spine, x, a, s, signal, texture) -> None:
@@ -132,7 +150,8 @@ def _trunk(painter, spine, x, a, s, signal, texture) -> None:
     painter.paint(back - a, "air")
 
 
-def _bodies(painter, spine, x, a, disc, table, texture) -> None:
+def _bodies(painter, spine, x, a, s, table, texture) -> None:
+    disc = to_disc(spine, s)
     body = spine.body
     half_width = body["half_width"] - 3.0 * (1 - table["waist"])
     wall = table["wall"]
@@ -153,8 +172,9 @@ def _bodies(painter, spine, x, a, disc, table, texture) -> None:
     painter.paint(basivertebral, "csf", 0.35)
 
 
-def _arch(painter, spine, x, a, disc, table) -> None:
+def _arch(painter, spine, x, a, s, table, texture) -> None:
     """Pedicles, facets, laminae, spinous processes, flaval ligaments; epidural fat behind the canal."""
+    disc = to_disc(spine, s)
     size = spine.body["size"]
     back = table["front"] + table["depth"]  # back of the canal
     up = disc + 0.0
@@ -184,7 +204,7 @@ def _arch(painter, spine, x, a, disc, table) -> None:
     painter.paint(np.maximum(np.maximum(flavum, np.abs(x) - 12), np.abs(up) - 9), "ligament")
 
 
-def _canal(painter, spine, x, a, s, table) -> None:
+def _canal(painter, spine, x, a, s, table, texture) -> None:
     """Thecal sac: fluid, cord down to its end, roots below, crowded where the sac is narrow."""
     ru, rv = table["width"] / 2, table["depth"] / 2
     centre = table["front"] + rv
@@ -207,8 +227,9 @@ def _canal(painter, spine, x, a, s, table) -> None:
     painter.paint(np.where(s < end, ellipse(x, a - centre - 0.5, 4.8 * taper + 0.2, 3.6 * taper + 0.2), 9), "cord")
 
 
-def _foramina(painter, spine, x, a, disc, table) -> None:
+def _foramina(painter, spine, x, a, s, table, texture) -> None:
     """A keyhole of fat with a root in its upper part, between body, pedicles and facet; it closes from all sides."""
+    disc = to_disc(spine, s)
     size = spine.body["size"]
     for side in SIDES:
         sign = 1 if side == "left" else -1
@@ -226,8 +247,9 @@ def _foramina(painter, spine, x, a, disc, table) -> None:
         painter.paint(np.maximum(root, along), "root")
 
 
-def _recesses(painter, spine, x, a, disc, table) -> None:
+def _recesses(painter, spine, x, a, s, table, texture) -> None:
     """The front corners of the canal at a disc: fluid and fat round a root; facet and disc close them."""
+    disc = to_disc(spine, s)
     for side in SIDES:
         sign = 1 if side == "left" else -1
         closed = table[f"recess_{side}"]
