@@ -317,6 +317,127 @@ def _bytes(voxels: np.ndarray, floor: float, ceiling: float) -> np.ndarray:
     return out
 '''
 
+SOURCE['osteograde/imaging/pixels.py'] = r'''"""The pixels of a DICOM data set as grey values, after everything declared was held against caps and bytes present."""
+
+from __future__ import annotations
+
+import numpy as np
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.encaps import get_frame
+from pydicom.pixels import apply_color_lut
+from pydicom.pixels.utils import get_expected_length
+from pydicom.uid import RLELossless
+
+from osteograde.imaging.rle import MAX_EXPANSION, MAX_PIXELS, decode_rle
+from osteograde.imaging.tags import DAMAGE, UnreadableSlice, whole_of
+
+MAX_FRAMES = 4096
+MAX_FRAME_BYTES = 2 << 30  # all frames of a file
+
+
+def checked_frames(dataset: Dataset) -> int:
+    """The number of frames, after everything declared has been held against the caps."""
+    rows, columns = whole_of(dataset, "Rows", 0), whole_of(dataset, "Columns", 0)
+    frames = max(1, whole_of(dataset, "NumberOfFrames", 1))
+    bits, samples = max(1, whole_of(dataset, "BitsAllocated", 8)), max(1, whole_of(dataset, "SamplesPerPixel", 1))
+    if rows < 1 or columns < 1:
+        raise UnreadableSlice("no_size")
+    size = rows * columns * frames * samples * max(1, bits // 8)
+    if rows * columns > MAX_PIXELS or frames > MAX_FRAMES or size > MAX_FRAME_BYTES:
+        raise UnreadableSlice("image_too_large")
+    present = len(dataset.get("PixelData") or b"")
+    if dataset.file_meta.TransferSyntaxUID == RLELossless and size > MAX_EXPANSION * present * max(1, 8 // bits):
+        raise UnreadableSlice("pixels_cut")
+    return frames
+
+
+def complete(dataset: Dataset) -> None:
+    """Say how pixels are stored where the file does not: plain unsigned grey that uses all its bits."""
+    if "BitsAllocated" not in dataset:
+        dataset.BitsAllocated = 16
+    bits = whole_of(dataset, "BitsAllocated", 16)
+    usual = {"SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2", "PixelRepresentation": 0}
+    for keyword, value in {**usual, "BitsStored": bits, "HighBit": bits - 1}.items():
+        if keyword not in dataset:
+            setattr(dataset, keyword, value)
+
+
+def fill_cut_pixels(dataset: Dataset) -> tuple[str, ...]:
+    """Uncompressed pixels cut short: zeros for the rest where half is there; returns the notes."""
+    if dataset.file_meta.TransferSyntaxUID.is_encapsulated or "PixelData" not in dataset:
+        return ()
+    try:
+        expected, present = get_expected_length(dataset), len(dataset.PixelData or b"")
+    except DAMAGE:
+        raise UnreadableSlice("damaged_header") from None
+    if 2 * present < expected:
+        raise UnreadableSlice("pixels_cut")
+    if present >= expected:
+        return ()
+    dataset.PixelData = dataset.PixelData + bytes(expected - present + expected % 2)
+    return ("pixels_filled",)
+
+
+def decoded_frames(dataset: Dataset, frames: int) -> np.ndarray:
+    """(frames, rows, columns) of grey values as stored."""
+    syntax = dataset.file_meta.TransferSyntaxUID
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    samples, bits = whole_of(dataset, "SamplesPerPixel", 1), whole_of(dataset, "BitsAllocated", 0)
+    array = None
+    try:
+        if syntax == RLELossless and frames == samples == 1 and bits in (8, 16):
+            array = decode_rle(get_frame(dataset.PixelData, 0, number_of_frames=1), rows, columns, bits // 8)
+            if array is not None and whole_of(dataset, "PixelRepresentation", 0) == 1:
+                array = array.view(f"i{array.itemsize}")
+        if array is None:
+            array = dataset.pixel_array
+        grey = _grey(dataset, array, samples)
+    except DAMAGE:
+        raise UnreadableSlice("pixels_damaged" if _decodable(dataset) else f"no_decoder_{syntax.keyword}") from None
+    if grey.size != frames * rows * columns:
+        raise UnreadableSlice("pixels_damaged")
+    return grey.reshape(frames, rows, columns)
+
+
+def _decodable(dataset: Dataset) -> bool:
+    try:
+        return bool(pydicom.pixels.get_decoder(dataset.file_meta.TransferSyntaxUID).is_available)
+    except NotImplementedError:
+        return False
+
+
+def _grey(dataset: Dataset, array: np.ndarray, samples: int) -> np.ndarray:
+    photometric = str(dataset.get("PhotometricInterpretation", "MONOCHROME2")).strip()
+    if photometric == "PALETTE COLOR":
+        array, samples = apply_color_lut(array, dataset), 3
+    if samples >= 3:
+        return array[..., :3].astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+    array = _sign_extended(dataset, array)
+    if photometric != "MONOCHROME1":
+        return array
+    if array.dtype.kind == "f":
+        return np.nanmax(array, initial=0.0) - array
+    if array.dtype.kind == "i":
+        return ~array
+    allocated = 8 * array.itemsize
+    stored = min(max(whole_of(dataset, "BitsStored", allocated), 1), allocated)
+    return array ^ array.dtype.type((1 << stored) - 1)
+
+
+def _sign_extended(dataset: Dataset, array: np.ndarray) -> np.ndarray:
+    """Only the stored bits of each word, the highest of them as the sign where pixels are signed."""
+    allocated = 8 * array.itemsize
+    stored = whole_of(dataset, "BitsStored", allocated)
+    if array.dtype.kind not in "iu" or not 1 <= stored < allocated:
+        return array
+    high = whole_of(dataset, "HighBit", stored - 1)
+    high = high if stored - 1 <= high < allocated else stored - 1
+    if array.dtype.kind == "u" and high == stored - 1 and int(array.max()) < 1 << stored:
+        return array
+    return (array << (allocated - 1 - high)) >> (allocated - stored)
+'''
+
 SOURCE['osteograde/imaging/rle.py'] = r'''"""RLE Lossless frames through OpenCV: the same bytes, dressed as a TIFF file in memory.
 
 An RLE frame (PS3.5 annex G) is sixteen uint32 - the number of segments and their offsets - and one PackBits segment per
@@ -330,6 +451,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -372,9 +494,9 @@ def _segments(data: bytes) -> list[bytes]:
     if not 1 <= count <= 15:
         return []
     edges = [*offsets[:count], len(data)]
-    if edges[0] < _HEADER_BYTES or any(a >= b for a, b in zip(edges, edges[1:], strict=False)):
+    if edges[0] < _HEADER_BYTES or any(a >= b for a, b in pairwise(edges)):
         return []
-    return [data[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [data[a:b] for a, b in pairwise(edges)]
 
 
 def _unpack(planes: list[bytes], rows: int, columns: int) -> np.ndarray | None:
@@ -457,6 +579,7 @@ evenly inside its own in-plane cell, which keeps a coarse grid on a fine image f
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -466,8 +589,8 @@ from torch.nn import functional
 from osteograde.imaging.geometry import Roi, Volume, apply
 
 MAX_OVERSAMPLE = 4
-CHUNK_SAMPLES = 1 << 22  # sampled points held at once
-_ON_GRID = 1e-4  # slices; a box this close to the volume's own slices lies on them
+CHUNK_SAMPLES = 1 << 22  # sampled values held at once
+_ON_SLICE = 1e-3  # slices; a plane this close to a slice of the volume lies on it
 
 
 def oversample_for(volume_spacing_mm: np.ndarray, roi_spacing_mm: np.ndarray) -> int:
@@ -511,16 +634,17 @@ def sample(
     three; both agree with ``sample_reference`` to float32.
     """
     moves = np.linalg.inv(volume_to_mm) @ np.asarray(rois_to_mm, np.float64).reshape(-1, 4, 4)
-    out = torch.empty((len(moves), *shape), dtype=torch.float32, device=voxels.device)
-    on_slices = [_on_slices(move) for move in moves]
-    for b, move in enumerate(moves):
-        if on_slices[b]:
-            out[b] = _sample_slices(voxels, move, shape, oversample)
-    if not all(on_slices):
-        volume = voxels.float()[None, None]
-        for b, move in enumerate(moves):
-            if not on_slices[b]:
-                out[b] = _sample_volume(volume, move, shape, oversample)
+    out = torch.zeros((len(moves), *shape), dtype=torch.float32, device=voxels.device)
+    volume = None
+    for filled, move in zip(out, moves, strict=True):
+        z = _slices_of(move, shape)
+        if z is not None:
+            _fill_from_slices(
+                filled, lambda z, y, x: voxels[torch.from_numpy(z), y, x], voxels.shape, z, move, oversample
+            )
+        else:
+            volume = voxels.float() if volume is None else volume
+            _fill_from_volume(filled, volume, move, oversample)
     return out
 
 
@@ -528,20 +652,120 @@ def crop_stack(volume: Volume, roi: Roi, device: torch.device, oversample: int |
     """(D, H, W) float32 in 0..1 of a volume of bytes, anti-aliased as its spacing asks unless told otherwise."""
     k = oversample_for(volume.spacing_mm, roi.spacing_mm) if oversample is None else oversample
     move = np.linalg.inv(volume.to_mm) @ roi.to_mm
-    if _on_slices(move):  # only the slices and the part of them that the box touches leave the host
-        return _sample_slices(volume.voxels, move, roi.shape, k, device) / 255.0
-    voxels = torch.from_numpy(np.ascontiguousarray(volume.voxels)).to(device)
-    return sample(voxels, volume.to_mm, roi.to_mm[None], roi.shape, k)[0] / 255.0
+    z = _slices_of(move, roi.shape)
+    if z is None:
+        voxels = torch.from_numpy(np.ascontiguousarray(volume.voxels)).to(device)
+        return sample(voxels, volume.to_mm, roi.to_mm[None], roi.shape, k)[0] / 255.0
+
+    def gather(z: np.ndarray, y: slice, x: slice) -> torch.Tensor:  # only what the box touches leaves the host
+        return torch.from_numpy(np.ascontiguousarray(volume.voxels[z, y, x])).to(device)
+
+    out = torch.zeros(roi.shape, dtype=torch.float32, device=device)
+    _fill_from_slices(out, gather, volume.voxels.shape, z, move, k)
+    return out / 255.0
 
 
-def _on_slices(move: np.ndarray) -> bool:
-    """Whether every plane of the box is a slice of the volume: z is a whole number and the same all over the plane."""
-    step, start = move[0, 0], move[0, 3]
-    return bool(
-        abs(move[0, 1:3]).max() < _ON_GRID / 1024
-        and abs(step - round(step)) < _ON_GRID / 64
-        and abs(start - round(start)) < _ON_GRID
-    )
+def _slices_of(move: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray | None:
+    """The slice number of each plane of a box that lies on the volume's own slices, else None."""
+    depth, height, width = shape
+    d, h, w = np.meshgrid(np.arange(depth), [0, height - 1], [0, width - 1], indexing="ij")
+    z = move[0, 0] * d + move[0, 1] * h + move[0, 2] * w + move[0, 3]
+    whole = np.round(z[:, 0, 0])
+    return whole.astype(np.int64) if abs(z - whole[:, None, None]).max() < _ON_SLICE else None
+
+
+def _fill_from_slices(
+    out_DHW: torch.Tensor,
+    gather: Callable[[np.ndarray, slice, slice], torch.Tensor],
+    size_ZYX: tuple[int, ...],
+    z: np.ndarray,
+    move: np.ndarray,
+    oversample: int,
+) -> None:
+    """Planes of a box from slices z; ``gather`` gives the (n, y, x) voxels of some slices in ranges of y and x."""
+    depth, height, width = out_DHW.shape
+    inside = np.flatnonzero((z >= 0) & (z < size_ZYX[0]))
+    leaning = abs(move[1:3, 0]).max() * depth > _ON_SLICE  # a sheared stack: each plane lies elsewhere on its slice
+    most = 1 if leaning else max(1, CHUNK_SAMPLES // (height * width * oversample**2))
+    for chunk in [inside[i : i + most] for i in range(0, len(inside), most)]:
+        plane = np.column_stack([move[1:3, 1:3], move[1:3, 3] + move[1:3, 0] * chunk[0]])  # (y, x) of (h, w, 1)
+        y, x = (_touched(row, (height, width), size) for row, size in zip(plane, size_ZYX[1:], strict=True))
+        if y.start >= y.stop or x.start >= x.stop:
+            continue
+        slices = gather(z[chunk], y, x).float()  # as channels of one image: the weights are computed once
+        plane = plane - np.array([[0, 0, y.start], [0, 0, x.start]])
+        values = _interpolated(slices, plane, (height, width), oversample)
+        out_DHW[torch.from_numpy(chunk).to(out_DHW.device)] = values
+
+
+def _touched(row: np.ndarray, shape: tuple[int, ...], size: int) -> slice:
+    """The range of voxels along one axis that a plane's samples, a cell beyond its ends included, can reach."""
+    ends = [row[:2] @ corner + row[2] for corner in ((a, b) for a in (-1, shape[0]) for b in (-1, shape[1]))]
+    return slice(max(0, math.floor(min(ends)) - 1), min(size, math.ceil(max(ends)) + 2))
+
+
+def _fill_from_volume(out_DHW: torch.Tensor, volume_ZYX: torch.Tensor, move: np.ndarray, oversample: int) -> None:
+    depth, height, width = out_DHW.shape
+    most = max(1, CHUNK_SAMPLES // (height * width * oversample**2))
+    for start in range(0, depth, most):
+        part = move[:3].copy()
+        part[:, 3] += move[:3, 0] * start
+        count = min(most, depth - start)
+        values = _interpolated(volume_ZYX[None], part, (count, height, width), oversample)
+        out_DHW[start : start + count] = values[0]
+
+
+def _interpolated(images: torch.Tensor, move: np.ndarray, shape: tuple[int, ...], oversample: int) -> torch.Tensor:
+    """(C, *size) images sampled at ``move`` (n, n + 1) of the grid ``shape`` of n axes, zero outside: (C, *shape)."""
+    size = np.array(images.shape[1:])
+    extent = np.array(shape)
+    theta = np.empty_like(move)  # between units: both grids from -1 to 1, edge to edge
+    theta[:, :-1] = move[:, :-1] * extent / size[:, None]
+    theta[:, -1] = (2 * (move[:, :-1] @ ((extent - 1) / 2) + move[:, -1]) + 1) / size - 1
+    theta = np.column_stack([theta[::-1, -2::-1], theta[::-1, -1]])  # torch names the axes x, y, z
+    fine = [*shape[:-2], shape[-2] * oversample, shape[-1] * oversample]
+    units = torch.from_numpy(theta[None]).to(images.device, torch.float32)
+    grid = functional.affine_grid(units, [1, 1, *fine], align_corners=False)
+    values = functional.grid_sample(images[None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0]
+    if oversample == 1:
+        return values
+    return functional.avg_pool2d(values.reshape(-1, *fine[-2:]), oversample).reshape(len(images), *shape)
+'''
+
+SOURCE['osteograde/imaging/slabs.py'] = r'''"""Thin-slice stacks as thick ones: a 3-D acquisition read the way two-dimensional series are."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from osteograde.imaging.geometry import Volume
+
+THIN_MM = 2.0  # stacks with slices closer than this are averaged ...
+SLAB_MM = 4.0  # ... to about this step, that of ordinary spine series
+
+
+def slabs(volume: Volume, thin_mm: float = THIN_MM, slab_mm: float = SLAB_MM) -> Volume:
+    """The same stack with neighbouring thin slices averaged; unchanged where its slices are at least thin_mm apart.
+
+    Nets learn on slices about 4 mm apart, with their partial volume; a mean over thin slices is just that. What is
+    left over is cut off evenly at both ends. names: those of the middle slices.
+    """
+    step = volume.spacing_mm[0]
+    count = volume.voxels.shape[0]
+    each = min(round(slab_mm / step), count) if step < thin_mm else 1
+    if each <= 1:
+        return volume
+    first = (count % each) // 2
+    kept = volume.voxels[first : first + count // each * each]
+    grouped = kept.reshape(-1, each, *kept.shape[1:]).astype(np.float32).mean(1)
+    if np.issubdtype(volume.voxels.dtype, np.integer):
+        grouped = np.rint(grouped)
+    to_index = np.diag([float(each), 1.0, 1.0, 1.0])
+    to_index[0, 3] = first + (each - 1) / 2  # a slab lies at the centre of its slices
+    names = volume.names[first + each // 2 :: each][: len(grouped)]
+    return replace(volume, voxels=grouped.astype(volume.voxels.dtype), to_mm=volume.to_mm @ to_index, names=names)
 '''
 
 SOURCE['osteograde/imaging/slices.py'] = r'''"""One DICOM file to slices: pixels as the values that were measured, and where the file says they lie.
@@ -561,48 +785,17 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.encaps import get_frame
-from pydicom.errors import InvalidDicomError
-from pydicom.pixels import apply_color_lut
-from pydicom.pixels.utils import get_expected_length
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
+from pydicom.dataset import Dataset
+from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from osteograde.imaging.rle import MAX_EXPANSION, MAX_PIXELS, decode_rle
+from osteograde.imaging.pixels import checked_frames, complete, decoded_frames, fill_cut_pixels
+from osteograde.imaging.tags import DAMAGE, UnreadableSlice, number_of, numbers_of
 
 MAX_FILE_BYTES = 512 << 20
-MAX_FRAMES = 4096
-MAX_FRAME_BYTES = 2 << 30  # all frames of a file
 MAX_INFLATED_BYTES = 1 << 30
 _FREE_INFLATED_BYTES, _MAX_INFLATION = 64 << 20, 200
 _DEFLATED = b"1.2.840.10008.1.2.1.99\0"
 _SPACING_MM = (0.01, 20.0)  # a pixel spacing beyond these is a typing error
-
-# What pydicom raises on damaged headers, values and pixels.
-_DAMAGE = (
-    InvalidDicomError,
-    AttributeError,
-    EOFError,
-    IndexError,
-    KeyError,
-    NotImplementedError,
-    OSError,
-    OverflowError,
-    RecursionError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    struct.error,
-    zlib.error,
-)
-
-
-class UnreadableSlice(ValueError):
-    """A file that gives no slice; ``code`` says why in one word, without any value of the file."""
-
-    def __init__(self, code: str) -> None:
-        super().__init__(code)
-        self.code = code
 
 
 @dataclass(frozen=True, eq=False)
@@ -639,9 +832,10 @@ def read_slices(path: Path) -> tuple[Slice, ...]:
     """All slices of one DICOM file, which is opened once; raises UnreadableSlice."""
     data = _contents(path)
     dataset = _parsed(data)
-    frames = _checked_frames(dataset)
-    notes = _filled(dataset)
-    pixels = _decoded(dataset, frames)
+    complete(dataset)
+    frames = checked_frames(dataset)
+    notes = fill_cut_pixels(dataset)
+    pixels = decoded_frames(dataset, frames)
     if frames > 1 and not _frames_are_placed(dataset, frames):
         raise UnreadableSlice("frames_without_position")
     return tuple(_slice(dataset, pixels[k], k, frames, _stem(Path(path)), notes) for k in range(frames))
@@ -668,20 +862,20 @@ def _parsed(data: bytes) -> Dataset:
     try:
         dataset = pydicom.dcmread(BytesIO(data), force=True)
         sized = "Rows" in dataset and "Columns" in dataset
-        if sized and "TransferSyntaxUID" not in dataset.file_meta:
+        if sized and not getattr(dataset.file_meta, "TransferSyntaxUID", ""):
             dataset.file_meta.TransferSyntaxUID = _guessed_syntax(dataset)
-    except _DAMAGE:
+    except DAMAGE:
         raise UnreadableSlice("damaged_header" if marked else "not_dicom") from None
     if not sized:
         raise UnreadableSlice("no_image" if marked else "not_dicom")
     if not any(keyword in dataset for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         raise UnreadableSlice("no_pixels")
+    if not dataset.file_meta.TransferSyntaxUID.is_transfer_syntax:
+        raise UnreadableSlice("unknown_syntax")
     return dataset
 
 
-def _guessed_syntax(dataset: Dataset) -> str:
-    if not hasattr(dataset, "file_meta"):
-        dataset.file_meta = FileMetaDataset()
+def _guessed_syntax(dataset: Dataset) -> UID:
     implicit, little = dataset.original_encoding
     return ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
 
@@ -702,113 +896,23 @@ def _check_inflation(data: bytes) -> None:
         raise UnreadableSlice("damaged_header") from None
 
 
-def _checked_frames(dataset: Dataset) -> int:
-    """The number of frames, after everything declared has been held against the caps."""
-    rows, columns = _whole(dataset, "Rows", 0), _whole(dataset, "Columns", 0)
-    frames = max(1, _whole(dataset, "NumberOfFrames", 1))
-    depth = max(1, _whole(dataset, "BitsAllocated", 8) // 8) * max(1, _whole(dataset, "SamplesPerPixel", 1))
-    if rows < 1 or columns < 1:
-        raise UnreadableSlice("no_size")
-    size = rows * columns * frames * depth
-    if rows * columns > MAX_PIXELS or frames > MAX_FRAMES or size > MAX_FRAME_BYTES:
-        raise UnreadableSlice("image_too_large")
-    if dataset.file_meta.TransferSyntaxUID == RLELossless and size > MAX_EXPANSION * len(dataset.PixelData):
-        raise UnreadableSlice("pixels_cut")
-    return frames
-
-
-def _filled(dataset: Dataset) -> tuple[str, ...]:
-    """Uncompressed pixels cut short: zeros for the rest where half is there; returns the notes."""
-    if dataset.file_meta.TransferSyntaxUID.is_encapsulated or "PixelData" not in dataset:
-        return ()
-    try:
-        expected, present = get_expected_length(dataset), len(dataset.PixelData or b"")
-    except _DAMAGE:
-        raise UnreadableSlice("damaged_header") from None
-    if 2 * present < expected:
-        raise UnreadableSlice("pixels_cut")
-    if present >= expected:
-        return ()
-    dataset["PixelData"]._value = dataset.PixelData + bytes(expected - present + expected % 2)
-    return ("pixels_filled",)
-
-
-def _decoded(dataset: Dataset, frames: int) -> np.ndarray:
-    """(frames, rows, columns) of grey values as stored."""
-    syntax = dataset.file_meta.TransferSyntaxUID
-    rows, columns = int(dataset.Rows), int(dataset.Columns)
-    samples, bits = _whole(dataset, "SamplesPerPixel", 1), _whole(dataset, "BitsAllocated", 0)
-    array = None
-    try:
-        if syntax == RLELossless and frames == samples == 1 and bits in (8, 16):
-            array = decode_rle(get_frame(dataset.PixelData, 0, number_of_frames=1), rows, columns, bits // 8)
-            if array is not None and _whole(dataset, "PixelRepresentation", 0) == 1:
-                array = array.view(f"i{array.itemsize}")
-        if array is None:
-            array = dataset.pixel_array
-        grey = _grey(dataset, array, samples)
-    except _DAMAGE:
-        known = syntax.keyword if syntax.is_transfer_syntax else "unknown"
-        raise UnreadableSlice("pixels_damaged" if _decodable(dataset) else f"no_decoder_{known}") from None
-    if grey.size != frames * rows * columns:
-        raise UnreadableSlice("pixels_damaged")
-    return grey.reshape(frames, rows, columns)
-
-
-def _decodable(dataset: Dataset) -> bool:
-    try:
-        return bool(pydicom.pixels.get_decoder(dataset.file_meta.TransferSyntaxUID).is_available)
-    except NotImplementedError:
-        return False
-
-
-def _grey(dataset: Dataset, array: np.ndarray, samples: int) -> np.ndarray:
-    photometric = str(dataset.get("PhotometricInterpretation", "MONOCHROME2")).strip()
-    if photometric == "PALETTE COLOR":
-        array, samples = apply_color_lut(array, dataset), 3
-    if samples >= 3:
-        return array[..., :3].astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
-    array = _sign_extended(dataset, array)
-    if photometric != "MONOCHROME1":
-        return array
-    if array.dtype.kind == "f":
-        return np.nanmax(array, initial=0.0) - array
-    if array.dtype.kind == "i":
-        return ~array
-    stored = _whole(dataset, "BitsStored", 0)
-    return array ^ array.dtype.type((1 << min(max(stored, 1), 8 * array.itemsize)) - 1)
-
-
-def _sign_extended(dataset: Dataset, array: np.ndarray) -> np.ndarray:
-    """Only the stored bits of each word, the highest of them as the sign where pixels are signed."""
-    allocated = 8 * array.itemsize
-    stored = _whole(dataset, "BitsStored", allocated)
-    if array.dtype.kind not in "iu" or not 1 <= stored < allocated:
-        return array
-    high = _whole(dataset, "HighBit", stored - 1)
-    high = high if stored - 1 <= high < allocated else stored - 1
-    if array.dtype.kind == "u" and high == stored - 1 and int(array.max()) < 1 << stored:
-        return array
-    return (array << (allocated - 1 - high)) >> (allocated - stored)
-
-
 def _slice(dataset: Dataset, pixels: np.ndarray, k: int, frames: int, name: str, notes: tuple[str, ...]) -> Slice:
     measures = _macro(dataset, k, "PixelMeasuresSequence")
     spacing = _spacing(measures, dataset)
     values = _macro(dataset, k, "PixelValueTransformationSequence")
-    gaps = [_number(source, "SpacingBetweenSlices") for source in (measures, dataset)]
-    thick = [_number(source, "SliceThickness") for source in (measures, dataset)]
+    gaps = [number_of(source, "SpacingBetweenSlices") for source in (measures, dataset)]
+    thick = [number_of(source, "SliceThickness") for source in (measures, dataset)]
     return Slice(
-        pixels=_rescaled(pixels, _number(values, "RescaleSlope"), _number(values, "RescaleIntercept")),
+        pixels=_rescaled(pixels, number_of(values, "RescaleSlope"), number_of(values, "RescaleIntercept")),
         name=name if frames == 1 else f"{name}-{k + 1}",
-        position_mm=_numbers(_macro(dataset, k, "PlanePositionSequence"), "ImagePositionPatient", 3),
-        orientation=_unit(_numbers(_macro(dataset, k, "PlaneOrientationSequence"), "ImageOrientationPatient", 6)),
+        position_mm=numbers_of(_macro(dataset, k, "PlanePositionSequence"), "ImagePositionPatient", 3),
+        orientation=_unit(numbers_of(_macro(dataset, k, "PlaneOrientationSequence"), "ImageOrientationPatient", 6)),
         spacing_mm=spacing,
         gap_mm=next((abs(gap) for gap in gaps if gap), None),
         thickness_mm=next((abs(size) for size in thick if size), None),
         frame=str(dataset.get("FrameOfReferenceUID", "") or ""),
         instance=_instance(dataset, k, frames),
-        location_mm=_number(dataset, "SliceLocation") if frames == 1 else None,
+        location_mm=number_of(dataset, "SliceLocation") if frames == 1 else None,
         notes=notes,
     )
 
@@ -825,7 +929,7 @@ def _macro(dataset: Dataset, k: int, sequence: str) -> Dataset:
 
 def _frames_are_placed(dataset: Dataset, frames: int) -> bool:
     groups = [_macro(dataset, k, "PlanePositionSequence") for k in range(frames)]
-    return all(group is not dataset and _numbers(group, "ImagePositionPatient", 3) is not None for group in groups)
+    return all(group is not dataset and numbers_of(group, "ImagePositionPatient", 3) is not None for group in groups)
 
 
 def _rescaled(pixels: np.ndarray, slope: float | None, intercept: float | None) -> np.ndarray:
@@ -838,7 +942,7 @@ def _rescaled(pixels: np.ndarray, slope: float | None, intercept: float | None) 
 def _spacing(*sources: Dataset) -> np.ndarray | None:
     for source in sources:
         for keyword in ("PixelSpacing", "ImagerPixelSpacing"):
-            found = _numbers(source, keyword, 2)
+            found = numbers_of(source, keyword, 2)
             if found is not None and np.all((found >= _SPACING_MM[0]) & (found <= _SPACING_MM[1])):
                 return found
     return None
@@ -859,31 +963,10 @@ def _unit(orientation: np.ndarray | None) -> np.ndarray | None:
     return np.concatenate([row, column / np.linalg.norm(column)])
 
 
-def _numbers(source: Dataset, keyword: str, count: int) -> np.ndarray | None:
-    """``count`` finite numbers of a tag, or None; empty values between backslashes are passed over."""
-    try:
-        value = source.get(keyword)
-        many = value if isinstance(value, (list, tuple)) or hasattr(value, "__iter__") else [value]
-        numbers = np.array([float(one) for one in many if one not in (None, "")])
-    except _DAMAGE:
-        return None
-    return numbers if numbers.shape == (count,) and np.isfinite(numbers).all() else None
-
-
-def _number(source: Dataset, keyword: str) -> float | None:
-    numbers = _numbers(source, keyword, 1)
-    return None if numbers is None else float(numbers[0])
-
-
-def _whole(dataset: Dataset, keyword: str, default: int) -> int:
-    number = _number(dataset, keyword)
-    return default if number is None else int(number)
-
-
 def _instance(dataset: Dataset, k: int, frames: int) -> int | None:
     if frames > 1:
         return k + 1
-    number = _number(dataset, "InstanceNumber")
+    number = number_of(dataset, "InstanceNumber")
     return None if number is None else int(number)
 
 
@@ -1026,14 +1109,14 @@ def _on_the_line(slices: list[Slice], known: list[Slice], codes: Counter[str]) -
 
 
 def _chains(slices: list[Slice]) -> list[list[Slice]]:
-    """Regular stacks: with the step that needs fewest of them."""
+    """Regular stacks: with the step that needs fewest of them, an uneven one counted as three."""
     normal = _normal(slices[0])
     places = np.array([one.position_mm for one in slices])
     order = np.argsort(places @ normal, kind="stable")
     slices, places = [slices[k] for k in order], places[order]
     along = places @ normal
     trials = [_linked(places, normal, step) for step in _step_candidates(slices, along)]
-    best = min(trials, key=len)
+    best = min(trials, key=lambda chains: len(chains) + 2 * sum(_is_uneven(places[chain], normal) for chain in chains))
     return [[slices[k] for k in chain] for chain in best]
 
 
@@ -1043,7 +1126,7 @@ def _step_candidates(slices: list[Slice], along_mm: np.ndarray) -> list[float]:
     for apart in (1, 2):
         steps = along_mm[apart:] - along_mm[:-apart]
         if (steps > SAME_PLACE_MM).any():
-            found.append(float(np.median(steps[steps > SAME_PLACE_MM])))
+            found.append(float(np.percentile(steps[steps > SAME_PLACE_MM], 50, method="lower")))
     return [*found, _step_mm(slices)]
 
 
@@ -1079,8 +1162,8 @@ def _volume(chain: list[Slice], series: str, codes: Counter[str]) -> Volume:
     to_mm = np.eye(4)
     if len(chain) > 1:
         to_mm[:3, 0] = (places[-1] - places[0]) / (len(chain) - 1)
-        line = places[0] + np.arange(len(chain))[:, None] * to_mm[:3, 0]
-        codes["uneven_slices"] += bool(np.linalg.norm(places - line, axis=1).max() > 0.25 * abs(to_mm[:3, 0] @ normal))
+        if _is_uneven(places, normal):
+            codes["uneven_slices"] += 1
     else:
         to_mm[:3, 0] = normal * _step_mm(chain)
     to_mm[:3, 1] = middle.orientation[3:] * middle.spacing_mm[0]
@@ -1088,6 +1171,13 @@ def _volume(chain: list[Slice], series: str, codes: Counter[str]) -> Volume:
     to_mm[:3, 3] = places[0]
     frame = next((one.frame for one in chain if one.frame), "")
     return Volume(np.stack([one.pixels for one in chain]), to_mm, frame, series, tuple(one.name for one in chain))
+
+
+def _is_uneven(places_mm: np.ndarray, normal: np.ndarray) -> bool:
+    """Whether a place lies further than a quarter of a step from the even stack between the first and the last."""
+    step = (places_mm[-1] - places_mm[0]) / max(1, len(places_mm) - 1)
+    line = places_mm[0] + np.arange(len(places_mm))[:, None] * step
+    return bool(np.linalg.norm(places_mm - line, axis=1).max() > 0.25 * abs(step @ normal))
 
 
 def _step_mm(slices: list[Slice]) -> float:
@@ -1107,6 +1197,66 @@ def _normal(one: Slice) -> np.ndarray:
 def _span_mm(slices: list[Slice]) -> float:
     places = np.array([one.position_mm for one in slices])
     return float(np.linalg.norm(places - places[0], axis=1).max())
+'''
+
+SOURCE['osteograde/imaging/tags.py'] = r'''"""Numbers out of DICOM tags, where any tag may be missing, empty or nonsense; and what damaged files raise."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
+
+# What pydicom raises on damaged headers, values and pixels.
+DAMAGE = (
+    InvalidDicomError,
+    AttributeError,
+    EOFError,
+    IndexError,
+    KeyError,
+    NotImplementedError,
+    OSError,
+    OverflowError,
+    RecursionError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
+
+
+class UnreadableSlice(ValueError):
+    """A file that gives no slice; ``code`` says why in one word, without any value of the file."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+def numbers_of(source: Dataset, keyword: str, count: int) -> np.ndarray | None:
+    """``count`` finite numbers of a tag, or None; empty values between backslashes are passed over."""
+    try:
+        value = source.get(keyword)
+        many = [value] if isinstance(value, (str, bytes)) or not isinstance(value, Sequence) else value
+        numbers = np.array([float(one) for one in many if one not in (None, "")])
+    except DAMAGE:
+        return None
+    return numbers if numbers.shape == (count,) and np.isfinite(numbers).all() else None
+
+
+def number_of(source: Dataset, keyword: str) -> float | None:
+    numbers = numbers_of(source, keyword, 1)
+    return None if numbers is None else float(numbers[0])
+
+
+def whole_of(dataset: Dataset, keyword: str, default: int) -> int:
+    number = number_of(dataset, keyword)
+    return default if number is None else int(number)
 '''
 
 SOURCE['osteograde/inference/__init__.py'] = r'''"""How weights are used: volumes to points to boxes to probabilities to submission.csv."""
@@ -1453,6 +1603,7 @@ import numpy as np
 from osteograde.imaging.dicom import UnreadableSeries, read_series
 from osteograde.imaging.geometry import Volume, apply, oriented
 from osteograde.imaging.intensity import window
+from osteograde.imaging.slabs import slabs
 from osteograde.tasks.contract import Mark, Point, Study, Task
 
 
@@ -1476,15 +1627,21 @@ def load_study(study: Study, task: Task, *, map: Callable[..., Iterable] = map) 
     faults: Counter[str] = Counter()
     marks: dict[str, Point] = {}
     for series in study.series:
-        directions = np.array(task.view(series.view).directions)
+        told = task.view(series.view) if series.view else task.views[0]  # a folder that no table names
+        directions = np.array(told.directions)
         try:
             stacks, codes = read_series(series.folder, default_directions=directions, map=map)
         except UnreadableSeries as error:
-            faults[f"{series.view}:{error.code}"] += 1
+            faults[f"{series.view or 'unnamed'}:{error.code}"] += 1
             continue
-        faults.update({f"{series.view}:{code}": count for code, count in codes.items()})
+        view = series.view or task.view_of_orientation(stacks[0])
+        if not view:
+            faults["unnamed:no_view"] += 1
+            continue
+        directions = np.array(task.view(view).directions)
+        faults.update({f"{view}:{code}": count for code, count in codes.items()})
         marks |= marked(study.marks, series.id, stacks)
-        volumes[series.view] += [oriented(volume, directions) for volume in window(stacks)]
+        volumes[view] += [oriented(slabs(volume), directions) for volume in window(stacks)]
     for view in task.views:
         if not volumes[view.name]:
             faults[f"{view.name}:absent"] += 1
@@ -1799,7 +1956,7 @@ def write(path: Path, rows: Rows, columns: Sequence[str]) -> None:
         with part.open("w", encoding="utf-8", newline="") as file:
             out = csv.writer(file, lineterminator="\n")
             out.writerow((ROW_ID, *columns))
-            out.writerows((row, *(f"{p:.{DIGITS}f}" for p in ps)) for row, ps in zip(rows, table, strict=True))
+            out.writerows((row, *(f"{p:.{DIGITS}f}" for p in ps)) for row, ps in zip(rows, table.tolist(), strict=True))
             file.flush()
             os.fsync(file.fileno())
         if path.exists():
@@ -1903,7 +2060,7 @@ from osteograde.imaging.sampling import crop_stack
 from osteograde.tasks.contract import Grade, Landmark, Locate, Points, Volumes
 
 SIGN = {"right": -1, "": 0, "left": 1}  # of patient x minus the midline
-LATERAL_SCALE_MM = 50.0  # the lateral-coordinate channel is x / 50 mm: about -1..1 over a lumbar stack
+LATERAL_SCALE_MM = 50.0  # the lateral-coordinate channel is x / 50 mm: about -1..1 over a sagittal stack
 
 
 @dataclass(frozen=True, eq=False)
@@ -2071,8 +2228,8 @@ def encoder(
 ) -> nn.Module:
     """Feature pyramid of a timm net: (N, C, H, W) -> list of maps, finest first.
 
-    stages: keep this many stages only (0 = all); what lies deeper is not built. The module has
-    ``feature_info.channels()`` and ``feature_info.reduction()``. Raises ValueError for a name timm does not know.
+    stages: keep this many stages only (0 = all); what lies deeper is not built. See
+    ``pyramid_shape``. Raises ValueError for a name timm does not know.
     """
     _known(name)
     options: dict[str, Any] = {"pretrained": pretrained, "features_only": True, "in_chans": in_channels}
@@ -2083,6 +2240,12 @@ def encoder(
     if isinstance(net, (EfficientNetFeatures, MobileNetV3Features)):  # these keep what lies deeper; this does not:
         options["feature_cls"] = "getter"
     return timm.create_model(name, **options)
+
+
+def pyramid_shape(pyramid: Any) -> tuple[list[int], list[int]]:
+    """Per map of a feature pyramid: its channels, and how many input pixels one of its pixels spans."""
+    info = pyramid.feature_info
+    return list(info.channels()), list(info.reduction())
 
 
 def classifier_body(
@@ -2106,11 +2269,12 @@ def classifier_body(
     _known(name)
     if stages:
         pyramid = encoder(name, in_channels, pretrained, stages=stages)
-        return PooledPyramid(pyramid), int(pyramid.feature_info.channels()[-1])
+        return PooledPyramid(pyramid), pyramid_shape(pyramid)[0][-1]
     cfg = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
-    options = {"img_size": pixels} if pixels and cfg is not None and cfg.fixed_input_size else {}
+    options: dict[str, Any] = {"img_size": pixels} if pixels and cfg is not None and cfg.fixed_input_size else {}
     body = timm.create_model(name, pretrained=pretrained, num_classes=0, in_chans=in_channels, **options)
-    return body, int(getattr(body, "head_hidden_size", None) or body.num_features)
+    features: Any = getattr(body, "head_hidden_size", None) or body.num_features
+    return body, int(features)
 
 
 def _known(name: str) -> None:
@@ -2693,8 +2857,8 @@ class Grader(nn.Module):
         weight = mask.float()
         if self.pool == "attention":
             score = self.score(torch.tanh(self.attend(tokens)) * torch.sigmoid(self.gate(tokens)))[..., 0].float()
-            top = score.masked_fill(~mask, -torch.inf).amax(1, keepdim=True)
-            weight = torch.where(mask, torch.exp(score - top), weight)
+            top = score.detach().masked_fill(~mask, torch.finfo(score.dtype).min).amax(1, keepdim=True)
+            weight = (score - top).masked_fill(~mask, -torch.inf).exp()
         weight = weight / weight.sum(1, keepdim=True).clamp_min(1e-12)
         return torch.einsum("bs,bst->bt", weight, tokens.float())
 
@@ -2726,7 +2890,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from osteograde.models.backbones import encoder
+from osteograde.models.backbones import encoder, pyramid_shape
 from osteograde.models.locator import LocatorBatch, heatmap_loss
 
 
@@ -2763,9 +2927,8 @@ class HeatmapLocator(nn.Module):
         }
         self.channels, self.stride = channels, stride
         self.encoder = encoder(encoder_name, in_channels, pretrained, stages=stages)
-        info = self.encoder.feature_info
-        self.used = [i for i, r in enumerate(info.reduction()) if r >= stride] or [len(info.reduction()) - 1]
-        counts = info.channels()
+        counts, reduction = pyramid_shape(self.encoder)
+        self.used = [i for i, r in enumerate(reduction) if r >= stride] or [len(reduction) - 1]
         self.laterals = nn.ModuleList(nn.Conv2d(counts[i], width, 1) for i in self.used)
         self.blocks = nn.ModuleList(_separable(width) for _ in self.used)
         self.head = nn.Conv2d(width, channels, 1)
@@ -2821,7 +2984,7 @@ softmax over all positions of its stack that lie on that side, so it cannot land
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -2848,8 +3011,8 @@ class LocatorBatch:
 
     def to(self, device: torch.device | str) -> LocatorBatch:
         """The same batch on another device."""
-        moved = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in vars(self).items()}
-        return LocatorBatch(**moved)
+        tensors = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
+        return replace(self, **tensors)  # type: ignore[arg-type]
 
 
 class Locator(Protocol):
@@ -3021,8 +3184,9 @@ column) in whole *map* pixels; an index is the same in continuous *input* pixels
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
@@ -3032,9 +3196,13 @@ _REACH = 4  # the window is cut off this many map pixels from the peak
 _STEPS = 12
 
 
-class Decoded(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Decoded:
     index: torch.Tensor  # (B, L, 3)
     confidence: torch.Tensor  # (B, L)
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return iter((self.index, self.confidence))
 
 
 def start_of(stack: torch.Tensor, stacks: int) -> torch.Tensor:
@@ -3137,7 +3305,7 @@ def in_order(
     batch = torch.arange(len(peaks), device=peaks.device)
     for chain in chains:
         total, back = value[:, chain[0]], []
-        for above, below in zip(chain[:-1], chain[1:], strict=True):
+        for above, below in pairwise(chain):
             step = (peaks[:, below, :, None, 1:] - peaks[:, above, None, :, 1:]).float() * map_pixel_mm
             distance = step.norm(dim=-1)  # (B, K below, K above)
             bad = (step[..., 0] <= 0) | (distance < spacing_mm[0]) | (distance > spacing_mm[1])
