@@ -50,9 +50,7 @@ def load_study(study: Study, task: Task, *, map: Callable[..., Iterable] = map) 
         faults.update({f"{view}:{code}": count for code, count in codes.items()})
         marks |= marked(study.marks, series.id, stacks)
         volumes[view] += [oriented(slabs(volume), directions) for volume in window(stacks)]
-    for view in task.views:
-        if not volumes[view.name]:
-            faults[f"{view.name}:absent"] += 1
+    faults.update({f"{name}:absent": 1 for name, stacks in volumes.items() if not stacks})
     return Loaded(study, {view: tuple(stacks) for view, stacks in volumes.items()}, faults, marks)
 
 

@@ -94,8 +94,8 @@ def train(
             total += _step(net, batch, loss, optimiser, scaler, plan, where, f"epoch {epoch + 1} step {step + 1}")
             _update(average, net, plan.ema, epoch * steps + step)
         state["epoch"] = epoch + 1
-        judged = held_out is not None and (plan.patience or epoch + 1 == plan.epochs)  # else it is only time
-        value = evaluate(average, held_out, plan, loss, where) if judged else math.nan
+        last = plan.patience or epoch + 1 == plan.epochs  # judging earlier epochs of a fixed run is only time
+        value = evaluate(average, held_out, plan, loss, where) if held_out is not None and last else math.nan
         if plan.patience:
             better = value < state["best"]
             state |= {"best": min(value, state["best"]), "bad": 0 if better else state["bad"] + 1}
@@ -104,7 +104,7 @@ def train(
         seconds = time.perf_counter() - begun
         log(
             f"{where.stage} fold {where.fold} epoch {epoch + 1}/{plan.epochs}: loss {total / steps:.4f} "
-            f"{f'held-out {value:.4f} ' if judged else ''}{seconds:.0f} s, waiting for data {waited / seconds:.0%}"
+            f"{f'held-out {value:.4f} ' if last else ''}{seconds:.0f} s, waiting for data {waited / seconds:.0%}"
         )
     if best is not None:
         average.load_state_dict(best)

@@ -84,6 +84,18 @@ def load_net(path: Path, config: Mapping[str, Any]) -> nn.Module:
     return net.eval()
 
 
+def on_device(net: nn.Module, device: torch.device) -> nn.Module:
+    """The net on its device in channels-last layout, which is free and faster for small convolutions."""
+    net = net.to(device)
+    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def config_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The complete config of a net, with what a recipe left at its default."""
+    net: Any = build(dict(config))
+    return net.config
+
+
 def file_entry(folder: Path, name: str, config: Mapping[str, Any]) -> dict[str, Any]:
     path = folder / name
     return {"sha256": sha256(path), "bytes": path.stat().st_size, "net": dict(config)}
@@ -140,7 +152,7 @@ def load(folder: Path, tasks: Mapping[str, Task], device: torch.device) -> Bundl
     nets: dict[str, dict[str, list[nn.Module]]] = {"locate": {}, "grade": {}}
     for file, entry in sorted(manifest["files"].items()):
         kind, stage, _ = file.split("/")
-        net = load_net(Path(folder) / file, entry["net"]).to(device, memory_format=torch.channels_last)
+        net = on_device(load_net(Path(folder) / file, entry["net"]), device)
         nets[kind].setdefault(stage, []).append(net)
     wanted = {"locate": {stage.name for stage in task.locate}, "grade": {group.name for group in task.grade}}
     for kind, stages in wanted.items():

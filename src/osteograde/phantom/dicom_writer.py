@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
-from pydicom.uid import RLELossless, generate_uid
+from pydicom.uid import UID, RLELossless, generate_uid
 
 from osteograde.phantom.planes import Acquisition, Plane
 from osteograde.phantom.rle_encode import encode_rle
 
-ENHANCED_MR = "1.2.840.10008.5.1.4.1.1.4.1"
+ENHANCED_MR = UID("1.2.840.10008.5.1.4.1.1.4.1")
 
 
-def uid(*parts: object) -> str:
+def uid(*parts: object) -> UID:
     """A UID that depends on the parts alone."""
     return generate_uid(entropy_srcs=[str(part) for part in parts])
 
@@ -44,7 +44,7 @@ def write_slice(
     ds.FrameOfReferenceUID = uid("frame", study)
     ds.InstanceNumber = plane.number
     down, along = plane.to_mm[:3, 1], plane.to_mm[:3, 2]
-    spacing = [np.linalg.norm(down), np.linalg.norm(along)]
+    spacing = [float(np.linalg.norm(down)), float(np.linalg.norm(along))]
     ds.ImagePositionPatient = [decimal(v) for v in plane.to_mm[:3, 3]]
     ds.ImageOrientationPatient = [decimal(v) for v in (*(along / spacing[1]), *(down / spacing[0]))]
     ds.PixelSpacing = [decimal(v) for v in spacing]  # rows first: the step down the image, then the step along it

@@ -72,7 +72,7 @@ def make(out: Path, seed: int, part: str, index: int) -> Written:
         {target: "" if target in empty else CLASS_LABELS[written[target]] for target in TARGETS},
         names,
         [(names[m.series][0], m.number, m.target.table_condition, m.target.table_level, m.x, m.y) for m in marks],
-        [(name, *(round(float(v), 4) for v in mm)) for name, mm in points.items()],
+        [(name, round(float(x), 4), round(float(y), 4), round(float(z), 4)) for name, (x, y, z) in points.items()],
     )
 
 
