@@ -119,16 +119,16 @@ def _tilted(spine: Spine, rng: np.random.Generator) -> list[tuple[np.ndarray, fl
 
 def _stack(spine: Spine, rng: np.random.Generator, parts: int, step: float) -> list[tuple[np.ndarray, float, int]]:
     """The same for straight stacks from above L1/L2 (or L2/L3) to below L5/S1, in ``parts`` pieces that may overlap."""
-    top = spine.to_mm(0, 12, float(spine.discs[ABOVE] - 14 + (38 if rng.random() < 0.12 else 0)))
-    bottom = spine.to_mm(0, 12, float(spine.discs[ABOVE + 4] + 12))
+    first, last = (spine.to_mm(0, 12, float(spine.discs[ABOVE + k])) for k in (0, 4))
+    # The length is drawn, not fitted: slice counts must not tell how high the discs are.
+    length = rng.normal(182, 8) - (38 if rng.random() < 0.12 else 0)
+    bottom = last + np.array([0, 0, -13.0])
+    along = (first - last) / np.linalg.norm(first - last)
+    top = bottom + along * length
     tilt = float(np.deg2rad(rng.normal(4, 5)))
     edges = np.linspace(0, 1, parts + 1)
-    groups = []
-    for low, high in itertools.pairwise(edges):
-        a, b = top + (bottom - top) * low, top + (bottom - top) * high
-        length = abs(a[2] - b[2]) + (8 if parts > 1 else 0)
-        groups.append(((a + b) / 2, tilt, int(length // step)))
-    return groups
+    count = int(length / parts // step) + (2 if parts > 1 else 0)
+    return [(top + (bottom - top) * (a + b) / 2, tilt, count) for a, b in itertools.pairwise(edges)]
 
 
 def _axial(groups, shape, spacing, step: float, rng: np.random.Generator) -> Acquisition:
