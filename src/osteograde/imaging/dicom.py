@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from osteograde.imaging.geometry import Volume
 from osteograde.imaging.slices import Slice, UnreadableSlice, read_slice, read_slices
 from osteograde.imaging.stacks import stack
+from osteograde.imaging.tags import quiet_pydicom
 
 __all__ = ["Slice", "UnreadableSeries", "UnreadableSlice", "read_series", "read_slice", "read_slices"]
 
@@ -42,8 +42,7 @@ def read_series(
     paths = _files(folder)
     codes: Counter[str] = Counter()
     slices: list[Slice] = []
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"pydicom|osteograde\.imaging")  # they quote values of the files
+    with quiet_pydicom():
         for found in map(_slices_or_code, paths):
             if isinstance(found, str):
                 codes[found] += 1
@@ -59,9 +58,16 @@ def read_series(
 def _files(folder: Path) -> list[Path]:
     try:
         with os.scandir(folder) as entries:
-            return sorted(Path(entry.path) for entry in entries if entry.is_file())
+            return sorted(Path(entry.path) for entry in entries if _is_file(entry))
     except OSError:
         raise UnreadableSeries("no_folder") from None
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link that leads to itself
+        return False
 
 
 def _slices_or_code(path: Path) -> tuple[Slice, ...] | str:

@@ -39,7 +39,7 @@ def complete(dataset: Dataset) -> None:
         dataset.BitsAllocated = 16
     bits = whole_of(dataset, "BitsAllocated", 16)
     usual = {"SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2", "PixelRepresentation": 0}
-    for keyword, value in {**usual, "BitsStored": bits, "HighBit": bits - 1}.items():
+    for keyword, value in {**usual, "BitsStored": bits}.items():
         if keyword not in dataset:
             setattr(dataset, keyword, value)
 
@@ -48,10 +48,7 @@ def fill_cut_pixels(dataset: Dataset) -> tuple[str, ...]:
     """Uncompressed pixels cut short: zeros for the rest where half is there; returns the notes."""
     if dataset.file_meta.TransferSyntaxUID.is_encapsulated or "PixelData" not in dataset:
         return ()
-    try:
-        expected, present = get_expected_length(dataset), len(dataset.PixelData or b"")
-    except DAMAGE:
-        raise UnreadableSlice("damaged_header") from None
+    expected, present = get_expected_length(dataset), len(dataset.PixelData or b"")
     if 2 * present < expected:
         raise UnreadableSlice("pixels_cut")
     if present >= expected:
@@ -65,6 +62,10 @@ def decoded_frames(dataset: Dataset, frames: int) -> np.ndarray:
     syntax = dataset.file_meta.TransferSyntaxUID
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     samples, bits = whole_of(dataset, "SamplesPerPixel", 1), whole_of(dataset, "BitsAllocated", 0)
+    stored = whole_of(dataset, "BitsStored", bits)
+    high = whole_of(dataset, "HighBit", stored - 1)
+    if high != stored - 1:  # left-aligned bits: pydicom would cut off the upper ones
+        dataset.BitsStored = bits
     array = None
     try:
         if syntax == RLELossless and frames == samples == 1 and bits in (8, 16):
@@ -73,7 +74,7 @@ def decoded_frames(dataset: Dataset, frames: int) -> np.ndarray:
                 array = array.view(f"i{array.itemsize}")
         if array is None:
             array = dataset.pixel_array
-        grey = _grey(dataset, array, samples)
+        grey = _grey(dataset, array, samples, stored, high)
     except DAMAGE:
         raise UnreadableSlice("pixels_damaged" if _decodable(dataset) else f"no_decoder_{syntax.keyword}") from None
     if grey.size != frames * rows * columns:
@@ -88,31 +89,27 @@ def _decodable(dataset: Dataset) -> bool:
         return False
 
 
-def _grey(dataset: Dataset, array: np.ndarray, samples: int) -> np.ndarray:
-    photometric = str(dataset.get("PhotometricInterpretation", "MONOCHROME2")).strip()
+def _grey(dataset: Dataset, array: np.ndarray, samples: int, stored: int, high: int) -> np.ndarray:
+    photometric = str(dataset.PhotometricInterpretation).strip()
     if photometric == "PALETTE COLOR":
         array, samples = apply_color_lut(array, dataset), 3
     if samples >= 3:
         return array[..., :3].astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
-    array = _sign_extended(dataset, array)
+    array = _sign_extended(array, stored, high)
     if photometric != "MONOCHROME1":
         return array
     if array.dtype.kind == "f":
         return np.nanmax(array, initial=0.0) - array
     if array.dtype.kind == "i":
         return ~array
-    allocated = 8 * array.itemsize
-    stored = min(max(whole_of(dataset, "BitsStored", allocated), 1), allocated)
-    return array ^ array.dtype.type((1 << stored) - 1)
+    return array ^ array.dtype.type((1 << min(max(stored, 1), 8 * array.itemsize)) - 1)
 
 
-def _sign_extended(dataset: Dataset, array: np.ndarray) -> np.ndarray:
+def _sign_extended(array: np.ndarray, stored: int, high: int) -> np.ndarray:
     """Only the stored bits of each word, the highest of them as the sign where pixels are signed."""
     allocated = 8 * array.itemsize
-    stored = whole_of(dataset, "BitsStored", allocated)
     if array.dtype.kind not in "iu" or not 1 <= stored < allocated:
         return array
-    high = whole_of(dataset, "HighBit", stored - 1)
     high = high if stored - 1 <= high < allocated else stored - 1
     if array.dtype.kind == "u" and high == stored - 1 and int(array.max()) < 1 << stored:
         return array

@@ -24,7 +24,7 @@ from osteograde.imaging.tags import DAMAGE, UnreadableSlice, number_of, numbers_
 MAX_FILE_BYTES = 512 << 20
 MAX_INFLATED_BYTES = 1 << 30
 _FREE_INFLATED_BYTES, _MAX_INFLATION = 64 << 20, 200
-_DEFLATED = b"1.2.840.10008.1.2.1.99\0"
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
 _SPACING_MM = (0.01, 20.0)  # a pixel spacing beyond these is a typing error
 
 
@@ -60,15 +60,25 @@ def read_slice(path: Path) -> Slice:
 
 def read_slices(path: Path) -> tuple[Slice, ...]:
     """All slices of one DICOM file, which is opened once; raises UnreadableSlice."""
-    data = _contents(path)
-    dataset = _parsed(data)
+    dataset = _parsed(_contents(path))
+    try:
+        return _slices(dataset, _stem(Path(path)))
+    except UnreadableSlice:
+        raise
+    except DAMAGE:  # any tag may turn out to be nonsense when it is looked at
+        raise UnreadableSlice("damaged_header") from None
+
+
+def _slices(dataset: Dataset, name: str) -> tuple[Slice, ...]:
+    if not dataset.file_meta.TransferSyntaxUID.is_transfer_syntax:
+        raise UnreadableSlice("unknown_syntax")
     complete(dataset)
     frames = checked_frames(dataset)
-    notes = fill_cut_pixels(dataset)
-    pixels = decoded_frames(dataset, frames)
     if frames > 1 and not _frames_are_placed(dataset, frames):
         raise UnreadableSlice("frames_without_position")
-    return tuple(_slice(dataset, pixels[k], k, frames, _stem(Path(path)), notes) for k in range(frames))
+    notes = fill_cut_pixels(dataset)
+    pixels = decoded_frames(dataset, frames)
+    return tuple(_slice(dataset, pixels[k], k, frames, name, notes) for k in range(frames))
 
 
 def _contents(path: Path) -> bytes:
@@ -97,11 +107,9 @@ def _parsed(data: bytes) -> Dataset:
     except DAMAGE:
         raise UnreadableSlice("damaged_header" if marked else "not_dicom") from None
     if not sized:
-        raise UnreadableSlice("no_image" if marked else "not_dicom")
+        raise UnreadableSlice("not_dicom" if not marked else "no_image" if len(dataset) else "file_cut")
     if not any(keyword in dataset for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         raise UnreadableSlice("no_pixels")
-    if not dataset.file_meta.TransferSyntaxUID.is_transfer_syntax:
-        raise UnreadableSlice("unknown_syntax")
     return dataset
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import struct
+import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 
 # What pydicom raises on damaged headers, values and pixels.
 DAMAGE = (
+    BytesLengthException,
     InvalidDicomError,
     AttributeError,
     EOFError,
@@ -56,3 +60,16 @@ def number_of(source: Dataset, keyword: str) -> float | None:
 def whole_of(dataset: Dataset, keyword: str, default: int) -> int:
     number = number_of(dataset, keyword)
     return default if number is None else int(number)
+
+
+@contextmanager
+def quiet_pydicom() -> Iterator[None]:
+    """pydicom warns and logs with the values of the tags in its sentences; a run report must not hold them."""
+    logger = logging.getLogger("pydicom")
+    propagate, logger.propagate = logger.propagate, False
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"pydicom|osteograde\.imaging")
+            yield
+    finally:
+        logger.propagate = propagate
