@@ -17,7 +17,6 @@ SOURCE['osteograde/imaging/dicom.py'] = r'''"""A folder of DICOM files to volume
 from __future__ import annotations
 
 import os
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -27,6 +26,7 @@ import numpy as np
 from osteograde.imaging.geometry import Volume
 from osteograde.imaging.slices import Slice, UnreadableSlice, read_slice, read_slices
 from osteograde.imaging.stacks import stack
+from osteograde.imaging.tags import quiet_pydicom
 
 __all__ = ["Slice", "UnreadableSeries", "UnreadableSlice", "read_series", "read_slice", "read_slices"]
 
@@ -56,8 +56,7 @@ def read_series(
     paths = _files(folder)
     codes: Counter[str] = Counter()
     slices: list[Slice] = []
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"pydicom|osteograde\.imaging")  # they quote values of the files
+    with quiet_pydicom():
         for found in map(_slices_or_code, paths):
             if isinstance(found, str):
                 codes[found] += 1
@@ -73,9 +72,16 @@ def read_series(
 def _files(folder: Path) -> list[Path]:
     try:
         with os.scandir(folder) as entries:
-            return sorted(Path(entry.path) for entry in entries if entry.is_file())
+            return sorted(Path(entry.path) for entry in entries if _is_file(entry))
     except OSError:
         raise UnreadableSeries("no_folder") from None
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link that leads to itself
+        return False
 
 
 def _slices_or_code(path: Path) -> tuple[Slice, ...] | str:
@@ -358,7 +364,7 @@ def complete(dataset: Dataset) -> None:
         dataset.BitsAllocated = 16
     bits = whole_of(dataset, "BitsAllocated", 16)
     usual = {"SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2", "PixelRepresentation": 0}
-    for keyword, value in {**usual, "BitsStored": bits, "HighBit": bits - 1}.items():
+    for keyword, value in {**usual, "BitsStored": bits}.items():
         if keyword not in dataset:
             setattr(dataset, keyword, value)
 
@@ -367,10 +373,7 @@ def fill_cut_pixels(dataset: Dataset) -> tuple[str, ...]:
     """Uncompressed pixels cut short: zeros for the rest where half is there; returns the notes."""
     if dataset.file_meta.TransferSyntaxUID.is_encapsulated or "PixelData" not in dataset:
         return ()
-    try:
-        expected, present = get_expected_length(dataset), len(dataset.PixelData or b"")
-    except DAMAGE:
-        raise UnreadableSlice("damaged_header") from None
+    expected, present = get_expected_length(dataset), len(dataset.PixelData or b"")
     if 2 * present < expected:
         raise UnreadableSlice("pixels_cut")
     if present >= expected:
@@ -384,6 +387,10 @@ def decoded_frames(dataset: Dataset, frames: int) -> np.ndarray:
     syntax = dataset.file_meta.TransferSyntaxUID
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     samples, bits = whole_of(dataset, "SamplesPerPixel", 1), whole_of(dataset, "BitsAllocated", 0)
+    stored = whole_of(dataset, "BitsStored", bits)
+    high = whole_of(dataset, "HighBit", stored - 1)
+    if high != stored - 1:  # left-aligned bits: pydicom would cut off the upper ones
+        dataset.BitsStored = bits
     array = None
     try:
         if syntax == RLELossless and frames == samples == 1 and bits in (8, 16):
@@ -392,7 +399,7 @@ def decoded_frames(dataset: Dataset, frames: int) -> np.ndarray:
                 array = array.view(f"i{array.itemsize}")
         if array is None:
             array = dataset.pixel_array
-        grey = _grey(dataset, array, samples)
+        grey = _grey(dataset, array, samples, stored, high)
     except DAMAGE:
         raise UnreadableSlice("pixels_damaged" if _decodable(dataset) else f"no_decoder_{syntax.keyword}") from None
     if grey.size != frames * rows * columns:
@@ -407,31 +414,27 @@ def _decodable(dataset: Dataset) -> bool:
         return False
 
 
-def _grey(dataset: Dataset, array: np.ndarray, samples: int) -> np.ndarray:
-    photometric = str(dataset.get("PhotometricInterpretation", "MONOCHROME2")).strip()
+def _grey(dataset: Dataset, array: np.ndarray, samples: int, stored: int, high: int) -> np.ndarray:
+    photometric = str(dataset.PhotometricInterpretation).strip()
     if photometric == "PALETTE COLOR":
         array, samples = apply_color_lut(array, dataset), 3
     if samples >= 3:
         return array[..., :3].astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
-    array = _sign_extended(dataset, array)
+    array = _sign_extended(array, stored, high)
     if photometric != "MONOCHROME1":
         return array
     if array.dtype.kind == "f":
         return np.nanmax(array, initial=0.0) - array
     if array.dtype.kind == "i":
         return ~array
-    allocated = 8 * array.itemsize
-    stored = min(max(whole_of(dataset, "BitsStored", allocated), 1), allocated)
-    return array ^ array.dtype.type((1 << stored) - 1)
+    return array ^ array.dtype.type((1 << min(max(stored, 1), 8 * array.itemsize)) - 1)
 
 
-def _sign_extended(dataset: Dataset, array: np.ndarray) -> np.ndarray:
+def _sign_extended(array: np.ndarray, stored: int, high: int) -> np.ndarray:
     """Only the stored bits of each word, the highest of them as the sign where pixels are signed."""
     allocated = 8 * array.itemsize
-    stored = whole_of(dataset, "BitsStored", allocated)
     if array.dtype.kind not in "iu" or not 1 <= stored < allocated:
         return array
-    high = whole_of(dataset, "HighBit", stored - 1)
     high = high if stored - 1 <= high < allocated else stored - 1
     if array.dtype.kind == "u" and high == stored - 1 and int(array.max()) < 1 << stored:
         return array
@@ -794,7 +797,7 @@ from osteograde.imaging.tags import DAMAGE, UnreadableSlice, number_of, numbers_
 MAX_FILE_BYTES = 512 << 20
 MAX_INFLATED_BYTES = 1 << 30
 _FREE_INFLATED_BYTES, _MAX_INFLATION = 64 << 20, 200
-_DEFLATED = b"1.2.840.10008.1.2.1.99\0"
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
 _SPACING_MM = (0.01, 20.0)  # a pixel spacing beyond these is a typing error
 
 
@@ -830,15 +833,25 @@ def read_slice(path: Path) -> Slice:
 
 def read_slices(path: Path) -> tuple[Slice, ...]:
     """All slices of one DICOM file, which is opened once; raises UnreadableSlice."""
-    data = _contents(path)
-    dataset = _parsed(data)
+    dataset = _parsed(_contents(path))
+    try:
+        return _slices(dataset, _stem(Path(path)))
+    except UnreadableSlice:
+        raise
+    except DAMAGE:  # any tag may turn out to be nonsense when it is looked at
+        raise UnreadableSlice("damaged_header") from None
+
+
+def _slices(dataset: Dataset, name: str) -> tuple[Slice, ...]:
+    if not dataset.file_meta.TransferSyntaxUID.is_transfer_syntax:
+        raise UnreadableSlice("unknown_syntax")
     complete(dataset)
     frames = checked_frames(dataset)
-    notes = fill_cut_pixels(dataset)
-    pixels = decoded_frames(dataset, frames)
     if frames > 1 and not _frames_are_placed(dataset, frames):
         raise UnreadableSlice("frames_without_position")
-    return tuple(_slice(dataset, pixels[k], k, frames, _stem(Path(path)), notes) for k in range(frames))
+    notes = fill_cut_pixels(dataset)
+    pixels = decoded_frames(dataset, frames)
+    return tuple(_slice(dataset, pixels[k], k, frames, name, notes) for k in range(frames))
 
 
 def _contents(path: Path) -> bytes:
@@ -867,11 +880,9 @@ def _parsed(data: bytes) -> Dataset:
     except DAMAGE:
         raise UnreadableSlice("damaged_header" if marked else "not_dicom") from None
     if not sized:
-        raise UnreadableSlice("no_image" if marked else "not_dicom")
+        raise UnreadableSlice("not_dicom" if not marked else "no_image" if len(dataset) else "file_cut")
     if not any(keyword in dataset for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         raise UnreadableSlice("no_pixels")
-    if not dataset.file_meta.TransferSyntaxUID.is_transfer_syntax:
-        raise UnreadableSlice("unknown_syntax")
     return dataset
 
 
@@ -1203,16 +1214,20 @@ SOURCE['osteograde/imaging/tags.py'] = r'''"""Numbers out of DICOM tags, where a
 
 from __future__ import annotations
 
+import logging
 import struct
+import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 
 # What pydicom raises on damaged headers, values and pixels.
 DAMAGE = (
+    BytesLengthException,
     InvalidDicomError,
     AttributeError,
     EOFError,
@@ -1257,6 +1272,19 @@ def number_of(source: Dataset, keyword: str) -> float | None:
 def whole_of(dataset: Dataset, keyword: str, default: int) -> int:
     number = number_of(dataset, keyword)
     return default if number is None else int(number)
+
+
+@contextmanager
+def quiet_pydicom() -> Iterator[None]:
+    """pydicom warns and logs with the values of the tags in its sentences; a run report must not hold them."""
+    logger = logging.getLogger("pydicom")
+    propagate, logger.propagate = logger.propagate, False
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"pydicom|osteograde\.imaging")
+            yield
+    finally:
+        logger.propagate = propagate
 '''
 
 SOURCE['osteograde/inference/__init__.py'] = r'''"""How weights are used: volumes to points to boxes to probabilities to submission.csv."""
@@ -1642,9 +1670,7 @@ def load_study(study: Study, task: Task, *, map: Callable[..., Iterable] = map) 
         faults.update({f"{view}:{code}": count for code, count in codes.items()})
         marks |= marked(study.marks, series.id, stacks)
         volumes[view] += [oriented(slabs(volume), directions) for volume in window(stacks)]
-    for view in task.views:
-        if not volumes[view.name]:
-            faults[f"{view.name}:absent"] += 1
+    faults.update({f"{name}:absent": 1 for name, stacks in volumes.items() if not stacks})
     return Loaded(study, {view: tuple(stacks) for view, stacks in volumes.items()}, faults, marks)
 
 
