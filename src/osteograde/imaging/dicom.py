@@ -51,7 +51,7 @@ def read_series(
     if not slices:
         code = codes.most_common(1)[0][0] if codes else "empty_folder"
         raise UnreadableSeries(code, codes)
-    volumes, assumed = stack(slices, folder.name, default_directions)
+    volumes, assumed = stack(slices, folder.name, default_directions, lost=sum(codes.values()))
     return volumes, codes + assumed
 
 

@@ -95,6 +95,11 @@ def _grey(dataset: Dataset, array: np.ndarray, samples: int, stored: int, high: 
         array, samples = apply_color_lut(array, dataset), 3
     if samples >= 3:
         return array[..., :3].astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+    return grey_values(array, photometric, stored, high)
+
+
+def grey_values(array: np.ndarray, photometric: str, stored: int, high: int) -> np.ndarray:
+    """Stored words as grey values, brighter is more: sign and unused bits put right, MONOCHROME1 inverted."""
     array = _sign_extended(array, stored, high)
     if photometric != "MONOCHROME1":
         return array

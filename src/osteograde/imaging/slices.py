@@ -18,8 +18,9 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from osteograde.imaging.pixels import checked_frames, complete, decoded_frames, fill_cut_pixels
-from osteograde.imaging.tags import DAMAGE, UnreadableSlice, number_of, numbers_of
+from osteograde.imaging.header import quick_read
+from osteograde.imaging.pixels import checked_frames, complete, decoded_frames, fill_cut_pixels, grey_values
+from osteograde.imaging.tags import DAMAGE, Source, UnreadableSlice, number_of, numbers_of
 
 MAX_FILE_BYTES = 512 << 20
 MAX_INFLATED_BYTES = 1 << 30
@@ -60,9 +61,16 @@ def read_slice(path: Path) -> Slice:
 
 def read_slices(path: Path) -> tuple[Slice, ...]:
     """All slices of one DICOM file, which is opened once; raises UnreadableSlice."""
-    dataset = _parsed(_contents(path))
+    data, name = _contents(path), _stem(Path(path))
+    quick = quick_read(data)
+    if quick is not None:
+        header, pixels = quick
+        stored = header["BitsStored"]
+        pixels = grey_values(pixels, header["PhotometricInterpretation"], stored, header.get("HighBit", stored - 1))
+        return (_slice(header, pixels, 0, 1, name, ()),)
+    dataset = _parsed(data)
     try:
-        return _slices(dataset, _stem(Path(path)))
+        return _slices(dataset, name)
     except UnreadableSlice:
         raise
     except DAMAGE:  # any tag may turn out to be nonsense when it is looked at
@@ -134,7 +142,7 @@ def _check_inflation(data: bytes) -> None:
         raise UnreadableSlice("damaged_header") from None
 
 
-def _slice(dataset: Dataset, pixels: np.ndarray, k: int, frames: int, name: str, notes: tuple[str, ...]) -> Slice:
+def _slice(dataset: Source, pixels: np.ndarray, k: int, frames: int, name: str, notes: tuple[str, ...]) -> Slice:
     measures = _macro(dataset, k, "PixelMeasuresSequence")
     spacing = _spacing(measures, dataset)
     values = _macro(dataset, k, "PixelValueTransformationSequence")
@@ -155,7 +163,7 @@ def _slice(dataset: Dataset, pixels: np.ndarray, k: int, frames: int, name: str,
     )
 
 
-def _macro(dataset: Dataset, k: int, sequence: str) -> Dataset:
+def _macro(dataset: Source, k: int, sequence: str) -> Source:
     """Where frame k keeps a group of tags: its own functional group, the shared one, or the data set itself."""
     for keyword, index in (("PerFrameFunctionalGroupsSequence", k), ("SharedFunctionalGroupsSequence", 0)):
         try:
@@ -177,7 +185,7 @@ def _rescaled(pixels: np.ndarray, slope: float | None, intercept: float | None) 
     return pixels.astype(np.float32) * np.float32(slope) + np.float32(intercept)
 
 
-def _spacing(*sources: Dataset) -> np.ndarray | None:
+def _spacing(*sources: Source) -> np.ndarray | None:
     for source in sources:
         for keyword in ("PixelSpacing", "ImagerPixelSpacing"):
             found = numbers_of(source, keyword, 2)
@@ -201,7 +209,7 @@ def _unit(orientation: np.ndarray | None) -> np.ndarray | None:
     return np.concatenate([row, column / np.linalg.norm(column)])
 
 
-def _instance(dataset: Dataset, k: int, frames: int) -> int | None:
+def _instance(dataset: Source, k: int, frames: int) -> int | None:
     if frames > 1:
         return k + 1
     number = number_of(dataset, "InstanceNumber")

@@ -24,11 +24,12 @@ AXIAL = np.array([[0.0, 0.0, -1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
 
 
 def stack(
-    slices: Sequence[Slice], series: str = "", default_directions: np.ndarray | None = None
+    slices: Sequence[Slice], series: str = "", default_directions: np.ndarray | None = None, lost: int = 0
 ) -> tuple[list[Volume], Counter[str]]:
     """All slices of a series as volumes, and the codes of what had to be assumed.
 
     default_directions: unit LPS rows of the (slice, row, column) axes, used where orientation or positions are missing.
+    lost: files of the series that could not be read; so many slices may be missing inside a stack without splitting it.
     """
     codes: Counter[str] = Counter(note for one in slices for note in one.notes)
     directions = AXIAL if default_directions is None else np.asarray(default_directions, float)
@@ -38,8 +39,9 @@ def stack(
     volumes = []
     for group in _alike(ordered):
         placed = _with_positions(group, directions[0], codes)
-        volumes += [_volume(chain, series, codes) for chain in _chains(placed)] if placed else []
-    return volumes, codes
+        chains = _bridged(_chains(placed), lost, codes) if placed else []
+        volumes += [_volume(chain, series, codes) for chain in chains]
+    return volumes, +codes
 
 
 def _file_order(one: Slice) -> tuple:
@@ -176,6 +178,30 @@ def _misfit_mm(chain_mm: np.ndarray, place_mm: np.ndarray, normal: np.ndarray, s
     drift = float(np.linalg.norm(sideways))
     allowed = 0.5 * step_mm if len(chain_mm) > 1 else step_mm  # one slice does not tell yet how the stack leans
     return abs(along - step_mm) + drift if drift <= allowed else np.inf
+
+
+def _bridged(chains: list[list[Slice]], lost: int, codes: Counter[str]) -> list[list[Slice]]:
+    """Chains joined again where just the slices between them could not be read: one bad file does not halve a stack."""
+    joined = [chains[0]]
+    for chain in chains[1:]:
+        filling = _filling(joined[-1], chain, lost - codes["slice_repeated"])
+        codes["slice_repeated"] += len(filling)
+        if filling:
+            joined[-1] = [*joined[-1], *filling, *chain]
+        else:
+            joined.append(chain)
+    return joined
+
+
+def _filling(before: list[Slice], after: list[Slice], lost: int) -> list[Slice]:
+    """The last slice repeated, one step after another, up to the next chain; empty where that does not fit."""
+    places = np.array([one.position_mm for one in max(before, after, key=len)])
+    move = np.subtract(after[0].position_mm, before[-1].position_mm)
+    step = (places[-1] - places[0]) / max(1, len(places) - 1)
+    count = round(float(move @ step) / float(step @ step)) if step.any() else 0
+    if not 2 <= count <= min(3, lost + 1) or np.linalg.norm(move - count * step) > 0.25 * np.linalg.norm(step):
+        return []
+    return [replace(before[-1], position_mm=before[-1].position_mm + k * step) for k in range(1, count)]
 
 
 def _volume(chain: list[Slice], series: str, codes: Counter[str]) -> Volume:

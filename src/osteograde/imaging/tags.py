@@ -6,12 +6,15 @@ import logging
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
+
+Source = Dataset | Mapping[str, Any]  # a data set, or values by keyword
 
 # What pydicom raises on damaged headers, values and pixels.
 DAMAGE = (
@@ -41,7 +44,7 @@ class UnreadableSlice(ValueError):
         self.code = code
 
 
-def numbers_of(source: Dataset, keyword: str, count: int) -> np.ndarray | None:
+def numbers_of(source: Source, keyword: str, count: int) -> np.ndarray | None:
     """``count`` finite numbers of a tag, or None; empty values between backslashes are passed over."""
     try:
         value = source.get(keyword)
@@ -52,12 +55,12 @@ def numbers_of(source: Dataset, keyword: str, count: int) -> np.ndarray | None:
     return numbers if numbers.shape == (count,) and np.isfinite(numbers).all() else None
 
 
-def number_of(source: Dataset, keyword: str) -> float | None:
+def number_of(source: Source, keyword: str) -> float | None:
     numbers = numbers_of(source, keyword, 1)
     return None if numbers is None else float(numbers[0])
 
 
-def whole_of(dataset: Dataset, keyword: str, default: int) -> int:
+def whole_of(dataset: Source, keyword: str, default: int) -> int:
     number = number_of(dataset, keyword)
     return default if number is None else int(number)
 
