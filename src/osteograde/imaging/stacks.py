@@ -196,12 +196,13 @@ def _bridged(chains: list[list[Slice]], lost: int, codes: Counter[str]) -> list[
 def _filling(before: list[Slice], after: list[Slice], lost: int) -> list[Slice]:
     """The last slice repeated, one step after another, up to the next chain; empty where that does not fit."""
     places = np.array([one.position_mm for one in max(before, after, key=len)])
-    move = np.subtract(after[0].position_mm, before[-1].position_mm)
+    last, following = (np.array(one.position_mm) for one in (before[-1], after[0]))
+    move = following - last
     step = (places[-1] - places[0]) / max(1, len(places) - 1)
     count = round(float(move @ step) / float(step @ step)) if step.any() else 0
     if not 2 <= count <= min(3, lost + 1) or np.linalg.norm(move - count * step) > 0.25 * np.linalg.norm(step):
         return []
-    return [replace(before[-1], position_mm=before[-1].position_mm + k * step) for k in range(1, count)]
+    return [replace(before[-1], position_mm=last + k * step) for k in range(1, count)]
 
 
 def _volume(chain: list[Slice], series: str, codes: Counter[str]) -> Volume:
