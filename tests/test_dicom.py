@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from dicom_files import AXIAL, FRAME, SAGITTAL, dataset, pattern, write, write_series
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
@@ -22,6 +21,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, Imp
 from osteograde.imaging import header, slices
 from osteograde.imaging.dicom import UnreadableSeries, UnreadableSlice, read_series, read_slice
 from osteograde.imaging.geometry import apply
+from tests.dicom_files import AXIAL, FRAME, SAGITTAL, dataset, pattern, write, write_series
 
 GEOMETRY = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "FrameOfReferenceUID")
 STEPS = ("SpacingBetweenSlices", "SliceThickness")

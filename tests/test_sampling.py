@@ -5,11 +5,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_geometry import random_volume, rotation
 
 from osteograde.imaging import sampling
 from osteograde.imaging.geometry import Roi, Volume, affine, apply, mirrored, oriented, roi_at, roi_on
 from osteograde.imaging.sampling import crop_stack, oversample_for, sample, sample_reference
+from tests.grids import random_volume, rotation
 
 CPU = torch.device("cpu")
 seeds = st.integers(0, 2**31)
