@@ -44,7 +44,7 @@ def lumbar_mr_small() -> Recipe:
         pixels=160, epochs=14, batch=4, lr=3e-3, ema=0.98, window=7,
     )  # fmt: skip
     judge = Fit(
-        net={"kind": "grader", "backbone": "mobilenetv4_conv_small_050", "stages": 5, "views": 1, "dropout": 0.1},
+        net={"kind": "grader", "backbone": "mobilenetv4_conv_small_050", "stages": 4, "views": 1, "dropout": 0.1},
         pixels=64, epochs=12, batch=6, lr=2e-3, ema=0.98,
     )  # fmt: skip
     recipe = _lumbar(task, "lumbar-mr-small", look, judge, test_views=1)

@@ -23,6 +23,7 @@ from osteograde.tasks.contract import Task
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+NEEDED = ("task", "files", "pixels", "test_views", "prior")
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +120,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not JSON ({error}); fetch it again") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ValueError(f"{path}: format is not {FORMAT}; this version of osteograde cannot read it")
+    if lost := [key for key in NEEDED if key not in manifest]:
+        raise ValueError(f"{path}: {lost} missing; the manifest was changed or cut short, fetch it again")
     return manifest
 
 

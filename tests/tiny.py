@@ -1,0 +1,36 @@
+"""Weights that know nothing, made in a second: what tests use where it does not matter what the nets say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from osteograde.learning.recipes import RECIPES
+from osteograde.models import bundle
+from osteograde.models.build import build
+
+CONFIDENT = 60_000  # scales the heads of locators: else nothing is found and every row is a prior
+
+
+def random_bundle(folder: Path, recipe_name: str = "lumbar-mr-small", folds: int = 1, test_views: int = 1) -> Path:
+    """A weights folder as training leaves it, with random nets."""
+    recipe, files = RECIPES[recipe_name](), {}
+    torch.manual_seed(7)
+    for kind, fits in (("locate", recipe.locate), ("grade", recipe.grade)):
+        for stage, fit in fits.items():
+            for k in range(folds):
+                net, name = build(dict(fit.net)), f"{kind}/{stage}/fold{k}.safetensors"
+                if kind == "locate":
+                    net.head.weight.data *= CONFIDENT
+                bundle.save_net(net, folder / name)
+                files[name] = bundle.file_entry(folder, name, bundle.config_of(fit.net))
+    manifest = {
+        "task": recipe.task.name,
+        "pixels": {stage: fit.pixels for stage, fit in {**recipe.locate, **recipe.grade}.items()},
+        "test_views": test_views,
+        "files": files,
+        "prior": {target: list(values) for target, values in recipe.task.prior.items()},
+    }
+    bundle.write_manifest(folder, manifest)
+    return folder
