@@ -15,7 +15,8 @@ from torch import nn
 from osteograde.imaging.geometry import apply
 from osteograde.inference.reading import Loaded
 from osteograde.inference.views import SIGN, TEST_VIEWS, Pass, pass_images, passes, site_boxes, site_crops, turned
-from osteograde.models.locator import decode_probabilities, probabilities
+from osteograde.models.locator import probabilities
+from osteograde.models.peaks import candidates, in_order, refined, stack_peaks
 from osteograde.tasks.contract import Grade, Locate, Point, Points, Task
 
 ABSENT_BELOW = 0.05  # a landmark with less of the heatmap's mass near its peak was not found
@@ -84,9 +85,12 @@ def _find(stage: Locate, looks: Sequence[Pass], nets: Nets) -> tuple[np.ndarray,
         stride = image.shape[-1] // logits.shape[-1]
         folds.append(probabilities(logits.float(), stack, channel, side, lateral))
     slice_mm = torch.tensor([look.roi.spacing_mm[0] for look in looks], device=nets.device)
-    index, confidence = decode_probabilities(
-        torch.stack(folds).mean(0), stack, stride=stride, pixel_mm=stage.field_mm[1] / nets.pixels, slice_mm=slice_mm
-    )
+    found, pixel_mm = torch.stack(folds).mean(0), stage.field_mm[1] / nets.pixels
+    peaks = stack_peaks(found, stack)
+    if stage.apart_mm is not None:  # a chain of levels: the likeliest places that are in order
+        several, scores = candidates(found, stack)
+        peaks = in_order(several, scores, stage.chains, map_pixel_mm=stride * pixel_mm, spacing_mm=stage.apart_mm)
+    index, confidence = refined(found, stack, peaks, stride=stride, pixel_mm=pixel_mm, slice_mm=slice_mm)
     return index.cpu().numpy().astype(float), confidence.cpu().numpy().astype(float)
 
 

@@ -91,6 +91,7 @@ class Locate:
 
     field_mm: (H, W) of the image the net sees, centred on the stack or on the prompt. midline: landmarks of earlier
     locators whose mean x divides right from left; without them the stack's centre does (a prompt is its own midline).
+    apart_mm: where given, the landmarks of a side follow each other down the image at such distances (levels).
     sigma_mm: spread of the heatmap target in-plane. far_mm: a prompt further than this from every slice finds nothing.
     """
 
@@ -102,10 +103,19 @@ class Locate:
     midline: tuple[str, ...] = ()
     far_mm: float = 10.0
     sigma_mm: float = 4.0
+    apart_mm: tuple[float, float] | None = None
 
     @property
     def channels(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(landmark.channel for landmark in self.landmarks))
+
+    @property
+    def chains(self) -> tuple[tuple[int, ...], ...]:
+        """Numbers of the landmarks that follow each other down the image, per side; none unless ``apart_mm``."""
+        if self.apart_mm is None:
+            return ()
+        sides = dict.fromkeys(landmark.side for landmark in self.landmarks)
+        return tuple(tuple(i for i, mark in enumerate(self.landmarks) if mark.side == side) for side in sides)
 
     @property
     def prompts(self) -> tuple[str, ...]:

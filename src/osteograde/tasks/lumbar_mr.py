@@ -32,6 +32,9 @@ SEVERE_PERCENT = {
 }
 
 
+APART_MM = (18.0, 60.0)  # between the points of neighbouring levels, from children to tall adults with high discs
+
+
 def _published(condition: str) -> dict[str, tuple[float, ...]]:
     """{level: class probabilities}, each class by its share times its weight: the best constant under the metric."""
     severe = np.array(SEVERE_PERCENT[condition]) / 100
@@ -57,8 +60,15 @@ def _locators() -> tuple[Locate, ...]:
         for level, side in sided
     )
     return (
-        Locate("canal", "sag_t2", canal, field_mm=(256.0, 256.0)),
-        Locate("foramen", "sag_t1", foramina, field_mm=(256.0, 256.0), midline=tuple(point.name for point in canal)),
+        Locate("canal", "sag_t2", canal, field_mm=(256.0, 256.0), apart_mm=APART_MM),
+        Locate(
+            "foramen",
+            "sag_t1",
+            foramina,
+            field_mm=(256.0, 256.0),
+            midline=tuple(point.name for point in canal),
+            apart_mm=APART_MM,
+        ),
         Locate("recess", "axi_t2", recesses, field_mm=(96.0, 96.0), slices=5, far_mm=10.0),
     )
 
