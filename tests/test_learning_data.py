@@ -1,0 +1,166 @@
+"""Training samples: whatever is turned, shifted or mirrored, a landmark stays on what it marks, on its side."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from osteograde.imaging.geometry import Volume, affine, to_index
+from osteograde.inference.reading import Loaded
+from osteograde.learning import cross_fit, grade_data, locate_data
+from osteograde.learning.recipe import Fit, Jitter
+from osteograde.learning.recipes import RECIPES
+from osteograde.models.losses import metric_loss
+from osteograde.tasks import TASKS
+from osteograde.tasks.contract import Point, Study
+from osteograde.tasks.lumbar_names import LEVELS, SIDES, TARGET_OF, landmark
+
+TASK = TASKS["lumbar-mr"]
+CPU = torch.device("cpu")
+WILD = Jitter(turn_deg=20, scale=0.15, shift_mm=6, gamma=0, contrast=0, noise=0, blur=0)
+
+
+def points() -> dict[str, Point]:
+    """A straight spine: every landmark at a place of its own."""
+    found = {}
+    for k, level in enumerate(LEVELS):
+        z = 64.0 - 32 * k
+        found[landmark("canal", level)] = np.array([0.0, 10, z])
+        for side, sign in zip(SIDES, (-1, 1), strict=True):
+            found[landmark("foramen", level, side)] = np.array([16.0 * sign, 4, z + 3])
+            found[landmark("recess", level, side)] = np.array([9.0 * sign, 6, z])
+    return {name: Point(mm) for name, mm in found.items()}
+
+
+def glowing(structure: str, view: str) -> Volume:
+    """A stack that is dark but for a ball round each point of a structure; the right side glows less."""
+    axes = np.array(TASK.view(view).directions)
+    sagittal = view != "axi_t2"
+    shape = (15, 130, 110) if sagittal else (45, 100, 100)
+    step = np.array([4.0, 1.6, 1.6])
+    centre = np.array([0.0, 10, 0])
+    to_mm = affine(centre - axes.T @ (step * (np.array(shape) - 1) / 2), axes, step)
+    index = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), -1)
+    mm = index @ to_mm[:3, :3].T + to_mm[:3, 3]
+    voxels = np.zeros(shape)
+    for name, point in points().items():
+        if name.startswith(structure):
+            bright = 140 if "right" in name else 250
+            voxels = np.maximum(voxels, bright * np.exp(-((mm - point.mm) ** 2).sum(-1) / 60))
+    return Volume(voxels.astype(np.uint8), to_mm, series=view)
+
+
+def loaded(structure: str, view: str, labels: dict[str, int] | None = None) -> Loaded:
+    study = Study("1", "1", (), labels=labels or {})
+    volumes = {v.name: () for v in TASK.views} | {view: (glowing(structure, view),)}
+    return Loaded(study, volumes, marks=points())
+
+
+@pytest.mark.parametrize(("stage", "structure"), [("canal", "canal"), ("foramen", "foramen"), ("recess", "recess")])
+def test_a_landmark_stays_on_its_blob_and_on_its_side(tmp_path, stage, structure):
+    locate = next(one for one in TASK.locate if one.name == stage)
+    fit = Fit(net={}, pixels=96, epochs=1, batch=1, lr=1, window=9, jitter=WILD)
+    data = locate_data.store(
+        locate, TASK.view(locate.view), fit, [loaded(structure, locate.view)], tmp_path, log=lambda text: None
+    )
+    seen, mirrored = 0, 0
+    for seed in range(40):
+        batch = data.batch([seed % len(data)], np.random.default_rng(seed), CPU, augment=True)
+        for i, place in enumerate(batch.points[0]):
+            if not torch.isfinite(place).all():
+                continue
+            d, row, column = (int(v) for v in place.round())
+            if not (0 <= d < len(batch.images) and 0 <= row < 96 and 0 <= column < 96):
+                continue
+            around = batch.images[d, 1, max(row - 2, 0) : row + 3, max(column - 2, 0) : column + 3]
+            assert around.max() > 0.35, f"{data.landmarks[i].name} of seed {seed} is not on its blob"
+            side = int(batch.side[i])
+            if side and abs(float(batch.lateral[d, column])) > 3:
+                assert np.sign(float(batch.lateral[d, column])) == side
+                # the dim balls are the right ones: where a left landmark is dim, the patient was mirrored
+                mirrored += side == 1 and float(around.max()) < 0.7
+            seen += 1
+    assert seen > 60
+    assert structure == "canal" or mirrored > 5
+
+
+def test_partners_are_mirror_images_and_mirroring_twice_is_nothing():
+    for stage in TASK.locate:
+        for prompt in stage.prompts:
+            own = [one for one in stage.landmarks if one.prompt == prompt]
+            swap = locate_data.partners(own)
+            assert [swap[i] for i in swap] == list(range(len(own)))
+            for one, other in zip(own, (own[i] for i in swap), strict=True):
+                assert other.name == one.name.replace(one.side, {"right": "left", "left": "right"}.get(one.side, ""))
+
+
+def graded(tmp_path: Path, name: str, structure: str, view: str, jitter: Jitter) -> grade_data.GradeData:
+    group = next(one for one in TASK.grade if one.name == name)
+    labels = {target: i % 3 for i, target in enumerate(TARGET_OF)}
+    fit = Fit(net={}, pixels=48, epochs=1, batch=1, lr=1, jitter=jitter)
+    study = loaded(structure, view, labels)
+    return grade_data.store(group, TASK, fit, [(study, study.marks)], tmp_path, log=lambda text: None)
+
+
+QUIET = Jitter(turn_deg=0, scale=0, shift_mm=0, gamma=0, contrast=0, noise=0, blur=0, mirror=False, drop_view=0)
+
+
+def test_a_crop_is_centred_on_its_point_and_absent_views_are_marked(tmp_path):
+    data = graded(tmp_path, "foraminal", "foramen", "sag_t1", QUIET)
+    batch = data.batch([0], np.random.default_rng(0), CPU, augment=False)
+    middle = batch.crops[0][:, batch.crops[0].shape[1] // 2]
+    for crop in middle:
+        row, column = np.unravel_index(int(crop.argmax()), crop.shape)
+        assert abs(row - 23.5) < 2.6 and abs(column - 23.5) < 2.6  # 1 mm pixels on 1.6 mm voxels
+    assert batch.present.all()
+    recess = graded(tmp_path, "subarticular", "recess", "axi_t2", QUIET)
+    present = recess.batch([0], np.random.default_rng(0), CPU, augment=False).present
+    assert present[:, 0].all() and not present[:, 1].any()
+
+
+def test_a_measured_error_moves_the_crop_by_itself(tmp_path):
+    data = graded(tmp_path, "foraminal", "foramen", "sag_t1", QUIET).with_errors(np.array([[4.0, 5.0, -7.0]]))
+    batch = data.batch([0], np.random.default_rng(0), CPU, augment=True)
+    for site, crops in enumerate(batch.crops[0]):
+        depth = crops.flatten(1).amax(1).argmax()
+        row, column = np.unravel_index(int(crops[depth].argmax()), (48, 48))
+        # the crop moved by +5 mm to the back and 7 mm to the feet, so the ball lies 5 to the front and 7 up
+        assert abs(row - (23.5 - 7)) < 2.8 and abs(column - (23.5 - 5)) < 2.8
+        # one slice (4 mm) too far to the left: a right site's slices run to the left, a left site's are mirrored
+        assert int(depth) == (1 if data.group.sites[site].side == "right" else 3)
+
+
+def test_the_any_severe_term_puts_sites_of_a_study_together(tmp_path):
+    """The loss of a batch equals the metric loss on the table (studies, sites), also where sites are missing."""
+    recipe = RECIPES["lumbar-mr-small"]()
+    group = TASK.grade[0]
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(8, 3, generator=generator)
+    labels = torch.tensor([0, 2, 1, 0, 0, 1, 1, 0])
+    batch = grade_data.GradeBatch((), torch.ones(8, 2, dtype=torch.bool), labels, torch.tensor([0] * 5 + [1] * 3))
+
+    class Fixed(torch.nn.Module):
+        def forward(self, crops, present):
+            return logits
+
+    plan = dataclasses.replace(recipe.grade["spinal"], label_smoothing=0.0)
+    value = cross_fit.grade_loss(group, recipe, plan)(Fixed(), batch)
+    table, known = torch.zeros(2, 5, 3), torch.full((2, 5), -1)
+    table[0], known[0] = logits[:5], labels[:5]
+    table[1, :3], known[1, :3] = logits[5:], labels[5:]
+    assert torch.allclose(value, metric_loss(table, known, torch.tensor(TASK.weights)), atol=1e-6)
+
+
+def test_stored_points_are_the_marks(tmp_path):
+    study = loaded("canal", "sag_t2")
+    stage = TASK.locate[0]
+    fit = Fit(net={}, pixels=96, epochs=1, batch=1, lr=1)
+    data = locate_data.store(stage, TASK.view("sag_t2"), fit, [study], tmp_path, log=lambda text: None)
+    batch = data.batch([0], np.random.default_rng(0), CPU, augment=False)
+    first = round(float(data.items[0].points[0, 0])) - fit.window // 2
+    volume = study.volumes["sag_t2"][0]
+    for place, mark in zip(batch.points[0], data.landmarks, strict=True):
+        d = float(place[0]) + np.clip(first, 0, volume.voxels.shape[0] - fit.window)
+        assert abs(d - to_index(volume, study.marks[mark.name].mm)[0]) < 1e-3
