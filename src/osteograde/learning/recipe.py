@@ -90,5 +90,5 @@ def shrink(recipe: Recipe) -> Recipe:
 
 def _small(fit: Fit) -> Fit:
     return replace(
-        fit, epochs=2, steps=2, batch=min(fit.batch, 2), window=min(fit.window, 3), pixels=min(fit.pixels, 96)
+        fit, epochs=2, steps=2, batch=min(fit.batch, 2), window=min(fit.window, 3), pixels=min(fit.pixels, 64)
     )

@@ -73,7 +73,7 @@ def _split(recipe: Recipe, studies: Sequence[Study], out: Path, *, resume: bool)
     return split
 
 
-def point_errors(run: Run, found: Mapping[str, Points]) -> dict[str, dict[str, float]]:
+def point_errors(run: Run, found: Mapping[str, Points]) -> dict[str, dict[str, float | None]]:
     """Per locator: median and 95th percentile of the distance to the annotated points in mm, and the share found."""
     distances: dict[str, list[float]] = {stage.name: [] for stage in run.recipe.task.locate}
     annotated = dict.fromkeys(distances, 0)
@@ -87,8 +87,8 @@ def point_errors(run: Run, found: Mapping[str, Points]) -> dict[str, dict[str, f
                 distances[stage_of[name]].append(float(np.linalg.norm(found[study.id][name].mm - mark.mm)))
     return {
         stage: {
-            "median_mm": round(float(np.median(values)), 3) if values else float("nan"),
-            "p95_mm": round(float(np.percentile(values, 95)), 3) if values else float("nan"),
+            "median_mm": round(float(np.median(values)), 3) if values else None,
+            "p95_mm": round(float(np.percentile(values, 95)), 3) if values else None,
             "found": round(len(values) / max(annotated[stage], 1), 4),
             "points": annotated[stage],
         }

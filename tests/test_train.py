@@ -1,0 +1,98 @@
+"""Training from nothing to a manifest, and the same once more with a kill in the middle."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from osteograde import phantom
+from osteograde.learning import train
+from osteograde.learning.recipe import Recipe, shrink
+from osteograde.learning.recipes import RECIPES
+from osteograde.models import bundle
+from osteograde.tasks import TASKS
+
+CPU = torch.device("cpu")
+KEPT = ("folds.csv", "oof.csv", "oof_points.csv", "manifest.json")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    phantom.write("lumbar-mr", folder, studies=4, seed=31)
+    return folder
+
+
+def run(data: Path, out: Path, *, resume: bool = False, log=lambda text: None, only=None) -> dict:
+    recipe = shrink(RECIPES["lumbar-mr-small"]())
+    return train.train(recipe, data, out, only=only, device=CPU, resume=resume, log=log)
+
+
+def read(folder: Path) -> dict[str, bytes]:
+    files = [*(folder / name for name in KEPT), *sorted(folder.glob("*/*/fold*.safetensors"))]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_and_resumed_every_file_ends_the_same(data, tmp_path):
+    whole = tmp_path / "whole"
+    scores = run(data, whole)
+    assert len(read(whole)) == 4 + 12
+
+    def kill(text: str) -> None:
+        if text.startswith("foraminal fold 0 epoch 1"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(data, tmp_path / "killed", log=kill)
+    assert not (tmp_path / "killed" / "manifest.json").exists()
+    said: list[str] = []
+    assert run(data, tmp_path / "killed", resume=True, log=said.append) == scores
+    assert read(tmp_path / "killed") == read(whole)
+    assert not any(
+        line.startswith(("canal fold", "spinal fold")) for line in said
+    )  # finished nets are not trained again
+
+    loaded = bundle.load(whole, TASKS, CPU)
+    assert all(len(nets) == 2 for nets in {**loaded.locators, **loaded.graders}.values())
+    check_tables(whole, data)
+    assert "median mm" in train.table(scores)
+    with pytest.raises(ValueError, match="finished weights are here"):
+        run(data, whole)
+
+
+def check_tables(out: Path, data: Path) -> None:
+    """Every study is in the out-of-fold table once per target, with the fold that did not see it."""
+    task = TASKS["lumbar-mr"]
+    folds = {row["study_id"]: row["fold"] for row in csv.DictReader((out / "folds.csv").open(newline=""))}
+    rows = list(csv.DictReader((out / "oof.csv").open(newline="")))
+    assert [row["row_id"] for row in rows] == [row for study in sorted(folds) for row in task.rows(study)]
+    for row in rows:
+        assert row["fold"] == folds[row["row_id"].split("_")[0]]
+        assert abs(sum(float(row[name]) for name in task.classes) - 1) < 1e-4
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["data"]["source"].startswith("synthetic")
+    assert manifest["scores"]["grade"]["studies"] == len(folds)
+    low, high = manifest["scores"]["grade"]["interval_95"]["foraminal"]
+    assert low <= manifest["scores"]["grade"]["model"]["foraminal"] <= high
+    points = list(csv.DictReader((out / "oof_points.csv").open(newline="")))
+    assert {row["study_id"] for row in points} == set(folds)
+    assert all(np.isfinite(float(row["true_x_mm"])) for row in points if row["true_x_mm"])
+
+
+def test_folds_that_the_recipe_does_not_have_are_refused(data, tmp_path):
+    with pytest.raises(ValueError, match="has folds 0 to 1"):
+        run(data, tmp_path, only=(5,))
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_every_recipe_names_every_stage_and_is_plain_data(name):
+    recipe = RECIPES[name]()
+    json.dumps(recipe.plain())
+    for fit in (*recipe.locate.values(), *recipe.grade.values()):
+        assert bundle.config_of(fit.net)["kind"] in ("heatmap", "faster_rcnn", "grader")
+    with pytest.raises(ValueError, match="has"):
+        Recipe(name="x", task=recipe.task, locate={}, grade=recipe.grade)
