@@ -111,15 +111,19 @@ def grade_scores(run: Run, oof: OutOfFold, priors: Mapping[int, Mapping]) -> dic
     }
     scores: dict[str, Any] = {"studies": len(held)}
     for name, table in tables.items():
-        scores[name] = {part: round(value, 5) for part, value in task.score(labels, table).items()}
+        scores[name] = {part: _plain(value) for part, value in task.score(labels, table).items()}
     statistic = task.counted(labels, tables["model"])
     low, high = interval(statistic, len(held), BOOTSTRAP, np.random.default_rng(run.recipe.seed))
     names = [*task.score_groups, "score"]
     scores["interval_95"] = {
-        part: [round(float(a), 5), round(float(b), 5)]
-        for part, a, b in zip(names, np.atleast_1d(low), np.atleast_1d(high), strict=True)
+        part: [_plain(a), _plain(b)] for part, a, b in zip(names, np.atleast_1d(low), np.atleast_1d(high), strict=True)
     }
     return scores
+
+
+def _plain(value: float) -> float | None:
+    """A score as JSON has it: None where it is not defined (no label of that part)."""
+    return round(float(value), 5) if np.isfinite(value) else None
 
 
 def seal(run: Run, data: Path, scores: Mapping[str, Any]) -> None:
@@ -165,10 +169,12 @@ def table(scores: Mapping[str, Any]) -> str:
     """The scores for people."""
     lines = [f"{'locator':<14}{'median mm':>10}{'p95 mm':>9}{'found':>8}{'points':>8}"]
     for stage, row in scores["locate"].items():
-        lines.append(f"{stage:<14}{row['median_mm']:>10.2f}{row['p95_mm']:>9.2f}{row['found']:>8.1%}{row['points']:>8}")
+        median, p95 = ("-" if row[key] is None else f"{row[key]:.2f}" for key in ("median_mm", "p95_mm"))
+        lines.append(f"{stage:<14}{median:>10}{p95:>9}{row['found']:>8.1%}{row['points']:>8}")
     grade = scores["grade"]
     lines += ["", f"{'out-of-fold':<22}{'model':>9}{'95 % interval':>20}{'prior':>9}   ({grade['studies']} studies)"]
     for part, value in grade["model"].items():
         low, high = grade["interval_95"][part]
-        lines.append(f"{part:<22}{value:>9.4f}{f'{low:.4f} - {high:.4f}':>20}{grade['prior'][part]:>9.4f}")
+        cells = ["-" if one is None else f"{one:.4f}" for one in (value, low, high, grade["prior"][part])]
+        lines.append(f"{part:<22}{cells[0]:>9}{f'{cells[1]} - {cells[2]}':>20}{cells[3]:>9}")
     return "\n".join(lines)
