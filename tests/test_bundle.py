@@ -62,7 +62,7 @@ def test_a_missing_file_is_named(folder):
 
 
 def test_a_folder_without_manifest_or_with_another_format_is_refused(folder, tmp_path_factory):
-    with pytest.raises(ValueError, match="no manifest.json"):
+    with pytest.raises(ValueError, match=r"no manifest\.json"):
         bundle.verify(tmp_path_factory.mktemp("empty"))
     edit(folder, format=99)
     with pytest.raises(ValueError, match="format is not"):
@@ -76,7 +76,7 @@ def test_a_manifest_that_lacks_something_says_what(folder):
     manifest = json.loads((folder / "manifest.json").read_text())
     del manifest["files"]
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match="'files'.*missing"):
+    with pytest.raises(ValueError, match=r"'files'.*missing"):
         bundle.verify(folder)
 
 

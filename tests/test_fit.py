@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -84,9 +85,7 @@ def test_folds_and_seeds_differ(tmp_path):
 
 def test_a_loss_that_is_no_number_stops_with_a_message(tmp_path):
     with pytest.raises(fit.Diverged, match=r"line fold 0 epoch 1 step 1: the loss is nan; lower lr"):
-        fit.train(
-            net, PLAN, Line(), None, lambda m, b: loss(m, b) * math.nan, where(tmp_path), resume=False, log=print
-        )
+        fit.train(net, PLAN, Line(), None, lambda m, b: loss(m, b) * math.nan, where(tmp_path), resume=False, log=print)
 
 
 def test_a_checkpoint_of_another_version_is_refused(tmp_path):
@@ -108,7 +107,7 @@ def test_early_stopping_keeps_the_best_epoch(tmp_path):
 def test_the_schedule_rises_then_falls_to_one_percent():
     rates = [fit.schedule(step, 100, 0.1) for step in range(100)]
     assert rates[0] == 0.1 and rates[9] == 1.0
-    assert all(a >= b for a, b in zip(rates[9:], rates[10:], strict=False))
+    assert all(a >= b for a, b in pairwise(rates[9:]))
     assert 0.01 <= rates[-1] < 0.012
 
 
