@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian, JPEGLSLossless
 
-from osteograde.imaging import header, slices
-from osteograde.imaging.dicom import UnreadableSeries, UnreadableSlice, read_series, read_slice
+from osteograde.imaging.dicom import UnreadableSeries, UnreadableSlice, header, read_series, read_slice, slices
 from osteograde.imaging.geometry import apply
 from tests.dicom_files import AXIAL, FRAME, SAGITTAL, dataset, pattern, write, write_series
 

@@ -11,16 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from osteograde import phantom
 from osteograde.inference import kernel as offline
 from osteograde.inference import submission
 from osteograde.kaggle import kernel
-from osteograde.learning.recipes import RECIPES
 from osteograde.models import bundle
-from osteograde.models.build import build
 from osteograde.tasks import TASKS
+from tests.tiny import random_bundle
 
 ROOT = Path(__file__).resolve().parents[1]
 TASK = "lumbar-mr"
@@ -56,20 +54,7 @@ def built(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
-    """Nets that know nothing and say so loudly, in a folder as training leaves it."""
-    folder, recipe, files = tmp_path_factory.mktemp("weights") / "random", RECIPES["lumbar-mr-small"](), {}
-    torch.manual_seed(7)
-    for kind, fits in (("locate", recipe.locate), ("grade", recipe.grade)):
-        for stage, fit in fits.items():
-            net, name = build(dict(fit.net)), f"{kind}/{stage}/fold0.safetensors"
-            if kind == "locate":
-                net.head.weight.data *= 60_000  # sure of itself, else nothing is found and every row is a prior
-            bundle.save_net(net, folder / name)
-            files[name] = bundle.file_entry(folder, name, fit.net)
-    pixels = {stage: fit.pixels for stage, fit in {**recipe.locate, **recipe.grade}.items()}
-    prior = {target: list(values) for target, values in TASKS[TASK].prior.items()}
-    bundle.write_manifest(folder, {"task": TASK, "pixels": pixels, "test_views": 1, "files": files, "prior": prior})
-    return folder
+    return random_bundle(tmp_path_factory.mktemp("weights") / "random")
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +158,7 @@ def test_weights_that_were_changed_are_not_built_in(weights, tmp_path):
 
 
 def test_weights_of_another_task_are_not_built_in(tmp_path):
-    bundle.write_manifest(tmp_path, {"task": "other", "files": {}})
+    bundle.write_manifest(tmp_path, {"task": "other", "files": {}, "pixels": {}, "test_views": 1, "prior": {}})
     with pytest.raises(ValueError, match="weights of 'other', expected 'lumbar-mr'"):
         kernel.build(TASK, tmp_path, tmp_path / "out")
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from osteograde import phantom
-from osteograde.imaging.rle import decode_rle
+from osteograde.imaging.dicom.rle import decode_rle
 from osteograde.inference.reading import load_study
 from osteograde.phantom import grades, planes, render
 from osteograde.phantom.annotate import REACH_MM

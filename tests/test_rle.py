@@ -10,8 +10,8 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels import get_decoder, get_encoder
 from pydicom.uid import RLELossless
 
-from osteograde.imaging import rle
-from osteograde.imaging.rle import decode_rle
+from osteograde.imaging.dicom import rle
+from osteograde.imaging.dicom.rle import decode_rle
 
 
 def encoded(image: np.ndarray) -> bytes:

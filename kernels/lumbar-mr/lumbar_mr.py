@@ -12,7 +12,420 @@ SOURCE['osteograde/__init__.py'] = r'''"""Find the joint, crop it, grade it, sub
 SOURCE['osteograde/imaging/__init__.py'] = r'''"""What a scan is and where it is: geometry, DICOM reading, intensity, crop sampling."""
 '''
 
-SOURCE['osteograde/imaging/dicom.py'] = r'''"""A folder of DICOM files to volumes. Each file is opened once; one that cannot be read costs its own slice only."""
+SOURCE['osteograde/imaging/dicom/__init__.py'] = r'''"""DICOM files to volumes: header and pixels of one file (slices), slices to stacks, a folder to volumes (series)."""
+
+from osteograde.imaging.dicom.series import UnreadableSeries, read_series
+from osteograde.imaging.dicom.slices import Slice, UnreadableSlice, read_slice, read_slices
+
+__all__ = ["Slice", "UnreadableSeries", "UnreadableSlice", "read_series", "read_slice", "read_slices"]
+'''
+
+SOURCE['osteograde/imaging/dicom/header.py'] = r'''"""The short way into the usual file: explicit little-endian, one grey 16-bit frame, RLE or uncompressed.
+
+Building a full data set costs several times more than decoding its pixels. This walk keeps the few elements that the
+reader asks for and gives up (None) at the first surprise; the file then goes to pydicom. It must never know better.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from pydicom.uid import ExplicitVRLittleEndian, RLELossless
+
+from osteograde.imaging.dicom.rle import MAX_PIXELS, decode_rle
+
+Header = dict[str, Any]
+
+_LONG = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}
+_META, _TRANSFER_SYNTAX, _PIXELS, _ITEM, _END = 0x0002FFFF, 0x00020010, 0x7FE00010, 0xFFFEE000, 0xFFFEE0DD
+_UNDEFINED = 0xFFFFFFFF
+_FRAMES = range(0x52009229, 0x52009231)  # functional groups: several frames, or geometry inside sequences
+
+
+def _text(value: bytes) -> str:
+    return value.decode("ascii").strip(" \0")
+
+
+def _decimals(value: bytes) -> list[float]:
+    return [float(part) for part in value.rstrip(b" \0").split(b"\\") if part.strip()]
+
+
+def _integers(value: bytes) -> list[int]:
+    return [int(part) for part in value.rstrip(b" \0").split(b"\\") if part.strip()]
+
+
+def _short(value: bytes) -> int:
+    return struct.unpack("<H", value)[0]
+
+
+_WANTED: dict[int, tuple[str, bytes, Callable[[bytes], Any]]] = {
+    0x00020010: ("TransferSyntaxUID", b"UI", _text),
+    0x00180050: ("SliceThickness", b"DS", _decimals),
+    0x00180088: ("SpacingBetweenSlices", b"DS", _decimals),
+    0x00181164: ("ImagerPixelSpacing", b"DS", _decimals),
+    0x00200013: ("InstanceNumber", b"IS", _integers),
+    0x00200032: ("ImagePositionPatient", b"DS", _decimals),
+    0x00200037: ("ImageOrientationPatient", b"DS", _decimals),
+    0x00200052: ("FrameOfReferenceUID", b"UI", _text),
+    0x00201041: ("SliceLocation", b"DS", _decimals),
+    0x00280002: ("SamplesPerPixel", b"US", _short),
+    0x00280004: ("PhotometricInterpretation", b"CS", _text),
+    0x00280008: ("NumberOfFrames", b"IS", _integers),
+    0x00280010: ("Rows", b"US", _short),
+    0x00280011: ("Columns", b"US", _short),
+    0x00280030: ("PixelSpacing", b"DS", _decimals),
+    0x00280100: ("BitsAllocated", b"US", _short),
+    0x00280101: ("BitsStored", b"US", _short),
+    0x00280102: ("HighBit", b"US", _short),
+    0x00280103: ("PixelRepresentation", b"US", _short),
+    0x00281052: ("RescaleIntercept", b"DS", _decimals),
+    0x00281053: ("RescaleSlope", b"DS", _decimals),
+}
+
+
+def quick_read(data: bytes) -> tuple[Header, np.ndarray] | None:
+    """The wanted elements by keyword and the stored (rows, columns) pixels of a usual file, else None."""
+    if data[128:132] != b"DICM":
+        return None
+    try:
+        walked = _walk(data)
+        if walked is None:
+            return None
+        header, at, length = walked
+        pixels = _pixels(data, header, at, length) if _is_usual(header) else None
+    except (struct.error, ValueError):  # cut short, or text that is no number
+        return None
+    return None if pixels is None else (header, pixels)
+
+
+def _walk(data: bytes) -> tuple[Header, int, int] | None:
+    """Elements up to the pixels, where their value starts, and its declared length."""
+    header: Header = {}
+    at, last = 132, 0
+    while True:
+        group, element, kind = struct.unpack_from("<HH2s", data, at)
+        tag = group << 16 | element
+        if kind in _LONG:
+            length, start = struct.unpack_from("<L", data, at + 8)[0], at + 12
+        else:
+            length, start = struct.unpack_from("<H", data, at + 6)[0], at + 8
+        if tag <= last or tag in _FRAMES or (tag > _META and last <= _META and not _is_syntax_known(header)):
+            return None
+        if tag == _PIXELS:
+            return header, start, length
+        if length == _UNDEFINED or start + length > len(data) or not kind.isalpha() or tag > _PIXELS:
+            return None
+        if tag in _WANTED:
+            keyword, expected, parse = _WANTED[tag]
+            if kind != expected:
+                return None
+            header[keyword] = parse(data[start : start + length])
+        at, last = start + length, tag
+
+
+def _is_syntax_known(header: Header) -> bool:
+    return header.get("TransferSyntaxUID") in (ExplicitVRLittleEndian, RLELossless)
+
+
+def _is_usual(header: Header) -> bool:
+    size = header.get("Rows", 0) * header.get("Columns", 0)
+    return (
+        0 < size <= MAX_PIXELS
+        and header.get("SamplesPerPixel") == 1
+        and header.get("PhotometricInterpretation") in ("MONOCHROME1", "MONOCHROME2")
+        and header.get("NumberOfFrames", [1]) == [1]
+        and header.get("BitsAllocated") == 16
+        and "BitsStored" in header
+        and header.get("PixelRepresentation") in (0, 1)
+    )
+
+
+def _pixels(data: bytes, header: Header, at: int, length: int) -> np.ndarray | None:
+    rows, columns = header["Rows"], header["Columns"]
+    if header["TransferSyntaxUID"] == RLELossless:
+        frame = _only_fragment(data, at) if length == _UNDEFINED else None
+        pixels = None if frame is None else decode_rle(frame, rows, columns)
+    elif length == 2 * rows * columns and at + length <= len(data):
+        pixels = np.frombuffer(data, "<u2", rows * columns, at).reshape(rows, columns)
+    else:
+        pixels = None
+    return pixels.view(np.int16) if pixels is not None and header["PixelRepresentation"] else pixels
+
+
+def _only_fragment(data: bytes, at: int) -> bytes | None:
+    """The one fragment behind the offset table."""
+    start, length = _item(data, at, _ITEM)
+    start, length = _item(data, start + length, _ITEM)
+    if _item(data, start + length, _END)[1] != 0:
+        return None
+    return data[start : start + length]
+
+
+def _item(data: bytes, at: int, expected: int) -> tuple[int, int]:
+    group, element, length = struct.unpack_from("<HHL", data, at)
+    if group << 16 | element != expected:
+        raise ValueError("another item than expected")
+    return at + 8, length
+'''
+
+SOURCE['osteograde/imaging/dicom/pixels.py'] = r'''"""The pixels of a DICOM data set as grey values, after everything declared was held against caps and bytes present."""
+
+from __future__ import annotations
+
+import numpy as np
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.encaps import get_frame
+from pydicom.pixels import apply_color_lut
+from pydicom.pixels.utils import get_expected_length
+from pydicom.uid import RLELossless
+
+from osteograde.imaging.dicom.rle import MAX_EXPANSION, MAX_PIXELS, decode_rle
+from osteograde.imaging.dicom.tags import DAMAGE, UnreadableSlice, whole_of
+
+MAX_FRAMES = 4096
+MAX_FRAME_BYTES = 2 << 30  # all frames of a file
+
+
+def checked_frames(dataset: Dataset) -> int:
+    """The number of frames, after everything declared has been held against the caps."""
+    rows, columns = whole_of(dataset, "Rows", 0), whole_of(dataset, "Columns", 0)
+    frames = max(1, whole_of(dataset, "NumberOfFrames", 1))
+    bits, samples = max(1, whole_of(dataset, "BitsAllocated", 8)), max(1, whole_of(dataset, "SamplesPerPixel", 1))
+    if rows < 1 or columns < 1:
+        raise UnreadableSlice("no_size")
+    size = rows * columns * frames * samples * max(1, bits // 8)
+    if rows * columns > MAX_PIXELS or frames > MAX_FRAMES or size > MAX_FRAME_BYTES:
+        raise UnreadableSlice("image_too_large")
+    present = len(dataset.get("PixelData") or b"")
+    if dataset.file_meta.TransferSyntaxUID == RLELossless and size > MAX_EXPANSION * present * max(1, 8 // bits):
+        raise UnreadableSlice("pixels_cut")
+    return frames
+
+
+def complete(dataset: Dataset) -> None:
+    """Say how pixels are stored where the file does not: plain unsigned grey that uses all its bits."""
+    if "BitsAllocated" not in dataset:
+        dataset.BitsAllocated = 16
+    bits = whole_of(dataset, "BitsAllocated", 16)
+    usual = {"SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2", "PixelRepresentation": 0}
+    for keyword, value in {**usual, "BitsStored": bits}.items():
+        if keyword not in dataset:
+            setattr(dataset, keyword, value)
+
+
+def fill_cut_pixels(dataset: Dataset) -> tuple[str, ...]:
+    """Uncompressed pixels cut short: zeros for the rest where half is there; returns the notes."""
+    if dataset.file_meta.TransferSyntaxUID.is_encapsulated or "PixelData" not in dataset:
+        return ()
+    expected, present = get_expected_length(dataset), len(dataset.PixelData or b"")
+    if 2 * present < expected:
+        raise UnreadableSlice("pixels_cut")
+    if present >= expected:
+        return ()
+    dataset.PixelData = dataset.PixelData + bytes(expected - present + expected % 2)
+    return ("pixels_filled",)
+
+
+def decoded_frames(dataset: Dataset, frames: int) -> np.ndarray:
+    """(frames, rows, columns) of grey values as stored."""
+    syntax = dataset.file_meta.TransferSyntaxUID
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    samples, bits = whole_of(dataset, "SamplesPerPixel", 1), whole_of(dataset, "BitsAllocated", 0)
+    stored = whole_of(dataset, "BitsStored", bits)
+    high = whole_of(dataset, "HighBit", stored - 1)
+    if high != stored - 1:  # left-aligned bits: pydicom would cut off the upper ones
+        dataset.BitsStored = bits
+    array = None
+    try:
+        if syntax == RLELossless and frames == samples == 1 and bits in (8, 16):
+            array = decode_rle(get_frame(dataset.PixelData, 0, number_of_frames=1), rows, columns, bits // 8)
+            if array is not None and whole_of(dataset, "PixelRepresentation", 0) == 1:
+                array = array.view(f"i{array.itemsize}")
+        if array is None:
+            array = dataset.pixel_array
+        grey = _grey(dataset, array, samples, stored, high)
+    except DAMAGE:
+        raise UnreadableSlice("pixels_damaged" if _decodable(dataset) else f"no_decoder_{syntax.keyword}") from None
+    if grey.size != frames * rows * columns:
+        raise UnreadableSlice("pixels_damaged")
+    return grey.reshape(frames, rows, columns)
+
+
+def _decodable(dataset: Dataset) -> bool:
+    try:
+        return bool(pydicom.pixels.get_decoder(dataset.file_meta.TransferSyntaxUID).is_available)
+    except NotImplementedError:
+        return False
+
+
+def _grey(dataset: Dataset, array: np.ndarray, samples: int, stored: int, high: int) -> np.ndarray:
+    photometric = str(dataset.PhotometricInterpretation).strip()
+    if photometric == "PALETTE COLOR":
+        array, samples = apply_color_lut(array, dataset), 3
+    if samples >= 3:
+        return array[..., :3].astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+    return grey_values(array, photometric, stored, high)
+
+
+def grey_values(array: np.ndarray, photometric: str, stored: int, high: int) -> np.ndarray:
+    """Stored words as grey values, brighter is more: sign and unused bits put right, MONOCHROME1 inverted."""
+    array = _sign_extended(array, stored, high)
+    if photometric != "MONOCHROME1":
+        return array
+    if array.dtype.kind == "f":
+        return np.nanmax(array, initial=0.0) - array
+    if array.dtype.kind == "i":
+        return ~array
+    return array ^ array.dtype.type((1 << min(max(stored, 1), 8 * array.itemsize)) - 1)
+
+
+def _sign_extended(array: np.ndarray, stored: int, high: int) -> np.ndarray:
+    """Only the stored bits of each word, the highest of them as the sign where pixels are signed."""
+    allocated = 8 * array.itemsize
+    if array.dtype.kind not in "iu" or not 1 <= stored < allocated:
+        return array
+    high = high if stored - 1 <= high < allocated else stored - 1
+    if array.dtype.kind == "u" and high == stored - 1 and int(array.max()) < 1 << stored:
+        return array
+    return (array << (allocated - 1 - high)) >> (allocated - stored)
+'''
+
+SOURCE['osteograde/imaging/dicom/rle.py'] = r'''"""RLE Lossless frames through OpenCV: the same bytes, dressed as a TIFF file in memory.
+
+An RLE frame (PS3.5 annex G) is sixteen uint32 - the number of segments and their offsets - and one PackBits segment per
+byte plane, most significant first. TIFF knows PackBits as compression 32773, so a header of 200 bytes in front of the
+unchanged segments lets libtiff decode them outside the interpreter's lock. Declared as 16-bit samples: OpenCV then
+copies the strips and refuses damaged ones, where 8-bit samples would be converted and missing data become zeros.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+
+import cv2
+import numpy as np
+
+MAX_PIXELS = 64 << 20
+MAX_EXPANSION = 64  # PackBits writes at most 128 bytes for 2
+_SHORT, _LONG = 3, 4
+_HEADER_BYTES = 64
+_DIRECTORY_AT, _ENTRIES = 8, 10
+_DATA_AT = _DIRECTORY_AT + 2 + 12 * _ENTRIES + 4
+
+
+def decode_rle(data: bytes, rows: int, columns: int, bytes_per_sample: int = 2) -> np.ndarray | None:
+    """One grey RLE Lossless frame as (rows, columns) uint8 or uint16, exact to the bit.
+
+    None where this route cannot decode it: damaged or other segments than one per byte, sizes beyond the caps
+    (``MAX_PIXELS``, ``MAX_EXPANSION``; checked before anything is allocated). The caller then asks pydicom.
+    """
+    planes = _segments(data)
+    if bytes_per_sample not in (1, 2) or len(planes) != bytes_per_sample or rows < 1 or columns < 1:
+        return None
+    size = rows * columns
+    if size > MAX_PIXELS or any(size > MAX_EXPANSION * len(plane) for plane in planes):
+        return None
+    pixels = _unpack(planes, rows, columns)
+    if pixels is None and size % 2 and all(plane[-1:] == b"\0" for plane in planes):
+        pixels = _unpack([plane[:-1] for plane in planes], rows, columns)  # an even-length pad hid the fill bytes
+    if pixels is None and size % 2 and len(planes) == 2:
+        for cut in ((1, 0), (0, 1)):  # only one of the two segments was padded
+            trimmed = [plane[: len(plane) - n] for plane, n in zip(planes, cut, strict=True)]
+            pixels = _unpack(trimmed, rows, columns) if pixels is None else pixels
+    return pixels
+
+
+def _segments(data: bytes) -> list[bytes]:
+    """The segments of a frame, or an empty list where the header makes no sense."""
+    if len(data) < _HEADER_BYTES:
+        return []
+    count, *offsets = struct.unpack_from("<16L", data)
+    if not 1 <= count <= 15:
+        return []
+    edges = [*offsets[:count], len(data)]
+    if edges[0] < _HEADER_BYTES or any(a >= b for a, b in pairwise(edges)):
+        return []
+    return [data[a:b] for a, b in pairwise(edges)]
+
+
+def _unpack(planes: list[bytes], rows: int, columns: int) -> np.ndarray | None:
+    size = rows * columns
+    width, height = columns, rows  # of the 16-bit image that holds one plane
+    if columns % 2 == 0:
+        width //= 2
+    elif rows % 2 == 0:
+        height //= 2
+    else:  # an odd number of bytes: one more per row, written as PackBits runs behind the data
+        width = (columns + 1) // 2
+        planes = [plane + _zeros(rows) for plane in planes]
+    image = _decode_tiff(_tiff(planes, width, height))
+    if image is None or image.dtype != np.uint16 or image.shape != (height * len(planes), width):
+        return None
+    stacked = image.view(np.uint8).reshape(len(planes), -1)[:, :size].reshape(len(planes), rows, columns)
+    if len(planes) == 1:
+        return np.ascontiguousarray(stacked[0])
+    merged = cv2.merge([stacked[1], stacked[0]])  # low byte first
+    return merged.reshape(rows, columns * 2).view("<u2")
+
+
+def _zeros(count: int) -> bytes:
+    """PackBits for exactly ``count`` zeros."""
+    full, rest = divmod(count, 128)
+    tail = b"" if rest == 0 else b"\0\0" if rest == 1 else bytes([257 - rest, 0])
+    return b"\x81\0" * full + tail
+
+
+def _tiff(planes: list[bytes], width: int, height: int) -> bytes:
+    """A little-endian TIFF file: one PackBits strip per plane, planes below each other, 16-bit samples."""
+    count = len(planes)
+    starts = [_DATA_AT + 8 * count + sum(map(len, planes[:k])) for k in range(count)]
+    lengths = [len(plane) for plane in planes]
+    pointers = (starts[0], lengths[0]) if count == 1 else (_DATA_AT, _DATA_AT + 4 * count)
+    entries = (
+        (256, _LONG, 1, width),
+        (257, _LONG, 1, height * count),
+        (258, _SHORT, 1, 16),  # bits per sample
+        (259, _SHORT, 1, 32773),  # PackBits
+        (262, _SHORT, 1, 1),  # black is zero
+        (273, _LONG, count, pointers[0]),  # strip offsets
+        (277, _SHORT, 1, 1),  # samples per pixel
+        (278, _LONG, 1, height),  # rows per strip
+        (279, _LONG, count, pointers[1]),  # strip lengths
+        (284, _SHORT, 1, 1),  # planar configuration
+    )
+    head = struct.pack("<2sHLH", b"II", 42, _DIRECTORY_AT, len(entries))
+    head += b"".join(struct.pack("<HHLL", *entry) for entry in entries) + struct.pack("<L", 0)
+    return b"".join([head, struct.pack(f"<{2 * count}L", *starts, *lengths), *planes])
+
+
+def _decode_tiff(content: bytes) -> np.ndarray | None:
+    with _quiet_opencv():
+        try:
+            return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+        except cv2.error:  # the image is too wide or too large for OpenCV's own limits
+            return None
+
+
+@contextmanager
+def _quiet_opencv() -> Iterator[None]:
+    """libtiff reports every damaged strip; one bad series would flood the log."""
+    logging = cv2.utils.logging
+    level = logging.getLogLevel()
+    logging.setLogLevel(logging.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        logging.setLogLevel(level)
+'''
+
+SOURCE['osteograde/imaging/dicom/series.py'] = r'''"""A folder of DICOM files to volumes. Each file is opened once; one that cannot be read costs its own slice only."""
 
 from __future__ import annotations
 
@@ -23,12 +436,10 @@ from pathlib import Path
 
 import numpy as np
 
+from osteograde.imaging.dicom.slices import Slice, UnreadableSlice, read_slices
+from osteograde.imaging.dicom.stacks import stack
+from osteograde.imaging.dicom.tags import quiet_pydicom
 from osteograde.imaging.geometry import Volume
-from osteograde.imaging.slices import Slice, UnreadableSlice, read_slice, read_slices
-from osteograde.imaging.stacks import stack
-from osteograde.imaging.tags import quiet_pydicom
-
-__all__ = ["Slice", "UnreadableSeries", "UnreadableSlice", "read_series", "read_slice", "read_slices"]
 
 
 class UnreadableSeries(ValueError):
@@ -65,7 +476,7 @@ def read_series(
     if not slices:
         code = codes.most_common(1)[0][0] if codes else "empty_folder"
         raise UnreadableSeries(code, codes)
-    volumes, assumed = stack(slices, folder.name, default_directions)
+    volumes, assumed = stack(slices, folder.name, default_directions, lost=sum(codes.values()))
     return volumes, codes + assumed
 
 
@@ -89,6 +500,560 @@ def _slices_or_code(path: Path) -> tuple[Slice, ...] | str:
         return read_slices(path)
     except UnreadableSlice as error:
         return error.code
+'''
+
+SOURCE['osteograde/imaging/dicom/slices.py'] = r'''"""One DICOM file to slices: pixels as the values that were measured, and where the file says they lie.
+
+No tag but the size and the pixels is needed. What is declared is checked against caps and against the bytes present
+before anything is allocated. Errors carry a code and never a tag's value, so that they can be counted and logged.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from osteograde.imaging.dicom.header import quick_read
+from osteograde.imaging.dicom.pixels import checked_frames, complete, decoded_frames, fill_cut_pixels, grey_values
+from osteograde.imaging.dicom.tags import DAMAGE, Source, UnreadableSlice, number_of, numbers_of
+
+MAX_FILE_BYTES = 512 << 20
+MAX_INFLATED_BYTES = 1 << 30
+_FREE_INFLATED_BYTES, _MAX_INFLATION = 64 << 20, 200
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
+_SPACING_MM = (0.01, 20.0)  # a pixel spacing beyond these is a typing error
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """One image of a file. Missing or senseless tags are None.
+
+    pixels: (rows, columns), sign-extended, MONOCHROME1 inverted, rescaled where the file says so. position_mm: (3,)
+    LPS of the first pixel's centre. orientation: (6,) unit directions of a row and of a column. spacing_mm: (2,), the
+    step between rows first. gap_mm: distance to the next slice (SpacingBetweenSlices). notes: codes of repairs.
+    """
+
+    pixels: np.ndarray
+    name: str
+    position_mm: np.ndarray | None = None
+    orientation: np.ndarray | None = None
+    spacing_mm: np.ndarray | None = None
+    gap_mm: float | None = None
+    thickness_mm: float | None = None
+    frame: str = ""
+    instance: int | None = None
+    location_mm: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+def read_slice(path: Path) -> Slice:
+    """The only slice of a file; UnreadableSlice("several_frames") where there are more."""
+    slices = read_slices(path)
+    if len(slices) != 1:
+        raise UnreadableSlice("several_frames")
+    return slices[0]
+
+
+def read_slices(path: Path) -> tuple[Slice, ...]:
+    """All slices of one DICOM file, which is opened once; raises UnreadableSlice."""
+    data, name = _contents(path), _stem(Path(path))
+    quick = quick_read(data)
+    if quick is not None:
+        header, pixels = quick
+        stored = header["BitsStored"]
+        pixels = grey_values(pixels, header["PhotometricInterpretation"], stored, header.get("HighBit", stored - 1))
+        return (_slice(header, pixels, 0, 1, name, ()),)
+    dataset = _parsed(data)
+    try:
+        return _slices(dataset, name)
+    except UnreadableSlice:
+        raise
+    except DAMAGE:  # any tag may turn out to be nonsense when it is looked at
+        raise UnreadableSlice("damaged_header") from None
+
+
+def _slices(dataset: Dataset, name: str) -> tuple[Slice, ...]:
+    if not dataset.file_meta.TransferSyntaxUID.is_transfer_syntax:
+        raise UnreadableSlice("unknown_syntax")
+    complete(dataset)
+    frames = checked_frames(dataset)
+    if frames > 1 and not _frames_are_placed(dataset, frames):
+        raise UnreadableSlice("frames_without_position")
+    notes = fill_cut_pixels(dataset)
+    pixels = decoded_frames(dataset, frames)
+    return tuple(_slice(dataset, pixels[k], k, frames, name, notes) for k in range(frames))
+
+
+def _contents(path: Path) -> bytes:
+    try:
+        with Path(path).open("rb") as file:
+            if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
+                raise UnreadableSlice("file_too_large")
+            data = file.read()
+    except OSError:
+        raise UnreadableSlice("file_unreadable") from None
+    if not data:
+        raise UnreadableSlice("empty_file")
+    return data
+
+
+def _parsed(data: bytes) -> Dataset:
+    """The data set with a transfer syntax, also where preamble or file meta are missing."""
+    marked = data[128:132] == b"DICM"
+    if _DEFLATED in data[:2048]:
+        _check_inflation(data)
+    try:
+        dataset = pydicom.dcmread(BytesIO(data), force=True)
+        sized = "Rows" in dataset and "Columns" in dataset
+        if sized and not getattr(dataset.file_meta, "TransferSyntaxUID", ""):
+            dataset.file_meta.TransferSyntaxUID = _guessed_syntax(dataset)
+    except DAMAGE:
+        raise UnreadableSlice("damaged_header" if marked else "not_dicom") from None
+    if not sized:
+        raise UnreadableSlice("not_dicom" if not marked else "no_image" if len(dataset) else "file_cut")
+    if not any(keyword in dataset for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+        raise UnreadableSlice("no_pixels")
+    return dataset
+
+
+def _guessed_syntax(dataset: Dataset) -> UID:
+    implicit, little = dataset.original_encoding
+    return ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+
+
+def _check_inflation(data: bytes) -> None:
+    """pydicom inflates a deflated file whole on opening; look first how far it goes."""
+    length = struct.unpack_from("<L", data, 140)[0] if len(data) > 144 else 0
+    limit = min(MAX_INFLATED_BYTES, max(_FREE_INFLATED_BYTES, _MAX_INFLATION * len(data)))
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    rest, written = data[144 + length :], 0
+    try:
+        while rest and not inflater.eof:
+            written += len(inflater.decompress(rest, 1 << 20))
+            rest = inflater.unconsumed_tail
+            if written > limit:
+                raise UnreadableSlice("inflates_too_far")
+    except zlib.error:
+        raise UnreadableSlice("damaged_header") from None
+
+
+def _slice(dataset: Source, pixels: np.ndarray, k: int, frames: int, name: str, notes: tuple[str, ...]) -> Slice:
+    measures = _macro(dataset, k, "PixelMeasuresSequence")
+    spacing = _spacing(measures, dataset)
+    values = _macro(dataset, k, "PixelValueTransformationSequence")
+    gaps = [number_of(source, "SpacingBetweenSlices") for source in (measures, dataset)]
+    thick = [number_of(source, "SliceThickness") for source in (measures, dataset)]
+    return Slice(
+        pixels=_rescaled(pixels, number_of(values, "RescaleSlope"), number_of(values, "RescaleIntercept")),
+        name=name if frames == 1 else f"{name}-{k + 1}",
+        position_mm=numbers_of(_macro(dataset, k, "PlanePositionSequence"), "ImagePositionPatient", 3),
+        orientation=_unit(numbers_of(_macro(dataset, k, "PlaneOrientationSequence"), "ImageOrientationPatient", 6)),
+        spacing_mm=spacing,
+        gap_mm=next((abs(gap) for gap in gaps if gap), None),
+        thickness_mm=next((abs(size) for size in thick if size), None),
+        frame=str(dataset.get("FrameOfReferenceUID", "") or ""),
+        instance=_instance(dataset, k, frames),
+        location_mm=number_of(dataset, "SliceLocation") if frames == 1 else None,
+        notes=notes,
+    )
+
+
+def _macro(dataset: Source, k: int, sequence: str) -> Source:
+    """Where frame k keeps a group of tags: its own functional group, the shared one, or the data set itself."""
+    for keyword, index in (("PerFrameFunctionalGroupsSequence", k), ("SharedFunctionalGroupsSequence", 0)):
+        try:
+            return dataset[keyword].value[index][sequence].value[0]
+        except (KeyError, IndexError, TypeError, AttributeError):
+            continue
+    return dataset
+
+
+def _frames_are_placed(dataset: Dataset, frames: int) -> bool:
+    groups = [_macro(dataset, k, "PlanePositionSequence") for k in range(frames)]
+    return all(group is not dataset and numbers_of(group, "ImagePositionPatient", 3) is not None for group in groups)
+
+
+def _rescaled(pixels: np.ndarray, slope: float | None, intercept: float | None) -> np.ndarray:
+    slope, intercept = slope or 1.0, intercept or 0.0
+    if (slope, intercept) == (1.0, 0.0):
+        return pixels
+    return pixels.astype(np.float32) * np.float32(slope) + np.float32(intercept)
+
+
+def _spacing(*sources: Source) -> np.ndarray | None:
+    for source in sources:
+        for keyword in ("PixelSpacing", "ImagerPixelSpacing"):
+            found = numbers_of(source, keyword, 2)
+            if found is not None and np.all((found >= _SPACING_MM[0]) & (found <= _SPACING_MM[1])):
+                return found
+    return None
+
+
+def _unit(orientation: np.ndarray | None) -> np.ndarray | None:
+    """Two perpendicular unit vectors, or None where the tag holds something else."""
+    if orientation is None:
+        return None
+    row, column = orientation[:3], orientation[3:]
+    lengths = np.linalg.norm(row), np.linalg.norm(column)
+    if min(lengths) < 0.5 or max(lengths) > 2.0:
+        return None
+    row, column = row / lengths[0], column / lengths[1]
+    if abs(row @ column) > 0.02:
+        return None
+    column = column - (row @ column) * row
+    return np.concatenate([row, column / np.linalg.norm(column)])
+
+
+def _instance(dataset: Source, k: int, frames: int) -> int | None:
+    if frames > 1:
+        return k + 1
+    number = number_of(dataset, "InstanceNumber")
+    return None if number is None else int(number)
+
+
+def _stem(path: Path) -> str:
+    """The name without its extension; the last part of a UID is no extension."""
+    return path.name if path.suffix[1:].isdigit() else path.stem
+'''
+
+SOURCE['osteograde/imaging/dicom/stacks.py'] = r'''"""Slices to volumes: ordered along the slice normal, one volume per regular stack.
+
+Slices of another size, spacing, tilt or frame, behind a gap, or lying on top of each other are different volumes. What
+a file does not say is taken from its neighbours first, then from the caller, then from a default; each is counted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from osteograde.imaging.dicom.slices import Slice
+from osteograde.imaging.geometry import Volume
+
+ANGLE_DEGREES = 0.25  # directions closer than this are the same tilt; 0.5 mm at 100 mm from the corner
+STEP_RANGE = (0.6, 1.5)  # of the stack's step: nearer is another stack, further a gap
+DEFAULT_STEP_MM = 4.0
+SAME_PLACE_MM = 0.05
+AXIAL = np.array([[0.0, 0.0, -1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+
+
+def stack(
+    slices: Sequence[Slice], series: str = "", default_directions: np.ndarray | None = None, lost: int = 0
+) -> tuple[list[Volume], Counter[str]]:
+    """All slices of a series as volumes, and the codes of what had to be assumed.
+
+    default_directions: unit LPS rows of the (slice, row, column) axes, used where orientation or positions are missing.
+    lost: files of the series that could not be read; so many slices may be missing inside a stack without splitting it.
+    """
+    codes: Counter[str] = Counter(note for one in slices for note in one.notes)
+    directions = AXIAL if default_directions is None else np.asarray(default_directions, float)
+    ordered = sorted(slices, key=_file_order)
+    ordered = _with_orientation(ordered, directions, codes)
+    ordered = _with_spacing(ordered, codes)
+    volumes = []
+    for group in _alike(ordered):
+        placed = _with_positions(group, directions[0], codes)
+        chains = _bridged(_chains(placed), lost, codes) if placed else []
+        volumes += [_volume(chain, series, codes) for chain in chains]
+    return volumes, +codes
+
+
+def _file_order(one: Slice) -> tuple:
+    """Instance number, then name with its numbers read as numbers: stable where positions tie or are missing."""
+    parts = tuple((int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", one.name))
+    return (one.instance is None, one.instance or 0, parts)
+
+
+def _with_orientation(slices: list[Slice], directions: np.ndarray, codes: Counter[str]) -> list[Slice]:
+    lost = sum(one.orientation is None for one in slices)
+    if not lost:
+        return slices
+    codes["orientation_assumed"] += lost
+    known = [one.orientation for one in slices if one.orientation is not None]
+    usual = known[len(known) // 2] if known else np.concatenate([directions[2], directions[1]])
+    return [one if one.orientation is not None else replace(one, orientation=usual) for one in slices]
+
+
+def _with_spacing(slices: list[Slice], codes: Counter[str]) -> list[Slice]:
+    lost = sum(one.spacing_mm is None for one in slices)
+    if not lost:
+        return slices
+    codes["spacing_assumed"] += lost
+    known = [one.spacing_mm for one in slices if one.spacing_mm is not None]
+    usual = np.median(known, axis=0) if known else np.ones(2)
+    return [one if one.spacing_mm is not None else replace(one, spacing_mm=usual) for one in slices]
+
+
+def _alike(slices: list[Slice]) -> list[list[Slice]]:
+    """Groups of one size, spacing, tilt and frame of reference, in the order in which they first appear."""
+    groups: list[list[Slice]] = []
+    for one in slices:
+        for group in groups:
+            if _same_grid(group[0], one):
+                group.append(one)
+                break
+        else:
+            groups.append([one])
+    return groups
+
+
+def _same_grid(a: Slice, b: Slice) -> bool:
+    assert a.orientation is not None and b.orientation is not None
+    assert a.spacing_mm is not None and b.spacing_mm is not None
+    turned = max(
+        np.linalg.norm(a.orientation[:3] - b.orientation[:3]), np.linalg.norm(a.orientation[3:] - b.orientation[3:])
+    )
+    return bool(
+        a.pixels.shape == b.pixels.shape
+        and np.allclose(a.spacing_mm, b.spacing_mm, rtol=0.005)
+        and turned < np.radians(ANGLE_DEGREES)
+        and (a.frame == b.frame or not a.frame or not b.frame)
+    )
+
+
+def _with_positions(slices: list[Slice], forward: np.ndarray, codes: Counter[str]) -> list[Slice]:
+    """Every slice with a position: its own, on the line through the others, or one step after another."""
+    known = [one for one in slices if one.position_mm is not None]
+    if len(known) > 1 and len({one.instance for one in known}) == len(known) and _span_mm(known) < SAME_PLACE_MM:
+        codes["positions_equal"] += len(known)
+        known = []
+    if len(known) == len(slices):
+        return slices
+    if known:
+        return _on_the_line(slices, known, codes)
+    codes["position_assumed"] += len(slices)
+    if len({one.instance for one in slices}) < len(slices):
+        locations = [one.location_mm for one in slices if one.location_mm is not None]
+        if len(set(locations)) == len(slices):
+            slices = sorted(slices, key=lambda one: one.location_mm or 0.0)
+    normal = _normal(slices[0])
+    step = normal * (_step_mm(slices) * (1.0 if normal @ forward >= 0 else -1.0))
+    return [replace(one, position_mm=k * step) for k, one in enumerate(slices)]
+
+
+def _on_the_line(slices: list[Slice], known: list[Slice], codes: Counter[str]) -> list[Slice]:
+    """Missing positions from instance numbers, where the known ones run straight with theirs; else dropped."""
+    lost = len(slices) - len(known)
+    numbers = [one.instance for one in slices]
+    if len(known) > 1 and None not in numbers and len(set(numbers)) == len(numbers):
+        design = np.array([[1.0, one.instance] for one in known], float)
+        positions = np.array([one.position_mm for one in known])
+        fit = np.linalg.lstsq(design, positions, rcond=None)[0]
+        if abs(design @ fit - positions).max() < 0.25 * np.linalg.norm(fit[1]):
+            codes["position_interpolated"] += lost
+            line = {id(one): np.array([1.0, one.instance or 0]) @ fit for one in slices}
+            return [one if one.position_mm is not None else replace(one, position_mm=line[id(one)]) for one in slices]
+    codes["position_missing"] += lost
+    return known
+
+
+def _chains(slices: list[Slice]) -> list[list[Slice]]:
+    """Regular stacks: with the step that needs fewest of them, an uneven one counted as three."""
+    normal = _normal(slices[0])
+    places = np.array([one.position_mm for one in slices])
+    order = np.argsort(places @ normal, kind="stable")
+    slices, places = [slices[k] for k in order], places[order]
+    along = places @ normal
+    trials = [_linked(places, normal, step) for step in _step_candidates(slices, along)]
+    best = min(trials, key=lambda chains: len(chains) + 2 * sum(_is_uneven(places[chain], normal) for chain in chains))
+    return [[slices[k] for k in chain] for chain in best]
+
+
+def _step_candidates(slices: list[Slice], along_mm: np.ndarray) -> list[float]:
+    """Distances that may be the stack's step; every second slice counts where two stacks interleave."""
+    found = []
+    for apart in (1, 2):
+        steps = along_mm[apart:] - along_mm[:-apart]
+        if (steps > SAME_PLACE_MM).any():
+            found.append(float(np.percentile(steps[steps > SAME_PLACE_MM], 50, method="lower")))
+    return [*found, _step_mm(slices)]
+
+
+def _linked(places_mm: np.ndarray, normal: np.ndarray, step_mm: float) -> list[list[int]]:
+    """Each place joined to the chain that it continues best, else it starts one."""
+    chains: list[list[int]] = []
+    for k, place in enumerate(places_mm):
+        misfits = [_misfit_mm(places_mm[chain], place, normal, step_mm) for chain in chains]
+        if misfits and min(misfits) < np.inf:
+            chains[int(np.argmin(misfits))].append(k)
+        else:
+            chains.append([k])
+    return chains
+
+
+def _misfit_mm(chain_mm: np.ndarray, place_mm: np.ndarray, normal: np.ndarray, step_mm: float) -> float:
+    """How far a place lies from where the chain goes on; infinite where it does not belong to it."""
+    move = place_mm - chain_mm[-1]
+    along = float(move @ normal)
+    if not STEP_RANGE[0] * step_mm < along < STEP_RANGE[1] * step_mm:
+        return np.inf
+    shear = (chain_mm[-1] - chain_mm[0]) / max(1, len(chain_mm) - 1)
+    sideways = (move - along * normal) - (shear - (shear @ normal) * normal)
+    drift = float(np.linalg.norm(sideways))
+    allowed = 0.5 * step_mm if len(chain_mm) > 1 else step_mm  # one slice does not tell yet how the stack leans
+    return abs(along - step_mm) + drift if drift <= allowed else np.inf
+
+
+def _bridged(chains: list[list[Slice]], lost: int, codes: Counter[str]) -> list[list[Slice]]:
+    """Chains joined again where just the slices between them could not be read: one bad file does not halve a stack."""
+    joined = [chains[0]]
+    for chain in chains[1:]:
+        filling = _filling(joined[-1], chain, lost - codes["slice_repeated"])
+        codes["slice_repeated"] += len(filling)
+        if filling:
+            joined[-1] = [*joined[-1], *filling, *chain]
+        else:
+            joined.append(chain)
+    return joined
+
+
+def _filling(before: list[Slice], after: list[Slice], lost: int) -> list[Slice]:
+    """The last slice repeated, one step after another, up to the next chain; empty where that does not fit."""
+    places = np.array([one.position_mm for one in max(before, after, key=len)])
+    last, following = (np.array(one.position_mm) for one in (before[-1], after[0]))
+    move = following - last
+    step = (places[-1] - places[0]) / max(1, len(places) - 1)
+    count = round(float(move @ step) / float(step @ step)) if step.any() else 0
+    if not 2 <= count <= min(3, lost + 1) or np.linalg.norm(move - count * step) > 0.25 * np.linalg.norm(step):
+        return []
+    return [replace(before[-1], position_mm=last + k * step) for k in range(1, count)]
+
+
+def _volume(chain: list[Slice], series: str, codes: Counter[str]) -> Volume:
+    places = np.array([one.position_mm for one in chain])
+    middle, normal = chain[len(chain) // 2], _normal(chain[0])
+    assert middle.orientation is not None and middle.spacing_mm is not None
+    to_mm = np.eye(4)
+    if len(chain) > 1:
+        to_mm[:3, 0] = (places[-1] - places[0]) / (len(chain) - 1)
+        if _is_uneven(places, normal):
+            codes["uneven_slices"] += 1
+    else:
+        to_mm[:3, 0] = normal * _step_mm(chain)
+    to_mm[:3, 1] = middle.orientation[3:] * middle.spacing_mm[0]
+    to_mm[:3, 2] = middle.orientation[:3] * middle.spacing_mm[1]
+    to_mm[:3, 3] = places[0]
+    frame = next((one.frame for one in chain if one.frame), "")
+    return Volume(np.stack([one.pixels for one in chain]), to_mm, frame, series, tuple(one.name for one in chain))
+
+
+def _is_uneven(places_mm: np.ndarray, normal: np.ndarray) -> bool:
+    """Whether a place lies further than a quarter of a step from the even stack between the first and the last."""
+    step = (places_mm[-1] - places_mm[0]) / max(1, len(places_mm) - 1)
+    line = places_mm[0] + np.arange(len(places_mm))[:, None] * step
+    return bool(np.linalg.norm(places_mm - line, axis=1).max() > 0.25 * abs(step @ normal))
+
+
+def _step_mm(slices: list[Slice]) -> float:
+    """The distance between slices as the files tell it: between slices, else their thickness, else a usual one."""
+    for told in ([one.gap_mm for one in slices], [one.thickness_mm for one in slices]):
+        known = [value for value in told if value is not None and 0.1 <= value <= 50.0]
+        if known:
+            return float(np.median(known))
+    return DEFAULT_STEP_MM
+
+
+def _normal(one: Slice) -> np.ndarray:
+    assert one.orientation is not None
+    return np.cross(one.orientation[:3], one.orientation[3:])
+
+
+def _span_mm(slices: list[Slice]) -> float:
+    places = np.array([one.position_mm for one in slices])
+    return float(np.linalg.norm(places - places[0], axis=1).max())
+'''
+
+SOURCE['osteograde/imaging/dicom/tags.py'] = r'''"""Numbers out of DICOM tags, where any tag may be missing, empty or nonsense; and what damaged files raise."""
+
+from __future__ import annotations
+
+import logging
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from pydicom.dataset import Dataset
+from pydicom.errors import BytesLengthException, InvalidDicomError
+
+Source = Dataset | Mapping[str, Any]  # a data set, or values by keyword
+
+# What pydicom raises on damaged headers, values and pixels.
+DAMAGE = (
+    BytesLengthException,
+    InvalidDicomError,
+    AttributeError,
+    EOFError,
+    IndexError,
+    KeyError,
+    NotImplementedError,
+    OSError,
+    OverflowError,
+    RecursionError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
+
+
+class UnreadableSlice(ValueError):
+    """A file that gives no slice; ``code`` says why in one word, without any value of the file."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+def numbers_of(source: Source, keyword: str, count: int) -> np.ndarray | None:
+    """``count`` finite numbers of a tag, or None; empty values between backslashes are passed over."""
+    try:
+        value = source.get(keyword)
+        many = [value] if isinstance(value, (str, bytes)) or not isinstance(value, Sequence) else value
+        numbers = np.array([float(one) for one in many if one not in (None, "")])
+    except DAMAGE:
+        return None
+    return numbers if numbers.shape == (count,) and np.isfinite(numbers).all() else None
+
+
+def number_of(source: Source, keyword: str) -> float | None:
+    numbers = numbers_of(source, keyword, 1)
+    return None if numbers is None else float(numbers[0])
+
+
+def whole_of(dataset: Source, keyword: str, default: int) -> int:
+    number = number_of(dataset, keyword)
+    return default if number is None else int(number)
+
+
+@contextmanager
+def quiet_pydicom() -> Iterator[None]:
+    """pydicom warns and logs with the values of the tags in its sentences; a run report must not hold them."""
+    logger = logging.getLogger("pydicom")
+    propagate, logger.propagate = logger.propagate, False
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"pydicom|osteograde\.imaging")
+            yield
+    finally:
+        logger.propagate = propagate
 '''
 
 SOURCE['osteograde/imaging/geometry.py'] = r'''"""Where a scan is: grids of voxels and regions of interest in patient millimetres.
@@ -323,255 +1288,6 @@ def _bytes(voxels: np.ndarray, floor: float, ceiling: float) -> np.ndarray:
     return out
 '''
 
-SOURCE['osteograde/imaging/pixels.py'] = r'''"""The pixels of a DICOM data set as grey values, after everything declared was held against caps and bytes present."""
-
-from __future__ import annotations
-
-import numpy as np
-import pydicom
-from pydicom.dataset import Dataset
-from pydicom.encaps import get_frame
-from pydicom.pixels import apply_color_lut
-from pydicom.pixels.utils import get_expected_length
-from pydicom.uid import RLELossless
-
-from osteograde.imaging.rle import MAX_EXPANSION, MAX_PIXELS, decode_rle
-from osteograde.imaging.tags import DAMAGE, UnreadableSlice, whole_of
-
-MAX_FRAMES = 4096
-MAX_FRAME_BYTES = 2 << 30  # all frames of a file
-
-
-def checked_frames(dataset: Dataset) -> int:
-    """The number of frames, after everything declared has been held against the caps."""
-    rows, columns = whole_of(dataset, "Rows", 0), whole_of(dataset, "Columns", 0)
-    frames = max(1, whole_of(dataset, "NumberOfFrames", 1))
-    bits, samples = max(1, whole_of(dataset, "BitsAllocated", 8)), max(1, whole_of(dataset, "SamplesPerPixel", 1))
-    if rows < 1 or columns < 1:
-        raise UnreadableSlice("no_size")
-    size = rows * columns * frames * samples * max(1, bits // 8)
-    if rows * columns > MAX_PIXELS or frames > MAX_FRAMES or size > MAX_FRAME_BYTES:
-        raise UnreadableSlice("image_too_large")
-    present = len(dataset.get("PixelData") or b"")
-    if dataset.file_meta.TransferSyntaxUID == RLELossless and size > MAX_EXPANSION * present * max(1, 8 // bits):
-        raise UnreadableSlice("pixels_cut")
-    return frames
-
-
-def complete(dataset: Dataset) -> None:
-    """Say how pixels are stored where the file does not: plain unsigned grey that uses all its bits."""
-    if "BitsAllocated" not in dataset:
-        dataset.BitsAllocated = 16
-    bits = whole_of(dataset, "BitsAllocated", 16)
-    usual = {"SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2", "PixelRepresentation": 0}
-    for keyword, value in {**usual, "BitsStored": bits}.items():
-        if keyword not in dataset:
-            setattr(dataset, keyword, value)
-
-
-def fill_cut_pixels(dataset: Dataset) -> tuple[str, ...]:
-    """Uncompressed pixels cut short: zeros for the rest where half is there; returns the notes."""
-    if dataset.file_meta.TransferSyntaxUID.is_encapsulated or "PixelData" not in dataset:
-        return ()
-    expected, present = get_expected_length(dataset), len(dataset.PixelData or b"")
-    if 2 * present < expected:
-        raise UnreadableSlice("pixels_cut")
-    if present >= expected:
-        return ()
-    dataset.PixelData = dataset.PixelData + bytes(expected - present + expected % 2)
-    return ("pixels_filled",)
-
-
-def decoded_frames(dataset: Dataset, frames: int) -> np.ndarray:
-    """(frames, rows, columns) of grey values as stored."""
-    syntax = dataset.file_meta.TransferSyntaxUID
-    rows, columns = int(dataset.Rows), int(dataset.Columns)
-    samples, bits = whole_of(dataset, "SamplesPerPixel", 1), whole_of(dataset, "BitsAllocated", 0)
-    stored = whole_of(dataset, "BitsStored", bits)
-    high = whole_of(dataset, "HighBit", stored - 1)
-    if high != stored - 1:  # left-aligned bits: pydicom would cut off the upper ones
-        dataset.BitsStored = bits
-    array = None
-    try:
-        if syntax == RLELossless and frames == samples == 1 and bits in (8, 16):
-            array = decode_rle(get_frame(dataset.PixelData, 0, number_of_frames=1), rows, columns, bits // 8)
-            if array is not None and whole_of(dataset, "PixelRepresentation", 0) == 1:
-                array = array.view(f"i{array.itemsize}")
-        if array is None:
-            array = dataset.pixel_array
-        grey = _grey(dataset, array, samples, stored, high)
-    except DAMAGE:
-        raise UnreadableSlice("pixels_damaged" if _decodable(dataset) else f"no_decoder_{syntax.keyword}") from None
-    if grey.size != frames * rows * columns:
-        raise UnreadableSlice("pixels_damaged")
-    return grey.reshape(frames, rows, columns)
-
-
-def _decodable(dataset: Dataset) -> bool:
-    try:
-        return bool(pydicom.pixels.get_decoder(dataset.file_meta.TransferSyntaxUID).is_available)
-    except NotImplementedError:
-        return False
-
-
-def _grey(dataset: Dataset, array: np.ndarray, samples: int, stored: int, high: int) -> np.ndarray:
-    photometric = str(dataset.PhotometricInterpretation).strip()
-    if photometric == "PALETTE COLOR":
-        array, samples = apply_color_lut(array, dataset), 3
-    if samples >= 3:
-        return array[..., :3].astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
-    array = _sign_extended(array, stored, high)
-    if photometric != "MONOCHROME1":
-        return array
-    if array.dtype.kind == "f":
-        return np.nanmax(array, initial=0.0) - array
-    if array.dtype.kind == "i":
-        return ~array
-    return array ^ array.dtype.type((1 << min(max(stored, 1), 8 * array.itemsize)) - 1)
-
-
-def _sign_extended(array: np.ndarray, stored: int, high: int) -> np.ndarray:
-    """Only the stored bits of each word, the highest of them as the sign where pixels are signed."""
-    allocated = 8 * array.itemsize
-    if array.dtype.kind not in "iu" or not 1 <= stored < allocated:
-        return array
-    high = high if stored - 1 <= high < allocated else stored - 1
-    if array.dtype.kind == "u" and high == stored - 1 and int(array.max()) < 1 << stored:
-        return array
-    return (array << (allocated - 1 - high)) >> (allocated - stored)
-'''
-
-SOURCE['osteograde/imaging/rle.py'] = r'''"""RLE Lossless frames through OpenCV: the same bytes, dressed as a TIFF file in memory.
-
-An RLE frame (PS3.5 annex G) is sixteen uint32 - the number of segments and their offsets - and one PackBits segment per
-byte plane, most significant first. TIFF knows PackBits as compression 32773, so a header of 200 bytes in front of the
-unchanged segments lets libtiff decode them outside the interpreter's lock. Declared as 16-bit samples: OpenCV then
-copies the strips and refuses damaged ones, where 8-bit samples would be converted and missing data become zeros.
-"""
-
-from __future__ import annotations
-
-import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
-from itertools import pairwise
-
-import cv2
-import numpy as np
-
-MAX_PIXELS = 64 << 20
-MAX_EXPANSION = 64  # PackBits writes at most 128 bytes for 2
-_SHORT, _LONG = 3, 4
-_HEADER_BYTES = 64
-_DIRECTORY_AT, _ENTRIES = 8, 10
-_DATA_AT = _DIRECTORY_AT + 2 + 12 * _ENTRIES + 4
-
-
-def decode_rle(data: bytes, rows: int, columns: int, bytes_per_sample: int = 2) -> np.ndarray | None:
-    """One grey RLE Lossless frame as (rows, columns) uint8 or uint16, exact to the bit.
-
-    None where this route cannot decode it: damaged or other segments than one per byte, sizes beyond the caps
-    (``MAX_PIXELS``, ``MAX_EXPANSION``; checked before anything is allocated). The caller then asks pydicom.
-    """
-    planes = _segments(data)
-    if bytes_per_sample not in (1, 2) or len(planes) != bytes_per_sample or rows < 1 or columns < 1:
-        return None
-    size = rows * columns
-    if size > MAX_PIXELS or any(size > MAX_EXPANSION * len(plane) for plane in planes):
-        return None
-    pixels = _unpack(planes, rows, columns)
-    if pixels is None and size % 2 and all(plane[-1:] == b"\0" for plane in planes):
-        pixels = _unpack([plane[:-1] for plane in planes], rows, columns)  # an even-length pad hid the fill bytes
-    if pixels is None and size % 2 and len(planes) == 2:
-        for cut in ((1, 0), (0, 1)):  # only one of the two segments was padded
-            trimmed = [plane[: len(plane) - n] for plane, n in zip(planes, cut, strict=True)]
-            pixels = _unpack(trimmed, rows, columns) if pixels is None else pixels
-    return pixels
-
-
-def _segments(data: bytes) -> list[bytes]:
-    """The segments of a frame, or an empty list where the header makes no sense."""
-    if len(data) < _HEADER_BYTES:
-        return []
-    count, *offsets = struct.unpack_from("<16L", data)
-    if not 1 <= count <= 15:
-        return []
-    edges = [*offsets[:count], len(data)]
-    if edges[0] < _HEADER_BYTES or any(a >= b for a, b in pairwise(edges)):
-        return []
-    return [data[a:b] for a, b in pairwise(edges)]
-
-
-def _unpack(planes: list[bytes], rows: int, columns: int) -> np.ndarray | None:
-    size = rows * columns
-    width, height = columns, rows  # of the 16-bit image that holds one plane
-    if columns % 2 == 0:
-        width //= 2
-    elif rows % 2 == 0:
-        height //= 2
-    else:  # an odd number of bytes: one more per row, written as PackBits runs behind the data
-        width = (columns + 1) // 2
-        planes = [plane + _zeros(rows) for plane in planes]
-    image = _decode_tiff(_tiff(planes, width, height))
-    if image is None or image.dtype != np.uint16 or image.shape != (height * len(planes), width):
-        return None
-    stacked = image.view(np.uint8).reshape(len(planes), -1)[:, :size].reshape(len(planes), rows, columns)
-    if len(planes) == 1:
-        return np.ascontiguousarray(stacked[0])
-    merged = cv2.merge([stacked[1], stacked[0]])  # low byte first
-    return merged.reshape(rows, columns * 2).view("<u2")
-
-
-def _zeros(count: int) -> bytes:
-    """PackBits for exactly ``count`` zeros."""
-    full, rest = divmod(count, 128)
-    tail = b"" if rest == 0 else b"\0\0" if rest == 1 else bytes([257 - rest, 0])
-    return b"\x81\0" * full + tail
-
-
-def _tiff(planes: list[bytes], width: int, height: int) -> bytes:
-    """A little-endian TIFF file: one PackBits strip per plane, planes below each other, 16-bit samples."""
-    count = len(planes)
-    starts = [_DATA_AT + 8 * count + sum(map(len, planes[:k])) for k in range(count)]
-    lengths = [len(plane) for plane in planes]
-    pointers = (starts[0], lengths[0]) if count == 1 else (_DATA_AT, _DATA_AT + 4 * count)
-    entries = (
-        (256, _LONG, 1, width),
-        (257, _LONG, 1, height * count),
-        (258, _SHORT, 1, 16),  # bits per sample
-        (259, _SHORT, 1, 32773),  # PackBits
-        (262, _SHORT, 1, 1),  # black is zero
-        (273, _LONG, count, pointers[0]),  # strip offsets
-        (277, _SHORT, 1, 1),  # samples per pixel
-        (278, _LONG, 1, height),  # rows per strip
-        (279, _LONG, count, pointers[1]),  # strip lengths
-        (284, _SHORT, 1, 1),  # planar configuration
-    )
-    head = struct.pack("<2sHLH", b"II", 42, _DIRECTORY_AT, len(entries))
-    head += b"".join(struct.pack("<HHLL", *entry) for entry in entries) + struct.pack("<L", 0)
-    return b"".join([head, struct.pack(f"<{2 * count}L", *starts, *lengths), *planes])
-
-
-def _decode_tiff(content: bytes) -> np.ndarray | None:
-    with _quiet_opencv():
-        try:
-            return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-        except cv2.error:  # the image is too wide or too large for OpenCV's own limits
-            return None
-
-
-@contextmanager
-def _quiet_opencv() -> Iterator[None]:
-    """libtiff reports every damaged strip; one bad series would flood the log."""
-    logging = cv2.utils.logging
-    level = logging.getLogLevel()
-    logging.setLogLevel(logging.LOG_LEVEL_SILENT)
-    try:
-        yield
-    finally:
-        logging.setLogLevel(level)
-'''
-
 SOURCE['osteograde/imaging/sampling.py'] = r'''"""Regions of interest out of volumes: the only place where an image is resampled.
 
 ``sample_reference`` says what is meant, slowly; ``sample`` does it in torch on any device. Outside the volume is zero,
@@ -769,522 +1485,6 @@ def slabs(volume: Volume, thin_mm: float = THIN_MM, slab_mm: float = SLAB_MM) ->
     to_index[0, 3] = first + (each - 1) / 2  # a slab lies at the centre of its slices
     names = volume.names[first + each // 2 :: each][: len(grouped)]
     return replace(volume, voxels=grouped.astype(volume.voxels.dtype), to_mm=volume.to_mm @ to_index, names=names)
-'''
-
-SOURCE['osteograde/imaging/slices.py'] = r'''"""One DICOM file to slices: pixels as the values that were measured, and where the file says they lie.
-
-No tag but the size and the pixels is needed. What is declared is checked against caps and against the bytes present
-before anything is allocated. Errors carry a code and never a tag's value, so that they can be counted and logged.
-"""
-
-from __future__ import annotations
-
-import os
-import struct
-import zlib
-from dataclasses import dataclass
-from io import BytesIO
-from pathlib import Path
-
-import numpy as np
-import pydicom
-from pydicom.dataset import Dataset
-from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
-
-from osteograde.imaging.pixels import checked_frames, complete, decoded_frames, fill_cut_pixels
-from osteograde.imaging.tags import DAMAGE, UnreadableSlice, number_of, numbers_of
-
-MAX_FILE_BYTES = 512 << 20
-MAX_INFLATED_BYTES = 1 << 30
-_FREE_INFLATED_BYTES, _MAX_INFLATION = 64 << 20, 200
-_DEFLATED = b"1.2.840.10008.1.2.1.99"
-_SPACING_MM = (0.01, 20.0)  # a pixel spacing beyond these is a typing error
-
-
-@dataclass(frozen=True, eq=False)
-class Slice:
-    """One image of a file. Missing or senseless tags are None.
-
-    pixels: (rows, columns), sign-extended, MONOCHROME1 inverted, rescaled where the file says so. position_mm: (3,)
-    LPS of the first pixel's centre. orientation: (6,) unit directions of a row and of a column. spacing_mm: (2,), the
-    step between rows first. gap_mm: distance to the next slice (SpacingBetweenSlices). notes: codes of repairs.
-    """
-
-    pixels: np.ndarray
-    name: str
-    position_mm: np.ndarray | None = None
-    orientation: np.ndarray | None = None
-    spacing_mm: np.ndarray | None = None
-    gap_mm: float | None = None
-    thickness_mm: float | None = None
-    frame: str = ""
-    instance: int | None = None
-    location_mm: float | None = None
-    notes: tuple[str, ...] = ()
-
-
-def read_slice(path: Path) -> Slice:
-    """The only slice of a file; UnreadableSlice("several_frames") where there are more."""
-    slices = read_slices(path)
-    if len(slices) != 1:
-        raise UnreadableSlice("several_frames")
-    return slices[0]
-
-
-def read_slices(path: Path) -> tuple[Slice, ...]:
-    """All slices of one DICOM file, which is opened once; raises UnreadableSlice."""
-    dataset = _parsed(_contents(path))
-    try:
-        return _slices(dataset, _stem(Path(path)))
-    except UnreadableSlice:
-        raise
-    except DAMAGE:  # any tag may turn out to be nonsense when it is looked at
-        raise UnreadableSlice("damaged_header") from None
-
-
-def _slices(dataset: Dataset, name: str) -> tuple[Slice, ...]:
-    if not dataset.file_meta.TransferSyntaxUID.is_transfer_syntax:
-        raise UnreadableSlice("unknown_syntax")
-    complete(dataset)
-    frames = checked_frames(dataset)
-    if frames > 1 and not _frames_are_placed(dataset, frames):
-        raise UnreadableSlice("frames_without_position")
-    notes = fill_cut_pixels(dataset)
-    pixels = decoded_frames(dataset, frames)
-    return tuple(_slice(dataset, pixels[k], k, frames, name, notes) for k in range(frames))
-
-
-def _contents(path: Path) -> bytes:
-    try:
-        with Path(path).open("rb") as file:
-            if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
-                raise UnreadableSlice("file_too_large")
-            data = file.read()
-    except OSError:
-        raise UnreadableSlice("file_unreadable") from None
-    if not data:
-        raise UnreadableSlice("empty_file")
-    return data
-
-
-def _parsed(data: bytes) -> Dataset:
-    """The data set with a transfer syntax, also where preamble or file meta are missing."""
-    marked = data[128:132] == b"DICM"
-    if _DEFLATED in data[:2048]:
-        _check_inflation(data)
-    try:
-        dataset = pydicom.dcmread(BytesIO(data), force=True)
-        sized = "Rows" in dataset and "Columns" in dataset
-        if sized and not getattr(dataset.file_meta, "TransferSyntaxUID", ""):
-            dataset.file_meta.TransferSyntaxUID = _guessed_syntax(dataset)
-    except DAMAGE:
-        raise UnreadableSlice("damaged_header" if marked else "not_dicom") from None
-    if not sized:
-        raise UnreadableSlice("not_dicom" if not marked else "no_image" if len(dataset) else "file_cut")
-    if not any(keyword in dataset for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
-        raise UnreadableSlice("no_pixels")
-    return dataset
-
-
-def _guessed_syntax(dataset: Dataset) -> UID:
-    implicit, little = dataset.original_encoding
-    return ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
-
-
-def _check_inflation(data: bytes) -> None:
-    """pydicom inflates a deflated file whole on opening; look first how far it goes."""
-    length = struct.unpack_from("<L", data, 140)[0] if len(data) > 144 else 0
-    limit = min(MAX_INFLATED_BYTES, max(_FREE_INFLATED_BYTES, _MAX_INFLATION * len(data)))
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    rest, written = data[144 + length :], 0
-    try:
-        while rest and not inflater.eof:
-            written += len(inflater.decompress(rest, 1 << 20))
-            rest = inflater.unconsumed_tail
-            if written > limit:
-                raise UnreadableSlice("inflates_too_far")
-    except zlib.error:
-        raise UnreadableSlice("damaged_header") from None
-
-
-def _slice(dataset: Dataset, pixels: np.ndarray, k: int, frames: int, name: str, notes: tuple[str, ...]) -> Slice:
-    measures = _macro(dataset, k, "PixelMeasuresSequence")
-    spacing = _spacing(measures, dataset)
-    values = _macro(dataset, k, "PixelValueTransformationSequence")
-    gaps = [number_of(source, "SpacingBetweenSlices") for source in (measures, dataset)]
-    thick = [number_of(source, "SliceThickness") for source in (measures, dataset)]
-    return Slice(
-        pixels=_rescaled(pixels, number_of(values, "RescaleSlope"), number_of(values, "RescaleIntercept")),
-        name=name if frames == 1 else f"{name}-{k + 1}",
-        position_mm=numbers_of(_macro(dataset, k, "PlanePositionSequence"), "ImagePositionPatient", 3),
-        orientation=_unit(numbers_of(_macro(dataset, k, "PlaneOrientationSequence"), "ImageOrientationPatient", 6)),
-        spacing_mm=spacing,
-        gap_mm=next((abs(gap) for gap in gaps if gap), None),
-        thickness_mm=next((abs(size) for size in thick if size), None),
-        frame=str(dataset.get("FrameOfReferenceUID", "") or ""),
-        instance=_instance(dataset, k, frames),
-        location_mm=number_of(dataset, "SliceLocation") if frames == 1 else None,
-        notes=notes,
-    )
-
-
-def _macro(dataset: Dataset, k: int, sequence: str) -> Dataset:
-    """Where frame k keeps a group of tags: its own functional group, the shared one, or the data set itself."""
-    for keyword, index in (("PerFrameFunctionalGroupsSequence", k), ("SharedFunctionalGroupsSequence", 0)):
-        try:
-            return dataset[keyword].value[index][sequence].value[0]
-        except (KeyError, IndexError, TypeError, AttributeError):
-            continue
-    return dataset
-
-
-def _frames_are_placed(dataset: Dataset, frames: int) -> bool:
-    groups = [_macro(dataset, k, "PlanePositionSequence") for k in range(frames)]
-    return all(group is not dataset and numbers_of(group, "ImagePositionPatient", 3) is not None for group in groups)
-
-
-def _rescaled(pixels: np.ndarray, slope: float | None, intercept: float | None) -> np.ndarray:
-    slope, intercept = slope or 1.0, intercept or 0.0
-    if (slope, intercept) == (1.0, 0.0):
-        return pixels
-    return pixels.astype(np.float32) * np.float32(slope) + np.float32(intercept)
-
-
-def _spacing(*sources: Dataset) -> np.ndarray | None:
-    for source in sources:
-        for keyword in ("PixelSpacing", "ImagerPixelSpacing"):
-            found = numbers_of(source, keyword, 2)
-            if found is not None and np.all((found >= _SPACING_MM[0]) & (found <= _SPACING_MM[1])):
-                return found
-    return None
-
-
-def _unit(orientation: np.ndarray | None) -> np.ndarray | None:
-    """Two perpendicular unit vectors, or None where the tag holds something else."""
-    if orientation is None:
-        return None
-    row, column = orientation[:3], orientation[3:]
-    lengths = np.linalg.norm(row), np.linalg.norm(column)
-    if min(lengths) < 0.5 or max(lengths) > 2.0:
-        return None
-    row, column = row / lengths[0], column / lengths[1]
-    if abs(row @ column) > 0.02:
-        return None
-    column = column - (row @ column) * row
-    return np.concatenate([row, column / np.linalg.norm(column)])
-
-
-def _instance(dataset: Dataset, k: int, frames: int) -> int | None:
-    if frames > 1:
-        return k + 1
-    number = number_of(dataset, "InstanceNumber")
-    return None if number is None else int(number)
-
-
-def _stem(path: Path) -> str:
-    """The name without its extension; the last part of a UID is no extension."""
-    return path.name if path.suffix[1:].isdigit() else path.stem
-'''
-
-SOURCE['osteograde/imaging/stacks.py'] = r'''"""Slices to volumes: ordered along the slice normal, one volume per regular stack.
-
-Slices of another size, spacing, tilt or frame, behind a gap, or lying on top of each other are different volumes. What
-a file does not say is taken from its neighbours first, then from the caller, then from a default; each is counted.
-"""
-
-from __future__ import annotations
-
-import re
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
-
-import numpy as np
-
-from osteograde.imaging.geometry import Volume
-from osteograde.imaging.slices import Slice
-
-ANGLE_DEGREES = 0.25  # directions closer than this are the same tilt; 0.5 mm at 100 mm from the corner
-STEP_RANGE = (0.6, 1.5)  # of the stack's step: nearer is another stack, further a gap
-DEFAULT_STEP_MM = 4.0
-SAME_PLACE_MM = 0.05
-AXIAL = np.array([[0.0, 0.0, -1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
-
-
-def stack(
-    slices: Sequence[Slice], series: str = "", default_directions: np.ndarray | None = None
-) -> tuple[list[Volume], Counter[str]]:
-    """All slices of a series as volumes, and the codes of what had to be assumed.
-
-    default_directions: unit LPS rows of the (slice, row, column) axes, used where orientation or positions are missing.
-    """
-    codes: Counter[str] = Counter(note for one in slices for note in one.notes)
-    directions = AXIAL if default_directions is None else np.asarray(default_directions, float)
-    ordered = sorted(slices, key=_file_order)
-    ordered = _with_orientation(ordered, directions, codes)
-    ordered = _with_spacing(ordered, codes)
-    volumes = []
-    for group in _alike(ordered):
-        placed = _with_positions(group, directions[0], codes)
-        volumes += [_volume(chain, series, codes) for chain in _chains(placed)] if placed else []
-    return volumes, codes
-
-
-def _file_order(one: Slice) -> tuple:
-    """Instance number, then name with its numbers read as numbers: stable where positions tie or are missing."""
-    parts = tuple((int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", one.name))
-    return (one.instance is None, one.instance or 0, parts)
-
-
-def _with_orientation(slices: list[Slice], directions: np.ndarray, codes: Counter[str]) -> list[Slice]:
-    lost = sum(one.orientation is None for one in slices)
-    if not lost:
-        return slices
-    codes["orientation_assumed"] += lost
-    known = [one.orientation for one in slices if one.orientation is not None]
-    usual = known[len(known) // 2] if known else np.concatenate([directions[2], directions[1]])
-    return [one if one.orientation is not None else replace(one, orientation=usual) for one in slices]
-
-
-def _with_spacing(slices: list[Slice], codes: Counter[str]) -> list[Slice]:
-    lost = sum(one.spacing_mm is None for one in slices)
-    if not lost:
-        return slices
-    codes["spacing_assumed"] += lost
-    known = [one.spacing_mm for one in slices if one.spacing_mm is not None]
-    usual = np.median(known, axis=0) if known else np.ones(2)
-    return [one if one.spacing_mm is not None else replace(one, spacing_mm=usual) for one in slices]
-
-
-def _alike(slices: list[Slice]) -> list[list[Slice]]:
-    """Groups of one size, spacing, tilt and frame of reference, in the order in which they first appear."""
-    groups: list[list[Slice]] = []
-    for one in slices:
-        for group in groups:
-            if _same_grid(group[0], one):
-                group.append(one)
-                break
-        else:
-            groups.append([one])
-    return groups
-
-
-def _same_grid(a: Slice, b: Slice) -> bool:
-    assert a.orientation is not None and b.orientation is not None
-    assert a.spacing_mm is not None and b.spacing_mm is not None
-    turned = max(
-        np.linalg.norm(a.orientation[:3] - b.orientation[:3]), np.linalg.norm(a.orientation[3:] - b.orientation[3:])
-    )
-    return bool(
-        a.pixels.shape == b.pixels.shape
-        and np.allclose(a.spacing_mm, b.spacing_mm, rtol=0.005)
-        and turned < np.radians(ANGLE_DEGREES)
-        and (a.frame == b.frame or not a.frame or not b.frame)
-    )
-
-
-def _with_positions(slices: list[Slice], forward: np.ndarray, codes: Counter[str]) -> list[Slice]:
-    """Every slice with a position: its own, on the line through the others, or one step after another."""
-    known = [one for one in slices if one.position_mm is not None]
-    if len(known) > 1 and len({one.instance for one in known}) == len(known) and _span_mm(known) < SAME_PLACE_MM:
-        codes["positions_equal"] += len(known)
-        known = []
-    if len(known) == len(slices):
-        return slices
-    if known:
-        return _on_the_line(slices, known, codes)
-    codes["position_assumed"] += len(slices)
-    if len({one.instance for one in slices}) < len(slices):
-        locations = [one.location_mm for one in slices if one.location_mm is not None]
-        if len(set(locations)) == len(slices):
-            slices = sorted(slices, key=lambda one: one.location_mm or 0.0)
-    normal = _normal(slices[0])
-    step = normal * (_step_mm(slices) * (1.0 if normal @ forward >= 0 else -1.0))
-    return [replace(one, position_mm=k * step) for k, one in enumerate(slices)]
-
-
-def _on_the_line(slices: list[Slice], known: list[Slice], codes: Counter[str]) -> list[Slice]:
-    """Missing positions from instance numbers, where the known ones run straight with theirs; else dropped."""
-    lost = len(slices) - len(known)
-    numbers = [one.instance for one in slices]
-    if len(known) > 1 and None not in numbers and len(set(numbers)) == len(numbers):
-        design = np.array([[1.0, one.instance] for one in known], float)
-        positions = np.array([one.position_mm for one in known])
-        fit = np.linalg.lstsq(design, positions, rcond=None)[0]
-        if abs(design @ fit - positions).max() < 0.25 * np.linalg.norm(fit[1]):
-            codes["position_interpolated"] += lost
-            line = {id(one): np.array([1.0, one.instance or 0]) @ fit for one in slices}
-            return [one if one.position_mm is not None else replace(one, position_mm=line[id(one)]) for one in slices]
-    codes["position_missing"] += lost
-    return known
-
-
-def _chains(slices: list[Slice]) -> list[list[Slice]]:
-    """Regular stacks: with the step that needs fewest of them, an uneven one counted as three."""
-    normal = _normal(slices[0])
-    places = np.array([one.position_mm for one in slices])
-    order = np.argsort(places @ normal, kind="stable")
-    slices, places = [slices[k] for k in order], places[order]
-    along = places @ normal
-    trials = [_linked(places, normal, step) for step in _step_candidates(slices, along)]
-    best = min(trials, key=lambda chains: len(chains) + 2 * sum(_is_uneven(places[chain], normal) for chain in chains))
-    return [[slices[k] for k in chain] for chain in best]
-
-
-def _step_candidates(slices: list[Slice], along_mm: np.ndarray) -> list[float]:
-    """Distances that may be the stack's step; every second slice counts where two stacks interleave."""
-    found = []
-    for apart in (1, 2):
-        steps = along_mm[apart:] - along_mm[:-apart]
-        if (steps > SAME_PLACE_MM).any():
-            found.append(float(np.percentile(steps[steps > SAME_PLACE_MM], 50, method="lower")))
-    return [*found, _step_mm(slices)]
-
-
-def _linked(places_mm: np.ndarray, normal: np.ndarray, step_mm: float) -> list[list[int]]:
-    """Each place joined to the chain that it continues best, else it starts one."""
-    chains: list[list[int]] = []
-    for k, place in enumerate(places_mm):
-        misfits = [_misfit_mm(places_mm[chain], place, normal, step_mm) for chain in chains]
-        if misfits and min(misfits) < np.inf:
-            chains[int(np.argmin(misfits))].append(k)
-        else:
-            chains.append([k])
-    return chains
-
-
-def _misfit_mm(chain_mm: np.ndarray, place_mm: np.ndarray, normal: np.ndarray, step_mm: float) -> float:
-    """How far a place lies from where the chain goes on; infinite where it does not belong to it."""
-    move = place_mm - chain_mm[-1]
-    along = float(move @ normal)
-    if not STEP_RANGE[0] * step_mm < along < STEP_RANGE[1] * step_mm:
-        return np.inf
-    shear = (chain_mm[-1] - chain_mm[0]) / max(1, len(chain_mm) - 1)
-    sideways = (move - along * normal) - (shear - (shear @ normal) * normal)
-    drift = float(np.linalg.norm(sideways))
-    allowed = 0.5 * step_mm if len(chain_mm) > 1 else step_mm  # one slice does not tell yet how the stack leans
-    return abs(along - step_mm) + drift if drift <= allowed else np.inf
-
-
-def _volume(chain: list[Slice], series: str, codes: Counter[str]) -> Volume:
-    places = np.array([one.position_mm for one in chain])
-    middle, normal = chain[len(chain) // 2], _normal(chain[0])
-    assert middle.orientation is not None and middle.spacing_mm is not None
-    to_mm = np.eye(4)
-    if len(chain) > 1:
-        to_mm[:3, 0] = (places[-1] - places[0]) / (len(chain) - 1)
-        if _is_uneven(places, normal):
-            codes["uneven_slices"] += 1
-    else:
-        to_mm[:3, 0] = normal * _step_mm(chain)
-    to_mm[:3, 1] = middle.orientation[3:] * middle.spacing_mm[0]
-    to_mm[:3, 2] = middle.orientation[:3] * middle.spacing_mm[1]
-    to_mm[:3, 3] = places[0]
-    frame = next((one.frame for one in chain if one.frame), "")
-    return Volume(np.stack([one.pixels for one in chain]), to_mm, frame, series, tuple(one.name for one in chain))
-
-
-def _is_uneven(places_mm: np.ndarray, normal: np.ndarray) -> bool:
-    """Whether a place lies further than a quarter of a step from the even stack between the first and the last."""
-    step = (places_mm[-1] - places_mm[0]) / max(1, len(places_mm) - 1)
-    line = places_mm[0] + np.arange(len(places_mm))[:, None] * step
-    return bool(np.linalg.norm(places_mm - line, axis=1).max() > 0.25 * abs(step @ normal))
-
-
-def _step_mm(slices: list[Slice]) -> float:
-    """The distance between slices as the files tell it: between slices, else their thickness, else a usual one."""
-    for told in ([one.gap_mm for one in slices], [one.thickness_mm for one in slices]):
-        known = [value for value in told if value is not None and 0.1 <= value <= 50.0]
-        if known:
-            return float(np.median(known))
-    return DEFAULT_STEP_MM
-
-
-def _normal(one: Slice) -> np.ndarray:
-    assert one.orientation is not None
-    return np.cross(one.orientation[:3], one.orientation[3:])
-
-
-def _span_mm(slices: list[Slice]) -> float:
-    places = np.array([one.position_mm for one in slices])
-    return float(np.linalg.norm(places - places[0], axis=1).max())
-'''
-
-SOURCE['osteograde/imaging/tags.py'] = r'''"""Numbers out of DICOM tags, where any tag may be missing, empty or nonsense; and what damaged files raise."""
-
-from __future__ import annotations
-
-import logging
-import struct
-import warnings
-import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-
-import numpy as np
-from pydicom.dataset import Dataset
-from pydicom.errors import BytesLengthException, InvalidDicomError
-
-# What pydicom raises on damaged headers, values and pixels.
-DAMAGE = (
-    BytesLengthException,
-    InvalidDicomError,
-    AttributeError,
-    EOFError,
-    IndexError,
-    KeyError,
-    NotImplementedError,
-    OSError,
-    OverflowError,
-    RecursionError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    struct.error,
-    zlib.error,
-)
-
-
-class UnreadableSlice(ValueError):
-    """A file that gives no slice; ``code`` says why in one word, without any value of the file."""
-
-    def __init__(self, code: str) -> None:
-        super().__init__(code)
-        self.code = code
-
-
-def numbers_of(source: Dataset, keyword: str, count: int) -> np.ndarray | None:
-    """``count`` finite numbers of a tag, or None; empty values between backslashes are passed over."""
-    try:
-        value = source.get(keyword)
-        many = [value] if isinstance(value, (str, bytes)) or not isinstance(value, Sequence) else value
-        numbers = np.array([float(one) for one in many if one not in (None, "")])
-    except DAMAGE:
-        return None
-    return numbers if numbers.shape == (count,) and np.isfinite(numbers).all() else None
-
-
-def number_of(source: Dataset, keyword: str) -> float | None:
-    numbers = numbers_of(source, keyword, 1)
-    return None if numbers is None else float(numbers[0])
-
-
-def whole_of(dataset: Dataset, keyword: str, default: int) -> int:
-    number = number_of(dataset, keyword)
-    return default if number is None else int(number)
-
-
-@contextmanager
-def quiet_pydicom() -> Iterator[None]:
-    """pydicom warns and logs with the values of the tags in its sentences; a run report must not hold them."""
-    logger = logging.getLogger("pydicom")
-    propagate, logger.propagate = logger.propagate, False
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"pydicom|osteograde\.imaging")
-            yield
-    finally:
-        logger.propagate = propagate
 '''
 
 SOURCE['osteograde/inference/__init__.py'] = r'''"""How weights are used: volumes to points to boxes to probabilities to submission.csv."""
@@ -1486,7 +1686,8 @@ from torch import nn
 from osteograde.imaging.geometry import apply
 from osteograde.inference.reading import Loaded
 from osteograde.inference.views import SIGN, TEST_VIEWS, Pass, pass_images, passes, site_boxes, site_crops, turned
-from osteograde.models.locator import decode_probabilities, probabilities
+from osteograde.models.locator import probabilities
+from osteograde.models.peaks import candidates, in_order, refined, stack_peaks
 from osteograde.tasks.contract import Grade, Locate, Point, Points, Task
 
 ABSENT_BELOW = 0.05  # a landmark with less of the heatmap's mass near its peak was not found
@@ -1555,9 +1756,12 @@ def _find(stage: Locate, looks: Sequence[Pass], nets: Nets) -> tuple[np.ndarray,
         stride = image.shape[-1] // logits.shape[-1]
         folds.append(probabilities(logits.float(), stack, channel, side, lateral))
     slice_mm = torch.tensor([look.roi.spacing_mm[0] for look in looks], device=nets.device)
-    index, confidence = decode_probabilities(
-        torch.stack(folds).mean(0), stack, stride=stride, pixel_mm=stage.field_mm[1] / nets.pixels, slice_mm=slice_mm
-    )
+    found, pixel_mm = torch.stack(folds).mean(0), stage.field_mm[1] / nets.pixels
+    peaks = stack_peaks(found, stack)
+    if stage.apart_mm is not None:  # a chain of levels: the likeliest places that are in order
+        several, scores = candidates(found, stack)
+        peaks = in_order(several, scores, stage.chains, map_pixel_mm=stride * pixel_mm, spacing_mm=stage.apart_mm)
+    index, confidence = refined(found, stack, peaks, stride=stride, pixel_mm=pixel_mm, slice_mm=slice_mm)
     return index.cpu().numpy().astype(float), confidence.cpu().numpy().astype(float)
 
 
@@ -2426,6 +2630,7 @@ from osteograde.tasks.contract import Task
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+NEEDED = ("task", "files", "pixels", "test_views", "prior")
 
 
 @dataclass(frozen=True, eq=False)
@@ -2522,6 +2727,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not JSON ({error}); fetch it again") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ValueError(f"{path}: format is not {FORMAT}; this version of osteograde cannot read it")
+    if lost := [key for key in NEEDED if key not in manifest]:
+        raise ValueError(f"{path}: {lost} missing; the manifest was changed or cut short, fetch it again")
     return manifest
 
 
@@ -3488,6 +3695,7 @@ class Locate:
 
     field_mm: (H, W) of the image the net sees, centred on the stack or on the prompt. midline: landmarks of earlier
     locators whose mean x divides right from left; without them the stack's centre does (a prompt is its own midline).
+    apart_mm: where given, the landmarks of a side follow each other down the image at such distances (levels).
     sigma_mm: spread of the heatmap target in-plane. far_mm: a prompt further than this from every slice finds nothing.
     """
 
@@ -3499,10 +3707,19 @@ class Locate:
     midline: tuple[str, ...] = ()
     far_mm: float = 10.0
     sigma_mm: float = 4.0
+    apart_mm: tuple[float, float] | None = None
 
     @property
     def channels(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(landmark.channel for landmark in self.landmarks))
+
+    @property
+    def chains(self) -> tuple[tuple[int, ...], ...]:
+        """Numbers of the landmarks that follow each other down the image, per side; none unless ``apart_mm``."""
+        if self.apart_mm is None:
+            return ()
+        sides = dict.fromkeys(landmark.side for landmark in self.landmarks)
+        return tuple(tuple(i for i, mark in enumerate(self.landmarks) if mark.side == side) for side in sides)
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -3756,6 +3973,9 @@ SEVERE_PERCENT = {
 }
 
 
+APART_MM = (18.0, 60.0)  # between the points of neighbouring levels, from children to tall adults with high discs
+
+
 def _published(condition: str) -> dict[str, tuple[float, ...]]:
     """{level: class probabilities}, each class by its share times its weight: the best constant under the metric."""
     severe = np.array(SEVERE_PERCENT[condition]) / 100
@@ -3781,8 +4001,15 @@ def _locators() -> tuple[Locate, ...]:
         for level, side in sided
     )
     return (
-        Locate("canal", "sag_t2", canal, field_mm=(256.0, 256.0)),
-        Locate("foramen", "sag_t1", foramina, field_mm=(256.0, 256.0), midline=tuple(point.name for point in canal)),
+        Locate("canal", "sag_t2", canal, field_mm=(256.0, 256.0), apart_mm=APART_MM),
+        Locate(
+            "foramen",
+            "sag_t1",
+            foramina,
+            field_mm=(256.0, 256.0),
+            midline=tuple(point.name for point in canal),
+            apart_mm=APART_MM,
+        ),
         Locate("recess", "axi_t2", recesses, field_mm=(96.0, 96.0), slices=5, far_mm=10.0),
     )
 

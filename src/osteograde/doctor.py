@@ -140,7 +140,7 @@ def _round_trip(uid: str) -> np.ndarray:
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import UID
 
-    from osteograde.imaging.slices import read_slice
+    from osteograde.imaging.dicom.slices import read_slice
 
     made = Dataset()
     made.file_meta = FileMetaDataset()

@@ -13,8 +13,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from osteograde.imaging.dicom.slices import Slice
 from osteograde.imaging.geometry import Volume
-from osteograde.imaging.slices import Slice
 
 ANGLE_DEGREES = 0.25  # directions closer than this are the same tilt; 0.5 mm at 100 mm from the corner
 STEP_RANGE = (0.6, 1.5)  # of the stack's step: nearer is another stack, further a gap

@@ -10,8 +10,8 @@ from pydicom.pixels import apply_color_lut
 from pydicom.pixels.utils import get_expected_length
 from pydicom.uid import RLELossless
 
-from osteograde.imaging.rle import MAX_EXPANSION, MAX_PIXELS, decode_rle
-from osteograde.imaging.tags import DAMAGE, UnreadableSlice, whole_of
+from osteograde.imaging.dicom.rle import MAX_EXPANSION, MAX_PIXELS, decode_rle
+from osteograde.imaging.dicom.tags import DAMAGE, UnreadableSlice, whole_of
 
 MAX_FRAMES = 4096
 MAX_FRAME_BYTES = 2 << 30  # all frames of a file

@@ -18,9 +18,9 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from osteograde.imaging.header import quick_read
-from osteograde.imaging.pixels import checked_frames, complete, decoded_frames, fill_cut_pixels, grey_values
-from osteograde.imaging.tags import DAMAGE, Source, UnreadableSlice, number_of, numbers_of
+from osteograde.imaging.dicom.header import quick_read
+from osteograde.imaging.dicom.pixels import checked_frames, complete, decoded_frames, fill_cut_pixels, grey_values
+from osteograde.imaging.dicom.tags import DAMAGE, Source, UnreadableSlice, number_of, numbers_of
 
 MAX_FILE_BYTES = 512 << 20
 MAX_INFLATED_BYTES = 1 << 30

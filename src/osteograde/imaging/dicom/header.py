@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
-from osteograde.imaging.rle import MAX_PIXELS, decode_rle
+from osteograde.imaging.dicom.rle import MAX_PIXELS, decode_rle
 
 Header = dict[str, Any]
 

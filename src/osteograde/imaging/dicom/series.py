@@ -9,12 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from osteograde.imaging.dicom.slices import Slice, UnreadableSlice, read_slices
+from osteograde.imaging.dicom.stacks import stack
+from osteograde.imaging.dicom.tags import quiet_pydicom
 from osteograde.imaging.geometry import Volume
-from osteograde.imaging.slices import Slice, UnreadableSlice, read_slice, read_slices
-from osteograde.imaging.stacks import stack
-from osteograde.imaging.tags import quiet_pydicom
-
-__all__ = ["Slice", "UnreadableSeries", "UnreadableSlice", "read_series", "read_slice", "read_slices"]
 
 
 class UnreadableSeries(ValueError):
