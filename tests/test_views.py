@@ -135,3 +135,18 @@ def test_an_overlay_is_drawn_with_and_without_views(weights, tmp_path):
         overlays.drawer(tmp_path / str(i))(run.Result(study, points, {}), weights)
         image = cv2.imread(str(tmp_path / str(i) / "7.png"))
         assert image is not None and image.max() > 200
+
+
+def test_a_landmark_beside_a_known_one_is_looked_for_there_only(weights):
+    study = loaded(sag_t1=(stack("sag_t1", shape=(13, 130, 110)),))
+    nets = run.nets_of(weights, "locate", run.Effort(1, 1))["foramen"]
+    [free] = pipeline.locate(FORAMEN, [study], [{}], nets)
+    known = canal_points()
+    [kept] = pipeline.locate(FORAMEN, [study], [known], nets)
+    near = {mark.name: mark.near for mark in FORAMEN.landmarks}
+
+    def furthest(found) -> float:
+        return max(float(np.linalg.norm((point.mm - known[near[name]].mm)[1:])) for name, point in found.items())
+
+    assert furthest(kept) < FORAMEN.near_mm + 4  # refined below a map pixel
+    assert furthest(free) > FORAMEN.near_mm + 4  # these nets know nothing: left alone they go anywhere

@@ -1683,7 +1683,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from osteograde.imaging.geometry import apply
+from osteograde.imaging.geometry import apply, to_index
 from osteograde.inference.reading import Loaded
 from osteograde.inference.views import SIGN, TEST_VIEWS, Pass, pass_images, passes, site_boxes, site_crops, turned
 from osteograde.models.locator import probabilities
@@ -1757,12 +1757,32 @@ def _find(stage: Locate, looks: Sequence[Pass], nets: Nets) -> tuple[np.ndarray,
         folds.append(probabilities(logits.float(), stack, channel, side, lateral))
     slice_mm = torch.tensor([look.roi.spacing_mm[0] for look in looks], device=nets.device)
     found, pixel_mm = torch.stack(folds).mean(0), stage.field_mm[1] / nets.pixels
+    found = _beside(found, looks, stage, stride, pixel_mm)
     peaks = stack_peaks(found, stack)
     if stage.apart_mm is not None:  # a chain of levels: the likeliest places that are in order
         several, scores = candidates(found, stack)
         peaks = in_order(several, scores, stage.chains, map_pixel_mm=stride * pixel_mm, spacing_mm=stage.apart_mm)
     index, confidence = refined(found, stack, peaks, stride=stride, pixel_mm=pixel_mm, slice_mm=slice_mm)
     return index.cpu().numpy().astype(float), confidence.cpu().numpy().astype(float)
+
+
+def _beside(found: torch.Tensor, looks: Sequence[Pass], stage: Locate, stride: int, pixel_mm: float) -> torch.Tensor:
+    """Probabilities (N, L, h, w) of landmarks that lie beside a known one, kept to its surroundings in-plane."""
+    if not any(look.near_mm for look in looks):
+        return found
+    found, start = found.clone(), 0
+    rows, columns = ((torch.arange(n, device=found.device) + 0.5) * stride - 0.5 for n in found.shape[-2:])
+    for look in looks:
+        part = slice(start, start + look.roi.shape[0])
+        start = part.stop
+        for i, landmark in enumerate(look.landmarks):
+            if landmark.name not in look.near_mm:
+                continue
+            _, row, column = to_index(look.roi, look.near_mm[landmark.name]).tolist()
+            away = (rows[:, None] - row) ** 2 + (columns[None] - column) ** 2 > (stage.near_mm / pixel_mm) ** 2
+            kept = found[part, i].masked_fill(away, 0.0)
+            found[part, i] = kept / kept.sum().clamp_min(1e-12)
+    return found
 
 
 def locate_all(
@@ -2279,8 +2299,8 @@ Shapes: D slices, H W pixels, V views, S sites.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -2301,6 +2321,7 @@ class Pass:
     volume: Volume
     roi: Roi  # (D, H, W), on the volume's own slices
     midline_mm: float  # patient x that divides right from left
+    near_mm: Mapping[str, np.ndarray] = field(default_factory=dict)  # landmark -> the point (mm) it lies beside
 
 
 def passes(stage: Locate, volumes: Volumes, points: Points, pixels: int) -> list[Pass]:
@@ -2327,7 +2348,8 @@ def _whole_stack(
     spacing = np.array([volume.spacing_mm[0], stage.field_mm[0] / pixels, stage.field_mm[1] / pixels])
     roi = roi_at(volume.centre_mm, volume.axes, spacing, (volume.voxels.shape[0], pixels, pixels))
     known = [points[name].mm[0] for name in stage.midline if name in points]
-    return Pass(landmarks, volume, roi, float(np.mean(known)) if known else float(volume.centre_mm[0]))
+    near = {landmark.name: points[landmark.near].mm for landmark in landmarks if landmark.near in points}
+    return Pass(landmarks, volume, roi, float(np.mean(known)) if known else float(volume.centre_mm[0]), near)
 
 
 def _around(stage: Locate, stacks: Sequence[Volume], point_mm: np.ndarray, pixels: int) -> tuple[Volume, Roi] | None:
@@ -3679,13 +3701,15 @@ class Landmark:
     """What a locator finds. Several landmarks may share a channel: the same structure on the right and on the left.
 
     ``side`` ("right", "left" or "") keeps the landmark to that side of the patient's midline in the locator's
-    view; ``prompt`` names the landmark of an earlier locator around which this one is looked for.
+    view; ``prompt`` names the landmark of an earlier locator around which this one is looked for; ``near`` one that it
+    lies beside (``Locate.near_mm``), so that levels told apart once are not told apart again.
     """
 
     name: str
     channel: str
     side: str = ""
     prompt: str = ""
+    near: str = ""
 
 
 @dataclass(frozen=True)
@@ -3696,6 +3720,7 @@ class Locate:
     field_mm: (H, W) of the image the net sees, centred on the stack or on the prompt. midline: landmarks of earlier
     locators whose mean x divides right from left; without them the stack's centre does (a prompt is its own midline).
     apart_mm: where given, the landmarks of a side follow each other down the image at such distances (levels).
+    near_mm: how far in-plane a landmark may lie from the one it is ``near``, where that was found.
     sigma_mm: spread of the heatmap target in-plane. far_mm: a prompt further than this from every slice finds nothing.
     """
 
@@ -3708,6 +3733,7 @@ class Locate:
     far_mm: float = 10.0
     sigma_mm: float = 4.0
     apart_mm: tuple[float, float] | None = None
+    near_mm: float = 20.0
 
     @property
     def channels(self) -> tuple[str, ...]:
@@ -3805,7 +3831,7 @@ class Task:
     def _check_locate(self, stage: Locate, found: set[str], views: set[str]) -> None:
         if stage.view not in views:
             raise ValueError(f"{self.name}: locator {stage.name!r} reads {stage.view!r}; views are {sorted(views)}")
-        needed = (set(stage.prompts) - {""}) | set(stage.midline)
+        needed = {*stage.prompts, *stage.midline, *(landmark.near for landmark in stage.landmarks)} - {""}
         if unknown := needed - found:
             raise ValueError(
                 f"{self.name}: locator {stage.name!r} is prompted by {sorted(unknown)}, "
@@ -3993,7 +4019,12 @@ def _locators() -> tuple[Locate, ...]:
     canal = tuple(Landmark(name, channel=name) for name in (landmark("canal", level) for level in LEVELS))
     sided = [(level, side) for side in SIDES for level in LEVELS]
     foramina = tuple(
-        Landmark(landmark("foramen", level, side), channel=landmark("foramen", level), side=side)
+        Landmark(
+            landmark("foramen", level, side),
+            channel=landmark("foramen", level),
+            side=side,
+            near=landmark("canal", level),
+        )
         for level, side in sided
     )
     recesses = tuple(

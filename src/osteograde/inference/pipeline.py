@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from osteograde.imaging.geometry import apply
+from osteograde.imaging.geometry import apply, to_index
 from osteograde.inference.reading import Loaded
 from osteograde.inference.views import SIGN, TEST_VIEWS, Pass, pass_images, passes, site_boxes, site_crops, turned
 from osteograde.models.locator import probabilities
@@ -86,12 +86,32 @@ def _find(stage: Locate, looks: Sequence[Pass], nets: Nets) -> tuple[np.ndarray,
         folds.append(probabilities(logits.float(), stack, channel, side, lateral))
     slice_mm = torch.tensor([look.roi.spacing_mm[0] for look in looks], device=nets.device)
     found, pixel_mm = torch.stack(folds).mean(0), stage.field_mm[1] / nets.pixels
+    found = _beside(found, looks, stage, stride, pixel_mm)
     peaks = stack_peaks(found, stack)
     if stage.apart_mm is not None:  # a chain of levels: the likeliest places that are in order
         several, scores = candidates(found, stack)
         peaks = in_order(several, scores, stage.chains, map_pixel_mm=stride * pixel_mm, spacing_mm=stage.apart_mm)
     index, confidence = refined(found, stack, peaks, stride=stride, pixel_mm=pixel_mm, slice_mm=slice_mm)
     return index.cpu().numpy().astype(float), confidence.cpu().numpy().astype(float)
+
+
+def _beside(found: torch.Tensor, looks: Sequence[Pass], stage: Locate, stride: int, pixel_mm: float) -> torch.Tensor:
+    """Probabilities (N, L, h, w) of landmarks that lie beside a known one, kept to its surroundings in-plane."""
+    if not any(look.near_mm for look in looks):
+        return found
+    found, start = found.clone(), 0
+    rows, columns = ((torch.arange(n, device=found.device) + 0.5) * stride - 0.5 for n in found.shape[-2:])
+    for look in looks:
+        part = slice(start, start + look.roi.shape[0])
+        start = part.stop
+        for i, landmark in enumerate(look.landmarks):
+            if landmark.name not in look.near_mm:
+                continue
+            _, row, column = to_index(look.roi, look.near_mm[landmark.name]).tolist()
+            away = (rows[:, None] - row) ** 2 + (columns[None] - column) ** 2 > (stage.near_mm / pixel_mm) ** 2
+            kept = found[part, i].masked_fill(away, 0.0)
+            found[part, i] = kept / kept.sum().clamp_min(1e-12)
+    return found
 
 
 def locate_all(

@@ -5,8 +5,8 @@ Shapes: D slices, H W pixels, V views, S sites.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ class Pass:
     volume: Volume
     roi: Roi  # (D, H, W), on the volume's own slices
     midline_mm: float  # patient x that divides right from left
+    near_mm: Mapping[str, np.ndarray] = field(default_factory=dict)  # landmark -> the point (mm) it lies beside
 
 
 def passes(stage: Locate, volumes: Volumes, points: Points, pixels: int) -> list[Pass]:
@@ -53,7 +54,8 @@ def _whole_stack(
     spacing = np.array([volume.spacing_mm[0], stage.field_mm[0] / pixels, stage.field_mm[1] / pixels])
     roi = roi_at(volume.centre_mm, volume.axes, spacing, (volume.voxels.shape[0], pixels, pixels))
     known = [points[name].mm[0] for name in stage.midline if name in points]
-    return Pass(landmarks, volume, roi, float(np.mean(known)) if known else float(volume.centre_mm[0]))
+    near = {landmark.name: points[landmark.near].mm for landmark in landmarks if landmark.near in points}
+    return Pass(landmarks, volume, roi, float(np.mean(known)) if known else float(volume.centre_mm[0]), near)
 
 
 def _around(stage: Locate, stacks: Sequence[Volume], point_mm: np.ndarray, pixels: int) -> tuple[Volume, Roi] | None:

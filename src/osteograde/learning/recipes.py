@@ -45,7 +45,7 @@ def lumbar_mr_small() -> Recipe:
     )  # fmt: skip
     judge = Fit(
         net={"kind": "grader", "backbone": "mobilenetv4_conv_small_050", "stages": 4, "views": 1, "dropout": 0.1},
-        pixels=64, epochs=12, batch=6, lr=2e-3, ema=0.98,
+        pixels=64, epochs=16, batch=6, lr=2e-3, ema=0.98,
     )  # fmt: skip
     recipe = _lumbar(task, "lumbar-mr-small", look, judge, test_views=1)
     recess = replace(recipe.locate["recess"], pixels=96, batch=12, epochs=8)  # five passes a study, 1 mm pixels

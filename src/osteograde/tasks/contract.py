@@ -75,13 +75,15 @@ class Landmark:
     """What a locator finds. Several landmarks may share a channel: the same structure on the right and on the left.
 
     ``side`` ("right", "left" or "") keeps the landmark to that side of the patient's midline in the locator's
-    view; ``prompt`` names the landmark of an earlier locator around which this one is looked for.
+    view; ``prompt`` names the landmark of an earlier locator around which this one is looked for; ``near`` one that it
+    lies beside (``Locate.near_mm``), so that levels told apart once are not told apart again.
     """
 
     name: str
     channel: str
     side: str = ""
     prompt: str = ""
+    near: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ class Locate:
     field_mm: (H, W) of the image the net sees, centred on the stack or on the prompt. midline: landmarks of earlier
     locators whose mean x divides right from left; without them the stack's centre does (a prompt is its own midline).
     apart_mm: where given, the landmarks of a side follow each other down the image at such distances (levels).
+    near_mm: how far in-plane a landmark may lie from the one it is ``near``, where that was found.
     sigma_mm: spread of the heatmap target in-plane. far_mm: a prompt further than this from every slice finds nothing.
     """
 
@@ -104,6 +107,7 @@ class Locate:
     far_mm: float = 10.0
     sigma_mm: float = 4.0
     apart_mm: tuple[float, float] | None = None
+    near_mm: float = 20.0
 
     @property
     def channels(self) -> tuple[str, ...]:
@@ -201,7 +205,7 @@ class Task:
     def _check_locate(self, stage: Locate, found: set[str], views: set[str]) -> None:
         if stage.view not in views:
             raise ValueError(f"{self.name}: locator {stage.name!r} reads {stage.view!r}; views are {sorted(views)}")
-        needed = (set(stage.prompts) - {""}) | set(stage.midline)
+        needed = {*stage.prompts, *stage.midline, *(landmark.near for landmark in stage.landmarks)} - {""}
         if unknown := needed - found:
             raise ValueError(
                 f"{self.name}: locator {stage.name!r} is prompted by {sorted(unknown)}, "

@@ -52,7 +52,12 @@ def _locators() -> tuple[Locate, ...]:
     canal = tuple(Landmark(name, channel=name) for name in (landmark("canal", level) for level in LEVELS))
     sided = [(level, side) for side in SIDES for level in LEVELS]
     foramina = tuple(
-        Landmark(landmark("foramen", level, side), channel=landmark("foramen", level), side=side)
+        Landmark(
+            landmark("foramen", level, side),
+            channel=landmark("foramen", level),
+            side=side,
+            near=landmark("canal", level),
+        )
         for level, side in sided
     )
     recesses = tuple(
