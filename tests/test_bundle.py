@@ -1,6 +1,7 @@
 """Weights: hashes first, strict loading, and a sentence for everything that does not fit."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,14 @@ TASK = TASKS["lumbar-mr"]
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(scope="module")
+def original(tmp_path_factory) -> Path:
+    return random_bundle(tmp_path_factory.mktemp("weights"), folds=2, test_views=2)
+
+
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return random_bundle(tmp_path, folds=2, test_views=2)
+def folder(original, tmp_path) -> Path:
+    return Path(shutil.copytree(original, tmp_path / "weights"))
 
 
 def edit(folder: Path, **changes) -> None:

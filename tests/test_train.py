@@ -83,6 +83,7 @@ def check_tables(out: Path, data: Path) -> None:
     assert all(np.isfinite(float(row["true_x_mm"])) for row in points if row["true_x_mm"])
 
 
+@pytest.mark.slow
 def test_folds_that_the_recipe_does_not_have_are_refused(data, tmp_path):
     with pytest.raises(ValueError, match="has folds 0 to 1"):
         run(data, tmp_path, only=(5,))
