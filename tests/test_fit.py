@@ -114,3 +114,8 @@ def test_the_schedule_rises_then_falls_to_one_percent():
 def test_an_unknown_optimiser_is_named(tmp_path):
     with pytest.raises(ValueError, match="known: "):
         run(tmp_path, replace(PLAN, optimiser="sgdd"))
+
+
+def test_early_stopping_without_anything_to_judge_by_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="needs held-out data"):
+        run(tmp_path, replace(PLAN, patience=2), held=False)

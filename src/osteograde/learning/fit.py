@@ -68,6 +68,8 @@ def train(
     log: Callable[[str], None],
 ) -> nn.Module:
     """Train one net; return its averaged weights in evaluation mode. Raises Diverged on a non-finite loss."""
+    if plan.patience and held_out is None:
+        raise ValueError(f"{where.stage}: patience {plan.patience} needs held-out data to judge by; set patience to 0")
     torch.manual_seed(int(where.rng().integers(2**62)))
     net = on_device(build_net(), where.device)
     average = copy.deepcopy(net).requires_grad_(False)
