@@ -66,7 +66,7 @@ def inference_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=Path("submission.csv"), metavar="submission.csv")
     _device(parser)
     parser.add_argument("--limit", type=_count, default=0, metavar="N", help="only the first N studies; 0: all")
-    parser.add_argument("--workers", type=_count, default=0, metavar="N", help="decoding processes; 0: one per core")
+    parser.add_argument("--workers", type=_count, default=0, metavar="N", help="threads that decode; 0: one per core")
     parser.add_argument("--time-budget", type=_hours, metavar="HOURS", help="drop extras before this is exceeded")
     parser.add_argument(
         "--max-unread", type=_count, default=0, metavar="N", help="exit 1 if more studies than this fall to the prior"
