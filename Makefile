@@ -10,11 +10,11 @@ SEED := 20261121
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . && touch $@
 
 test: .venv/ready
-	$(PY) -m pytest
+	$(PY) -m pytest -n auto --dist loadfile
 
 check: .venv/ready
 	$(PY) -m ruff check && $(PY) -m ruff format --check && $(PY) -m mypy
-	$(PY) -m pytest -m "not slow"
+	$(PY) -m pytest -n auto --dist loadfile -m "not slow"
 
 demo: .venv/ready
 	rm -rf demo && $(PY) -m osteograde phantom $(TASK) --out demo/data --studies 0 --test 8 --seed $(SEED)
