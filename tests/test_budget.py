@@ -51,13 +51,25 @@ def test_a_whole_run_ends_in_time_whatever_the_studies_cost():
         budget = Budget(200, views=4, folds=5, clock=clock)
         remaining, done = 400, 0
         while remaining:
-            effort = budget.effort(remaining)
-            if effort is None or (done and not budget.fits(8, effort)):
+            effort, size = budget.effort(remaining), min(budget.chunk(8), remaining)
+            if effort is None or not budget.fits(size, effort):
                 break
-            spent(budget, clock, 8, effort, read=cost / 10, locate=cost / 10, grade=cost / 10)
-            remaining, done = remaining - 8, done + 8
-        assert clock.now <= 200 or done == 8  # the first chunk cannot be foreseen
+            spent(budget, clock, size, effort, read=cost / 10, locate=cost / 10, grade=cost / 10)
+            remaining, done = remaining - size, done + size
+        assert clock.now <= 200
         assert done == 400 or cost > 0.1
+        assert done > 10
+
+
+def test_the_first_study_is_taken_alone_when_there_is_a_deadline():
+    clock = Clock()
+    budget = Budget(100, views=1, folds=1, clock=clock)
+    assert budget.chunk(8) == 1
+    spent(budget, clock, 1, Effort(1, 1), read=0.1, locate=0.1, grade=0.1)
+    assert budget.chunk(8) == 8
+    spent(budget, clock, 8, Effort(1, 1), read=3, locate=3, grade=3)
+    assert budget.chunk(8) == 1
+    assert Budget(None, views=1, folds=1, clock=clock).chunk(8) == 8
 
 
 def test_the_cost_model_is_read_plus_folds_times_locate_plus_views_times_grade():

@@ -1498,6 +1498,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+SHARE = 0.1  # of the time left that one chunk may take, by its least cost
 RESERVE = 0.1  # share of the budget kept for what cannot be foreseen
 
 
@@ -1555,6 +1556,13 @@ class Budget:
         choices = [Effort(views, self.folds) for views in range(self.views, 0, -1)]
         choices += [Effort(1, folds) for folds in range(self.folds - 1, 0, -1)]
         return next((choice for choice in choices if self.cost(choice) * remaining <= left), choices[-1])
+
+    def chunk(self, most: int) -> int:
+        """How many studies to take at once: one until a cost is known, and never a large share of what is left."""
+        if self.seconds is None:
+            return most
+        least = self.cost(Effort(1, 1))
+        return 1 if least == 0 else int(min(max(SHARE * self.left() / least, 1), most))
 
     def fits(self, studies: int, effort: Effort) -> bool:
         """Whether a chunk is expected to end in time."""
@@ -2047,22 +2055,25 @@ def run(
 ) -> Iterator[list[Result]]:
     """Chunk by chunk: the next chunk is read in a pool of threads while the nets work on this one."""
     threads = workers or min(8, os.cpu_count() or 1)
-    chunks = [studies[i : i + CHUNK] for i in range(0, len(studies), CHUNK)]
     with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(1) as ahead:
-        waiting: Future[tuple[list[Loaded], float]] | None = None
-        for i, chunk in enumerate(chunks):
-            effort = budget.effort(len(studies) - i * CHUNK)
-            if effort is None or (i and not budget.fits(len(chunk), effort)):
-                tally.faults["deadline"] += len(studies) - i * CHUNK
-                break
-            current = waiting or ahead.submit(_read, chunk, bundle, pool)
+
+        def fetch(start: int) -> tuple[Sequence[Study], Future[tuple[list[Loaded], float]] | None]:
+            chunk = studies[start : start + budget.chunk(CHUNK)]
+            return chunk, ahead.submit(_read, chunk, bundle, pool) if chunk else None
+
+        done, (chunk, reading) = 0, fetch(0)
+        while reading is not None:
+            effort = budget.effort(len(studies) - done)
+            if effort is None or not budget.fits(len(chunk), effort):
+                tally.faults["deadline"] += len(studies) - done
+                reading.cancel()
+                return
             begun = time.monotonic()
-            loaded, read_s = current.result()
+            loaded, read_s = reading.result()
             tally.seconds["waiting to read"] += time.monotonic() - begun
-            waiting = ahead.submit(_read, chunks[i + 1], bundle, pool) if i + 1 < len(chunks) else None
+            done += len(chunk)
+            chunk, reading = fetch(done)
             yield _grade_chunk(bundle, loaded, read_s, effort, budget, tally)
-        if waiting is not None:
-            waiting.cancel()
 
 
 def _read(chunk: Sequence[Study], bundle: Bundle, pool: ThreadPoolExecutor) -> tuple[list[Loaded], float]:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+SHARE = 0.1  # of the time left that one chunk may take, by its least cost
 RESERVE = 0.1  # share of the budget kept for what cannot be foreseen
 
 
@@ -63,6 +64,13 @@ class Budget:
         choices = [Effort(views, self.folds) for views in range(self.views, 0, -1)]
         choices += [Effort(1, folds) for folds in range(self.folds - 1, 0, -1)]
         return next((choice for choice in choices if self.cost(choice) * remaining <= left), choices[-1])
+
+    def chunk(self, most: int) -> int:
+        """How many studies to take at once: one until a cost is known, and never a large share of what is left."""
+        if self.seconds is None:
+            return most
+        least = self.cost(Effort(1, 1))
+        return 1 if least == 0 else int(min(max(SHARE * self.left() / least, 1), most))
 
     def fits(self, studies: int, effort: Effort) -> bool:
         """Whether a chunk is expected to end in time."""

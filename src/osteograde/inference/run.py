@@ -135,22 +135,25 @@ def run(
 ) -> Iterator[list[Result]]:
     """Chunk by chunk: the next chunk is read in a pool of threads while the nets work on this one."""
     threads = workers or min(8, os.cpu_count() or 1)
-    chunks = [studies[i : i + CHUNK] for i in range(0, len(studies), CHUNK)]
     with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(1) as ahead:
-        waiting: Future[tuple[list[Loaded], float]] | None = None
-        for i, chunk in enumerate(chunks):
-            effort = budget.effort(len(studies) - i * CHUNK)
-            if effort is None or (i and not budget.fits(len(chunk), effort)):
-                tally.faults["deadline"] += len(studies) - i * CHUNK
-                break
-            current = waiting or ahead.submit(_read, chunk, bundle, pool)
+
+        def fetch(start: int) -> tuple[Sequence[Study], Future[tuple[list[Loaded], float]] | None]:
+            chunk = studies[start : start + budget.chunk(CHUNK)]
+            return chunk, ahead.submit(_read, chunk, bundle, pool) if chunk else None
+
+        done, (chunk, reading) = 0, fetch(0)
+        while reading is not None:
+            effort = budget.effort(len(studies) - done)
+            if effort is None or not budget.fits(len(chunk), effort):
+                tally.faults["deadline"] += len(studies) - done
+                reading.cancel()
+                return
             begun = time.monotonic()
-            loaded, read_s = current.result()
+            loaded, read_s = reading.result()
             tally.seconds["waiting to read"] += time.monotonic() - begun
-            waiting = ahead.submit(_read, chunks[i + 1], bundle, pool) if i + 1 < len(chunks) else None
+            done += len(chunk)
+            chunk, reading = fetch(done)
             yield _grade_chunk(bundle, loaded, read_s, effort, budget, tally)
-        if waiting is not None:
-            waiting.cancel()
 
 
 def _read(chunk: Sequence[Study], bundle: Bundle, pool: ThreadPoolExecutor) -> tuple[list[Loaded], float]:
