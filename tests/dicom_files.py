@@ -72,5 +72,5 @@ def write_series(folder: Path, count: int = 6, *, step: Sequence[float] = (4.0, 
     origin = np.array(changes.pop("origin", (-10.0, 20.0, 30.0)), float)
     for k in range(count):
         place = origin + k * np.array(step)
-        write(folder / f"{k + 1}.dcm", dataset(pattern(k), position=place, instance=k + 1, **changes))  # type: ignore
+        write(folder / f"{k + 1}.dcm", dataset(pattern(k), position=place, instance=k + 1, **changes))  # type: ignore[arg-type]
     return folder
