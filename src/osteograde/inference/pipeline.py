@@ -5,8 +5,9 @@ Shapes: N slices, B passes, L landmarks, S sites, K classes. Folds are averaged 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from osteograde.models.locator import probabilities
 from osteograde.models.peaks import candidates, in_order, refined, stack_peaks
 from osteograde.tasks.contract import Grade, Locate, Point, Points, Task
 
+T = TypeVar("T")
 ABSENT_BELOW = 0.05  # a landmark with less of the heatmap's mass near its peak was not found
 SLICES_PER_BATCH = 96
 CROPS_PER_BATCH = 256
@@ -44,7 +46,7 @@ def locate(stage: Locate, studies: Sequence[Loaded], points: Sequence[Points], n
         (i, look) for i, loaded in enumerate(studies) for look in passes(stage, loaded.volumes, points[i], nets.pixels)
     ]
     found: list[dict[str, Point]] = [{} for _ in studies]
-    for batch in _by_slices(looks):
+    for batch in _batched(looks, lambda look: look.roi.shape[0], SLICES_PER_BATCH, nets.device):
         for (i, look), indices, confidences in zip(batch, *_find(stage, [p for _, p in batch], nets), strict=True):
             for landmark, index, confidence in zip(look.landmarks, indices, confidences, strict=True):
                 if confidence >= ABSENT_BELOW:
@@ -52,17 +54,23 @@ def locate(stage: Locate, studies: Sequence[Loaded], points: Sequence[Points], n
     return found
 
 
-def _by_slices(looks: Sequence[tuple[int, Pass]]) -> Iterator[list[tuple[int, Pass]]]:
-    """Passes in groups of at most SLICES_PER_BATCH slices (at least one pass)."""
-    batch: list[tuple[int, Pass]] = []
-    slices = 0
-    for entry in looks:
-        depth = entry[1].roi.shape[0]
-        if batch and slices + depth > SLICES_PER_BATCH:
+def _batched(
+    entries: Sequence[tuple[int, T]], cost: Callable[[T], int], limit: int, device: torch.device
+) -> Iterator[list[tuple[int, T]]]:
+    """(study, thing) entries in groups that cost at most ``limit`` (at least one entry).
+
+    A GPU wants batches across studies. On a CPU they gain nothing, and a batch of one study's own gives it the same
+    bytes whatever is graded beside it.
+    """
+    batch: list[tuple[int, T]] = []
+    total = 0
+    for study, thing in entries:
+        other = batch and device.type == "cpu" and batch[-1][0] != study
+        if batch and (other or total + cost(thing) > limit):
             yield batch
-            batch, slices = [], 0
-        batch.append(entry)
-        slices += depth
+            batch, total = [], 0
+        batch.append((study, thing))
+        total += cost(thing)
     if batch:
         yield batch
 
@@ -143,8 +151,7 @@ def grade(
     graded: list[dict[str, np.ndarray]] = [{} for _ in studies]
     boxes = [site_boxes(group, loaded.volumes, points[i], nets.pixels) for i, loaded in enumerate(studies)]
     seen = [(i, target) for i, found in enumerate(boxes) for target in found]
-    for start in range(0, len(seen), CROPS_PER_BATCH):
-        batch = seen[start : start + CROPS_PER_BATCH]
+    for batch in _batched(seen, lambda _: 1, CROPS_PER_BATCH, nets.device):
         total = np.zeros(0)
         for degrees, scale in TEST_VIEWS[:views]:
             turned_boxes = {
