@@ -26,21 +26,34 @@ class Point:
 
 
 Points = Mapping[str, Point]  # landmark -> Point; absent landmarks are absent, never zero
+Pixels = int | Sequence[int]  # the side of a square crop, or its (H, W)
 Rois = Mapping[str, Mapping[str, tuple[Volume, Roi]]]  # site -> view -> the stack to sample and the box in it
 
 
 @dataclass(frozen=True)
 class Series:
-    """One folder of files of one view; nothing is read until somebody asks."""
+    """Files of one view; nothing is read until somebody asks.
+
+    files: image files or films by name; none = every DICOM file of the folder. spacing_mm: (slice, row, column) of
+    image files whose pixels have no size of their own; None where nobody knows (``View.width_mm``). side: "right" or
+    "left" where the whole image shows that side of the patient only. masks: label images of ``files``, one for one.
+    """
 
     id: str
     view: str
     folder: Path
+    files: tuple[Path, ...] = ()
+    spacing_mm: tuple[float, float, float] | None = None
+    side: str = ""
+    masks: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
 class Mark:
-    """An annotated landmark as the tables give it: pixel (x, y) on one file of one series."""
+    """An annotated landmark as the tables give it: pixel (x, y) on one file of one series.
+
+    x and y are NaN where it is known that the series does not show the landmark.
+    """
 
     landmark: str
     series: str
@@ -51,23 +64,35 @@ class Mark:
 
 @dataclass(frozen=True)
 class Study:
-    """A patient's examination: which series hold which view, and what is known of it (labels, marks)."""
+    """A patient's examination: which series hold which view, and what is known of it (labels, marks).
+
+    targets: the rows asked of this study; none = all of the task's. findings: finding -> target -> yes or no.
+    """
 
     id: str
     patient: str
     series: tuple[Series, ...]
     labels: Mapping[str, int] = field(default_factory=dict)  # target -> class index; unlabelled targets are absent
     marks: tuple[Mark, ...] = ()
+    targets: tuple[str, ...] = ()
+    findings: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class View:
     """A kind of series. ``directions``: unit LPS rows that a stack's (D, H, W) axes are turned to, e.g. sagittal
-    (left, feet, back), so that every net sees every patient the same way up."""
+    (left, feet, back), so that every net sees every patient the same way up.
+
+    window: percentiles of a series' grey values that become black and white. width_mm: what images without a pixel
+    size are taken to be wide; (landscape, portrait or square). film: files are projections, one image each.
+    """
 
     name: str
     description: str  # how the tables call it
     directions: tuple[tuple[float, float, float], ...]
+    window: tuple[float, float] = (0.5, 99.5)
+    width_mm: tuple[float, float] = (280.0, 280.0)
+    film: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,7 +101,8 @@ class Landmark:
 
     ``side`` ("right", "left" or "") keeps the landmark to that side of the patient's midline in the locator's
     view; ``prompt`` names the landmark of an earlier locator around which this one is looked for; ``near`` one that it
-    lies beside (``Locate.near_mm``), so that levels told apart once are not told apart again.
+    lies beside (``Locate.near_mm``), so that levels told apart once are not told apart again. ``view``: where it is
+    looked for if not in the locator's own view: one net may read several views that look alike to it.
     """
 
     name: str
@@ -84,6 +110,7 @@ class Landmark:
     side: str = ""
     prompt: str = ""
     near: str = ""
+    view: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,6 +123,8 @@ class Locate:
     apart_mm: where given, the landmarks of a side follow each other down the image at such distances (levels).
     near_mm: how far in-plane a landmark may lie from the one it is ``near``, where that was found.
     sigma_mm: spread of the heatmap target in-plane. far_mm: a prompt further than this from every slice finds nothing.
+    absent: landmarks may be missing from an image that should show them; the net learns to say so. own_midline: the
+    patient's midline is x = 0 (films), whatever the image's centre is.
     """
 
     name: str
@@ -108,18 +137,25 @@ class Locate:
     sigma_mm: float = 4.0
     apart_mm: tuple[float, float] | None = None
     near_mm: float = 20.0
+    absent: bool = False
+    own_midline: bool = False
 
     @property
     def channels(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(landmark.channel for landmark in self.landmarks))
 
-    @property
-    def chains(self) -> tuple[tuple[int, ...], ...]:
-        """Numbers of the landmarks that follow each other down the image, per side; none unless ``apart_mm``."""
+    def chains(self, landmarks: Sequence[Landmark]) -> tuple[tuple[int, ...], ...]:
+        """Numbers of those of ``landmarks`` that follow each other down the image, per side; none without
+        ``apart_mm``."""
         if self.apart_mm is None:
             return ()
-        sides = dict.fromkeys(landmark.side for landmark in self.landmarks)
-        return tuple(tuple(i for i, mark in enumerate(self.landmarks) if mark.side == side) for side in sides)
+        sides = dict.fromkeys(landmark.side for landmark in landmarks)
+        return tuple(tuple(i for i, mark in enumerate(landmarks) if mark.side == side) for side in sides)
+
+    @property
+    def looks(self) -> tuple[tuple[str, str], ...]:
+        """(view, prompt) of every look the locator takes, in order; prompt "" for whole stacks."""
+        return tuple(dict.fromkeys((landmark.view or self.view, landmark.prompt) for landmark in self.landmarks))
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -151,15 +187,17 @@ class CropSpec:
 class Grade:
     """One grader: the sites of one condition group, the crops it reads, and where they lie.
 
-    rois(volumes, points) -> {site target: {view: (volume, roi)}} is pure; views that cannot be seen are left out. The
-    in-plane size of each roi is its spec's field; ``pixels`` arrives as the last argument.
+    rois(volumes, points, pixels) -> {site target: {view: (volume, roi)}} is pure; views that cannot be seen are left
+    out. ``pixels``: a side, or (H, W); the field of a spec spans the longer one (``sides``). findings: further yes/no
+    questions that the same net answers about every site; they help it learn and are written beside the submission.
     """
 
     name: str
     sites: tuple[Site, ...]
     crops: tuple[CropSpec, ...]
-    rois: Callable[[Volumes, Points, int], Rois]
+    rois: Callable[[Volumes, Points, Pixels], Rois]
     any_severe: bool = False  # adds the any-severe term over the sites of a study to the loss
+    findings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -183,6 +221,8 @@ class Task:
     counted: Callable[[Mapping[str, Mapping[str, int]], Mapping[str, np.ndarray]], Callable[[np.ndarray], np.ndarray]]
     complete: Callable[[Points], Points]  # fills what can be told by geometry from what was found
     score_groups: tuple[str, ...] = ()
+    higher_is_better: frozenset[str] = frozenset()  # parts of the score, "score" among them; of all others lower is
+    confusion: Callable[[Mapping[str, Mapping[str, int]], Mapping[str, np.ndarray]], np.ndarray] | None = None
 
     def __post_init__(self) -> None:
         found: set[str] = set()
@@ -203,8 +243,8 @@ class Task:
             raise ValueError(f"{self.name}: the prior must name every target once")
 
     def _check_locate(self, stage: Locate, found: set[str], views: set[str]) -> None:
-        if stage.view not in views:
-            raise ValueError(f"{self.name}: locator {stage.name!r} reads {stage.view!r}; views are {sorted(views)}")
+        if lost := {view for view, _ in stage.looks} - views:
+            raise ValueError(f"{self.name}: locator {stage.name!r} reads {min(lost)!r}; views are {sorted(views)}")
         needed = {*stage.prompts, *stage.midline, *(landmark.near for landmark in stage.landmarks)} - {""}
         if unknown := needed - found:
             raise ValueError(
@@ -228,6 +268,27 @@ class Task:
         best = max(along, key=lambda name: along[name])  # the first of equals
         return best if along[best] > np.cos(np.pi / 4) else ""
 
-    def rows(self, study: str) -> list[str]:
-        """The submitted row ids of a study, in the template's order."""
-        return [f"{study}_{target}" for target in self.targets]
+    def rows(self, study: str, targets: Sequence[str] = ()) -> list[str]:
+        """The submitted row ids of a study, in the template's order; ``targets``: those asked, if not all."""
+        return [f"{study}_{target}" for target in self.asked(targets)]
+
+    def asked(self, targets: Sequence[str] = ()) -> tuple[str, ...]:
+        """The targets of a study in the template's order; none named = all."""
+        return tuple(target for target in self.targets if target in targets) if targets else self.targets
+
+
+def sides(pixels: Pixels) -> tuple[int, int]:
+    """(H, W) of a crop.
+
+    >>> sides(24), sides([16, 24])
+    ((24, 24), (16, 24))
+    """
+    if isinstance(pixels, int):
+        return pixels, pixels
+    height, width = pixels
+    return int(height), int(width)
+
+
+def spacing_mm(field_mm: float, pixels: Pixels) -> tuple[float, float]:
+    """(row, column) spacing of a crop whose longer side spans ``field_mm``."""
+    return (field_mm / max(sides(pixels)),) * 2  # type: ignore[return-value]
