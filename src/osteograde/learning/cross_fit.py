@@ -187,16 +187,20 @@ def save_points(run: Run, found: Mapping[str, Points], path: Path) -> None:
 
 
 def save_graded(run: Run, graded: Mapping[str, Mapping[str, np.ndarray]], priors: Mapping, path: Path) -> None:
-    """oof.csv: row_id, class probabilities, fold; targets that could not be seen hold the prior of their fold."""
+    """oof.csv: row_id, class probabilities, fold, label (a class index; empty where there is none).
+
+    Targets that could not be seen hold the prior of their fold.
+    """
     task = run.recipe.task
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["row_id", *task.classes, "fold"])
+        writer.writerow(["row_id", *task.classes, "fold", "label"])
         for study in run.studies:
             if study.id in graded:
                 table = pipeline.rows(task, graded[study.id], priors[run.split.fold[study.id]])
-                for row, values in zip(task.rows(study.id), table, strict=True):
-                    writer.writerow([row, *(f"{v:.6f}" for v in values), run.split.fold[study.id]])
+                for row, target, values in zip(task.rows(study.id), task.targets, table, strict=True):
+                    known = (run.split.fold[study.id], study.labels.get(target, ""))
+                    writer.writerow([row, *(f"{v:.6f}" for v in values), *known])
 
 
 def _chunks(studies: Sequence[Study], size: int = 8) -> list[Sequence[Study]]:

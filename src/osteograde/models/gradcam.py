@@ -1,0 +1,106 @@
+"""Where in its crops a grader found the evidence for a class: Grad-CAM for nets with several views of several slices.
+
+Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization", ICCV 2017,
+equations 1 and 2: the last maps of the encoder, each weighted by the mean gradient of the class logit over its pixels,
+summed, and cut off below zero. All slices of all views pass through one encoder, and the gradient passes back through
+the pooling over them: maps of slices and views that count for little are small, and may be compared.
+
+Shape legend: B sites, V views, D slices of one view, H W pixels, M encoded slices of one view, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from osteograde.models.grader import Grader
+
+
+def grad_cam(
+    net: Grader, crops: Sequence[torch.Tensor], present: torch.Tensor, target: torch.Tensor
+) -> list[torch.Tensor]:
+    """Per view a map (B, D, H, W) in 0..1 of the evidence for class ``target`` (B,); arguments otherwise as the net's.
+
+    The largest value over all views and slices of a site is 1, or all are 0. Absent views are 0. ValueError for a net
+    in training mode, and for one whose encoder makes no maps (transformers).
+    """
+    return fold_cam([net], crops, present, target)
+
+
+def fold_cam(
+    nets: Sequence[Grader], crops: Sequence[torch.Tensor], present: torch.Tensor, target: torch.Tensor
+) -> list[torch.Tensor]:
+    """``grad_cam`` of several folds: their maps are averaged first and scaled to 0..1 together after."""
+    folds = [raw_cam(net, crops, present, target) for net in nets]
+    return scaled([torch.stack(views).mean(0) for views in zip(*folds, strict=True)])
+
+
+def scaled(maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Maps (B, D, H, W) >= 0 of all views, divided by the largest value of each site; sites without one stay 0."""
+    top = torch.stack([view.flatten(1).amax(1) for view in maps]).amax(0)
+    top = torch.where(top > 0, top, torch.ones_like(top))
+    return [view / top[:, None, None, None] for view in maps]
+
+
+def raw_cam(
+    net: Grader, crops: Sequence[torch.Tensor], present: torch.Tensor, target: torch.Tensor
+) -> list[torch.Tensor]:
+    """Per view the map (B, D, H, W) >= 0 in units of the logit, brought to the crop's size bilinearly.
+
+    The net, its gradients and the caller's gradient mode are left as they were; it may be called in inference mode.
+    """
+    if net.training:
+        raise ValueError("Grad-CAM of a net in training mode: its batch would mix the sites; call net.eval() first")
+    with torch.inference_mode(False), torch.enable_grad():
+        # Copies: what was made in inference mode cannot be part of a graph. That they ask for a gradient makes a graph
+        # even where every weight is frozen.
+        views = [crop.detach().clone().requires_grad_() for crop in crops]
+        shown = present.detach().clone()
+        with _last_maps(net.encoder) as found:
+            logits = net(views, shown)
+        chosen = logits.gather(1, target.detach().clone().to(logits.device)[:, None]).sum()
+        gradients = torch.autograd.grad(chosen, found) if found else ()
+    maps = [torch.zeros(crop.shape, dtype=torch.float32, device=crop.device) for crop in crops]
+    encoded = [v for v in range(len(maps)) if bool(shown[:, v].any())]  # the encoder ran once for each of these
+    for v, values, gradient in zip(encoded, found, gradients, strict=True):
+        weight = gradient.mean((-2, -1), keepdim=True)
+        cam = (weight * values.detach()).sum(1, keepdim=True).clamp_min(0).float()
+        cam = functional.interpolate(cam, size=maps[v].shape[-2:], mode="bilinear", align_corners=False)
+        maps[v][shown[:, v]] = cam[:, 0].unflatten(0, (-1, maps[v].shape[1]))
+    return maps
+
+
+@contextmanager
+def _last_maps(encoder: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """Within: every call of ``encoder`` adds its last map (M, F, h, w) with h, w > 1 to the list. The hooks end with
+    the block, however it ends."""
+    if getattr(encoder, "output_fmt", "NCHW") != "NCHW":
+        raise ValueError(f"Grad-CAM of {type(encoder).__name__}: its maps are not (M, F, h, w); use a CNN")
+    found: list[torch.Tensor] = []
+    last: list[torch.Tensor] = []  # of the call that is running: at most one
+
+    def begin(module: nn.Module, inputs: Any) -> None:
+        last.clear()
+
+    def seen(module: nn.Module, inputs: Any, output: Any) -> None:
+        values = output[-1] if isinstance(output, (list, tuple)) and output else output  # pyramids: the coarsest
+        if isinstance(values, torch.Tensor) and values.ndim > 2 and min(values.shape[-2:]) > 1:
+            last[:] = [values]
+
+    def end(module: nn.Module, inputs: Any, output: Any) -> None:
+        if not last or last[0].ndim != 4:  # three axes: tokens
+            raise ValueError(f"Grad-CAM of {type(encoder).__name__}: it ends in no map larger than one pixel")
+        found.append(last[0])
+
+    hooks = [module.register_forward_hook(seen) for module in encoder.modules()]
+    hooks += [encoder.register_forward_pre_hook(begin), encoder.register_forward_hook(end)]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
