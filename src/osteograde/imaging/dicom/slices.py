@@ -25,7 +25,7 @@ from osteograde.imaging.dicom.tags import DAMAGE, Source, UnreadableSlice, numbe
 MAX_FILE_BYTES = 512 << 20
 MAX_INFLATED_BYTES = 1 << 30
 _FREE_INFLATED_BYTES, _MAX_INFLATION = 64 << 20, 200
-_DEFLATED = b"1.2.840.10008.1.2.1.99"
+DEFLATED = b"1.2.840.10008.1.2.1.99"
 _SPACING_MM = (0.01, 20.0)  # a pixel spacing beyond these is a typing error
 
 
@@ -61,14 +61,14 @@ def read_slice(path: Path) -> Slice:
 
 def read_slices(path: Path) -> tuple[Slice, ...]:
     """All slices of one DICOM file, which is opened once; raises UnreadableSlice."""
-    data, name = _contents(path), _stem(Path(path))
+    data, name = contents(path), _stem(Path(path))
     quick = quick_read(data)
     if quick is not None:
         header, pixels = quick
         stored = header["BitsStored"]
         pixels = grey_values(pixels, header["PhotometricInterpretation"], stored, header.get("HighBit", stored - 1))
         return (_slice(header, pixels, 0, 1, name, ()),)
-    dataset = _parsed(data)
+    dataset = parsed(data)
     try:
         return _slices(dataset, name)
     except UnreadableSlice:
@@ -89,7 +89,7 @@ def _slices(dataset: Dataset, name: str) -> tuple[Slice, ...]:
     return tuple(_slice(dataset, pixels[k], k, frames, name, notes) for k in range(frames))
 
 
-def _contents(path: Path) -> bytes:
+def contents(path: Path) -> bytes:
     try:
         with Path(path).open("rb") as file:
             if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
@@ -102,10 +102,10 @@ def _contents(path: Path) -> bytes:
     return data
 
 
-def _parsed(data: bytes) -> Dataset:
+def parsed(data: bytes) -> Dataset:
     """The data set with a transfer syntax, also where preamble or file meta are missing."""
     marked = data[128:132] == b"DICM"
-    if _DEFLATED in data[:2048]:
+    if DEFLATED in data[:2048]:
         _check_inflation(data)
     try:
         dataset = pydicom.dcmread(BytesIO(data), force=True)
@@ -149,7 +149,7 @@ def _slice(dataset: Source, pixels: np.ndarray, k: int, frames: int, name: str, 
     gaps = [number_of(source, "SpacingBetweenSlices") for source in (measures, dataset)]
     thick = [number_of(source, "SliceThickness") for source in (measures, dataset)]
     return Slice(
-        pixels=_rescaled(pixels, number_of(values, "RescaleSlope"), number_of(values, "RescaleIntercept")),
+        pixels=rescaled(pixels, number_of(values, "RescaleSlope"), number_of(values, "RescaleIntercept")),
         name=name if frames == 1 else f"{name}-{k + 1}",
         position_mm=numbers_of(_macro(dataset, k, "PlanePositionSequence"), "ImagePositionPatient", 3),
         orientation=_unit(numbers_of(_macro(dataset, k, "PlaneOrientationSequence"), "ImageOrientationPatient", 6)),
@@ -178,7 +178,7 @@ def _frames_are_placed(dataset: Dataset, frames: int) -> bool:
     return all(group is not dataset and numbers_of(group, "ImagePositionPatient", 3) is not None for group in groups)
 
 
-def _rescaled(pixels: np.ndarray, slope: float | None, intercept: float | None) -> np.ndarray:
+def rescaled(pixels: np.ndarray, slope: float | None, intercept: float | None) -> np.ndarray:
     slope, intercept = slope or 1.0, intercept or 0.0
     if (slope, intercept) == (1.0, 0.0):
         return pixels
