@@ -103,19 +103,35 @@ def test_the_prior_is_a_distribution_for_every_target(task):
 
 @EACH
 def test_the_score_prefers_the_truth(task):
-    rng = np.random.default_rng(0)
-    truth = rng.integers(len(task.classes), size=(12, len(task.targets)))
-    labels = {f"s{i}": dict(zip(task.targets, map(int, row), strict=True)) for i, row in enumerate(truth)}
-    sure = {
-        study: 0.1 / len(task.classes) + 0.9 * np.eye(len(task.classes))[row]
-        for study, row in zip(labels, truth, strict=True)
-    }
-    flat = dict.fromkeys(labels, np.full((len(task.targets), len(task.classes)), 1 / len(task.classes)))
-    good, poor = task.score(labels, sure), task.score(labels, flat)
+    """In the direction that the task names, part by part; what a flat answer leaves undefined is not compared."""
+    rng, k = np.random.default_rng(0), len(task.classes)
+    classes = rng.integers(k, size=(40, len(task.targets)))
+    labels = {f"s{i}": dict(zip(task.targets, map(int, row), strict=True)) for i, row in enumerate(classes)}
+    truth, wrong = (
+        {study: np.eye(k)[row] for study, row in zip(labels, said, strict=True)}
+        for said in (classes, (classes + 1) % k)
+    )
+    flat = dict.fromkeys(labels, np.full((len(task.targets), k), 1 / k))
+    good, bad, poor = (task.score(labels, probs) for probs in (truth, wrong, flat))
     assert list(good) == [*task.score_groups, "score"]
-    assert all(good[part] < poor[part] for part in good)
-    counted = task.counted(labels, sure)(np.ones((2, len(labels))))
-    np.testing.assert_allclose(counted, [list(good.values())] * 2)
+    assert task.higher_is_better <= set(good)
+    gain = {part: np.array([good[part] - bad[part], good[part] - poor[part]]) for part in good}
+    gain = {part: values if part in task.higher_is_better else -values for part, values in gain.items()}
+    assert {part for part in good if not gain[part][0] > 0} == set()
+    assert {part for part in good if gain[part][1] < 0} == set()
+    assert gain["score"][1] > 0
+    counted = task.counted(labels, wrong)(np.ones((2, len(labels))))
+    np.testing.assert_allclose(counted, [list(bad.values())] * 2)
+
+
+@pytest.mark.parametrize("task", [task for task in TASKS.values() if task.confusion], ids=lambda task: task.name)
+def test_confusions_have_the_truth_in_rows(task):
+    k = len(task.classes)
+    labels = {"a": dict.fromkeys(task.targets, 0), "b": {task.targets[0]: k - 1}}
+    said = dict.fromkeys(labels, np.tile(np.eye(k)[k - 1], (len(task.targets), 1)))
+    expected = np.zeros((k, k), int)
+    expected[0, k - 1], expected[k - 1, k - 1] = len(task.targets), 1
+    np.testing.assert_array_equal(task.confusion(labels, said), expected)
 
 
 @EACH
@@ -189,7 +205,11 @@ def test_completion_keeps_what_was_found(task):
 # A task that does not hang together is refused with what is known
 
 
-PROMPTED = [task for task in TASKS.values() if any(set(stage.prompts) - {""} or stage.midline for stage in task.locate)]
+PROMPTED = [
+    task
+    for task in TASKS.values()
+    if any(stage.midline or any(prompt for _, prompt in stage.looks) for stage in task.locate)
+]
 
 
 @pytest.mark.parametrize("task", PROMPTED, ids=lambda task: task.name)
@@ -223,7 +243,9 @@ def test_unknown_views_landmarks_and_priors_are_refused(task):
         replace(task, grade=(replace(group, sites=sites), *task.grade[1:]))
 
 
-@pytest.mark.parametrize("module", ["lumbar_names", "lumbar_tables", "lumbar_rois", "tables", "score_table"])
+@pytest.mark.parametrize(
+    "module", ["lumbar_names", "lumbar_tables", "lumbar_rois", "tables", "score_table", "ordinal_metric"]
+)
 def test_examples_in_docstrings_are_true(module):
     outcome = doctest.testmod(import_module(f"osteograde.tasks.{module}"))
     assert outcome.attempted > 0 and outcome.failed == 0

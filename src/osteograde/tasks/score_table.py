@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ def score_submission(
 
     bootstrap: resamples of studies behind the 95 % intervals; 0 = no intervals. Keys: task, truth, studies,
     unlabelled and unsubmitted (counts), score {part: value}, interval {part: [low, high]}, prior and uniform
-    {part: value}. Parts that no label speaks of are None. ValueError where nothing can be compared.
+    {part: value}, better {part: "higher" or "lower"}, classes, and confusion (rows: truth) where the task counts it,
+    else None. Parts that no label speaks of are None. ValueError where nothing can be compared.
     """
     probs = submitted(task, submission)
     truth, labels = _truth(task, data, probs)
@@ -49,6 +50,9 @@ def score_submission(
         "interval": {name: [_finite(a), _finite(b)] for name, (a, b) in zip(names, ends, strict=False)},
         "prior": _plain(task.score(both, dict.fromkeys(both, prior))),
         "uniform": _plain(task.score(both, dict.fromkeys(both, uniform))),
+        "better": {name: "higher" if name in task.higher_is_better else "lower" for name in names},
+        "classes": list(task.classes),
+        "confusion": None if task.confusion is None else task.confusion(both, probs).tolist(),
     }
 
 
@@ -66,27 +70,43 @@ def submitted(task: Task, path: Path) -> dict[str, np.ndarray]:
 
 
 def format_table(result: Mapping[str, Any]) -> str:
-    """The result as lines of text, lower is better.
+    """The result as lines of text; the last column says which way is better.
 
     >>> plain = {"score": 0.5}
     >>> print(format_table({"task": "t", "truth": "train.csv", "studies": 3, "unlabelled": 0, "unsubmitted": 0,
-    ...     "bootstrap": 9, "score": plain, "interval": {"score": [0.4, 0.6]}, "prior": plain, "uniform": plain}))
-    t: 3 studies of train.csv, weighted log loss (lower is better)
-                          score     95 % interval      prior    uniform
-    score                0.5000   0.4000 - 0.6000     0.5000     0.5000
+    ...     "bootstrap": 9, "score": plain, "interval": {"score": [0.4, 0.6]}, "prior": plain, "uniform": plain,
+    ...     "better": {"score": "higher"}, "classes": ["no", "yes"], "confusion": [[1, 0], [1, 1]]}))
+    t: 3 studies of train.csv
+                          score     95 % interval      prior    uniform  better
+    score                0.5000   0.4000 - 0.6000     0.5000     0.5000  higher
+    confusion (rows: truth, columns: most probable class)
+                             no      yes
+    no                        1        0
+    yes                       1        1
     """
-    lines = [f"{result['task']}: {result['studies']} studies of {result['truth']}, weighted log loss (lower is better)"]
+    lines = [f"{result['task']}: {result['studies']} studies of {result['truth']}"]
     for key, what in (("unlabelled", "submitted, but without truth"), ("unsubmitted", "with truth, but not submitted")):
         if result[key]:
             lines.append(f"{result[key]} studies are {what}: left out")
-    lines.append(f"{'':18}{'score':>9}{'95 % interval':>18}{'prior':>11}{'uniform':>11}")
+    lines.append(f"{'':18}{'score':>9}{'95 % interval':>18}{'prior':>11}{'uniform':>11}  better")
     for name in result["score"]:
         low, high = result["interval"].get(name, (None, None))
         between = f"{_text(low)} - {_text(high)}" if result["interval"] else "-"
-        values = (_text(result[key][name]) for key in ("score", "prior", "uniform"))
-        score, prior, uniform = values
-        lines.append(f"{name:18}{score:>9}{between:>18}{prior:>11}{uniform:>11}")
+        score, prior, uniform = (_text(result[key][name]) for key in ("score", "prior", "uniform"))
+        lines.append(f"{name:18}{score:>9}{between:>18}{prior:>11}{uniform:>11}  {result['better'][name]}")
+    if result["confusion"] is not None:
+        lines += _confusion_lines(result["classes"], result["confusion"])
     return "\n".join(lines)
+
+
+def _confusion_lines(classes: Sequence[str], confusion: Sequence[Sequence[int]]) -> list[str]:
+    width = max(9, *(len(name) + 1 for name in classes))
+    head = f"{'':18}" + "".join(f"{name:>{width}}" for name in classes)
+    rows = [
+        f"{name:18}" + "".join(f"{count:>{width}}" for count in row)
+        for name, row in zip(classes, confusion, strict=True)
+    ]
+    return ["confusion (rows: truth, columns: most probable class)", head, *rows]
 
 
 def _truth(task: Task, data: Path, probs: Mapping[str, np.ndarray]) -> tuple[Path, Labels]:
