@@ -360,11 +360,16 @@ def test_the_table_and_its_json_show_directions_and_confusions(tmp_path):
     assert lines[1].split()[-1] == "better"
     ways = {line.split()[0]: line.split()[-1] for line in lines[2 : 2 + len(THREE.parts)]}
     assert ways == {part: "higher" if part in THREE.higher_is_better else "lower" for part in THREE.parts}
-    printed = [line.split() for line in lines[-3:]]
+    printed = [line.split() for line in lines[-8:-5]]
     assert printed == [[name, *map(str, row)] for name, row in zip(TASK.classes, expected, strict=True)]
     for part, value in result["score"].items():
         low, high = result["interval"][part]
         assert low <= value <= high, part
+    low, high = np.moveaxis(result["confusion_interval"], -1, 0)
+    assert (low <= expected).all() and (expected <= high).all()
+    binomial = 2 * 1.96 * np.sqrt(expected * (1 - expected / expected.sum()))  # were the cells independent
+    assert np.median((high - low) / binomial) == pytest.approx(1, rel=0.3)
+    assert lines[-1].split() == ["severe", *(f"{a:.0f}-{b:.0f}" for a, b in zip(low[2], high[2], strict=True))]
 
 
 def test_a_task_without_confusions_prints_none(tmp_path):
@@ -374,7 +379,7 @@ def test_a_task_without_confusions_prints_none(tmp_path):
     (tmp_path / "train.csv").write_text("")
     task = replace(TASK, labels=lambda path: labels)
     result = score_submission(task, tmp_path, tmp_path / "s.csv", 0, np.random.default_rng(0))
-    assert result["confusion"] is None and set(result["better"].values()) == {"lower"}
+    assert result["confusion"] is result["confusion_interval"] is None and set(result["better"].values()) == {"lower"}
     assert "confusion" not in format_table(result) and format_table(result).splitlines()[-1].split()[-1] == "lower"
 
 

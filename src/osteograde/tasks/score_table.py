@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,9 @@ def score_submission(
 
     bootstrap: resamples of studies behind the 95 % intervals; 0 = no intervals. Keys: task, truth, studies,
     unlabelled and unsubmitted (counts), score {part: value}, interval {part: [low, high]}, prior and uniform
-    {part: value}, better {part: "higher" or "lower"}, classes, and confusion (rows: truth) where the task counts it,
-    else None. Parts that no label speaks of are None. ValueError where nothing can be compared.
+    {part: value}, better {part: "higher" or "lower"}, classes, confusion (rows: truth) and confusion_interval
+    (numbers of cells), None where the task counts none. Parts that no label speaks of are None. ValueError where nothing
+    can be compared.
     """
     probs = submitted(task, submission)
     truth, labels = _truth(task, data, probs)
@@ -52,7 +53,7 @@ def score_submission(
         "uniform": _plain(task.score(both, dict.fromkeys(both, uniform))),
         "better": {name: "higher" if name in task.higher_is_better else "lower" for name in names},
         "classes": list(task.classes),
-        "confusion": None if task.confusion is None else task.confusion(both, probs).tolist(),
+        **_confusion(task, both, probs, bootstrap, rng),
     }
 
 
@@ -75,14 +76,19 @@ def format_table(result: Mapping[str, Any]) -> str:
     >>> plain = {"score": 0.5}
     >>> print(format_table({"task": "t", "truth": "train.csv", "studies": 3, "unlabelled": 0, "unsubmitted": 0,
     ...     "bootstrap": 9, "score": plain, "interval": {"score": [0.4, 0.6]}, "prior": plain, "uniform": plain,
-    ...     "better": {"score": "higher"}, "classes": ["no", "yes"], "confusion": [[1, 0], [1, 1]]}))
+    ...     "better": {"score": "higher"}, "classes": ["no", "yes"], "confusion": [[1, 0], [1, 1]],
+    ...     "confusion_interval": [[[0, 2], [0, 0]], [[0, 3], [0, 2.5]]]}))
     t: 3 studies of train.csv
                           score     95 % interval      prior    uniform  better
     score                0.5000   0.4000 - 0.6000     0.5000     0.5000  higher
     confusion (rows: truth, columns: most probable class)
-                             no      yes
-    no                        1        0
-    yes                       1        1
+                         no  yes
+    no                    1    0
+    yes                   1    1
+    95 % interval
+                         no  yes
+    no                  0-2  0-0
+    yes                 0-3  0-2
     """
     lines = [f"{result['task']}: {result['studies']} studies of {result['truth']}"]
     for key, what in (("unlabelled", "submitted, but without truth"), ("unsubmitted", "with truth, but not submitted")):
@@ -95,18 +101,37 @@ def format_table(result: Mapping[str, Any]) -> str:
         score, prior, uniform = (_text(result[key][name]) for key in ("score", "prior", "uniform"))
         lines.append(f"{name:18}{score:>9}{between:>18}{prior:>11}{uniform:>11}  {result['better'][name]}")
     if result["confusion"] is not None:
-        lines += _confusion_lines(result["classes"], result["confusion"])
+        lines += _confusion_lines(result)
     return "\n".join(lines)
 
 
-def _confusion_lines(classes: Sequence[str], confusion: Sequence[Sequence[int]]) -> list[str]:
-    width = max(9, *(len(name) + 1 for name in classes))
-    head = f"{'':18}" + "".join(f"{name:>{width}}" for name in classes)
-    rows = [
-        f"{name:18}" + "".join(f"{count:>{width}}" for count in row)
-        for name, row in zip(classes, confusion, strict=True)
-    ]
-    return ["confusion (rows: truth, columns: most probable class)", head, *rows]
+def _confusion(
+    task: Task, labels: Labels, probs: Mapping[str, np.ndarray], bootstrap: int, rng: np.random.Generator
+) -> dict[str, Any]:
+    if task.confusion is None:
+        return {"confusion": None, "confusion_interval": None}
+    by_study = np.array([task.confusion({study: given}, probs) for study, given in labels.items()])
+    ends = None
+    if bootstrap:
+        low_high = interval(lambda counts: np.tensordot(counts, by_study, 1), len(labels), bootstrap, rng)
+        ends = np.stack(low_high, -1).tolist()
+    return {"confusion": by_study.sum(0).tolist(), "confusion_interval": ends}
+
+
+def _confusion_lines(result: Mapping[str, Any]) -> list[str]:
+    """The matrix, and the intervals of its cells where there are any."""
+    tables = [("confusion (rows: truth, columns: most probable class)", result["confusion"])]
+    if result["confusion_interval"]:
+        ends = [[f"{low:.0f}-{high:.0f}" for low, high in row] for row in result["confusion_interval"]]
+        tables.append(("95 % interval", ends))
+    lines, classes = [], result["classes"]
+    for title, table in tables:
+        cells = [classes, *table]
+        width = 2 + max(len(str(cell)) for row in cells for cell in row)
+        lines.append(title)
+        for name, row in zip(["", *classes], cells, strict=True):
+            lines.append(f"{name:18}" + "".join(f"{cell!s:>{width}}" for cell in row))
+    return lines
 
 
 def _truth(task: Task, data: Path, probs: Mapping[str, np.ndarray]) -> tuple[Path, Labels]:
