@@ -27,8 +27,8 @@ def score_submission(
     bootstrap: resamples of studies behind the 95 % intervals; 0 = no intervals. Keys: task, truth, studies,
     unlabelled and unsubmitted (counts), score {part: value}, interval {part: [low, high]}, prior and uniform
     {part: value}, better {part: "higher" or "lower"}, classes, confusion (rows: truth) and confusion_interval
-    (numbers of cells), None where the task counts none. Parts that no label speaks of are None. ValueError where nothing
-    can be compared.
+    (numbers of cells), None where the task counts none. Parts that no label speaks of are None. ValueError where
+    nothing can be compared.
     """
     probs = submitted(task, submission)
     truth, labels = _truth(task, data, probs)
