@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
 from osteograde import cli
 from osteograde.inference import run
-from osteograde.report import overlays
+from osteograde.report import explain, overlays
 
 SHIPPED = Path(__file__).resolve().parent / "weights"
 PHANTOMS = 3  # studies made on the spot where no data are given
@@ -45,7 +45,9 @@ def main(argv: list[str] | None = None) -> int:
         workers=args.workers,
         time_budget_hours=args.time_budget,
         max_unread=args.max_unread,
-        draw=overlays.drawer(args.overlays) if args.overlays else None,
+        draw=explain.together(
+            [room.drawer(folder) for room, folder in ((overlays, args.overlays), (explain, args.explain)) if folder]
+        ),
         say=print,
     )
     if args.data is not None:

@@ -15,13 +15,14 @@ from osteograde.tasks import TASKS
 FROZEN = {
     "phantom": {"TASK", "--out", "--studies", "--test", "--seed"},
     "score": {"TASK", "--data", "--submission", "--bootstrap"},
+    "report": {"WEIGHTS_DIR", "--data", "--out"},
     "validate": {"--submission", "--template"},
     "doctor": set(),
     "kernel build": {"TASK", "--weights"},
 }
 INFERENCE = {
     "TASK", "--data", "--weights", "--out", "--device", "--limit", "--workers", "--time-budget", "--max-unread",
-    "--overlays",
+    "--overlays", "--explain",
 }  # fmt: skip
 TRAIN = {"TASK", "--data", "--out", "--recipe", "--folds", "--device", "--resume", "--debug"}
 
@@ -54,7 +55,7 @@ def test_inference_needs_no_argument():
     args = cli.inference_parser().parse_args([])
     assert (args.task, args.data, args.weights) == ("lumbar-mr", None, None)
     assert (args.out, args.device, args.limit, args.max_unread) == (Path("submission.csv"), "auto", 0, 0)
-    assert (args.workers, args.time_budget, args.overlays) == (0, None, None)
+    assert (args.workers, args.time_budget, args.overlays, args.explain) == (0, None, None, None)
 
 
 def test_training_reads_fold_numbers():

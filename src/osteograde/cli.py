@@ -72,6 +72,7 @@ def inference_parser() -> argparse.ArgumentParser:
         "--max-unread", type=_count, default=0, metavar="N", help="exit 1 if more studies than this fall to the prior"
     )
     parser.add_argument("--overlays", type=Path, metavar="DIR", help="draw points and crops on slices into DIR")
+    parser.add_argument("--explain", type=Path, metavar="DIR", help="draw a Grad-CAM map of every graded site into DIR")
     return parser
 
 
@@ -106,6 +107,11 @@ def parser() -> argparse.ArgumentParser:
     scored.add_argument("--data", type=Path, required=True, metavar="DIR")
     scored.add_argument("--submission", type=Path, required=True, metavar="FILE")
     scored.add_argument("--bootstrap", type=_count, default=200, metavar="N", help="resamples; 0: no intervals")
+
+    told = _command(commands, "report", report, "one HTML page about a weights folder")
+    told.add_argument("weights", type=Path, metavar="WEIGHTS_DIR")
+    told.add_argument("--data", type=Path, metavar="DIR", help="the labelled studies: shows the worst cases as well")
+    told.add_argument("--out", type=Path, default=Path("report.html"), metavar="report.html")
 
     checked = _command(commands, "validate", validate, "exit 0, or a list of what is wrong with a submission")
     checked.add_argument("--submission", type=Path, required=True, metavar="FILE")
@@ -148,6 +154,17 @@ def score(args: argparse.Namespace) -> int:
     result = score_table.score_submission(TASKS[args.task], args.data, args.submission, args.bootstrap, rng)
     print(score_table.format_table(result))
     print(json.dumps(result, sort_keys=True))
+    return 0
+
+
+def report(args: argparse.Namespace) -> int:
+    from datetime import datetime
+
+    from osteograde.report import page
+    from osteograde.tasks import TASKS
+
+    page.write(args.weights, args.out, TASKS, data=args.data, made=datetime.now())
+    print(args.out)
     return 0
 
 

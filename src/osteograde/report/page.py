@@ -1,0 +1,229 @@
+"""The report of a weights folder: one HTML page that holds everything it shows and asks for nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from html import escape
+from pathlib import Path
+
+import numpy as np
+
+from osteograde.report import cases, charts, measures
+from osteograde.report.charts import number, table
+from osteograde.report.evidence import Evidence, Graded, labels_of, read
+from osteograde.report.style import CSS
+from osteograde.tasks.contract import Study, Task
+
+NO_LABELS = "No labels: oof.csv holds none. Give the labelled studies with --data."
+
+
+def write(folder: Path, out: Path, known: Mapping[str, Task], *, data: Path | None, made: datetime) -> Evidence:
+    """Write the report of weights ``folder`` to ``out``; ``data``: the labelled studies, for labels and worst cases.
+
+    ValueError where the folder or the data are not what they should be; nothing is written then.
+    """
+    evidence = read(folder, known)
+    studies: Sequence[Study] | None = None
+    if data is not None:
+        studies = evidence.task.read(data, "train")
+        evidence = read(folder, known, labels_of(list(studies)))
+        if evidence.fold and not {study.id for study in studies} & set(evidence.fold):
+            raise ValueError(f"{data}: holds none of the studies of {folder / 'folds.csv'}; give what was trained on")
+    text = page(evidence, studies, made)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(out.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(out)
+    return evidence
+
+
+def page(evidence: Evidence, studies: Sequence[Study] | None, made: datetime) -> str:
+    """The whole page. studies: whose images may be shown; None: no cases."""
+    title = f"{evidence.task.name}: report of {evidence.folder.resolve().name}"
+    sections = {
+        "Summary": about(evidence, made),
+        "Folds": fold_table(evidence),
+        "Out-of-fold scores": score_table(evidence),
+        "Confusion": confusion(evidence),
+        "Calibration": calibration(evidence),
+        "Landmark errors": landmarks(evidence),
+        "By level, side and grade": parts(evidence),
+        "Worst cases": worst_cases(evidence, studies),
+    }
+    links = "".join(f'<a href="#{_anchor(name)}">{escape(name)}</a>' for name in sections)
+    body = "".join(
+        f'<section id="{_anchor(name)}"><h2>{escape(name)}</h2>{text}</section>' for name, text in sections.items()
+    )
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{CSS}</style></head>"
+        f"<body><main><h1>{escape(title)}</h1><nav>{links}</nav>{body}</main></body></html>\n"
+    )
+
+
+def _anchor(name: str) -> str:
+    return name.lower().replace(" ", "-").replace(",", "")
+
+
+def about(evidence: Evidence, made: datetime) -> str:
+    """What, when and by which recipe."""
+    manifest = evidence.manifest
+    recipe, source = manifest.get("recipe", {}), manifest.get("data", {})
+    size = sum(entry.get("bytes", 0) for entry in manifest["files"].values())
+    facts = [
+        ("Task", evidence.task.name),
+        ("Recipe", recipe.get("name", "not stated")),
+        ("Nets", f"{len(manifest['files'])} files, {size / 1e6:.1f} MB"),
+        ("Data", source.get("source", "not stated")),
+        ("Licence of the data", source.get("licence", "not stated")),
+        ("Trained with", ", ".join(f"{name} {v}" for name, v in manifest.get("versions", {}).items()) or "not stated"),
+        ("Use", manifest.get("use", "research, not diagnosis")),
+        ("Page made", made.strftime("%Y-%m-%d %H:%M")),
+    ]
+    items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in facts)
+    return f"<dl>{items}</dl>{_stages(evidence)}"
+
+
+def _stages(evidence: Evidence) -> str:
+    """A line per stage of the recipe: the net and how it learnt."""
+    recipe = evidence.manifest.get("recipe", {})
+    body = []
+    for kind in ("locate", "grade"):
+        for stage, fit in recipe.get(kind, {}).items():
+            net = fit["net"]
+            trunk = net.get("backbone") or net.get("encoder_name") or "-"
+            shape = fit["pixels"] if isinstance(fit["pixels"], int) else " x ".join(map(str, fit["pixels"]))
+            body.append([stage, net["kind"], trunk, shape, fit["epochs"], f"{fit['lr']:g}"])
+    return table(["stage", "kind", "trunk", "pixels", "epochs", "lr"], body, words=3) if body else ""
+
+
+def fold_table(evidence: Evidence) -> str:
+    """Studies, patients and labelled rows per held-out fold."""
+    if not evidence.fold:
+        return "<p>folds.csv is not in the folder.</p>"
+    graded, classes = evidence.graded, evidence.task.classes
+    trained = evidence.manifest.get("folds", {}).get("trained")
+    shows_labels = graded is not None and bool(graded.labelled.any())
+    body: list[list[object]] = []
+    for k in sorted(set(evidence.fold.values())):
+        own = [study for study, fold in evidence.fold.items() if fold == k]
+        row: list[object] = [f"fold {k}" if trained is None or k in trained else f"fold {k} (not trained)"]
+        row += [len(own), len({evidence.patient[study] for study in own})]
+        if graded is not None and shows_labels:
+            counts = np.bincount(graded.label[graded.labelled & (graded.fold == k)], minlength=len(classes))
+            row += [int(counts.sum()), *map(int, counts)]
+        body.append(row)
+    body.append(["all", *(sum(int(row[i]) for row in body) for i in range(1, len(body[0])))])  # type: ignore[call-overload]
+    head = ["held out", "studies", "patients", *(("labelled rows", *classes) if shows_labels else ())]
+    return table(head, body, "No patient is in two folds.")
+
+
+def score_table(evidence: Evidence) -> str:
+    """The scores as the manifest holds them."""
+    scores = evidence.manifest.get("scores", {}).get("grade")
+    if not scores:
+        return "<p>The manifest holds no scores.</p>"
+    better, prior = evidence.task.higher_is_better, scores.get("prior", {})
+    body = []
+    for name, value in scores["model"].items():
+        low, high = scores.get("interval_95", {}).get(name, (None, None))
+        span = "-" if low is None or high is None else f"{number(low, 4)} to {number(high, 4)}"
+        arrow = "higher" if name in better else "lower"
+        body.append([name, arrow, number(value, 4), span, number(prior.get(name), 4)])
+    head = ["score", "better", "model", "95 % interval", "prior"]
+    words = f"{scores['studies']} held-out studies; intervals resample studies." if "studies" in scores else ""
+    return table(head, body, words, words=2)
+
+
+def confusion(evidence: Evidence) -> str:
+    """Matrices over all rows and, where there are several graders, of each."""
+    graded = evidence.graded
+    if graded is None or not graded.labelled.any():
+        return _missing(graded)
+    classes = evidence.task.classes
+    every = np.ones(len(graded.ids), bool)
+    found = [charts.confusion_table(measures.confusion(graded, every, len(classes)), classes, "all rows")]
+    if len(evidence.task.grade) > 1:
+        for group in evidence.task.grade:
+            own = np.array([evidence.sites[target][0] is group for target in graded.targets])
+            matrix = measures.confusion(graded, own, len(classes))
+            found.append(charts.confusion_table(matrix, classes, group.name))
+    note = "<p>Predicted: the most probable class. In small print the share of the true class; shading follows it.</p>"
+    return note + f'<div class="grid">{"".join(found)}</div>'
+
+
+def calibration(evidence: Evidence) -> str:
+    """Reliability of the predicted class's probability."""
+    graded = evidence.graded
+    if graded is None or not graded.labelled.any():
+        return _missing(graded)
+    found = measures.reliability(graded)
+    words = f"Expected calibration error (ECE) {number(found.ece, 4)} over {int(found.count.sum())} rows."
+    label = f"Reliability curve. {words}"
+    return f"<p>{words}</p>" + charts.reliability_chart(found.confidence, found.right, found.count, label)
+
+
+def landmarks(evidence: Evidence) -> str:
+    """Distances of held-out landmarks to the annotated ones, per locator, and what the manifest says of each."""
+    located, told = evidence.located, evidence.manifest.get("scores", {}).get("locate", {})
+    if located is None:
+        stages = [{"locator": stage, **row} for stage, row in told.items()]
+        note = "<p>oof_points.csv is not in the folder: no histogram.</p>"
+        return note + (table(list(stages[0]), [[_cell(v) for v in row.values()] for row in stages]) if stages else "")
+    body, plots = [], []
+    for stage in evidence.task.locate:
+        names = {landmark.name for landmark in stage.landmarks}
+        errors, points = located.errors_mm(names), located.annotated(names)
+        middle, far = (float(np.percentile(errors, p)) if len(errors) else None for p in (50, 95))
+        share = f"{100 * len(errors) / points:.1f} %" if points else "-"
+        body.append([stage.name, points, share, number(middle, 2), number(far, 2)])
+        if len(errors):
+            label = f"{stage.name}: {len(errors)} distances, median {number(middle, 2)} mm, 95 % {number(far, 2)} mm"
+            plots.append(f"<h3>{escape(stage.name)}</h3>{charts.histogram(errors, label)}")
+    return table(["locator", "annotated", "found", "median mm", "95 % mm"], body) + "".join(plots)
+
+
+def _cell(value: object) -> str:
+    return number(value) if isinstance(value, (int, float)) or value is None else str(value)
+
+
+def parts(evidence: Evidence) -> str:
+    """Figures by condition, level, side and true class."""
+    graded = evidence.graded
+    if graded is None or not graded.labelled.any():
+        return _missing(graded)
+    head = ["rows", "log loss", "accuracy", "within one", "MAE", "quadratic kappa"]
+    found = []
+    for name, values in measures.breakdown(evidence, graded).items():
+        body = [
+            [
+                value or "-",
+                s.rows,
+                *(number(one) for one in (s.log_loss, s.accuracy, s.within_one, s.mae, s.kappa)),
+            ]
+            for value, s in values.items()
+        ]
+        found.append(table([name, *head], body))
+    return "".join(found)
+
+
+def worst_cases(evidence: Evidence, studies: Sequence[Study] | None) -> str:
+    """The rows with the largest loss, with pictures."""
+    if studies is None:
+        return "<p>Cases are left out: the page was made without --data, the folder of labelled studies.</p>"
+    graded = evidence.graded
+    if graded is None or evidence.located is None or not graded.labelled.any():
+        return "<p>Cases need oof.csv and oof_points.csv of labelled studies.</p>"
+    found = cases.worst(evidence, studies)
+    note = (
+        f"<p>The {len(found)} labelled rows with the largest -log p of the true class. Maps are Grad-CAM of the net"
+        " that never saw the study, bright where the evidence lies, on the slice where they are strongest. Crops are as"
+        " the net reads them: left sites are mirrored. The slice is as it was taken, with the crop's outline.</p>"
+    )
+    return note + "".join(cases.card(case, i, evidence, graded) for i, case in enumerate(found, 1))
+
+
+def _missing(graded: Graded | None) -> str:
+    return "<p>oof.csv is not in the folder.</p>" if graded is None else f"<p>{NO_LABELS}</p>"
