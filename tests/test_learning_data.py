@@ -88,7 +88,7 @@ def test_a_landmark_stays_on_its_blob_and_on_its_side(tmp_path, stage, structure
 
 def test_partners_are_mirror_images_and_mirroring_twice_is_nothing():
     for stage in TASK.locate:
-        for prompt in stage.prompts:
+        for _, prompt in stage.looks:
             own = [one for one in stage.landmarks if one.prompt == prompt]
             swap = locate_data.partners(own)
             assert [swap[i] for i in swap] == list(range(len(own)))
@@ -139,7 +139,14 @@ def test_the_any_severe_term_puts_sites_of_a_study_together(tmp_path):
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(8, 3, generator=generator)
     labels = torch.tensor([0, 2, 1, 0, 0, 1, 1, 0])
-    batch = grade_data.GradeBatch((), torch.ones(8, 2, dtype=torch.bool), labels, torch.tensor([0] * 5 + [1] * 3))
+    batch = grade_data.GradeBatch(
+        (),
+        torch.ones(8, 2, dtype=torch.bool),
+        labels,
+        study=torch.tensor([0] * 5 + [1] * 3),
+        findings=torch.zeros(8, 0, dtype=torch.long),
+        weight=torch.ones(8),
+    )
 
     class Fixed(torch.nn.Module):
         def forward(self, crops, present):

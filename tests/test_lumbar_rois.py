@@ -8,12 +8,19 @@ from hypothesis import strategies as st
 from osteograde.imaging import geometry
 from osteograde.imaging.geometry import Volume
 from osteograde.tasks import lumbar_rois
+from osteograde.tasks.boxes import box as box_within
+from osteograde.tasks.boxes import canonical
 from osteograde.tasks.contract import Point
 from osteograde.tasks.lumbar_mr import TASK
 from osteograde.tasks.lumbar_names import LEVELS
 
+REACH_MM = lumbar_rois.REACH_MM
 GRADERS = {group.name: group for group in TASK.grade}
 CANAL_MM = {level: np.array([1.0, 20.0 + 2 * i, 60.0 - 32 * i]) for i, level in enumerate(LEVELS)}
+
+
+def box(crop, stacks, point_mm, side, pixels):
+    return box_within(crop, stacks, point_mm, side, pixels, REACH_MM[crop.view])
 
 
 def turn(axis, degrees):
@@ -149,7 +156,7 @@ def test_a_whole_study_gets_every_box_centred_on_its_landmark():
 
 def test_samples_lie_on_slices():
     volume = axial("l4_l5", tilt=turn("x", 17))
-    _, roi = lumbar_rois.box(GRADERS["subarticular"].crops[0], [volume], CANAL_MM["l4_l5"] + [0, 0, 1.1], "left", 32)
+    _, roi = box(GRADERS["subarticular"].crops[0], [volume], CANAL_MM["l4_l5"] + [0, 0, 1.1], "left", 32)
     z = geometry.to_index(volume, geometry.apply(roi.to_mm, np.array([[0, 0, 0], [1, 5, 9], [2, 31, 31]])))[:, 0]
     np.testing.assert_allclose(z, np.round(z), atol=1e-9)
 
@@ -166,8 +173,8 @@ def test_left_is_right_mirrored(view, tilt):
     volume = stack(view, centre, shape, spacing, tilt=tilt)
     twin = stack(view, centre, shape, spacing, tilt=None if tilt is None else flip @ tilt @ flip)
     # a left box in the volume, against a right box in the volume's mirror image
-    _, left = lumbar_rois.box(crop, [volume], left_mm, "left", 16)
-    _, right = lumbar_rois.box(crop, [twin], right_mm, "right", 16)
+    _, left = box(crop, [volume], left_mm, "left", 16)
+    _, right = box(crop, [twin], right_mm, "right", 16)
     corners = np.stack(np.meshgrid(*[[0, n - 1] for n in left.shape], indexing="ij"), -1).reshape(-1, 3)
     mirrored = (geometry.apply(left.to_mm, corners) - centre) @ flip + centre
     np.testing.assert_allclose(mirrored, geometry.apply(right.to_mm, corners), atol=1e-9)
@@ -177,7 +184,7 @@ def test_left_is_right_mirrored(view, tilt):
 @pytest.mark.parametrize(("side", "same"), [("right", True), ("", True), ("left", False)])
 def test_only_left_boxes_are_mirrored(side, same):
     plain = geometry.roi_on(sagittal(), CANAL_MM["l3_l4"], (1.0, 1.0), (3, 8, 8))
-    assert np.array_equal(lumbar_rois.canonical(plain, side).to_mm, plain.to_mm) == same
+    assert np.array_equal(canonical(plain, side).to_mm, plain.to_mm) == same
 
 
 def test_the_stack_whose_slices_come_closest_is_read():
@@ -193,22 +200,22 @@ def test_equal_stacks_are_chosen_between_the_same_way_in_any_order():
     one, two = axial("l4_l5", series="1"), axial("l4_l5", series="2")
     longer = axial("l4_l5", slices=9, series="3")
     crop, point = GRADERS["spinal"].crops[1], CANAL_MM["l4_l5"]
-    assert lumbar_rois.box(crop, [one, two], point, "", 8)[0] is lumbar_rois.box(crop, [two, one], point, "", 8)[0]
-    assert lumbar_rois.box(crop, [one, longer], point, "", 8)[0] is longer
+    assert box(crop, [one, two], point, "", 8)[0] is box(crop, [two, one], point, "", 8)[0]
+    assert box(crop, [one, longer], point, "", 8)[0] is longer
 
 
 def test_a_point_beyond_reach_is_not_seen_and_one_just_beyond_the_last_slice_is_seen_on_it():
     volume = axial("l4_l5")  # slices reach 12 mm to each side of the point
     crop = GRADERS["spinal"].crops[1]
-    assert lumbar_rois.box(crop, [volume], CANAL_MM["l4_l5"] + [0, 0, 20.1], "", 8) is None
-    seen = lumbar_rois.box(crop, [volume], CANAL_MM["l4_l5"] + [0, 0, 19.9], "", 8)
+    assert box(crop, [volume], CANAL_MM["l4_l5"] + [0, 0, 20.1], "", 8) is None
+    seen = box(crop, [volume], CANAL_MM["l4_l5"] + [0, 0, 19.9], "", 8)
     assert geometry.to_index(volume, seen[1].centre_mm)[0] == pytest.approx(0)
 
 
 def test_a_point_outside_of_the_picture_is_not_seen():
     crop = GRADERS["spinal"].crops[0]
-    assert lumbar_rois.box(crop, [sagittal()], np.array([0.0, 24.0, 200.0]), "", 8) is None
-    assert lumbar_rois.box(crop, [], CANAL_MM["l4_l5"], "", 8) is None
+    assert box(crop, [sagittal()], np.array([0.0, 24.0, 200.0]), "", 8) is None
+    assert box(crop, [], CANAL_MM["l4_l5"], "", 8) is None
 
 
 def test_sites_without_landmark_or_without_any_view_are_left_out():

@@ -136,6 +136,11 @@ def mirrored(roi: Roi, axis: int) -> Roi:
     return replace(roi, to_mm=roi.to_mm @ _flip(axis, roi.shape[axis]))
 
 
+def lateral_axis(roi: Roi) -> int:
+    """The index axis of a box that runs most nearly from right to left."""
+    return int(np.argmax(np.abs(roi.to_mm[0, :3]) / roi.spacing_mm))
+
+
 def grown(roi: Roi, margin: tuple[int, int, int]) -> Roi:
     """The same grid with ``margin`` more samples on both ends of each axis."""
     shape = tuple(n + 2 * m for n, m in zip(roi.shape, margin, strict=True))

@@ -15,10 +15,10 @@ from torch import nn
 
 from osteograde.imaging.geometry import apply, to_index
 from osteograde.inference.reading import Loaded
-from osteograde.inference.views import SIGN, TEST_VIEWS, Pass, pass_images, passes, site_boxes, site_crops, turned
+from osteograde.inference.views import SIGN, Pass, pass_images, passes, site_boxes, site_crops, test_views, turned
 from osteograde.models.locator import probabilities
 from osteograde.models.peaks import candidates, in_order, refined, stack_peaks
-from osteograde.tasks.contract import Grade, Locate, Point, Points, Task
+from osteograde.tasks.contract import Grade, Locate, Pixels, Point, Points, Task, sides
 
 T = TypeVar("T")
 ABSENT_BELOW = 0.05  # a landmark with less of the heatmap's mass near its peak was not found
@@ -28,10 +28,10 @@ CROPS_PER_BATCH = 256
 
 @dataclass(frozen=True)
 class Nets:
-    """The folds of one stage and the side in pixels of what they read."""
+    """The folds of one stage and the pixels of what they read."""
 
     nets: Sequence[nn.Module]
-    pixels: int
+    pixels: Pixels
     device: torch.device
 
 
@@ -42,9 +42,8 @@ def _autocast(device: torch.device):
 
 def locate(stage: Locate, studies: Sequence[Loaded], points: Sequence[Points], nets: Nets) -> list[dict[str, Point]]:
     """What one locator finds in each study. ``points``: what earlier locators found there."""
-    looks = [
-        (i, look) for i, loaded in enumerate(studies) for look in passes(stage, loaded.volumes, points[i], nets.pixels)
-    ]
+    side = max(sides(nets.pixels))
+    looks = [(i, look) for i, loaded in enumerate(studies) for look in passes(stage, loaded.volumes, points[i], side)]
     found: list[dict[str, Point]] = [{} for _ in studies]
     for batch in _batched(looks, lambda look: look.roi.shape[0], SLICES_PER_BATCH, nets.device):
         for (i, look), indices, confidences in zip(batch, *_find(stage, [p for _, p in batch], nets), strict=True):
@@ -91,14 +90,15 @@ def _find(stage: Locate, looks: Sequence[Pass], nets: Nets) -> tuple[np.ndarray,
         with _autocast(nets.device):
             logits = net.maps(image)  # type: ignore[operator]
         stride = image.shape[-1] // logits.shape[-1]
-        folds.append(probabilities(logits.float(), stack, channel, side, lateral))
+        folds.append(probabilities(logits.float(), stack, channel, side, lateral, nowhere=stage.absent))
     slice_mm = torch.tensor([look.roi.spacing_mm[0] for look in looks], device=nets.device)
-    found, pixel_mm = torch.stack(folds).mean(0), stage.field_mm[1] / nets.pixels
+    found, pixel_mm = torch.stack(folds).mean(0), stage.field_mm[1] / max(sides(nets.pixels))
     found = _beside(found, looks, stage, stride, pixel_mm)
     peaks = stack_peaks(found, stack)
     if stage.apart_mm is not None:  # a chain of levels: the likeliest places that are in order
         several, scores = candidates(found, stack)
-        peaks = in_order(several, scores, stage.chains, map_pixel_mm=stride * pixel_mm, spacing_mm=stage.apart_mm)
+        chains, step_mm = stage.chains(landmarks), stride * pixel_mm
+        peaks = in_order(several, scores, chains, map_pixel_mm=step_mm, spacing_mm=stage.apart_mm)
     index, confidence = refined(found, stack, peaks, stride=stride, pixel_mm=pixel_mm, slice_mm=slice_mm)
     return index.cpu().numpy().astype(float), confidence.cpu().numpy().astype(float)
 
@@ -147,16 +147,17 @@ def grade(
     *,
     views: int = 1,
 ) -> list[dict[str, np.ndarray]]:
-    """Class probabilities (K,) of every site of one grader that can be seen, per study."""
+    """What one grader says of every site that can be seen, per study: target -> (K + F,), the probabilities of the
+    classes and then of each of the group's findings."""
     graded: list[dict[str, np.ndarray]] = [{} for _ in studies]
     boxes = [site_boxes(group, loaded.volumes, points[i], nets.pixels) for i, loaded in enumerate(studies)]
     seen = [(i, target) for i, found in enumerate(boxes) for target in found]
     for batch in _batched(seen, lambda _: 1, CROPS_PER_BATCH, nets.device):
-        total = np.zeros(0)
-        for degrees, scale in TEST_VIEWS[:views]:
+        answers = []
+        for look in test_views(group, views):
             turned_boxes = {
                 f"{i} {target}": {
-                    view: (volume, turned(roi, degrees, scale)) for view, (volume, roi) in boxes[i][target].items()
+                    view: (volume, turned(roi, *look)) for view, (volume, roi) in boxes[i][target].items()
                 }
                 for i, target in batch
             }
@@ -164,15 +165,23 @@ def grade(
             for net in nets.nets:
                 with _autocast(nets.device):
                     logits = net(list(crops.views), crops.present)
-                probability = torch.softmax(logits.float(), -1).cpu().numpy().astype(float)
-                total = probability if total.size == 0 else total + probability
-        mean = total / total.sum(-1, keepdims=True)
-        for (i, target), probability in zip(batch, mean, strict=True):
-            if np.isfinite(probability).all():
-                graded[i][target] = probability
+                answers.append(_answers(logits.float(), len(group.findings)))
+        for (i, target), answer in zip(batch, np.mean(answers, 0), strict=True):
+            if np.isfinite(answer).all():
+                graded[i][target] = answer
     return graded
 
 
-def rows(task: Task, graded: Mapping[str, np.ndarray], prior: Mapping[str, Sequence[float]]) -> np.ndarray:
-    """(targets, K) in the task's target order: what was graded, else the prior of that target."""
-    return np.array([np.asarray(graded.get(target, prior[target]), float) for target in task.targets])
+def _answers(logits: torch.Tensor, findings: int) -> np.ndarray:
+    """(S, K + F) logits as probabilities: the classes exclude each other, the findings do not."""
+    classes = logits.shape[-1] - findings
+    exclusive, free = torch.softmax(logits[:, :classes], -1), torch.sigmoid(logits[:, classes:])
+    return torch.cat([exclusive, free], -1).cpu().numpy().astype(float)
+
+
+def rows(
+    task: Task, graded: Mapping[str, np.ndarray], prior: Mapping[str, Sequence[float]], targets: Sequence[str] = ()
+) -> np.ndarray:
+    """(targets, K) in the task's target order, of those asked: what was graded, else the prior of that target."""
+    classes = len(task.classes)
+    return np.array([np.asarray(graded.get(target, prior[target]), float)[:classes] for target in task.asked(targets)])

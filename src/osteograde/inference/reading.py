@@ -4,25 +4,35 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from osteograde.imaging import raster
 from osteograde.imaging.dicom import UnreadableSeries, read_series
-from osteograde.imaging.geometry import Volume, apply, oriented
+from osteograde.imaging.dicom.radiograph import read_film
+from osteograde.imaging.geometry import LEFT, Volume, apply, oriented, roi_at
 from osteograde.imaging.intensity import window
 from osteograde.imaging.slabs import slabs
-from osteograde.tasks.contract import Mark, Point, Study, Task
+from osteograde.tasks.contract import Mark, Point, Series, Study, Task, View
+
+SIDE_MM = 200.0  # an image of one side alone is put this far from the patient's midline: all of it lies on that side
+ASSUMED = "size_assumed"  # code: the pixels of an image have no size in mm, the view's usual width is taken
+_SIGN = {"right": -1.0, "": 0.0, "left": 1.0}
 
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """What could be read of a study: view -> stacks of uint8, and why the rest could not."""
+    """What could be read of a study: view -> stacks of uint8, and why the rest could not.
+
+    marks: annotated landmarks in mm whose slice was read. absent: landmarks known not to be there.
+    """
 
     study: Study
     volumes: Mapping[str, tuple[Volume, ...]]
     faults: Counter[str] = field(default_factory=Counter)
-    marks: Mapping[str, Point] = field(default_factory=dict)  # annotated landmarks whose slice was read, in mm
+    marks: Mapping[str, Point] = field(default_factory=dict)
+    absent: frozenset[str] = frozenset()
 
     @property
     def readable(self) -> bool:
@@ -36,22 +46,67 @@ def load_study(study: Study, task: Task, *, map: Callable[..., Iterable] = map) 
     marks: dict[str, Point] = {}
     for series in study.series:
         told = task.view(series.view) if series.view else task.views[0]  # a folder that no table names
-        directions = np.array(told.directions)
         try:
-            stacks, codes = read_series(series.folder, default_directions=directions, map=map)
-        except UnreadableSeries as error:
+            stacks, codes = read(series, told, map=map)
+        except (UnreadableSeries, raster.UnreadableImage) as error:
             faults[f"{series.view or 'unnamed'}:{error.code}"] += 1
             continue
-        view = series.view or task.view_of_orientation(stacks[0])
-        if not view:
+        name = series.view or task.view_of_orientation(stacks[0])
+        if not name:
             faults["unnamed:no_view"] += 1
             continue
-        directions = np.array(task.view(view).directions)
-        faults.update({f"{view}:{code}": count for code, count in codes.items()})
+        view = task.view(name)
+        faults.update({f"{name}:{code}": count for code, count in codes.items()})
         marks |= marked(study.marks, series.id, stacks)
-        volumes[view] += [oriented(slabs(volume), directions) for volume in window(stacks)]
-    faults.update({f"{name}:absent": 1 for name, stacks in volumes.items() if not stacks})
-    return Loaded(study, {view: tuple(stacks) for view, stacks in volumes.items()}, faults, marks)
+        grey = window(stacks, *view.window)
+        volumes[name] += [oriented(slabs(volume), np.array(view.directions)) for volume in grey]
+    faults.update({f"{view.name}:absent": 1 for view in task.views if view.needed and not volumes[view.name]})
+    absent = frozenset(mark.landmark for mark in study.marks if np.isnan(mark.x))
+    return Loaded(study, {name: tuple(stacks) for name, stacks in volumes.items()}, faults, marks, absent)
+
+
+def read(series: Series, view: View, *, map: Callable[..., Iterable] = map) -> tuple[list[Volume], Counter[str]]:
+    """Stacks of one series as its files have them, and a count of what was lost or assumed, by code.
+
+    UnreadableSeries or UnreadableImage where nothing can be read.
+    """
+    directions = np.array(view.directions)
+    if not series.files:
+        return read_series(series.folder, default_directions=directions, map=map)
+    centre_mm = LEFT * SIDE_MM * _SIGN[series.side]
+    if raster.is_image(series.files[0]):
+        stacks, codes = _images(series, view, directions, centre_mm)
+        return [replace(stack, series=series.id) for stack in stacks], codes
+    if view.film:
+        return _film(series, view, directions, centre_mm)
+    return read_series(series.folder, files=series.files, default_directions=directions, map=map)
+
+
+def _images(series: Series, view: View, directions: np.ndarray, centre_mm: np.ndarray):
+    spacing, codes = series.spacing_mm, Counter[str]()
+    if spacing is None:
+        codes[ASSUMED] += 1
+        width, height = raster.size(series.files[0])
+        spacing = (view.slice_mm, *(assumed_mm(view, width, height),) * 2)
+    return raster.read_images(series.files, directions, spacing, centre_mm), codes
+
+
+def _film(series: Series, view: View, directions: np.ndarray, centre_mm: np.ndarray):
+    film = read_film(series.files[0])
+    codes = Counter(film.codes)
+    height, width = film.pixels.shape
+    pixel_mm = film.pixel_mm
+    if pixel_mm is None:
+        codes[ASSUMED] += 1
+        pixel_mm = (assumed_mm(view, width, height),) * 2
+    grid = roi_at(centre_mm, directions, np.array([view.slice_mm, *pixel_mm]), (1, height, width))
+    volume = Volume(film.pixels[None], grid.to_mm, series=series.id, names=(series.files[0].stem,))
+    return [volume], codes
+
+
+def assumed_mm(view: View, width: int, height: int) -> float:
+    """Pixel size in mm of an image that does not say: the view's usual width over its pixels."""
+    return view.width_mm[width <= height] / width
 
 
 def marked(marks: Sequence[Mark], series: str, stacks: Sequence[Volume]) -> dict[str, Point]:
@@ -62,5 +117,5 @@ def marked(marks: Sequence[Mark], series: str, stacks: Sequence[Volume]) -> dict
             apply(places[mark.instance][0].to_mm, np.array([places[mark.instance][1], mark.y, mark.x]))
         )
         for mark in marks
-        if mark.series == series and mark.instance in places
+        if mark.series == series and mark.instance in places and not np.isnan(mark.x)
     }

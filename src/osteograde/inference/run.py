@@ -39,7 +39,7 @@ class Result:
 
     loaded: Loaded
     points: Mapping[str, Point]  # found and completed
-    graded: Mapping[str, np.ndarray]  # target -> (K,) of the targets that could be seen
+    graded: Mapping[str, np.ndarray]  # target -> (K + F,) of the targets that could be seen, see ``pipeline.grade``
 
 
 @dataclass
@@ -93,7 +93,7 @@ def infer(
     for results in run(bundle, studies, budget, tally, workers=workers):
         for result in results:
             sheet.put(result)
-            tally.on_prior += len(bundle.task.targets) - len(result.graded)
+            tally.on_prior += len(bundle.task.asked(result.loaded.study.targets)) - len(result.graded)
             if draw is not None:
                 draw(result, bundle)
         sheet.write()
@@ -115,15 +115,15 @@ class Sheet:
 
     def __init__(self, bundle: Bundle, studies: Sequence[Study], out: Path, template: Sequence[str]) -> None:
         self.task, self.prior, self.out, self.done = bundle.task, bundle.prior, out, 0
-        own = [row for study in studies for row in self.task.rows(study.id)]
+        own = [row for study in studies for row in self.task.rows(study.id, study.targets)]
         self.rows = submission.priors_rows(self.task, dict.fromkeys((*template, *own)), self.prior)
 
-    def _set(self, study: str, graded: Mapping[str, np.ndarray]) -> None:
-        table = pipeline.rows(self.task, graded, self.prior)
-        self.rows |= dict(zip(self.task.rows(study), table, strict=True))
+    def _set(self, study: Study, graded: Mapping[str, np.ndarray]) -> None:
+        table = pipeline.rows(self.task, graded, self.prior, study.targets)
+        self.rows |= dict(zip(self.task.rows(study.id, study.targets), table, strict=True))
 
     def put(self, result: Result) -> None:
-        self._set(result.loaded.study.id, result.graded)
+        self._set(result.loaded.study, result.graded)
         self.done += 1
 
     def write(self) -> None:

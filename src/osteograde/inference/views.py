@@ -11,9 +11,19 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from osteograde.imaging.geometry import Roi, Volume, apply, outside_mm, plane_distance_mm, roi_at, roi_on
+from osteograde.imaging.geometry import (
+    Roi,
+    Volume,
+    apply,
+    lateral_axis,
+    mirrored,
+    outside_mm,
+    plane_distance_mm,
+    roi_at,
+    roi_on,
+)
 from osteograde.imaging.sampling import crop_stack
-from osteograde.tasks.contract import Grade, Landmark, Locate, Points, Volumes
+from osteograde.tasks.contract import Grade, Landmark, Locate, Pixels, Points, Volumes, sides
 
 SIGN = {"right": -1, "": 0, "left": 1}  # of patient x minus the midline
 LATERAL_SCALE_MM = 50.0  # the lateral-coordinate channel is x / 50 mm: about -1..1 over a sagittal stack
@@ -32,12 +42,16 @@ class Pass:
 
 def passes(stage: Locate, volumes: Volumes, points: Points, pixels: int) -> list[Pass]:
     """The boxes a locator looks at in one study; none where the view, or every prompt, is absent."""
-    stacks = volumes.get(stage.view, ())
-    if not stacks:
-        return []
     found = []
-    for prompt in stage.prompts:
-        landmarks = tuple(landmark for landmark in stage.landmarks if landmark.prompt == prompt)
+    for view, prompt in stage.looks:
+        stacks = volumes.get(view, ())
+        if not stacks:
+            continue
+        landmarks = tuple(
+            landmark
+            for landmark in stage.landmarks
+            if landmark.prompt == prompt and (landmark.view or stage.view) == view
+        )
         if not prompt:
             found.append(_whole_stack(stage, landmarks, stacks, points, pixels))
         elif prompt in points:
@@ -53,7 +67,7 @@ def _whole_stack(
     volume = max(stacks, key=lambda stack: (stack.voxels.shape[0], stack.series))
     spacing = np.array([volume.spacing_mm[0], stage.field_mm[0] / pixels, stage.field_mm[1] / pixels])
     roi = roi_at(volume.centre_mm, volume.axes, spacing, (volume.voxels.shape[0], pixels, pixels))
-    known = [points[name].mm[0] for name in stage.midline if name in points]
+    known = [0.0] if stage.own_midline else [points[name].mm[0] for name in stage.midline if name in points]
     near = {landmark.name: points[landmark.near].mm for landmark in landmarks if landmark.near in points}
     return Pass(landmarks, volume, roi, float(np.mean(known)) if known else float(volume.centre_mm[0]), near)
 
@@ -106,19 +120,19 @@ class SiteCrops:
     present: torch.Tensor
 
 
-def site_boxes(group: Grade, volumes: Volumes, points: Points, pixels: int) -> dict[str, dict]:
+def site_boxes(group: Grade, volumes: Volumes, points: Points, pixels: Pixels) -> dict[str, dict]:
     """{target: {view: (volume, roi)}} of the sites that can be seen at all."""
     boxes = group.rois(volumes, points, pixels)
     return {target: dict(found) for target, found in boxes.items() if found}
 
 
-def site_crops(group: Grade, boxes: dict[str, dict], pixels: int, device: torch.device) -> SiteCrops:
+def site_crops(group: Grade, boxes: dict[str, dict], pixels: Pixels, device: torch.device) -> SiteCrops:
     """Sample every box once. A view without a box is zeros with present = False; the nets give it no weight."""
     targets = tuple(boxes)
     views = []
     present = torch.zeros(len(targets), len(group.crops), dtype=torch.bool)
     for v, spec in enumerate(group.crops):
-        stack = torch.zeros(len(targets), spec.slices, pixels, pixels, device=device)
+        stack = torch.zeros(len(targets), spec.slices, *sides(pixels), device=device)
         for s, target in enumerate(targets):
             if spec.view in boxes[target]:
                 volume, roi = boxes[target][spec.view]
@@ -128,15 +142,23 @@ def site_crops(group: Grade, boxes: dict[str, dict], pixels: int, device: torch.
     return SiteCrops(targets, tuple(views), present.to(device))
 
 
-def turned(roi: Roi, degrees: float, scale: float) -> Roi:
-    """The same box turned in its own plane about its centre and scaled: a test-time view."""
+def turned(roi: Roi, degrees: float, scale: float, mirror: bool = False) -> Roi:
+    """The same box turned in its own plane about its centre and scaled, or mirrored: a test-time view."""
     centre = (np.array(roi.shape) - 1) / 2
     angle = np.deg2rad(degrees)
     turn = np.eye(4)
     turn[1:3, 1:3] = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     turn[:3, 3] = centre - turn[:3, :3] @ centre
-    return Roi(roi.to_mm @ turn, roi.shape)
+    seen = Roi(roi.to_mm @ turn, roi.shape)
+    return mirrored(seen, lateral_axis(seen)) if mirror else seen
 
 
 # Test-time views in order of worth: as it is, then small turns with a slightly larger field. The first is always used.
 TEST_VIEWS = ((0.0, 1.0), (6.0, 1.06), (-6.0, 0.96), (0.0, 1.1))
+
+
+def test_views(group: Grade, count: int) -> list[tuple[float, float, bool]]:
+    """(degrees, scale, mirrored) of the first ``count`` looks at a site; where mirror images are graded alike, each
+    is seen both ways."""
+    ways = (False, True) if group.mirrors else (False,)
+    return [(degrees, scale, mirror) for degrees, scale in TEST_VIEWS for mirror in ways][:count]

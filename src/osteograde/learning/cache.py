@@ -19,7 +19,7 @@ from osteograde.imaging.geometry import Volume
 from osteograde.inference.reading import Loaded, load_study
 from osteograde.tasks.contract import Point, Study, Task
 
-VERSION = 1  # change it when reading or windowing changes
+VERSION = 2  # change it when reading or windowing changes
 
 
 def cached(study: Study, task: Task, folder: Path, *, map: Callable[..., Iterable] = map) -> Loaded:
@@ -40,9 +40,9 @@ def cached(study: Study, task: Task, folder: Path, *, map: Callable[..., Iterabl
 
 
 def _key(study: Study) -> str:
-    digest = hashlib.sha256(f"{VERSION} {study.marks}".encode())
+    digest = hashlib.sha256(f"{VERSION} {study.marks} {[(s.spacing_mm, s.side) for s in study.series]}".encode())
     for series in study.series:
-        files = sorted(series.folder.iterdir()) if series.folder.is_dir() else []
+        files = series.files or (sorted(series.folder.iterdir()) if series.folder.is_dir() else ())
         for path in files:
             stat = path.stat()
             digest.update(f"{series.view}/{series.id}/{path.name}:{stat.st_size}:{stat.st_mtime_ns}\n".encode())
@@ -65,6 +65,7 @@ def _write(loaded: Loaded, path: Path) -> dict[str, Any]:
         "faults": dict(loaded.faults),
         "views": list(loaded.volumes),
         "marks": {name: point.mm.tolist() for name, point in loaded.marks.items()},
+        "absent": sorted(loaded.absent),
     }
 
 
@@ -83,4 +84,5 @@ def _open(study: Study, sidecar: dict[str, Any], path: Path) -> Loaded:
             )
         )
     marks = {name: Point(np.array(mm)) for name, mm in sidecar["marks"].items()}
-    return Loaded(study, {view: tuple(stacks) for view, stacks in volumes.items()}, Counter(sidecar["faults"]), marks)
+    stacks = {view: tuple(found) for view, found in volumes.items()}
+    return Loaded(study, stacks, Counter(sidecar["faults"]), marks, frozenset(sidecar["absent"]))

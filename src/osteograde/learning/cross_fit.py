@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,16 @@ from torch import nn
 
 from osteograde.inference import pipeline
 from osteograde.inference.reading import Loaded
-from osteograde.learning import fit, folds, grade_data, locate_data
+from osteograde.learning import fit, folds, grade_data, locate_data, starting
 from osteograde.learning.cache import cached
 from osteograde.learning.fit import Data, Loss, Where
 from osteograde.learning.recipe import Fit, Recipe
 from osteograde.models import bundle
-from osteograde.models.build import build
-from osteograde.models.losses import any_severe_loss, weighted_cross_entropy
+from osteograde.models.losses import any_severe_loss, finding_loss, target_cross_entropy, targets_of
 from osteograde.tasks.contract import Grade, Point, Points, Study
 
 Log = Callable[[str], None]
+FINDINGS_SHARE = 0.5  # of a grader's yes/no findings in its loss
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +37,7 @@ class Run:
 
     recipe: Recipe
     studies: Sequence[Study]
+    practice: Sequence[Study]  # further ones, made of these: landmarks are learnt from them and found in them
     split: folds.Split
     folds: tuple[int, ...]
     out: Path
@@ -47,6 +49,10 @@ class Run:
     def work(self) -> Path:
         """Caches and checkpoints: needed to resume, not to use the weights."""
         return self.out / "work"
+
+    @property
+    def everything(self) -> list[Study]:
+        return [*self.studies, *self.practice]
 
     def loaded(self, studies: Sequence[Study]) -> list[Loaded]:
         return [cached(study, self.recipe.task, self.work / "volumes") for study in studies]
@@ -72,12 +78,12 @@ def cross_fit(run: Run, kind: str, stage: str, plan: Fit, data_of: Callable[[Seq
         done = run.work / "nets" / f"{kind}-{stage}-{k}.sha256"  # vouches for a net that was finished
         if not (run.resume and done.is_file() and path.is_file() and done.read_text() == bundle.sha256(path)):
             where = Where(stage, k, run.recipe.seed, run.device, run.work / "nets" / f"{kind}-{stage}-{k}.pt")
-            train, held = run.split.training(run.studies, k), run.split.held_out(run.studies, k)
+            train, held = (data_of(part(run.everything, k)) for part in (run.split.training, run.split.held_out))
             net = fit.train(
-                lambda: build(dict(plan.net)),
+                partial(starting.net_of, plan, train, where),
                 plan,
-                data_of(train),
-                data_of(held),
+                train,
+                held,
                 loss,
                 where,
                 resume=run.resume,
@@ -87,18 +93,18 @@ def cross_fit(run: Run, kind: str, stage: str, plan: Fit, data_of: Callable[[Seq
             done.write_text(bundle.sha256(path))
         # What ships is judged: the fp16 file as it will be loaded, not the net in memory.
         net = bundle.on_device(bundle.load_net(path, plan.net), run.device)
-        yield k, net, run.split.held_out(run.studies, k)
+        yield k, net, run.split.held_out(run.everything, k)
 
 
 def locate_out_of_fold(run: Run) -> tuple[dict[str, dict[str, Point]], dict[str, dict[str, Point]]]:
     """Train every locator in order; (found, completed) landmarks of every held-out study."""
     task = run.recipe.task
-    held = [study for k in run.folds for study in run.split.held_out(run.studies, k)]
+    held = [study for k in run.folds for study in run.split.held_out(run.everything, k)]
     found: dict[str, dict[str, Point]] = {study.id: {} for study in held}
     points: dict[str, dict[str, Point]] = {study.id: {} for study in held}
     for stage in task.locate:
         plan = run.recipe.locate[stage.name]
-        every = (loaded for study in run.studies for loaded in run.loaded([study]))
+        every = (loaded for study in run.everything for loaded in run.loaded([study]))
         data = locate_data.store(stage, task.view(stage.view), plan, every, run.work / "locate", log=run.log)
         part = lambda studies, data=data: data.of({study.id for study in studies})  # noqa: E731
         for _, net, studies in cross_fit(run, "locate", stage.name, plan, part, _own_loss):
@@ -115,7 +121,8 @@ def grade_out_of_fold(run: Run, found: Mapping[str, Points], points: Mapping[str
     """Train every grader on crops around annotated points; graded targets of every held-out study, on crops around
     the points that nets found which never saw it."""
     task = run.recipe.task
-    graded: dict[str, dict[str, np.ndarray]] = {study: {} for study in points}
+    own = {study.id for study in run.studies}
+    graded: dict[str, dict[str, np.ndarray]] = {study: {} for study in points if study in own}
     errors = errors_mm(run, found)
     for group in task.grade:
         plan = run.recipe.grade[group.name]
@@ -130,7 +137,7 @@ def grade_out_of_fold(run: Run, found: Mapping[str, Points], points: Mapping[str
         part = lambda studies, data=data: data.of({study.id for study in studies})  # noqa: E731
         for _, net, studies in cross_fit(run, "grade", group.name, plan, part, grade_loss(group, run.recipe, plan)):
             nets = pipeline.Nets([net], plan.pixels, run.device)
-            for chunk in _chunks(studies):
+            for chunk in _chunks([study for study in studies if study.id in own]):
                 where = [points[study.id] for study in chunk]
                 new = pipeline.grade(group, run.loaded(chunk), where, nets, views=run.recipe.test_views)
                 for study, targets in zip(chunk, new, strict=True):
@@ -143,27 +150,33 @@ def grade_loss(group: Grade, recipe: Recipe, plan: Fit) -> Loss:
     weights = torch.tensor(recipe.task.weights)
 
     def loss(net: nn.Module, batch: grade_data.GradeBatch) -> torch.Tensor:
-        logits = net(list(batch.crops), batch.present).float()
-        own = weights.to(logits.device)
-        value = weighted_cross_entropy(logits, batch.labels, own, label_smoothing=plan.label_smoothing)
-        if not group.any_severe:
-            return value
-        sites, studies = len(group.sites), int(batch.study.max()) + 1
-        table = logits.new_zeros(studies, sites, logits.shape[-1])
-        labels = batch.labels.new_full((studies, sites), -1)
-        place = torch.arange(len(batch.study), device=logits.device)
-        place = place - torch.searchsorted(batch.study, batch.study)  # position of the site within its study
-        table = table.index_put((batch.study, place), logits)
-        labels = labels.index_put((batch.study, place), batch.labels)
-        return value + any_severe_loss(table, labels, own)
+        answers = net(list(batch.crops), batch.present).float()
+        own = weights.to(answers.device)
+        logits, findings = answers[:, : len(own)], answers[:, len(own) :]
+        wanted = targets_of(batch.labels, len(own), plan.loss, plan.label_smoothing)
+        value = target_cross_entropy(logits, wanted, own[batch.labels] * batch.weight)
+        if group.findings:
+            value = value + FINDINGS_SHARE * finding_loss(findings, batch.findings)
+        return value + _any_severe(group, logits, batch, own) if group.any_severe else value
 
     return loss
+
+
+def _any_severe(group: Grade, logits: torch.Tensor, batch: grade_data.GradeBatch, own: torch.Tensor) -> torch.Tensor:
+    sites, studies = len(group.sites), int(batch.study.max()) + 1
+    table = logits.new_zeros(studies, sites, logits.shape[-1])
+    labels = batch.labels.new_full((studies, sites), -1)
+    place = torch.arange(len(batch.study), device=logits.device)
+    place = place - torch.searchsorted(batch.study, batch.study)  # position of the site within its study
+    table = table.index_put((batch.study, place), logits)
+    labels = labels.index_put((batch.study, place), batch.labels)
+    return any_severe_loss(table, labels, own)
 
 
 def errors_mm(run: Run, found: Mapping[str, Points]) -> list[tuple[str, np.ndarray]]:
     """(landmark, predicted - annotated (3,) mm) of held-out studies; gross misses (over 15 mm) are not jitter."""
     errors = []
-    for study in run.studies:
+    for study in run.everything:
         if study.id in found:
             marks = run.loaded([study])[0].marks
             errors += [(name, p.mm - marks[name].mm) for name, p in found[study.id].items() if name in marks]
@@ -176,14 +189,14 @@ def save_points(run: Run, found: Mapping[str, Points], path: Path) -> None:
         writer = csv.writer(file, lineterminator="\n")
         axes = ("x_mm", "y_mm", "z_mm")
         writer.writerow(["study_id", "fold", "landmark", "confidence", *axes, *(f"true_{axis}" for axis in axes)])
-        for study in run.studies:
+        for study in run.everything:
             marks = run.loaded([study])[0].marks if study.id in found else {}
             for name in sorted({*found.get(study.id, {}), *marks}):
                 point, mark = found[study.id].get(name), marks.get(name)
                 mm = [f"{v:.3f}" for v in point.mm] if point else [""] * 3
                 true = [f"{v:.3f}" for v in mark.mm] if mark else [""] * 3
                 confidence = f"{point.confidence:.4f}" if point else "0"
-                writer.writerow([study.id, run.split.fold[study.id], name, confidence, *mm, *true])
+                writer.writerow([study.id, run.split.fold_of(study), name, confidence, *mm, *true])
 
 
 def save_graded(run: Run, graded: Mapping[str, Mapping[str, np.ndarray]], priors: Mapping, path: Path) -> None:

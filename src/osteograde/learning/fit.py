@@ -10,7 +10,8 @@ import copy
 import math
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -82,17 +83,12 @@ def train(
         state, best = _load(where.checkpoint, net, average, optimiser, scaler, where.device)
         log(f"{where.stage} fold {where.fold}: resumed after epoch {state['epoch']}")
     while state["epoch"] < plan.epochs and not (plan.patience and state["bad"] >= plan.patience):
-        epoch, begun, waited, total = state["epoch"], time.perf_counter(), 0.0, 0.0
-        order = where.rng(epoch).permutation(max(len(data), steps * plan.batch)) % len(data)
-        net.train()
-        for step in range(steps):
+        epoch, begun, total = state["epoch"], time.perf_counter(), 0.0
+        _thaw(net, epoch >= plan.head_epochs)
+        for step, batch in enumerate(fetched := Fetched(data, plan, where, epoch, steps)):
             for group in optimiser.param_groups:
-                group["lr"] = plan.lr * schedule(epoch * steps + step, plan.epochs * steps, plan.warmup)
+                group["lr"] = rate(plan, epoch * steps + step, steps)
             torch.manual_seed(int(where.rng(epoch, step, 1).integers(2**62)))  # dropout and proposals
-            fetched = time.perf_counter()
-            rng = where.rng(epoch, step)
-            batch = data.batch(order[step * plan.batch : (step + 1) * plan.batch], rng, where.device, augment=True)
-            waited += time.perf_counter() - fetched
             total += _step(net, batch, loss, optimiser, scaler, plan, where, f"epoch {epoch + 1} step {step + 1}")
             _update(average, net, plan.ema, epoch * steps + step)
         state["epoch"] = epoch + 1
@@ -106,11 +102,56 @@ def train(
         seconds = time.perf_counter() - begun
         log(
             f"{where.stage} fold {where.fold} epoch {epoch + 1}/{plan.epochs}: loss {total / steps:.4f} "
-            f"{f'held-out {value:.4f} ' if last else ''}{seconds:.0f} s, waiting for data {waited / seconds:.0%}"
+            f"{f'held-out {value:.4f} ' if last else ''}{seconds:.0f} s, "
+            f"waiting for data {fetched.waited / seconds:.0%}"
         )
     if best is not None:
         average.load_state_dict(best)
     return average.eval()
+
+
+class Fetched:
+    """The batches of one epoch in order, the next one made while the net works on this one."""
+
+    def __init__(self, data: Data, plan: Fit, where: Where, epoch: int, steps: int) -> None:
+        self.data, self.plan, self.where, self.epoch, self.steps = data, plan, where, epoch, steps
+        self.order = where.rng(epoch).permutation(max(len(data), steps * plan.batch)) % len(data)
+        self.waited = 0.0  # seconds the net had nothing to do
+
+    def _make(self, step: int) -> Any:
+        indices = self.order[step * self.plan.batch : (step + 1) * self.plan.batch]
+        return self.data.batch(indices, self.where.rng(self.epoch, step), self.where.device, augment=True)
+
+    def __iter__(self) -> Iterator[Any]:
+        with ThreadPoolExecutor(1) as ahead:
+            coming = ahead.submit(self._make, 0)
+            for step in range(self.steps):
+                begun = time.perf_counter()
+                batch = coming.result()
+                self.waited += time.perf_counter() - begun
+                if step + 1 < self.steps:
+                    coming = ahead.submit(self._make, step + 1)
+                yield batch
+
+
+def rate(plan: Fit, step: int, steps: int) -> float:
+    """Learning rate of a step, ``steps`` of them an epoch: of the head alone in its epochs, then falling at the
+    milestones, or by ``schedule``."""
+    head = plan.head_epochs * steps
+    if step < head:
+        return plan.head_lr
+    if plan.milestones:
+        return plan.lr * 0.1 ** sum(step >= epoch * steps for epoch in plan.milestones)
+    return plan.lr * schedule(step - head, plan.epochs * steps - head, plan.warmup)
+
+
+def _thaw(net: nn.Module, whole: bool) -> None:
+    """Let the whole net learn, or only what is not its trunk (``encoder``), whose statistics then stay as well."""
+    net.train()
+    trunk = getattr(net, "encoder", None)
+    if trunk is not None:
+        trunk.requires_grad_(whole)
+        trunk.train(whole)
 
 
 def schedule(step: int, steps: int, warmup: float) -> float:
@@ -127,7 +168,10 @@ def _optimiser(net: nn.Module, plan: Fit) -> torch.optim.Optimizer:
         raise ValueError(f"optimiser {plan.optimiser!r} is unknown; known: {sorted(kinds)}")
     decay = [p for p in net.parameters() if p.ndim > 1]
     rest = [p for p in net.parameters() if p.ndim <= 1]  # norms and biases are not decayed
-    groups = [{"params": decay, "weight_decay": plan.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    groups = [
+        {"params": decay, "weight_decay": plan.weight_decay},
+        {"params": rest, "weight_decay": 0.0},
+    ]
     return kinds[plan.optimiser](groups, lr=plan.lr)
 
 

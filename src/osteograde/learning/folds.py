@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import hashlib
 import warnings
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -36,11 +38,21 @@ class Split:
     def count(self) -> int:
         return max(self.fold.values()) + 1
 
+    @cached_property
+    def _fold_of_patient(self) -> dict[str, int]:
+        return {patient: self.fold[study] for study, patient in self.patient.items()}
+
+    def fold_of(self, study: Study) -> int:
+        """The fold of a study, or of one made out of a patient's studies; those of nobody are spread by their name."""
+        if study.id in self.fold:
+            return self.fold[study.id]
+        return self._fold_of_patient.get(study.patient, zlib.crc32(study.id.encode()) % self.count)
+
     def held_out(self, studies: Sequence[Study], k: int) -> list[Study]:
-        return [study for study in studies if self.fold[study.id] == k]
+        return [study for study in studies if self.fold_of(study) == k]
 
     def training(self, studies: Sequence[Study], k: int) -> list[Study]:
-        return [study for study in studies if self.fold[study.id] != k]
+        return [study for study in studies if self.fold_of(study) != k]
 
 
 def rarity(task: Task, study: Study) -> str:

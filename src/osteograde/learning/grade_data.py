@@ -6,7 +6,8 @@ Shapes: S sites of a batch, V views, D slices, H' W' stored pixels, H W pixels t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from osteograde.inference.reading import Loaded
 from osteograde.inference.views import site_boxes
 from osteograde.learning.augment import Move, draw_move, resample, shade, still
 from osteograde.learning.recipe import Fit
-from osteograde.tasks.contract import Grade, Points, Task
+from osteograde.tasks.contract import CropSpec, Grade, Points, Task, sides
 
 MARGIN = 0.22  # stored border on each side, as a share of the side
 SLICE_MARGIN = 2
@@ -27,12 +28,14 @@ SLICE_MARGIN = 2
 @dataclass(frozen=True, eq=False)
 class GradeBatch:
     """crops: per view (S, D, H, W); present (S, V); labels (S,), -1 = unlabelled; study (S,): which sites belong
-    together, counted from 0."""
+    together, counted from 0; findings (S, F) 0, 1 or -1 = unlabelled; weight (S,): how much a site counts."""
 
     crops: tuple[torch.Tensor, ...]
     present: torch.Tensor
     labels: torch.Tensor
     study: torch.Tensor
+    findings: torch.Tensor
+    weight: torch.Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +48,7 @@ class GradeData:
     present: np.ndarray  # (N, V)
     to_index: np.ndarray  # (N, V, 3, 3): mm displacement -> displacement in stored index (d, h, w)
     labels: np.ndarray  # (N,)
+    findings: np.ndarray  # (N, F)
     mirrorable: np.ndarray  # (N,) sites on the midline may be mirrored
     rows_of: Mapping[str, np.ndarray]  # study -> rows
     lateral_axes: tuple[int, ...]  # per view, the stored axis that runs right-left
@@ -54,11 +58,19 @@ class GradeData:
     def of(self, studies: set[str]) -> GradeData:
         return self._with(studies=tuple(study for study in self.studies if study in studies))
 
+    @cached_property
+    def class_weight(self) -> np.ndarray:
+        """(K,) how much a site of each class counts: mean 1 over this part of the data."""
+        rows = np.concatenate([self.rows_of[study] for study in self.studies])
+        counts = np.bincount(self.labels[rows], minlength=self.labels.max() + 1)
+        weight = np.maximum(counts, 1.0) ** -self.fit.balance
+        return weight / (weight[self.labels[rows]]).mean()
+
     def with_errors(self, errors_mm: np.ndarray) -> GradeData:
         return self._with(errors_mm=np.asarray(errors_mm, float).reshape(-1, 3))
 
     def _with(self, **changes) -> GradeData:
-        return GradeData(**{**self.__dict__, **changes})
+        return replace(self, **changes)
 
     def __len__(self) -> int:
         return len(self.studies)
@@ -77,6 +89,8 @@ class GradeData:
             crops=crops,
             present=torch.from_numpy(present).to(device),
             labels=torch.from_numpy(self.labels[rows]).to(device),
+            findings=torch.from_numpy(self.findings[rows]).to(device),
+            weight=torch.from_numpy(self.class_weight[self.labels[rows]].astype(np.float32)).to(device),
             study=torch.from_numpy(np.repeat(np.arange(len(picked)), [len(p) for p in picked])).to(device),
         )
 
@@ -86,14 +100,15 @@ class GradeData:
         return self.errors_mm[rng.integers(len(self.errors_mm), size=count)]
 
     def _view(self, v, rows, errors_mm, mirror, rng, device, *, augment) -> torch.Tensor:
-        spec, side, jitter = self.group.crops[v], self.fit.pixels, self.fit.jitter
+        spec, size, jitter = self.group.crops[v], sides(self.fit.pixels), self.fit.jitter
+        margin = _slice_margin(spec)
         offset = np.einsum("nij,nj->ni", self.to_index[rows, v], errors_mm)
-        step = np.clip(np.rint(offset[:, 0]), -SLICE_MARGIN, SLICE_MARGIN).astype(int)
-        slices = (SLICE_MARGIN + step)[:, None] + np.arange(spec.slices)
+        step = np.clip(np.rint(offset[:, 0]), -margin, margin).astype(int)
+        slices = (margin + step)[:, None] + np.arange(spec.slices)
         stored = np.stack([self.crops[v][row][index] for row, index in zip(rows, slices, strict=True)])
-        move = draw_move(rng, len(rows), jitter, spec.field_mm / side) if augment else still(len(rows))
+        move = draw_move(rng, len(rows), jitter, spec.field_mm / max(size)) if augment else still(len(rows))
         move = Move(move.matrix, move.shift + offset[:, 1:])
-        images = resample(torch.from_numpy(stored).to(device), move, (side, side))
+        images = resample(torch.from_numpy(stored).to(device), move, size)
         axis = 1 if self.lateral_axes[v] == 0 else 3
         flip = torch.from_numpy(mirror).to(device)
         images[flip] = images[flip].flip(axis)
@@ -117,15 +132,15 @@ def store(
     log: Callable[[str], None],
 ) -> GradeData:
     """Cut the crops of every labelled site around the given points, with a margin, into arrays on disk."""
-    margin = round(MARGIN * fit.pixels)
-    side = fit.pixels + 2 * margin
-    shapes = [(spec.slices + 2 * SLICE_MARGIN, side, side) for spec in group.crops]
+    margin, (height, width) = _margin(fit), sides(fit.pixels)
+    shapes = [(spec.slices + 2 * _slice_margin(spec), height + 2 * margin, width + 2 * margin) for spec in group.crops]
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{group.name}.{spec.view}.u8" for spec in group.crops]
     files = [path.open("wb") for path in paths]
     present: list[list[bool]] = []
     to_index: list[np.ndarray] = []
     labels: list[int] = []
+    findings: list[list[int]] = []
     mirrorable: list[bool] = []
     rows_of: dict[str, list[int]] = {}
     try:
@@ -139,7 +154,8 @@ def store(
                 present.append(found)
                 to_index.append(bases)
                 labels.append(loaded.study.labels[site.target])
-                mirrorable.append(site.side == "")
+                findings.append([loaded.study.findings.get(name, {}).get(site.target, -1) for name in group.findings])
+                mirrorable.append(site.side == "" or group.mirrors)
     finally:
         for file in files:
             file.close()
@@ -156,6 +172,7 @@ def store(
         present=np.array(present),
         to_index=np.array(to_index),
         labels=np.array(labels, np.int64),
+        findings=np.array(findings, np.int64).reshape(len(labels), len(group.findings)),
         mirrorable=np.array(mirrorable),
         rows_of={study: np.array(rows) for study, rows in rows_of.items()},
         lateral_axes=tuple(
@@ -166,6 +183,14 @@ def store(
     )
 
 
+def _margin(fit: Fit) -> int:
+    return round(MARGIN * max(sides(fit.pixels)))
+
+
+def _slice_margin(spec: CropSpec) -> int:
+    return SLICE_MARGIN if spec.slices > 1 else 0  # a single slice has no neighbours to move to
+
+
 def _write(group: Grade, boxes: dict, margin: int, shapes: list, files: list) -> tuple[list[bool], np.ndarray]:
     """Append one site's crop of each view to its file; absent views are zeros. Returns (present, mm -> index)."""
     bases = np.zeros((len(group.crops), 3, 3))
@@ -174,7 +199,7 @@ def _write(group: Grade, boxes: dict, margin: int, shapes: list, files: list) ->
             file.write(bytes(int(np.prod(shape))))
             continue
         volume, roi = boxes[spec.view]
-        roi = grown(roi, (SLICE_MARGIN, margin, margin))
+        roi = grown(roi, (_slice_margin(spec), margin, margin))
         bases[v] = np.linalg.inv(roi.to_mm[:3, :3])
         crop = crop_stack(volume, roi, torch.device("cpu"))
         file.write((crop * 255).round().to(torch.uint8).numpy().tobytes())

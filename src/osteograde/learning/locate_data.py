@@ -19,7 +19,7 @@ from osteograde.inference.views import LATERAL_SCALE_MM, SIGN, Pass, passes
 from osteograde.learning.augment import draw_move, move_points, resample, shade, still
 from osteograde.learning.recipe import Fit
 from osteograde.models.locator import LocatorBatch
-from osteograde.tasks.contract import Landmark, Locate, View
+from osteograde.tasks.contract import Landmark, Locate, View, sides
 
 MARGIN = 0.18  # stored border on each side, as a share of the side: room for turning and shifting
 SLICE_MARGIN = 2  # extra slices stored around a prompted box
@@ -28,7 +28,8 @@ MIDLINE_JITTER_MM = 1.5
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """One pass on disk. points: (L, 3) stored index (d, h, w), NaN where unlabelled. lateral: (4,) so that patient x
+    """One pass on disk. points: (L, 3) stored index (d, h, w), NaN where unlabelled, infinite where known to be absent.
+    lateral: (4,) so that patient x
     minus the midline at stored index (d, h, w) is lateral[:3] @ index + lateral[3]."""
 
     study: str
@@ -60,14 +61,18 @@ class LocateData:
 
     @property
     def pixel_mm(self) -> float:
-        return self.stage.field_mm[1] / self.fit.pixels
+        return self.stage.field_mm[1] / self.side
+
+    @property
+    def side(self) -> int:
+        return max(sides(self.fit.pixels))
 
     def batch(
         self, indices: Sequence[int] | np.ndarray, rng: np.random.Generator, device: torch.device, *, augment: bool
     ) -> LocatorBatch:
         """Cut a window of slices from each pass, move it, and say where its landmarks lie then."""
         items = [self.items[i] for i in indices]
-        size, stored = (self.fit.pixels,) * 2, self.slices.shape[1:]
+        size, stored = (self.side,) * 2, self.slices.shape[1:]
         jitter = self.fit.jitter
         windows = [_window(item, self.stage, self.fit, rng, augment) for item in items]
         depth = max(stop - start for start, stop in windows)
@@ -79,6 +84,7 @@ class LocateData:
         points = points - [[[start, 0, 0]] for start, _ in windows]
         points = np.concatenate([points[..., :1], move_points(move, points[..., 1:], stored, size)], -1)
         points[_outside(points, [stop - start for start, stop in windows], size)] = np.nan
+        points[np.isinf(np.stack([item.points for item in items]))] = np.inf
         lateral = self._lateral(items, windows, depth, move, rng, augment)
         if augment and jitter.mirror:
             images, points, lateral = self._mirror(images, points, lateral, windows, rng)
@@ -91,7 +97,7 @@ class LocateData:
 
     def _lateral(self, items, windows, depth, move, rng, augment) -> np.ndarray:
         """(B, D, W): lateral mm of the columns of each slice at the middle row, after the move."""
-        side, stored = self.fit.pixels, np.array(self.slices.shape[1:])
+        side, stored = self.side, np.array(self.slices.shape[1:])
         columns = np.arange(side) - (side - 1) / 2
         lateral = np.empty((len(items), depth, side), np.float32)
         for b, (item, (start, _)) in enumerate(zip(items, windows, strict=True)):
@@ -115,7 +121,7 @@ class LocateData:
                 lateral[b, :depth] = -lateral[b, :depth][::-1]
             else:
                 images[b] = images[b].flip(-1)
-                points[b, :, 2] = self.fit.pixels - 1 - points[b, :, 2]
+                points[b, :, 2] = self.side - 1 - points[b, :, 2]
                 lateral[b] = -lateral[b][:, ::-1]
             points[b] = points[b][partner]
         return images, points, lateral
@@ -138,6 +144,7 @@ class LocateData:
             pixel_mm=self.pixel_mm,
             slice_mm=float(np.median([item.slice_mm for item in items])),
             sigma_mm=self.stage.sigma_mm,
+            nowhere=self.stage.absent,
         )
 
 
@@ -154,7 +161,7 @@ def _window(item: Stored, stage: Locate, fit: Fit, rng: np.random.Generator, aug
         start = SLICE_MARGIN + (int(rng.integers(-1, 2)) if augment else 0)
         return start, start + stage.slices
     length = min(fit.window, item.depth)
-    labelled = item.points[~np.isnan(item.points[:, 0]), 0]
+    labelled = item.points[np.isfinite(item.points[:, 0]), 0]
     aim = round(float(rng.choice(labelled))) if len(labelled) else int(rng.integers(item.depth))
     offset = int(rng.integers(length)) if augment else length // 2
     start = int(np.clip(aim - offset, 0, item.depth - length))
@@ -171,8 +178,9 @@ def store(
     stage: Locate, view: View, fit: Fit, studies: Iterable[Loaded], folder: Path, *, log: Callable[[str], None]
 ) -> LocateData:
     """Cut every pass of the studies around annotated points, with a margin, into one array on disk."""
-    margin = round(MARGIN * fit.pixels)
-    side = fit.pixels + 2 * margin
+    pixels = max(sides(fit.pixels))
+    margin = round(MARGIN * pixels)
+    side = pixels + 2 * margin
     folder.mkdir(parents=True, exist_ok=True)
     items: list[Stored] = []
     landmarks: tuple[Landmark, ...] = ()
@@ -180,7 +188,7 @@ def store(
     with path.open("wb") as file:
         written = 0
         for loaded in studies:
-            for look in passes(stage, loaded.volumes, loaded.marks, fit.pixels):
+            for look in passes(stage, loaded.volumes, loaded.marks, pixels):
                 crop, item = _cut(look, loaded, margin, written, around_prompt=bool(stage.slices))
                 landmarks = landmarks or look.landmarks
                 if not np.isnan(item.points).all():
@@ -202,5 +210,7 @@ def _cut(look: Pass, loaded: Loaded, margin: int, start: int, *, around_prompt: 
     for i, landmark in enumerate(look.landmarks):
         if landmark.name in loaded.marks:
             points[i] = to_index(roi, loaded.marks[landmark.name].mm)
+        elif landmark.name in loaded.absent:
+            points[i] = np.inf
     lateral = np.concatenate([roi.to_mm[0, :3], [roi.to_mm[0, 3] - look.midline_mm]])
     return crop, Stored(loaded.study.id, start, roi.shape[0], points, lateral, float(roi.spacing_mm[0]))

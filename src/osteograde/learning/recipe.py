@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from osteograde.tasks.contract import Task
+import numpy as np
+
+from osteograde.tasks.contract import Pixels, Study, Task, sides
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Fit:
     """How one net learns. ``net`` is the config of ``models.build``; ``pixels`` the side of what it reads."""
 
     net: Mapping[str, Any]
-    pixels: int
+    pixels: Pixels
     epochs: int
     batch: int  # locators: passes; graders: studies
     lr: float
@@ -43,6 +46,12 @@ class Fit:
     steps: int = 0  # per epoch; 0: one pass over the data
     window: int = 8  # locators: neighbouring slices of one sample
     label_smoothing: float = 0.0
+    loss: str = "classes"  # graders: "classes", or "ordinal": targets that fall off with the squared distance of grades
+    balance: float = 0.0  # graders: classes count by their frequency to the power of minus this
+    pretrained: str = ""  # starting weights of the trunk: a file of OSTEOGRADE_PRETRAINED, or "imagenet" to download
+    head_epochs: int = 0  # first epochs in which only what is not the trunk learns, at ``head_lr``
+    head_lr: float = 0.0
+    milestones: tuple[int, ...] = ()  # epochs after which lr falls to a tenth, instead of the half cosine
     jitter: Jitter = field(default_factory=Jitter)
 
 
@@ -57,6 +66,10 @@ class Recipe:
     num_folds: int = 5
     seed: int = 0
     test_views: int = 1
+    # further studies to learn landmarks from, made out of the given ones into a folder: (studies, folder, rng, share)
+    practice: Callable[[Sequence[Study], Path, np.random.Generator, float], list[Study]] | None = None
+    practice_share: float = 1.0
+    patients: int = 0  # learn from this many, evenly spread; 0: all
 
     def __post_init__(self) -> None:
         for kind, fits, stages in (("locate", self.locate, self.task.locate), ("grade", self.grade, self.task.grade)):
@@ -83,12 +96,24 @@ def shrink(recipe: Recipe) -> Recipe:
     return replace(
         recipe,
         num_folds=2,
+        practice_share=0.02,
+        patients=60,
         locate={name: _small(fit) for name, fit in recipe.locate.items()},
         grade={name: _small(fit) for name, fit in recipe.grade.items()},
     )
 
 
 def _small(fit: Fit) -> Fit:
+    height, width = sides(fit.pixels)
+    share = min(1.0, 64 / max(height, width))
+    small = max(32, round(height * share / 32) * 32), max(32, round(width * share / 32) * 32)
     return replace(
-        fit, epochs=2, steps=2, batch=min(fit.batch, 2), window=min(fit.window, 3), pixels=min(fit.pixels, 64)
+        fit,
+        epochs=2,
+        steps=2,
+        batch=min(fit.batch, 2),
+        window=min(fit.window, 3),
+        pixels=small[0] if isinstance(fit.pixels, int) else small,
+        head_epochs=min(fit.head_epochs, 1),
+        milestones=(),
     )

@@ -37,13 +37,13 @@ def train(
     log: Callable[[str], None],
 ) -> dict[str, Any]:
     """Train the folds of every stage; returns the out-of-fold scores. ValueError for the user's mistakes."""
-    studies = sorted(recipe.task.read(data, "train"), key=lambda study: study.id)
+    studies = _some(sorted(recipe.task.read(data, "train"), key=lambda study: study.id), recipe)
     chosen = tuple(range(recipe.num_folds)) if only is None else tuple(only)
     if bad := [k for k in chosen if not 0 <= k < recipe.num_folds]:
         raise ValueError(f"--folds {bad}: recipe {recipe.name!r} has folds 0 to {recipe.num_folds - 1}")
     split = _split(recipe, studies, out, resume=resume)
-    run = Run(recipe, studies, split, chosen, out, device, resume, log)
-    for study in studies:
+    run = Run(recipe, studies, _practice(recipe, studies, out), split, chosen, out, device, resume, log)
+    for study in run.everything:
         run.loaded([study])  # every file is decoded here, once
     found, points = cross_fit.locate_out_of_fold(run)
     cross_fit.save_points(run, found, out / "oof_points.csv")
@@ -73,12 +73,30 @@ def _split(recipe: Recipe, studies: Sequence[Study], out: Path, *, resume: bool)
     return split
 
 
+def _some(studies: list[Study], recipe: Recipe) -> list[Study]:
+    """All studies, or those of as many patients as the recipe says, evenly spread over the labels."""
+    if not recipe.patients:
+        return studies
+    labels = {study.patient: tuple(study.labels.values()) for study in studies}
+    ordered = sorted(labels, key=lambda patient: (labels[patient], patient))
+    step = max(1, len(ordered) // recipe.patients)
+    kept = set(ordered[::step][: recipe.patients])
+    return [study for study in studies if study.patient in kept]
+
+
+def _practice(recipe: Recipe, studies: Sequence[Study], out: Path) -> list[Study]:
+    if recipe.practice is None:
+        return []
+    rng = np.random.default_rng(recipe.seed)
+    return recipe.practice(studies, out / "work" / "practice", rng, recipe.practice_share)
+
+
 def point_errors(run: Run, found: Mapping[str, Points]) -> dict[str, dict[str, float | None]]:
     """Per locator: median and 95th percentile of the distance to the annotated points in mm, and the share found."""
     distances: dict[str, list[float]] = {stage.name: [] for stage in run.recipe.task.locate}
     annotated = dict.fromkeys(distances, 0)
     stage_of = {landmark.name: stage.name for stage in run.recipe.task.locate for landmark in stage.landmarks}
-    for study in run.studies:
+    for study in run.everything:
         if study.id not in found:
             continue
         for name, mark in run.loaded([study])[0].marks.items():

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from osteograde.models.build import build
-from osteograde.tasks.contract import Task
+from osteograde.tasks.contract import Pixels, Task
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -41,8 +41,8 @@ class Bundle:
         return self.manifest["prior"]
 
     @property
-    def pixels(self) -> Mapping[str, int]:
-        """Stage -> pixels along one side of what its nets read."""
+    def pixels(self) -> Mapping[str, Pixels]:
+        """Stage -> pixels of what its nets read: a side, or (H, W)."""
         return self.manifest["pixels"]
 
     @property

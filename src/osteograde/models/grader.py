@@ -25,6 +25,7 @@ class Grader(nn.Module):
     logits are those of an empty bag, finite. backbone, stages, pixels: see ``backbones.classifier_body``.
     pool: "attention" (gated, over the slices of all present views), "mean", or "centre" (each present view's middle
     slice D // 2). neighbours: every slice is read with the two beside it as three channels (2.5D).
+    findings: further logits behind the K classes, yes or no each: (B, K + findings).
     normalise: "crop" (each crop to mean 0 and deviation 1) or "fixed" (0..1 to about -2..2).
     """
 
@@ -41,6 +42,7 @@ class Grader(nn.Module):
         pixels: int = 0,
         neighbours: bool = False,
         normalise: str = "crop",
+        findings: int = 0,
         pretrained: bool = False,
     ) -> None:
         super().__init__()
@@ -60,6 +62,7 @@ class Grader(nn.Module):
             "pixels": pixels,
             "neighbours": neighbours,
             "normalise": normalise,
+            "findings": findings,
         }
         self.views, self.pool, self.width = views, pool, width
         self.neighbours, self.normalise = neighbours, normalise
@@ -74,7 +77,7 @@ class Grader(nn.Module):
         self.attend, self.gate = nn.Linear(width, 64), nn.Linear(width, 64)
         self.score = nn.Linear(64, 1)
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(width, classes)
+        self.head = nn.Linear(width, classes + findings)
 
     def forward(self, crops: Sequence[torch.Tensor], present: torch.Tensor) -> torch.Tensor:
         """crops: V tensors (B, D_v, H, W) in 0..1; present (B, V) bool -> (B, K)."""

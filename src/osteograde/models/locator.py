@@ -35,6 +35,7 @@ class LocatorBatch:
     pixel_mm: float
     slice_mm: float | torch.Tensor  # one for all, or (B,)
     sigma_mm: float  # in-plane spread of the target
+    nowhere: bool = False  # landmarks may be absent: a place of score 0 outside the image; points are then infinite
 
     def to(self, device: torch.device | str) -> LocatorBatch:
         """The same batch on another device."""
@@ -113,11 +114,13 @@ def heatmap_loss(logits: torch.Tensor, batch: LocatorBatch) -> torch.Tensor:
     parts = target_parts(batch, (logits.shape[-2], logits.shape[-1]))
     allowed = side_mask(lateral_on_map(batch.lateral, batch.images.shape[-1] // logits.shape[-1]), batch.side)
     total = _stack_logsumexp(logits, batch.stack, batch.channel, allowed, len(batch.points))
+    total = _or_nowhere(total) if batch.nowhere else total
     hit = torch.einsum("nlhw,nlh->nlw", logits.index_select(1, batch.channel), parts.rows)
     hit = (hit * parts.columns).sum(-1)
     hit = torch.zeros_like(total).index_add(0, batch.stack, hit)
-    loss = torch.where(parts.labelled, total - hit, torch.zeros_like(total))
-    return loss.sum() / parts.labelled.sum().clamp_min(1)
+    known = parts.labelled | (torch.isinf(batch.points[..., 1]) & batch.nowhere)  # absent ones: hit is 0, all is total
+    loss = torch.where(known, total - hit, torch.zeros_like(total))
+    return loss.sum() / known.sum().clamp_min(1)
 
 
 def probabilities(
@@ -126,16 +129,19 @@ def probabilities(
     channel: torch.Tensor,
     side: torch.Tensor,
     lateral: torch.Tensor,
+    *,
+    nowhere: bool = False,
 ) -> torch.Tensor:
     """(N, C, h, w) logits -> (N, L, h, w): per landmark, sums to 1 over the allowed places of its stack.
 
-    lateral (N, W) at input resolution. All 0 where a stack has no place on the landmark's side. Average these over
-    folds, then decode.
+    lateral (N, W) at input resolution. All 0 where a stack has no place on the landmark's side. nowhere: one more
+    place, with logit 0, outside the image takes its share. Average these over folds, then decode.
     """
     logits = logits.float()
     allowed = side_mask(lateral_on_map(lateral, lateral.shape[-1] // logits.shape[-1]), side)
     stacks = int(stack.max()) + 1 if len(stack) else 0
     total = _stack_logsumexp(logits, stack, channel, allowed, stacks)
+    total = _or_nowhere(total) if nowhere else total
     scaled = torch.exp(logits.index_select(1, channel) - total[stack][..., None, None])
     return torch.where(allowed[:, :, None], scaled, scaled.new_zeros(()))
 
@@ -192,6 +198,11 @@ def _stack_logsumexp(
     top = slices.new_full((stacks, slices.shape[1]), _BLOCKED)
     top = top.scatter_reduce(0, stack[:, None].expand_as(slices), slices.detach(), "amax")
     return top + torch.zeros_like(top).index_add(0, stack, torch.exp(slices - top[stack])).clamp_min(1e-30).log()
+
+
+def _or_nowhere(total: torch.Tensor) -> torch.Tensor:
+    """Log of the sum with one more place of logit 0: where a landmark is that the image does not show."""
+    return torch.logaddexp(total, torch.zeros_like(total))
 
 
 def _centres(size: int, stride: int, device: torch.device) -> torch.Tensor:

@@ -77,3 +77,34 @@ def metric_loss(
     """
     loss = weighted_cross_entropy(logits, labels, weights, label_smoothing=label_smoothing)
     return loss + any_severe_loss(logits, labels, weights) if any_severe else loss
+
+
+def targets_of(labels: torch.Tensor, classes: int, kind: str, smoothing: float = 0.0) -> torch.Tensor:
+    """(...) labels -> (..., K) probabilities to aim at; a row of an unlabelled one is 0.
+
+    kind "classes": the label; "ordinal": falling off with the squared distance between grades, as softmax of
+    -2 (k - label)^2 (Diaz and Marathe, CVPR 2019). Smoothing spreads its share evenly. ValueError for another kind.
+    """
+    if kind not in ("classes", "ordinal"):
+        raise ValueError(f"loss {kind!r} is unknown; known: 'classes', 'ordinal'")
+    grades = torch.arange(classes, device=labels.device)
+    away = (grades - labels[..., None]).float() ** 2
+    aim = torch.softmax(-2.0 * away, -1) if kind == "ordinal" else (away == 0).float()
+    aim = (1 - smoothing) * aim + smoothing / classes
+    return aim * (labels != UNLABELLED)[..., None]
+
+
+def target_cross_entropy(logits: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Weighted mean cross entropy against probabilities: logits and targets (..., K), weight (...). Rows whose target
+    is 0 do not count; 0, with a gradient of 0, if none does."""
+    known = targets.sum(-1) > 0
+    each = -(targets * F.log_softmax(logits.float(), -1)).sum(-1)
+    weight = weight * known
+    return (weight * each).sum() / weight.sum().clamp_min(torch.finfo(each.dtype).tiny)
+
+
+def finding_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean binary log loss of yes/no findings: logits and labels of one shape, labels 1, 0 or -1 = unlabelled."""
+    known = labels != UNLABELLED
+    each = F.binary_cross_entropy_with_logits(logits.float(), labels.clamp_min(0).float(), reduction="none")
+    return (each * known).sum() / known.sum().clamp_min(1)

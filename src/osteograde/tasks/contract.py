@@ -84,7 +84,8 @@ class View:
     (left, feet, back), so that every net sees every patient the same way up.
 
     window: percentiles of a series' grey values that become black and white. width_mm: what images without a pixel
-    size are taken to be wide; (landscape, portrait or square). film: files are projections, one image each.
+    size are taken to be wide, (landscape, portrait or square); slice_mm: and how thick. film: files are projections,
+    one image each. needed: a study without it is incomplete.
     """
 
     name: str
@@ -92,7 +93,9 @@ class View:
     directions: tuple[tuple[float, float, float], ...]
     window: tuple[float, float] = (0.5, 99.5)
     width_mm: tuple[float, float] = (280.0, 280.0)
+    slice_mm: float = 4.0
     film: bool = False
+    needed: bool = True
 
 
 @dataclass(frozen=True)
@@ -157,11 +160,6 @@ class Locate:
         """(view, prompt) of every look the locator takes, in order; prompt "" for whole stacks."""
         return tuple(dict.fromkeys((landmark.view or self.view, landmark.prompt) for landmark in self.landmarks))
 
-    @property
-    def prompts(self) -> tuple[str, ...]:
-        """The prompts, in order; ("",) for a locator that reads whole stacks."""
-        return tuple(dict.fromkeys(landmark.prompt for landmark in self.landmarks))
-
 
 @dataclass(frozen=True)
 class Site:
@@ -198,6 +196,7 @@ class Grade:
     rois: Callable[[Volumes, Points, Pixels], Rois]
     any_severe: bool = False  # adds the any-severe term over the sites of a study to the loss
     findings: tuple[str, ...] = ()
+    mirrors: bool = False  # a site and its mirror image are graded alike: so it is learnt and seen a second time
 
 
 @dataclass(frozen=True)
@@ -221,6 +220,7 @@ class Task:
     counted: Callable[[Mapping[str, Mapping[str, int]], Mapping[str, np.ndarray]], Callable[[np.ndarray], np.ndarray]]
     complete: Callable[[Points], Points]  # fills what can be told by geometry from what was found
     score_groups: tuple[str, ...] = ()
+    rows_vary: bool = False  # studies have some of the targets only (``Study.targets``)
     higher_is_better: frozenset[str] = frozenset()  # parts of the score, "score" among them; of all others lower is
     confusion: Callable[[Mapping[str, Mapping[str, int]], Mapping[str, np.ndarray]], np.ndarray] | None = None
 
@@ -245,7 +245,8 @@ class Task:
     def _check_locate(self, stage: Locate, found: set[str], views: set[str]) -> None:
         if lost := {view for view, _ in stage.looks} - views:
             raise ValueError(f"{self.name}: locator {stage.name!r} reads {min(lost)!r}; views are {sorted(views)}")
-        needed = {*stage.prompts, *stage.midline, *(landmark.near for landmark in stage.landmarks)} - {""}
+        prompts, near = {prompt for _, prompt in stage.looks}, {landmark.near for landmark in stage.landmarks}
+        needed = (prompts | near | {*stage.midline}) - {""}
         if unknown := needed - found:
             raise ValueError(
                 f"{self.name}: locator {stage.name!r} is prompted by {sorted(unknown)}, "
@@ -280,8 +281,8 @@ class Task:
 def sides(pixels: Pixels) -> tuple[int, int]:
     """(H, W) of a crop.
 
-    >>> sides(24), sides([16, 24])
-    ((24, 24), (16, 24))
+    >>> sides([16, 24])
+    (16, 24)
     """
     if isinstance(pixels, int):
         return pixels, pixels

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from osteograde.imaging import geometry
-from osteograde.imaging.geometry import Roi, Volume
-from osteograde.tasks.contract import CropSpec, Point, Points, Rois, Site, Volumes
+from osteograde.tasks import boxes
+from osteograde.tasks.contract import CropSpec, Pixels, Point, Points, Rois, Site, Volumes
 from osteograde.tasks.lumbar_names import LEVELS, SIDES, landmark
 
 # Typical way from the canal point to the structures of the left side (x to the left, y to the back, z to the head), mm.
@@ -64,49 +63,6 @@ def along_the_line(known: dict[int, np.ndarray], count: int) -> dict[int, np.nda
     return {i: line[i] for i in sorted(line)}
 
 
-def rois(sites: Sequence[Site], crops: Sequence[CropSpec], volumes: Volumes, points: Points, pixels: int) -> Rois:
-    """{target: {view: (stack, box)}} around the landmark of each site; left sites are read mirrored, as right ones.
-
-    Sites whose landmark is absent, and views that do not show it, are left out. See ``contract.Grade``.
-    """
-    found: dict[str, dict[str, tuple[Volume, Roi]]] = {}
-    for site in sites:
-        if site.landmark not in points:
-            continue
-        for crop in crops:
-            seen = box(crop, volumes.get(crop.view, ()), points[site.landmark].mm, site.side, pixels)
-            if seen is not None:
-                found.setdefault(site.target, {})[crop.view] = seen
-    return found
-
-
-def box(
-    crop: CropSpec, stacks: Sequence[Volume], point_mm: np.ndarray, side: str, pixels: int
-) -> tuple[Volume, Roi] | None:
-    """The stack of a view that shows a point best and the box on its slices; None where no stack shows it."""
-    near = [
-        (round(distance, 3), -stack.voxels.shape[0], stack.series, i)  # every tie is broken the same way each time
-        for i, stack in enumerate(stacks)
-        if (distance := geometry.plane_distance_mm(stack, point_mm)) <= REACH_MM[crop.view]
-        and geometry.outside_mm(stack, point_mm) == 0
-    ]
-    if not near:
-        return None
-    stack = stacks[min(near)[-1]]
-    spacing_mm = (crop.field_mm / pixels, crop.field_mm / pixels)
-    roi = geometry.roi_on(stack, onto_a_slice(stack, point_mm), spacing_mm, (crop.slices, pixels, pixels))
-    return stack, canonical(roi, side)
-
-
-def onto_a_slice(stack: Volume, point_mm: np.ndarray) -> np.ndarray:
-    """The point itself, or for a point beyond the first or last slice the place on that slice next to it."""
-    index = geometry.to_index(stack, point_mm)
-    index[0] = np.clip(index[0], 0, stack.voxels.shape[0] - 1)
-    return geometry.apply(stack.to_mm, index)
-
-
-def canonical(roi: Roi, side: str) -> Roi:
-    """A box of the left side read as one of the right: mirrored along its left-right axis. Others as they are."""
-    if side != "left":
-        return roi
-    return geometry.mirrored(roi, int(np.argmax(np.abs(roi.to_mm[0, :3]) / roi.spacing_mm)))
+def rois(sites: Sequence[Site], crops: Sequence[CropSpec], volumes: Volumes, points: Points, pixels: Pixels) -> Rois:
+    """The boxes around the landmark of each site; see ``boxes.around``."""
+    return boxes.around(sites, crops, REACH_MM, volumes, points, pixels)

@@ -24,7 +24,7 @@ def weighted_prior(
     return {target: normalised(count * np.asarray(weights)) for target, count in counts.items()}
 
 
-def normalised(masses: np.ndarray) -> tuple[float, ...]:
+def normalised(masses: Sequence[float] | np.ndarray) -> tuple[float, ...]:
     """Masses as probabilities."""
     return tuple(float(mass) for mass in masses / np.sum(masses))
 

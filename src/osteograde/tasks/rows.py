@@ -23,7 +23,8 @@ def split_id(task: Task, row: str) -> tuple[str, str]:
 
 
 def by_study(task: Task, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """{study: (targets, classes)} in the task's order. ValueError where a study lacks rows."""
+    """{study: (targets, classes)} in the task's order; NaN for rows a study does not have. ValueError where a study
+    lacks rows of a task whose studies all have the same."""
     place = {target: i for i, target in enumerate(task.targets)}
     found: dict[str, np.ndarray] = {}
     for row, values in rows.items():
@@ -32,7 +33,7 @@ def by_study(task: Task, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
             found[study] = np.full((len(task.targets), len(task.classes)), np.nan)
         found[study][place[target]] = values
     lost = [row for study in found for row in task.rows(study) if row not in rows]
-    if lost:
+    if lost and not task.rows_vary:
         raise ValueError(f"{len(lost)} rows are missing: {some(lost)}; every study needs {len(task.targets)} rows")
     return found
 

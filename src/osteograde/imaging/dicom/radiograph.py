@@ -25,6 +25,7 @@ from osteograde.imaging.raster import UnreadableImage
 
 SPACING_MM = (0.02, 5.0)  # beyond these it is a typing error
 _SPACINGS = ("ImagerPixelSpacing", "PixelSpacing", "NominalScannedPixelSpacing")
+_OUTLINE = ["Rows", "Columns", "ImageLaterality", "Laterality"]
 _SIDES = {"R": "right", "L": "left", "B": "both"}
 
 
@@ -55,6 +56,11 @@ def read_film(path: Path) -> Film:
 
 def film_size(path: Path) -> tuple[int, int]:
     """(width, height) as the header says; no pixel is read. Raises UnreadableImage."""
+    return film_outline(path)[:2]
+
+
+def film_outline(path: Path) -> tuple[int, int, str]:
+    """(width, height, laterality) as the header says; no pixel is read. Raises UnreadableImage."""
     with quiet_pydicom():
         try:
             dataset = _header(Path(path))
@@ -71,7 +77,7 @@ def film_size(path: Path) -> tuple[int, int]:
         raise UnreadableImage("no_size")
     if width * height > MAX_PIXELS:
         raise UnreadableImage("image_too_large")
-    return width, height
+    return width, height, _laterality(dataset, Counter())
 
 
 def _header(path: Path) -> Dataset:
@@ -79,7 +85,7 @@ def _header(path: Path) -> Dataset:
         if DEFLATED in file.read(2048):  # opening inflates the whole file, so it is held against its cap first
             return parsed(contents(path))
         file.seek(0)
-        return pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=["Rows", "Columns"])
+        return pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=_OUTLINE)
 
 
 def _film(dataset: Dataset) -> Film:

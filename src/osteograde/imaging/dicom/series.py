@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,17 +27,19 @@ class UnreadableSeries(ValueError):
 def read_series(
     folder: Path,
     *,
+    files: Sequence[Path] = (),
     default_directions: np.ndarray | None = None,
     map: Callable[..., Iterable] = map,
 ) -> tuple[list[Volume], Counter[str]]:
     """All regular files of a folder as volumes, and how often a slice was dropped or a value assumed, by code.
 
-    Files may have any name; what is no DICOM image is passed over and counted. ``default_directions`` (rows D, H, W in
+    Files may have any name; what is no DICOM image is passed over and counted. files: only these.
+    ``default_directions`` (rows D, H, W in
     LPS) stand in for a missing orientation. ``map`` may be a thread pool's: decoding runs outside the interpreter's
     lock. Raises UnreadableSeries where the folder is missing or empty, or none of its files gives a slice.
     """
     folder = Path(folder)
-    paths = _files(folder)
+    paths = list(files) or _files(folder)
     codes: Counter[str] = Counter()
     slices: list[Slice] = []
     with quiet_pydicom():

@@ -1,0 +1,48 @@
+"""Recipes of `knee-xray`."""
+
+from __future__ import annotations
+
+from osteograde.learning.recipe import Fit, Jitter, Recipe
+from osteograde.tasks import TASKS
+
+STARTING = "mobilenet_v2_torchvision_from_tf2_ptq.npz"
+
+
+def knee_xray() -> Recipe:
+    """The default, sized for two CPU cores: MobileNetV2 on the joint line at 0.55 mm, the whole width of the crop.
+
+    python train_folds.py knee-xray --data DIR --out weights/knee-xray
+    """
+    judge = Fit(
+        net={
+            "kind": "grader", "backbone": "torchvision/mobilenet_v2", "views": 1, "classes": 5, "dropout": 0.2,
+            "pool": "mean", "width": 256,
+        },
+        pixels=(144, 256), epochs=6, batch=32, lr=1e-3, weight_decay=0.02, warmup=0.15, ema=0.99,
+        loss="ordinal", pretrained=STARTING,
+        jitter=Jitter(
+            turn_deg=8, scale=0.1, shift_mm=5, gamma=0.25, contrast=0.2, noise=0.02, blur=0.1, use_measured_error=False,
+        ),
+    )  # fmt: skip
+    return _knee("knee-xray", _look(), judge, test_views=2)
+
+
+def _look() -> Fit:
+    return Fit(
+        net={"kind": "heatmap", "encoder_name": "mobilenetv4_conv_small_050", "stages": 5, "width": 24, "stride": 2},
+        pixels=160, epochs=6, batch=24, lr=3e-3, ema=0.98, window=1,
+        jitter=Jitter(turn_deg=12, scale=0.2, shift_mm=25, gamma=0.4, contrast=0.3, noise=0.04, blur=0.2),
+    )  # fmt: skip
+
+
+def _knee(name: str, look: Fit, judge: Fit, *, test_views: int) -> Recipe:
+    task = TASKS["knee-xray"]
+    (stage,), (group,) = task.locate, task.grade
+    look_net = {**look.net, "channels": len(stage.channels), "in_channels": 4}
+    return Recipe(
+        name=name,
+        task=task,
+        locate={stage.name: Fit(**{**look.__dict__, "net": look_net})},
+        grade={group.name: judge},
+        test_views=test_views,
+    )

@@ -1,0 +1,68 @@
+"""Boxes around landmarks on the stacks that show them best. Pure geometry, LPS mm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from osteograde.imaging import geometry
+from osteograde.imaging.geometry import Roi, Volume
+from osteograde.tasks.contract import CropSpec, Pixels, Points, Rois, Site, Volumes, sides, spacing_mm
+
+
+def around(
+    sites: Sequence[Site],
+    crops: Sequence[CropSpec],
+    reach_mm: Mapping[str, float],
+    volumes: Volumes,
+    points: Points,
+    pixels: Pixels,
+) -> Rois:
+    """{target: {view: (stack, box)}} around the landmark of each site; left sites are read mirrored, as right ones.
+
+    reach_mm: per view, how far along the normal a point may lie from the nearest slice. Sites whose landmark is absent,
+    and views that do not show it, are left out. See ``contract.Grade``.
+    """
+    found: dict[str, dict[str, tuple[Volume, Roi]]] = {}
+    for site in sites:
+        if site.landmark not in points:
+            continue
+        for crop in crops:
+            stacks, reach = volumes.get(crop.view, ()), reach_mm[crop.view]
+            seen = box(crop, stacks, points[site.landmark].mm, site.side, pixels, reach)
+            if seen is not None:
+                found.setdefault(site.target, {})[crop.view] = seen
+    return found
+
+
+def box(
+    crop: CropSpec, stacks: Sequence[Volume], point_mm: np.ndarray, side: str, pixels: Pixels, reach_mm: float
+) -> tuple[Volume, Roi] | None:
+    """The stack of a view that shows a point best and the box on its slices; None where no stack shows it."""
+    near = [
+        (round(distance, 3), -stack.voxels.shape[0], stack.series, i)  # every tie is broken the same way each time
+        for i, stack in enumerate(stacks)
+        if (distance := geometry.plane_distance_mm(stack, point_mm)) <= reach_mm
+        and geometry.outside_mm(stack, point_mm) == 0
+    ]
+    if not near:
+        return None
+    stack = stacks[min(near)[-1]]
+    shape = (crop.slices, *sides(pixels))
+    roi = geometry.roi_on(stack, onto_a_slice(stack, point_mm), spacing_mm(crop.field_mm, pixels), shape)
+    return stack, canonical(roi, side)
+
+
+def onto_a_slice(stack: Volume, point_mm: np.ndarray) -> np.ndarray:
+    """The point itself, or for a point beyond the first or last slice the place on that slice next to it."""
+    index = geometry.to_index(stack, point_mm)
+    index[0] = np.clip(index[0], 0, stack.voxels.shape[0] - 1)
+    return geometry.apply(stack.to_mm, index)
+
+
+def canonical(roi: Roi, side: str) -> Roi:
+    """A box of the left side read as one of the right: mirrored along its left-right axis. Others as they are."""
+    if side != "left":
+        return roi
+    return geometry.mirrored(roi, geometry.lateral_axis(roi))

@@ -1,0 +1,93 @@
+"""Reading of `knee-xray`: single-knee crops, with grade folders or without, and full films as pictures or DICOM.
+
+What an image is follows from its size and header alone, so that every row is known before a pixel is decoded:
+
+* a small square picture is a crop of one knee, 140 mm wide, as all public sets of crops are;
+* a film wider than tall shows both knees (two rows), unless its header names one side;
+* any other film shows one knee (one row), of the side its header or its file's name says, else taken as a right one.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+
+from osteograde.imaging import raster
+from osteograde.imaging.dicom.radiograph import film_outline
+from osteograde.tasks.contract import Mark, Series, Study
+from osteograde.tasks.image_files import images, names, part_of
+from osteograde.tasks.tables import some
+
+VIEW = "film"
+SIDES = ("right", "left")
+GRADES = ("0", "1", "2", "3", "4")
+CROP_MM = 140.0
+CROP_PIXELS = 640  # a larger picture is a film
+SQUARE = 0.05  # sides of a crop differ by less than this share
+_NAMED = re.compile(r"^(?P<patient>[0-9]+)_?(?P<side>[LRlr12])$")  # 9001695L, or OAI's side codes: 1 right, 2 left
+_SIDE = {"r": "right", "l": "left", "1": "right", "2": "left"}
+GRADE_COLUMNS = ("row_id", "grade")
+
+
+def read(root: Path, part: str) -> list[Study]:
+    """Every image below ROOT as a study; for "train" those in grade folders 0..4, with labels and joint centres.
+
+    For "test" ROOT/test_images where it exists; labels and folder names are not looked at. ValueError where there is
+    no image.
+    """
+    root = Path(root)
+    folder = part_of(root, part)
+    files = images(folder)
+    if part == "train":
+        files = [file for file in files if file.parent.name in GRADES]
+    if not files:
+        kind = "images in grade folders 0 to 4" if part == "train" else "image files (png, jpg, webp, tif, bmp, dcm)"
+        raise ValueError(f"{folder}: no {kind}; give the folder that holds them")
+    made = (study(file, name, part == "train") for file, name in zip(files, names(files, folder), strict=True))
+    return sorted(made, key=lambda one: one.id)
+
+
+def study(file: Path, name: str, labelled: bool) -> Study:
+    """One image as a study. See the module for what it is taken to be."""
+    width, height, side = _outline(file)
+    told = _NAMED.match(file.stem)
+    patient = told["patient"] if told else name
+    named = _SIDE[told["side"].lower()] if told else ""
+    if raster.is_image(file) and max(width, height) <= CROP_PIXELS and abs(width - height) <= SQUARE * max(width, 1):
+        side = named or "right"
+        pixel_mm = CROP_MM / max(width, 1)
+        series = Series(name, VIEW, file.parent, (file,), (4.0, pixel_mm, pixel_mm), side)
+    elif side in SIDES or width <= height:
+        side = side if side in SIDES else named or "right"
+        series = Series(name, VIEW, file.parent, (file,), side=side)
+    else:
+        return Study(name, patient, (Series(name, VIEW, file.parent, (file,)),))
+    labels = {side: int(file.parent.name)} if labelled else {}
+    marks = (Mark(side, name, file.stem, (width - 1) / 2, (height - 1) / 2),) if labelled else ()
+    return Study(name, patient, (series,), labels, marks, targets=(side,))
+
+
+def _outline(file: Path) -> tuple[int, int, str]:
+    """(width, height, side) of a file's header; zeros where it cannot be read: reading it will tell why."""
+    try:
+        return (*raster.size(file), "") if raster.is_image(file) else film_outline(file)
+    except raster.UnreadableImage:
+        return 0, 0, ""
+
+
+def labels(path: Path) -> dict[str, dict[str, int]]:
+    """{study: {side: grade}} of a table row_id,grade whose row ids end in _right or _left. ValueError otherwise."""
+    with Path(path).open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        if not set(GRADE_COLUMNS) <= set(reader.fieldnames or ()):
+            raise ValueError(f"{path}: columns are {reader.fieldnames}; expected {','.join(GRADE_COLUMNS)}")
+        rows = [(row["row_id"].rpartition("_"), row["grade"].strip()) for row in reader]
+    bad = ["".join(parts) for parts, grade in rows if parts[2] not in SIDES or grade not in ("", *GRADES)]
+    if bad:
+        raise ValueError(f"{path}: rows without a side or with an unknown grade: {some(bad)}; expected _right or _left")
+    found: dict[str, dict[str, int]] = {}
+    for (name, _, side), grade in rows:
+        if grade:
+            found.setdefault(name, {})[side] = int(grade)
+    return found
