@@ -17,7 +17,7 @@ from osteograde.learning import cross_fit, folds
 from osteograde.learning.cross_fit import OutOfFold, Run
 from osteograde.learning.recipe import Recipe
 from osteograde.models import bundle
-from osteograde.tasks.bootstrap import interval
+from osteograde.tasks.bootstrap import groups_of, interval
 from osteograde.tasks.contract import Points, Study
 from osteograde.tasks.prior import weighted_prior
 
@@ -115,7 +115,7 @@ def point_errors(run: Run, found: Mapping[str, Points]) -> dict[str, dict[str, f
 
 
 def grade_scores(run: Run, oof: OutOfFold, priors: Mapping[int, Mapping]) -> dict[str, Any]:
-    """The official score of held-out studies with a study-level bootstrap interval, beside the prior's.
+    """The official score of held-out studies with a patient-level bootstrap interval, beside the prior's.
 
     The prior of a study is counted on the training studies of its fold, so it is out-of-fold as well.
     """
@@ -131,7 +131,8 @@ def grade_scores(run: Run, oof: OutOfFold, priors: Mapping[int, Mapping]) -> dic
     for name, table in tables.items():
         scores[name] = {part: _plain(value) for part, value in task.score(labels, table).items()}
     statistic = task.counted(labels, tables["model"])
-    low, high = interval(statistic, len(held), BOOTSTRAP, np.random.default_rng(run.recipe.seed))
+    rng, groups = np.random.default_rng(run.recipe.seed), groups_of([study.patient for study in held])
+    low, high = interval(statistic, len(held), BOOTSTRAP, rng, groups=groups)
     names = [*task.score_groups, "score"]
     scores["interval_95"] = {
         part: [_plain(a), _plain(b)] for part, a, b in zip(names, np.atleast_1d(low), np.atleast_1d(high), strict=True)

@@ -223,6 +223,7 @@ class Task:
     rows_vary: bool = False  # studies have some of the targets only (``Study.targets``)
     higher_is_better: frozenset[str] = frozenset()  # parts of the score, "score" among them; of all others lower is
     confusion: Callable[[Mapping[str, Mapping[str, int]], Mapping[str, np.ndarray]], np.ndarray] | None = None
+    patient: Callable[[str], str] = str  # whose study an id names: patients are resampled whole; default: own each
 
     def __post_init__(self) -> None:
         found: set[str] = set()

@@ -25,7 +25,10 @@ GRADES = ("0", "1", "2", "3", "4")
 CROP_MM = 140.0
 CROP_PIXELS = 640  # a larger picture is a film
 SQUARE = 0.05  # sides of a crop differ by less than this share
-_NAMED = re.compile(r"^(?P<patient>[0-9]+)_?(?P<side>[LRlr12])$")  # 9001695L, or OAI's side codes: 1 right, 2 left
+_NAMED = re.compile(
+    r"^(?P<patient>[0-9]+)_?(?P<side>[LRlr]|(?<=_)[12])$"
+)  # 9001695L, or OAI's codes: _1 right, _2 left
+_PATIENT = re.compile(r"(?:^|_)([0-9]+)_?(?:[LRlr]|(?<=_)[12])$")  # the same behind folders (image_files.names)
 _SIDE = {"r": "right", "l": "left", "1": "right", "2": "left"}
 GRADE_COLUMNS = ("row_id", "grade")
 
@@ -52,7 +55,7 @@ def study(file: Path, name: str, labelled: bool) -> Study:
     """One image as a study. See the module for what it is taken to be."""
     width, height, side = _outline(file)
     told = _NAMED.match(file.stem)
-    patient = told["patient"] if told else name
+    patient = patient_of(name)
     named = _SIDE[told["side"].lower()] if told else ""
     if raster.is_image(file) and max(width, height) <= CROP_PIXELS and abs(width - height) <= SQUARE * max(width, 1):
         side = named or "right"
@@ -66,6 +69,16 @@ def study(file: Path, name: str, labelled: bool) -> Study:
     labels = {side: int(file.parent.name)} if labelled else {}
     marks = (Mark(side, name, file.stem, (width - 1) / 2, (height - 1) / 2),) if labelled else ()
     return Study(name, patient, (series,), labels, marks, targets=(side,))
+
+
+def patient_of(study_id: str) -> str:
+    """Whose knee a study shows: the digits before the side, else nobody else's.
+
+    >>> patient_of("9001695L"), patient_of("9001695_2"), patient_of("val_3_9001695R"), patient_of("film12")
+    ('9001695', '9001695', '9001695', 'film12')
+    """
+    told = _PATIENT.search(study_id)
+    return told[1] if told else study_id
 
 
 def _outline(file: Path) -> tuple[int, int, str]:

@@ -61,4 +61,5 @@ TASK = Task(
     rows_vary=True,
     higher_is_better=METRIC.higher_is_better,
     confusion=METRIC.confusion,
+    patient=knee_files.patient_of,
 )

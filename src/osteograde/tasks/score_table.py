@@ -1,4 +1,4 @@
-"""How good a submission is: the official score beside the prior's and the uniform one, with intervals over studies."""
+"""How good a submission is: the official score beside the prior's and the uniform one, with intervals over patients."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from osteograde.tasks import rows as tables
-from osteograde.tasks.bootstrap import interval
+from osteograde.tasks.bootstrap import groups_of, interval
 from osteograde.tasks.contract import Task
 from osteograde.tasks.prior import as_rows
 from osteograde.tasks.tables import some
@@ -24,7 +24,7 @@ def score_submission(
 ) -> dict[str, Any]:
     """Scores of the studies that are both submitted and labelled, as plain data for a table and for JSON.
 
-    bootstrap: resamples of studies behind the 95 % intervals; 0 = no intervals. Keys: task, truth, studies,
+    bootstrap: resamples of patients behind the 95 % intervals; 0 = no intervals. Keys: task, truth, studies,
     unlabelled and unsubmitted (counts), score {part: value}, interval {part: [low, high]}, prior and uniform
     {part: value}, better {part: "higher" or "lower"}, classes, confusion (rows: truth) and confusion_interval
     (numbers of cells), None where the task counts none. Parts that no label speaks of are None. ValueError where
@@ -38,7 +38,8 @@ def score_submission(
     names = list(task.score(both, probs))
     ends: list[tuple[float, float]] = []
     if bootstrap:
-        low, high = interval(task.counted(both, probs), len(both), bootstrap, rng)
+        groups = groups_of([task.patient(study) for study in both])
+        low, high = interval(task.counted(both, probs), len(both), bootstrap, rng, groups=groups)
         ends = list(zip(low, high, strict=True))
     return {
         "task": task.name,
@@ -113,7 +114,10 @@ def _confusion(
     by_study = np.array([task.confusion({study: given}, probs) for study, given in labels.items()])
     ends = None
     if bootstrap:
-        low_high = interval(lambda counts: np.tensordot(counts, by_study, 1), len(labels), bootstrap, rng)
+        groups = groups_of([task.patient(study) for study in labels])
+        low_high = interval(
+            lambda counts: np.tensordot(counts, by_study, 1), len(labels), bootstrap, rng, groups=groups
+        )
         ends = np.stack(low_high, -1).tolist()
     return {"confusion": by_study.sum(0).tolist(), "confusion_interval": ends}
 
