@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
 from osteograde import cli
-from osteograde.learning import train
+from osteograde.learning import starting, train
 from osteograde.learning.recipe import shrink
 from osteograde.learning.recipes import RECIPES
 from osteograde.models.device import pick
@@ -29,8 +29,8 @@ def main(argv: list[str] | None = None) -> int:
     recipe = RECIPES[name]()
     if recipe.task.name != args.task:
         raise ValueError(f"recipe {name!r} is of task {recipe.task.name!r}, asked for {args.task!r}")
-    recipe = shrink(recipe) if args.debug else recipe
     say = partial(print, flush=True)
+    recipe = starting.or_nothing(shrink(recipe), say) if args.debug else recipe
     scores = train.train(
         recipe, args.data, args.out, only=args.folds, device=pick(args.device), resume=args.resume, log=say
     )

@@ -119,3 +119,103 @@ def test_an_unknown_optimiser_is_named(tmp_path):
 def test_early_stopping_without_anything_to_judge_by_is_refused(tmp_path):
     with pytest.raises(ValueError, match="needs held-out data"):
         run(tmp_path, replace(PLAN, patience=2), held=False)
+
+
+class Trunk(nn.Module):
+    """A net with a trunk, as graders are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(1, 8), nn.BatchNorm1d(8), nn.ReLU())
+        self.head = nn.Linear(8, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.encoder(x))
+
+
+PUBLISHED = replace(
+    PLAN, optimiser="adam", lr=1e-3, weight_decay=1e-4, ema=0.0, clip=1e9, epochs=5, head_epochs=1, head_lr=1e-2,
+    milestones=(3,),
+)  # fmt: skip
+
+
+def slow_and_obvious(plan: fit.Fit, at: fit.Where, epochs: int) -> nn.Module:
+    """The published schedule written out: the head alone with an Adam of its own, then a new Adam over everything."""
+    torch.manual_seed(int(at.rng().integers(2**62)))
+    model, data = Trunk(), Line()
+    steps = len(data) // plan.batch
+    model.train()
+    for epoch in range(epochs):
+        if epoch == 0:
+            model.encoder.requires_grad_(False).eval()
+            adam = torch.optim.Adam(model.head.parameters(), lr=1e-2)
+        if epoch == 1:
+            model.encoder.requires_grad_(True).train()
+            weights_of = [p for p in model.parameters() if p.ndim > 1]
+            others = [p for p in model.parameters() if p.ndim == 1]
+            groups = [{"params": weights_of, "weight_decay": 1e-4}, {"params": others, "weight_decay": 0.0}]
+            adam = torch.optim.Adam(groups)
+        for group in adam.param_groups:
+            group["lr"] = [1e-2, 1e-3, 1e-3, 1e-4, 1e-4][epoch]
+        order = at.rng(epoch).permutation(len(data))
+        for step in range(steps):
+            rng = at.rng(epoch, step)
+            batch = data.batch(order[step * plan.batch : (step + 1) * plan.batch], rng, at.device, augment=True)
+            adam.zero_grad()
+            loss(model, batch).backward()
+            adam.step()
+    return model
+
+
+def test_the_published_schedule_is_the_head_alone_and_then_a_new_adam(tmp_path):
+    for epochs in (1, 2, 5):
+        folder = tmp_path / str(epochs)
+        plan = replace(PUBLISHED, epochs=epochs)
+        mine = fit.train(Trunk, plan, Line(), None, loss, where(folder), resume=False, log=lambda text: None)
+        torch.testing.assert_close(weights(mine), weights(slow_and_obvious(plan, where(folder), epochs)))
+
+
+def test_a_run_killed_after_the_head_s_epochs_and_resumed_ends_the_same(tmp_path):
+    def run_to(folder: Path, epochs: int, resume: bool) -> torch.Tensor:
+        plan = replace(PUBLISHED, epochs=epochs)  # the rate depends on milestones, not on how many epochs there are
+        return weights(fit.train(Trunk, plan, Line(), None, loss, where(folder), resume=resume, log=lambda text: None))
+
+    whole = run_to(tmp_path / "whole", 5, resume=False)
+    for stop in (1, 2, 4):
+        run_to(tmp_path / str(stop), stop, resume=False)
+        assert torch.equal(run_to(tmp_path / str(stop), 5, resume=True), whole)
+
+
+class Scripted:
+    """Held-out losses as given: one element per epoch."""
+
+    def __init__(self, values: list[float]) -> None:
+        self.values = iter(values)
+
+    def __len__(self) -> int:
+        return 1
+
+    def batch(self, indices, rng, device, *, augment):
+        return next(self.values)
+
+
+@pytest.mark.parametrize(
+    ("slack", "epochs", "kept"),
+    [
+        (0.0, 4, 2),  # 1.0, 0.5, then two that are not better
+        (0.1, 7, 5),  # 0.58 and 0.6 lie within 0.1 of 0.5 and count for nothing; 0.45 is better; 0.9, 0.8 are bad
+    ],
+)
+def test_an_epoch_counts_as_bad_only_beyond_the_slack(tmp_path, slack, epochs, kept):
+    values = [1.0, 0.5, 0.58, 0.6, 0.45, 0.9, 0.8, 0.44, 0.43]
+    plan = replace(PLAN, epochs=9, patience=2, slack=slack, ema=0.0, milestones=(9,))
+
+    def judged(model, batch):
+        return torch.tensor(batch) if isinstance(batch, float) else loss(model, batch)
+
+    said: list[str] = []
+    best = fit.train(net, plan, Line(), Scripted(values), judged, where(tmp_path), resume=False, log=said.append)
+    assert len(said) == epochs
+    to_there = fit.train(net, replace(plan, epochs=kept, patience=0), Line(), None, loss, where(tmp_path / "b"),
+                         resume=False, log=said.append)  # fmt: skip
+    assert torch.equal(weights(best), weights(to_there))

@@ -73,3 +73,30 @@ def test_rarity_tells_the_groups_with_a_severe_grade():
     labels = {TASK.grade[1].sites[0].target: 2, TASK.grade[0].sites[0].target: 1}
     assert folds.rarity(TASK, Study("a", "a", (), labels=labels)) == "010"
     assert np.unique([folds.rarity(TASK, s) for s in studies_of(4, 4, {0})]).tolist() == ["000", "100"]
+
+
+def test_every_class_is_spread_where_a_study_has_one_label(tmp_path: Path):
+    """One grade per film, both films of a patient alike: each grade lies in each fold as often as patients allow."""
+    task = TASKS["knee-xray"]
+    studies = [
+        Study(f"{p}{side}", str(p), (), labels={target: p % 5})
+        for p in range(100)
+        for side, target in zip("RL", task.targets, strict=True)
+    ]
+    split = folds.assign(task, studies, 5, seed=1)
+    for k in range(5):
+        grades = [next(iter(study.labels.values())) for study in split.held_out(studies, k)]
+        assert np.bincount(grades, minlength=5).tolist() == [8] * 5
+
+
+def test_rarity_tells_the_worst_class_where_a_group_has_few_sites():
+    task = TASKS["knee-xray"]
+    right, left = task.targets
+    keys = [folds.rarity(task, Study("a", "a", (), labels=of)) for of in ({}, {right: 3}, {right: 0, left: 4})]
+    assert keys == ["-", "3", "4"]
+
+
+def test_a_study_named_twice_is_refused(tmp_path: Path):
+    (tmp_path / "folds.csv").write_text("study_id,patient,fold\na,a,0\na,a,0\n")
+    with pytest.raises(ValueError, match="2 lines name 1 studies"):
+        folds.read(tmp_path / "folds.csv")

@@ -74,7 +74,7 @@ def train(
     torch.manual_seed(int(where.rng().integers(2**62)))
     net = on_device(build_net(), where.device)
     average = copy.deepcopy(net).requires_grad_(False)
-    optimiser = _optimiser(net, plan)
+    optimiser = _optimiser(net, plan, head=plan.head_epochs > 0)
     scaler = torch.amp.GradScaler(where.device.type, enabled=where.device.type == "cuda")
     steps = plan.steps or max(1, len(data) // plan.batch)
     state: dict[str, Any] = {"epoch": 0, "best": math.inf, "bad": 0}
@@ -85,6 +85,8 @@ def train(
     while state["epoch"] < plan.epochs and not (plan.patience and state["bad"] >= plan.patience):
         epoch, begun, total = state["epoch"], time.perf_counter(), 0.0
         _thaw(net, epoch >= plan.head_epochs)
+        if 0 < epoch == plan.head_epochs:
+            optimiser = _optimiser(net, plan)  # momentum of the head's own epochs is not carried into the others
         for step, batch in enumerate(fetched := Fetched(data, plan, where, epoch, steps)):
             for group in optimiser.param_groups:
                 group["lr"] = rate(plan, epoch * steps + step, steps)
@@ -95,8 +97,8 @@ def train(
         last = plan.patience or epoch + 1 == plan.epochs  # judging earlier epochs of a fixed run is only time
         value = evaluate(average, held_out, plan, loss, where) if held_out is not None and last else math.nan
         if plan.patience:
-            better = value < state["best"]
-            state |= {"best": min(value, state["best"]), "bad": 0 if better else state["bad"] + 1}
+            better, near = value < state["best"], plan.slack > 0 and value <= state["best"] + plan.slack
+            state |= {"best": min(value, state["best"]), "bad": 0 if better or near else state["bad"] + 1}
             best = copy.deepcopy(average.state_dict()) if better else best
         _save(where.checkpoint, state, best, net, average, optimiser, scaler)
         seconds = time.perf_counter() - begun
@@ -162,14 +164,15 @@ def schedule(step: int, steps: int, warmup: float) -> float:
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
 
-def _optimiser(net: nn.Module, plan: Fit) -> torch.optim.Optimizer:
+def _optimiser(net: nn.Module, plan: Fit, *, head: bool = False) -> torch.optim.Optimizer:
+    """A new optimiser of all parameters. head: of the epochs of the head alone, in which nothing is decayed."""
     kinds = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
     if plan.optimiser not in kinds:
         raise ValueError(f"optimiser {plan.optimiser!r} is unknown; known: {sorted(kinds)}")
     decay = [p for p in net.parameters() if p.ndim > 1]
     rest = [p for p in net.parameters() if p.ndim <= 1]  # norms and biases are not decayed
     groups = [
-        {"params": decay, "weight_decay": plan.weight_decay},
+        {"params": decay, "weight_decay": 0.0 if head else plan.weight_decay},
         {"params": rest, "weight_decay": 0.0},
     ]
     return kinds[plan.optimiser](groups, lr=plan.lr)

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
-from osteograde.tasks.contract import Study, Task
+from osteograde.tasks.contract import Grade, Study, Task
 
+FEW_SITES = 2  # of one grader: a right and a left one
 COLUMNS = ("study_id", "patient", "fold")
 
 
@@ -56,9 +57,17 @@ class Split:
 
 
 def rarity(task: Task, study: Study) -> str:
-    """Which grader groups of a study hold the rarest, last class: the key the folds are stratified on."""
-    last = len(task.classes) - 1
-    return "".join(str(int(any(study.labels.get(site.target) == last for site in group.sites))) for group in task.grade)
+    """The key the folds are stratified on, a letter per grader group: with many sites, whether one of them has the
+    last class (every class occurs somewhere in most studies); with few, the worst class itself ("-" without a label).
+    """
+    return "".join(_rarity(group, study, len(task.classes) - 1) for group in task.grade)
+
+
+def _rarity(group: Grade, study: Study, last: int) -> str:
+    known = [study.labels[site.target] for site in group.sites if site.target in study.labels]
+    if len(group.sites) <= FEW_SITES:
+        return str(max(known)) if known else "-"
+    return str(int(last in known))
 
 
 def assign(task: Task, studies: Sequence[Study], count: int, seed: int) -> Split:
@@ -90,19 +99,27 @@ def save(split: Split, path: Path) -> None:
 
 def load(path: Path, studies: Sequence[Study]) -> Split:
     """Read folds.csv. It is never repaired: ValueError where it does not name exactly the given studies."""
+    split = read(path)
+    wanted = {study.id for study in studies}
+    if odd := sorted(set(split.fold) ^ wanted)[:5]:
+        raise ValueError(
+            f"{path}: it names {len(split.fold)} studies, the data hold {len(wanted)}; they differ in {odd}; "
+            "train into a new folder or give the data it was made from"
+        )
+    return split
+
+
+def read(path: Path) -> Split:
+    """Read folds.csv as it is. ValueError where it is no such table or names a study twice."""
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         if tuple(reader.fieldnames or ()) != COLUMNS:
             raise ValueError(f"{path}: columns are {reader.fieldnames}, expected {list(COLUMNS)}")
         rows = list(reader)
-    named, wanted = {row["study_id"] for row in rows}, {study.id for study in studies}
-    if named != wanted or len(rows) != len(named):
-        odd = sorted(named ^ wanted)[:5]
-        raise ValueError(
-            f"{path}: it names {len(rows)} studies, the data hold {len(wanted)}; they differ in {odd}; "
-            "train into a new folder or give the data it was made from"
-        )
-    return Split({row["study_id"]: int(row["fold"]) for row in rows}, {row["study_id"]: row["patient"] for row in rows})
+    fold = {row["study_id"]: int(row["fold"]) for row in rows}
+    if len(fold) < len(rows):
+        raise ValueError(f"{path}: {len(rows)} lines name {len(fold)} studies; each must be named once")
+    return Split(fold, {row["study_id"]: row["patient"] for row in rows})
 
 
 def digest(path: Path) -> str:

@@ -11,6 +11,8 @@ import numpy as np
 
 from osteograde.tasks.contract import Pixels, Study, Task, sides
 
+IMAGENET = "imagenet"  # ``Fit.pretrained``: download the trunk's weights
+
 
 @dataclass(frozen=True)
 class Jitter:
@@ -43,6 +45,7 @@ class Fit:
     ema: float = 0.99  # 0: off
     clip: float = 1.0
     patience: int = 0  # epochs without a better held-out loss before it stops; 0: all epochs
+    slack: float = 0.0  # an epoch whose held-out loss is worse than the best by no more than this is not counted as bad
     steps: int = 0  # per epoch; 0: one pass over the data
     window: int = 8  # locators: neighbouring slices of one sample
     label_smoothing: float = 0.0
@@ -92,7 +95,10 @@ class Recipe:
 
 
 def shrink(recipe: Recipe) -> Recipe:
-    """The same recipe small enough to run from nothing to a manifest on a CPU in a minute or two: --debug."""
+    """The same recipe small enough to run from nothing to a manifest on a CPU in a minute or two: --debug.
+
+    Nothing is downloaded: nets that would start from ImageNet start from nothing.
+    """
     return replace(
         recipe,
         num_folds=2,
@@ -116,4 +122,5 @@ def _small(fit: Fit) -> Fit:
         pixels=small[0] if isinstance(fit.pixels, int) else small,
         head_epochs=min(fit.head_epochs, 1),
         milestones=(),
+        pretrained="" if fit.pretrained == IMAGENET else fit.pretrained,
     )

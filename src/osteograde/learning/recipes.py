@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from osteograde.learning import recipes_knee, recipes_knee_published
 from osteograde.learning.recipe import Fit, Jitter, Recipe
 from osteograde.tasks import TASKS
 
@@ -91,4 +92,6 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "lumbar-mr": lumbar_mr,
     "lumbar-mr-small": lumbar_mr_small,
     "seed-frcnn-swin": seed_frcnn_swin,
+    "knee-xray": recipes_knee.knee_xray,
+    **recipes_knee_published.RECIPES,
 }

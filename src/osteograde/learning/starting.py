@@ -6,6 +6,8 @@ Only training uses this; a finished net is rebuilt from its config alone.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from osteograde.learning.recipe import Fit
+from osteograde.learning.recipe import IMAGENET, Fit, Recipe
 from osteograde.models.build import build
 
 if TYPE_CHECKING:
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
 
 FOLDER = "OSTEOGRADE_PRETRAINED"  # environment variable: where files of starting weights lie
 DEFAULT_FOLDER = Path("..") / "shared" / "weights"
-IMAGENET = "imagenet"
 INPUT_SCALE = 0.5  # the files expect -1..1, deviation about a half; our crops come with deviation 1
 BATCHES = 8  # through which normalisation statistics are measured
 
@@ -39,10 +40,26 @@ def net_of(plan: Fit, data: Data, where: Where) -> nn.Module:
     return net
 
 
+def path_of(name: str) -> Path:
+    return Path(os.environ.get(FOLDER, DEFAULT_FOLDER)) / name
+
+
+def or_nothing(recipe: Recipe, log: Callable[[str], None]) -> Recipe:
+    """The recipe with nets that start from nothing where their file of starting weights is not there; says which."""
+
+    def there(stage: str, plan: Fit) -> Fit:
+        if plan.pretrained in ("", IMAGENET) or path_of(plan.pretrained).is_file():
+            return plan
+        log(f"{stage}: no {path_of(plan.pretrained)}; starts from nothing (set {FOLDER} to the folder that holds it)")
+        return replace(plan, pretrained="")
+
+    locate, grade = ({name: there(name, fit) for name, fit in fits.items()} for fits in (recipe.locate, recipe.grade))
+    return replace(recipe, locate=locate, grade=grade)
+
+
 def read(name: str) -> dict[str, torch.Tensor]:
     """The tensors of an .npz of starting weights in the folder OSTEOGRADE_PRETRAINED."""
-    folder = Path(os.environ.get(FOLDER, DEFAULT_FOLDER))
-    path = folder / name
+    path = path_of(name)
     if not path.is_file():
         raise ValueError(
             f"{path}: no such starting weights; set {FOLDER} to the folder that holds them, or take a recipe with "

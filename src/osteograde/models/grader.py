@@ -15,6 +15,7 @@ from torch import nn
 from osteograde.models.backbones import classifier_body
 
 _FURTHEST = 16  # slices further than this from the crop's centre share one position
+_NORMALISE = {"fixed": (0.5, 0.25), "imagenet": (0.449, 0.226)}  # mean, deviation; ImageNet: means over its channels
 _FLATTEST = 0.02  # smallest standard deviation a crop is divided by: noise of an empty crop is not blown up
 
 
@@ -26,7 +27,9 @@ class Grader(nn.Module):
     pool: "attention" (gated, over the slices of all present views), "mean", or "centre" (each present view's middle
     slice D // 2). neighbours: every slice is read with the two beside it as three channels (2.5D).
     findings: further logits behind the K classes, yes or no each: (B, K + findings).
-    normalise: "crop" (each crop to mean 0 and deviation 1) or "fixed" (0..1 to about -2..2).
+    normalise: "crop" (each crop to mean 0 and deviation 1), "fixed" (0..1 to about -2..2) or "imagenet" (the mean and
+    deviation of ImageNet's grey values, which torchvision's weights expect). width: 0 = the encoder's features are the
+    tokens as they are, and the net is its trunk with one linear layer.
     """
 
     def __init__(
@@ -48,8 +51,8 @@ class Grader(nn.Module):
         super().__init__()
         if pool not in ("attention", "mean", "centre"):
             raise ValueError(f"pool is {pool!r}; expected 'attention', 'mean' or 'centre'")
-        if normalise not in ("crop", "fixed"):
-            raise ValueError(f"normalise is {normalise!r}; expected 'crop' or 'fixed'")
+        if normalise not in ("crop", *_NORMALISE):
+            raise ValueError(f"normalise is {normalise!r}; expected 'crop' or one of {sorted(_NORMALISE)}")
         self.config: dict[str, Any] = {
             "kind": "grader",
             "backbone": backbone,
@@ -64,18 +67,22 @@ class Grader(nn.Module):
             "normalise": normalise,
             "findings": findings,
         }
-        self.views, self.pool, self.width = views, pool, width
+        self.views, self.pool = views, pool
         self.neighbours, self.normalise = neighbours, normalise
         self.encoder, features = classifier_body(
             backbone, 3 if neighbours else 1, pretrained, stages=stages, pixels=pixels
         )
-        self.token = nn.Sequential(nn.Linear(features, width), nn.LayerNorm(width))
-        self.view = nn.Embedding(views, width)
-        self.position = nn.Embedding(2 * _FURTHEST + 1, width)
-        for table in (self.view, self.position):
-            nn.init.normal_(table.weight, std=0.02)
-        self.attend, self.gate = nn.Linear(width, 64), nn.Linear(width, 64)
-        self.score = nn.Linear(64, 1)
+        self.plain = width == 0
+        width = self.width = width or features
+        self.token = nn.Identity() if self.plain else nn.Sequential(nn.Linear(features, width), nn.LayerNorm(width))
+        if not self.plain:
+            self.view = nn.Embedding(views, width)
+            self.position = nn.Embedding(2 * _FURTHEST + 1, width)
+            for table in (self.view, self.position):
+                nn.init.normal_(table.weight, std=0.02)
+        if not self.plain or pool == "attention":
+            self.attend, self.gate = nn.Linear(width, 64), nn.Linear(width, 64)
+            self.score = nn.Linear(64, 1)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(width, classes + findings)
 
@@ -101,6 +108,8 @@ class Grader(nn.Module):
         slices = _normalised(crop[rows].float(), self.normalise)  # (M / D, D, H, W)
         images = _with_neighbours(slices) if self.neighbours else slices[:, :, None]
         token = self.token(self.encoder(images.flatten(0, 1))).float().unflatten(0, (-1, d))
+        if self.plain:
+            return token.new_zeros((b, d, self.width)).index_copy(0, rows, token)
         place = (torch.arange(d, device=crop.device) - d // 2).clamp(-_FURTHEST, _FURTHEST) + _FURTHEST
         token = nn.functional.gelu(token + self.view.weight[view] + self.position(place))
         return token.new_zeros((b, d, self.width)).index_copy(0, rows, token)
@@ -124,8 +133,9 @@ class Grader(nn.Module):
 
 
 def _normalised(crops: torch.Tensor, how: str) -> torch.Tensor:
-    if how == "fixed":
-        return (crops - 0.5) * 4
+    if how in _NORMALISE:
+        mean_grey, deviation_grey = _NORMALISE[how]
+        return (crops - mean_grey) / deviation_grey
     deviation, mean = torch.std_mean(crops, (-3, -2, -1), keepdim=True, correction=0)
     return (crops - mean) / deviation.clamp_min(_FLATTEST)
 
