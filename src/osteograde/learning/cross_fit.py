@@ -104,7 +104,8 @@ def locate_out_of_fold(run: Run) -> tuple[dict[str, dict[str, Point]], dict[str,
     points: dict[str, dict[str, Point]] = {study.id: {} for study in held}
     for stage in task.locate:
         plan = run.recipe.locate[stage.name]
-        every = (loaded for study in run.everything for loaded in run.loaded([study]))
+        some = [*run.studies[:: plan.thin], *run.practice]
+        every = (loaded for study in some for loaded in run.loaded([study]))
         data = locate_data.store(stage, task.view(stage.view), plan, every, run.work / "locate", log=run.log)
         part = lambda studies, data=data: data.of({study.id for study in studies})  # noqa: E731
         for _, net, studies in cross_fit(run, "locate", stage.name, plan, part, _own_loss):

@@ -47,6 +47,7 @@ class Fit:
     patience: int = 0  # epochs without a better held-out loss before it stops; 0: all epochs
     slack: float = 0.0  # an epoch whose held-out loss is worse than the best by no more than this is not counted as bad
     steps: int = 0  # per epoch; 0: one pass over the data
+    thin: int = 1  # locators: learn from every n-th of the given studies, and from all made for practice
     window: int = 8  # locators: neighbouring slices of one sample
     label_smoothing: float = 0.0
     loss: str = "classes"  # graders: "classes", or "ordinal": targets that fall off with the squared distance of grades

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from osteograde.learning.recipe import Fit, Jitter, Recipe
+from osteograde.phantom.knee_practice import films
 from osteograde.tasks import TASKS
 
 STARTING = "mobilenet_v2_torchvision_from_tf2_ptq.npz"
@@ -30,7 +31,7 @@ def knee_xray() -> Recipe:
 def _look() -> Fit:
     return Fit(
         net={"kind": "heatmap", "encoder_name": "mobilenetv4_conv_small_050", "stages": 5, "width": 24, "stride": 2},
-        pixels=160, epochs=6, batch=24, lr=3e-3, ema=0.98, window=1,
+        pixels=160, epochs=6, batch=24, steps=80, lr=3e-3, ema=0.98, window=1, thin=8,
         jitter=Jitter(turn_deg=12, scale=0.2, shift_mm=25, gamma=0.4, contrast=0.3, noise=0.04, blur=0.2),
     )  # fmt: skip
 
@@ -45,4 +46,5 @@ def _knee(name: str, look: Fit, judge: Fit, *, test_views: int) -> Recipe:
         locate={stage.name: Fit(**{**look.__dict__, "net": look_net})},
         grade={group.name: judge},
         test_views=test_views,
+        practice=films,
     )
