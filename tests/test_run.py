@@ -70,7 +70,7 @@ def test_a_lost_series_costs_that_series_and_other_studies_not_a_byte(original, 
         assert np.array_equal(of_study(clean, other), of_study(broken, other))  # not a byte
     assert np.abs(of_study(clean, second) - of_study(broken, second)).max() > 1e-3
     flags = (tmp_path / "broken.flags.csv").read_text()
-    assert f"{second},axi_t2:absent,1" in flags and f"{first},axi_t2:absent" not in flags
+    assert f"{second}_{TASK.targets[0]},axi_t2:absent,1\n" in flags and f"{first}_{TASK.targets[0]},axi" not in flags
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from osteograde.imaging.slabs import slabs
 from osteograde.tasks.contract import Mark, Point, Series, Study, Task, View
 
 SIDE_MM = 200.0  # an image of one side alone is put this far from the patient's midline: all of it lies on that side
+LATERAL = frozenset({"LL", "RL", "LATERAL", "LLD", "RLD"})  # View Position (0018,5101) of a film from the side
 ASSUMED = "size_assumed"  # code: the pixels of an image have no size in mm, the view's usual width is taken
 _SIGN = {"right": -1.0, "": 0.0, "left": 1.0}
 
@@ -59,6 +60,7 @@ def load_study(study: Study, task: Task, *, map: Callable[..., Iterable] = map) 
         faults.update({f"{name}:{code}": count for code, count in codes.items()})
         marks |= marked(study.marks, series.id, stacks)
         grey = window(stacks, *view.window)
+        faults.update({f"{name}:no_contrast": 1 for volume in grey if not volume.voxels.any()})
         volumes[name] += [oriented(slabs(volume), np.array(view.directions)) for volume in grey]
     faults.update({f"{view.name}:absent": 1 for view in task.views if view.needed and not volumes[view.name]})
     absent = frozenset(mark.landmark for mark in study.marks if np.isnan(mark.x))
@@ -94,6 +96,8 @@ def _images(series: Series, view: View, directions: np.ndarray, centre_mm: np.nd
 def _film(series: Series, view: View, directions: np.ndarray, centre_mm: np.ndarray):
     film = read_film(series.files[0])
     codes = Counter(film.codes)
+    if film.view_position in LATERAL:
+        codes["lateral_view"] += 1
     height, width = film.pixels.shape
     pixel_mm = film.pixel_mm
     if pixel_mm is None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from osteograde.inference import pipeline, submission
+from osteograde.inference import flags, pipeline, submission
 from osteograde.inference.budget import Budget, Effort
 from osteograde.inference.reading import Loaded, load_study
 from osteograde.models import bundle as bundles
@@ -51,7 +51,7 @@ class Tally:
     on_prior: int = 0  # targets
     faults: Counter[str] = field(default_factory=Counter)
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    flags: list[tuple[str, str, int]] = field(default_factory=list)
+    flags: list[flags.Flag] = field(default_factory=list)
 
 
 def infer(
@@ -93,12 +93,13 @@ def infer(
     for results in run(bundle, studies, budget, tally, workers=workers):
         for result in results:
             sheet.put(result)
+            tally.flags += flags.flags_of(bundle.task, result.loaded, result.points, result.graded)
             tally.on_prior += len(bundle.task.asked(result.loaded.study.targets)) - len(result.graded)
             if draw is not None:
                 draw(result, bundle)
         sheet.write()
         say(f"{sheet.done}/{len(studies)} studies, {time.monotonic() - begun:.0f} s")
-    write_flags(out, tally)
+    flags.write(flags.path_beside(out), tally.flags)
     for line in summary(tally, sheet.done, out):
         say(line)
     if tally.unread > max_unread:
@@ -180,7 +181,6 @@ def _grade_chunk(
     for study in loaded:
         tally.unread += not study.readable
         tally.faults.update(study.faults)
-        tally.flags += [(study.study.id, code, count) for code, count in sorted(study.faults.items())]
     return [Result(*parts) for parts in zip(loaded, points, graded, strict=True)]
 
 
@@ -191,13 +191,6 @@ def nets_of(bundle: Bundle, kind: str, effort: Effort) -> dict[str, pipeline.Net
         stage: pipeline.Nets(folds[: effort.folds], bundle.pixels[stage], bundle.device)
         for stage, folds in nets.items()
     }
-
-
-def write_flags(out: Path, tally: Tally) -> None:
-    """Beside the submission: which study lost what, by code. No patient data."""
-    lines = ["study_id,code,count", *(f"{study},{code},{count}" for study, code, count in tally.flags)]
-    path = out.with_name(out.stem + ".flags.csv")
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def summary(tally: Tally, done: int, out: Path) -> list[str]:
