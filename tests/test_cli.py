@@ -15,6 +15,7 @@ from osteograde.tasks import TASKS
 FROZEN = {
     "phantom": {"TASK", "--out", "--studies", "--test", "--seed"},
     "score": {"TASK", "--data", "--submission", "--bootstrap"},
+    "ensemble": {"TASK", "--members", "--data"},
     "report": {"WEIGHTS_DIR", "--data", "--out"},
     "validate": {"--submission", "--template"},
     "doctor": set(),
@@ -120,12 +121,13 @@ def test_an_unexpected_value_error_is_our_fault_and_keeps_its_traceback(fault, c
         ["score", "no-such-task", "--data", ".", "--submission", "x.csv"],
         ["phantom", "no-such-task", "--out", "unused"],
         ["kernel", "build", "no-such-task"],
+        ["ensemble", "no-such-task", "--data", ".", "--members", "a", "b"],
     ],
 )
 def test_an_unknown_task_names_the_known_ones(words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.run(lambda: cli.main(words)) == 2
-    assert capsys.readouterr().err.startswith("error: no task 'no-such-task'; known tasks: lumbar-mr")
+    assert capsys.readouterr().err == f"error: no task 'no-such-task'; known tasks: {', '.join(sorted(TASKS))}\n"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -108,6 +108,11 @@ def parser() -> argparse.ArgumentParser:
     scored.add_argument("--submission", type=Path, required=True, metavar="FILE")
     scored.add_argument("--bootstrap", type=_count, default=200, metavar="N", help="resamples; 0: no intervals")
 
+    chosen = _command(commands, "ensemble", ensemble, "choose which weights vote together, and how, out-of-fold only")
+    chosen.add_argument("task", metavar="TASK")
+    chosen.add_argument("--members", type=Path, nargs="+", required=True, metavar="WEIGHTS_DIR")
+    chosen.add_argument("--data", type=Path, required=True, metavar="DIR", help="the labelled studies they learnt from")
+
     told = _command(commands, "report", report, "one HTML page about a weights folder")
     told.add_argument("weights", type=Path, metavar="WEIGHTS_DIR")
     told.add_argument("--data", type=Path, metavar="DIR", help="the labelled studies: shows the worst cases as well")
@@ -153,6 +158,17 @@ def score(args: argparse.Namespace) -> int:
     rng = np.random.default_rng(0)  # the same table gets the same interval every time
     result = score_table.score_submission(TASKS[args.task], args.data, args.submission, args.bootstrap, rng)
     print(score_table.format_table(result))
+    print(json.dumps(result, sort_keys=True))
+    return 0
+
+
+def ensemble(args: argparse.Namespace) -> int:
+    known_task(args.task)
+    from osteograde.learning import ensemble as voters
+    from osteograde.tasks import TASKS
+
+    result = voters.choose(TASKS[args.task], args.members, args.data, log=print)
+    print(voters.table(result))
     print(json.dumps(result, sort_keys=True))
     return 0
 

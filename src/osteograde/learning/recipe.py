@@ -98,7 +98,7 @@ class Recipe:
 def shrink(recipe: Recipe) -> Recipe:
     """The same recipe small enough to run from nothing to a manifest on a CPU in a minute or two: --debug.
 
-    Nothing is downloaded: nets that would start from ImageNet start from nothing.
+    Nothing is downloaded: nets that would start from ImageNet start from nothing, with their trunks thawed.
     """
     return replace(
         recipe,
@@ -113,6 +113,7 @@ def shrink(recipe: Recipe) -> Recipe:
 def _small(fit: Fit) -> Fit:
     height, width = sides(fit.pixels)
     share = min(1.0, 64 / max(height, width))
+    nothing = fit.pretrained == IMAGENET
     small = max(32, round(height * share / 32) * 32), max(32, round(width * share / 32) * 32)
     return replace(
         fit,
@@ -121,7 +122,7 @@ def _small(fit: Fit) -> Fit:
         batch=min(fit.batch, 2),
         window=min(fit.window, 3),
         pixels=small[0] if isinstance(fit.pixels, int) else small,
-        head_epochs=min(fit.head_epochs, 1),
+        head_epochs=0 if nothing else min(fit.head_epochs, 1),
         milestones=(),
-        pretrained="" if fit.pretrained == IMAGENET else fit.pretrained,
+        pretrained="" if nothing else fit.pretrained,
     )

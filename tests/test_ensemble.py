@@ -1,0 +1,236 @@
+"""Choosing an ensemble: what is chosen is the best of all, and what is reported was not chosen by itself."""
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from osteograde import cli
+from osteograde.inference import voting
+from osteograde.learning import ensemble, folds, members
+from osteograde.models import bundle
+from osteograde.tasks import TASKS
+from osteograde.tasks.contract import Study
+
+KNEES = TASKS["knee-xray"]
+FOLDS = 3
+PEOPLE = 40
+
+
+def studies_of(people: int = PEOPLE) -> list[Study]:
+    """Both knees of each person; the grades of a person are alike."""
+    rng = np.random.default_rng(11)
+    found = []
+    for person in range(people):
+        for code, side in (("R", "right"), ("L", "left")):
+            grade = int(np.clip(person % 5 + rng.integers(-1, 2), 0, 4))
+            found.append(Study(f"{9000000 + person}{code}", str(9000000 + person), (), {side: grade}, targets=(side,)))
+    return found
+
+
+STUDIES = studies_of()
+TASK = replace(KNEES, read=lambda root, part: STUDIES)
+
+
+def said_of(study: Study, noise: float, rng: np.random.Generator) -> np.ndarray:
+    """(K,) probabilities around the true grade: the noisier the worse."""
+    (label,) = study.labels.values()
+    row = np.exp(-((np.arange(5) - label - rng.normal(0, noise)) ** 2)) + 0.02
+    return row / row.sum()
+
+
+def member(folder: Path, seed: int, noise: float, split: folds.Split, studies=None) -> Path:
+    """A weights folder as training leaves it, but for its nets."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    folds.save(split, folder / "folds.csv")
+    with (folder / "oof.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["row_id", *KNEES.classes, "fold", "label"])
+        for study in STUDIES if studies is None else studies:
+            values = [f"{value:.6f}" for value in said_of(study, noise, rng)]
+            row, label = KNEES.rows(study.id, study.targets)[0], next(iter(study.labels.values()))
+            writer.writerow([row, *values, split.fold[study.id], label])
+    known = {"sha256": folds.digest(folder / "folds.csv")}
+    bundle.write_manifest(
+        folder,
+        {"task": "knee-xray", "files": {}, "pixels": {}, "test_views": 1, "prior": {}, "folds": known},
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def split() -> folds.Split:
+    return folds.assign(TASK, STUDIES, FOLDS, seed=0)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory, split) -> list[Path]:
+    root = tmp_path_factory.mktemp("weights")
+    return [member(root / f"m{i}", i, noise, split) for i, noise in enumerate((0.9, 1.0, 1.4))]
+
+
+@pytest.fixture(scope="module")
+def answers(folders) -> members.Answers:
+    return members.gather(TASK, folders, Path("data"))
+
+
+@pytest.fixture(scope="module")
+def worth(answers) -> np.ndarray:
+    return np.array([ensemble._worths(answers, choice) for choice in ensemble.choices(3)])
+
+
+def slow_score(answers, numbers, rule, keep) -> float:
+    """The kappa of one choice on some of the studies, every row voted on by itself."""
+    labels, probs = {}, {}
+    for s, study in enumerate(answers.studies):
+        if keep[s]:
+            labels[study] = answers.labels[study]
+            probs[study] = np.full((2, 5), np.nan)
+            for t in range(2):
+                rows = answers.tables[list(numbers), s, t]
+                if np.isfinite(rows).all():
+                    probs[study][t] = voting.vote(rows[:, None], rule)[1][0]
+    return KNEES.score(labels, probs)["score"]
+
+
+def test_the_choice_is_the_best_of_every_subset_and_rule(folders, answers, tmp_path):
+    result = ensemble.choose(TASK, folders, Path("data"), log=lambda text: None, bootstrap=20)
+    assert result["choices"] == 3 + 3 * 4
+    everything = np.ones(len(STUDIES), bool)
+    scores = {c: slow_score(answers, c.members, c.rule, everything) for c in ensemble.choices(3)}
+    best = max(scores.values())
+    chosen = ensemble.Choice(tuple(int(m["name"][1:]) for m in result["members"]), result["rule"])
+    assert result["naive"]["score"] == pytest.approx(scores[chosen], abs=1e-12)
+    assert scores[chosen] == pytest.approx(best, abs=1e-11)
+    assert result["singles"]["m0"]["score"] == pytest.approx(scores[ensemble.Choice((0,), "mean")])
+    assert json.loads((folders[0].parent / "ensemble.json").read_text()) == json.loads(json.dumps(result))
+    assert result["members"][0]["folder"] == result["members"][0]["name"]  # beside ensemble.json
+
+
+def test_the_nested_score_answers_each_fold_by_what_is_best_on_the_others(answers, worth):
+    tried = list(ensemble.choices(3))
+    said, best = ensemble.nested(answers, tried, worth)
+    for k in range(FOLDS):
+        others = answers.fold != k
+        scores = [slow_score(answers, c.members, c.rule, others) for c in tried]
+        assert slow_score(answers, best[k].members, best[k].rule, others) == pytest.approx(max(scores), abs=1e-11)
+        assert np.array_equal(said[~others], ensemble.voted(answers, best[k])[~others], equal_nan=True)
+
+
+def test_what_a_fold_says_has_no_part_in_the_choice_that_answers_for_it(answers, worth):
+    tried = list(ensemble.choices(3))
+    rng = np.random.default_rng(0)
+    before = ensemble.nested(answers, tried, worth)[1]
+    for k in range(FOLDS):
+        tables = answers.tables.copy()
+        held = np.flatnonzero(answers.fold == k)
+        tables[:, held] = np.where(
+            np.isfinite(tables[:, held]), rng.dirichlet(np.ones(5), size=(3, len(held), 2)), np.nan
+        )
+        scrambled = replace(answers, tables=tables)
+        changed = np.array([ensemble._worths(scrambled, c) for c in tried])
+        assert ensemble.nested(scrambled, tried, changed)[1][k] == before[k]
+
+
+def test_the_best_of_many_equals_looks_better_than_it_is(tmp_path, split):
+    """Members that are equally good by construction: the naive score is not below the nested one, on average above."""
+    gaps = []
+    for draw in range(4):
+        same = [member(tmp_path / f"{draw}" / f"m{i}", 100 * draw + i, 1.5, split) for i in range(3)]
+        result = ensemble.choose(TASK, same, Path("data"), log=lambda text: None, bootstrap=5)
+        gaps.append(result["naive"]["score"] - result["nested"]["score"])
+    assert np.mean(gaps) > 0.005
+
+
+def test_where_less_is_better_the_least_is_chosen(folders):
+    at = KNEES.score_groups.index("mae")
+
+    def counted(labels, probs):
+        parts = KNEES.counted(labels, probs)
+        return lambda counts: parts(counts)[:, [at]]
+
+    task = replace(TASK, counted=counted, higher_is_better=frozenset())
+    result = ensemble.choose(task, folders, Path("data"), log=lambda text: None, bootstrap=5)
+    assert result["better"] == "lower"
+    assert result["naive"]["score"] <= min(one["score"] for one in result["singles"].values())
+
+
+def test_of_equally_good_choices_the_simplest_is_taken(tmp_path, split):
+    twins = [member(tmp_path / f"m{i}", 5, 1.0, split) for i in range(3)]
+    result = ensemble.choose(TASK, twins, Path("data"), log=lambda text: None, bootstrap=5)
+    assert ([m["name"] for m in result["members"]], result["rule"]) == (["m0"], "mean")
+    assert result["nested_minus_single"]["score"] == 0
+    assert result["nested_minus_single"]["interval_95"] == [0, 0]
+
+
+def test_intervals_draw_whole_patients(answers):
+    assert answers.group.max() + 1 == PEOPLE
+    patients = [study[:-1] for study in answers.studies]
+    assert all(
+        (answers.group[i] == answers.group[j]) == (patients[i] == patients[j]) for i in range(8) for j in range(80)
+    )
+
+
+def changed_folds(folder: Path, split) -> None:
+    folds.save(split, folder / "folds.csv")
+    manifest = bundle.read_manifest(folder)
+    manifest.pop("format")
+    bundle.write_manifest(folder, {**manifest, "folds": {"sha256": folds.digest(folder / "folds.csv")}})
+
+
+def test_members_of_other_folds_are_refused(tmp_path, folders):
+    other = member(tmp_path / "other", 0, 1.0, folds.assign(TASK, STUDIES, FOLDS, seed=5))
+    with pytest.raises(ValueError, match=r"other: not trained on the folds of .*m0 .*copy .*m0/folds.csv"):
+        members.gather(TASK, [*folders, other], Path("data"))
+
+
+def test_folds_changed_after_training_are_refused(tmp_path, split):
+    changed = member(tmp_path / "a", 0, 1.0, split)
+    folds.save(folds.assign(TASK, STUDIES, FOLDS, seed=5), changed / "folds.csv")
+    with pytest.raises(ValueError, match="changed after training"):
+        members.gather(TASK, [changed, member(tmp_path / "b", 1, 1.0, split)], Path("data"))
+
+
+def test_answers_that_do_not_follow_the_folds_are_refused(tmp_path, split):
+    pair = [member(tmp_path / name, 0, 1.0, split) for name in "ab"]
+    for folder in pair:
+        changed_folds(folder, folds.assign(TASK, STUDIES, FOLDS, seed=5))
+    with pytest.raises(ValueError, match="whose fold is not that"):
+        members.gather(TASK, pair, Path("data"))
+
+
+def test_what_cannot_be_compared_is_refused(tmp_path, split, folders):
+    fewer = member(tmp_path / "fewer", 0, 1.0, split, STUDIES[:-2])
+    with pytest.raises(ValueError, match="2 studies differ from"):
+        members.gather(TASK, [folders[0], fewer], Path("data"))
+    with pytest.raises(ValueError, match="1 members; an ensemble is chosen from 2 to 10"):
+        members.gather(TASK, folders[:1], Path("data"))
+    with pytest.raises(ValueError, match="two members are called m0"):
+        members.gather(TASK, [folders[0], folders[0]], Path("data"))
+    with pytest.raises(ValueError, match="weights are of task 'knee-xray', asked for 'lumbar-mr'"):
+        members.gather(TASKS["lumbar-mr"], folders, Path("data"))
+    with pytest.raises(ValueError, match="wrong folder"):
+        members.gather(replace(TASK, read=lambda root, part: STUDIES[:1]), folders, Path("data"))
+    (fewer / "oof.csv").unlink()
+    with pytest.raises(ValueError, match=r"fewer: no oof.csv"):
+        members.gather(TASK, [folders[0], fewer], Path("data"))
+
+
+def test_the_command_prints_a_table_and_one_line_of_json(tmp_path, folders, capsys):
+    for study in STUDIES:
+        grade = tmp_path / "data" / str(next(iter(study.labels.values())))
+        grade.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(grade / f"{study.id}.png"), np.zeros((8, 8), np.uint8))
+    words = ["ensemble", "knee-xray", "--data", str(tmp_path / "data"), "--members", *map(str, folders[:2])]
+    assert cli.run(lambda: cli.main(words)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"2 members, {len(STUDIES)} studies, 5 choices of members and rule"
+    assert any(line.startswith("chosen, nested") for line in lines)
+    result = json.loads(lines[-1])
+    low, high = result["nested"]["interval_95"]
+    assert low < result["nested"]["score"] < high

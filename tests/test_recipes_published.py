@@ -1,0 +1,96 @@
+"""The published ensemble: eight recipes that say what the paper says, and debug runs that download nothing."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+
+from osteograde.learning import fit, recipes_knee_published, starting
+from osteograde.learning.recipe import IMAGENET, shrink
+from osteograde.learning.recipes import RECIPES
+from osteograde.models.build import build
+from osteograde.tasks.contract import sides
+
+NAMES = sorted(recipes_knee_published.NAMES)
+
+
+def judge(name):
+    (plan,) = RECIPES[name]().grade.values()
+    return plan
+
+
+def test_there_is_a_recipe_for_each_of_the_eight_nets():
+    assert len(NAMES) == 8
+    assert all(RECIPES[name]().name == name for name in NAMES)
+    backbones = {judge(name).net["backbone"].removeprefix("torchvision/") for name in NAMES}
+    assert backbones == set(recipes_knee_published.PIXELS) <= set(torchvision.models.list_models())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_schedule_is_the_published_one(name):
+    plan, steps = judge(name), 7
+    rates = [fit.rate(plan, epoch * steps + step, steps) for epoch in range(plan.epochs) for step in (0, steps - 1)]
+    assert rates == pytest.approx([1e-2] * 2 + [1e-3] * 4 + [1e-4] * 54)
+    assert (plan.batch, plan.label_smoothing, plan.weight_decay, plan.optimiser) == (16, 0.1, 1e-4, "adam")
+    assert (plan.patience, plan.slack, plan.pretrained, plan.head_epochs) == (7, 0.1, IMAGENET, 1)
+    assert sides(plan.pixels)[0] == sides(plan.pixels)[1] >= 384
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_a_debug_run_downloads_nothing(name):
+    small = shrink(RECIPES[name]())
+    for plan in (*small.locate.values(), *small.grade.values()):
+        assert plan.pretrained != IMAGENET
+        assert max(sides(plan.pixels)) <= 64
+
+
+def test_without_its_file_a_net_starts_from_nothing_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv(starting.FOLDER, str(tmp_path))
+    recipe = RECIPES["knee-xray"]()
+    named = next(plan.pretrained for plan in recipe.grade.values())
+    said: list[str] = []
+    (plan,) = starting.or_nothing(recipe, said.append).grade.values()
+    assert plan.pretrained == ""
+    assert len(said) == 1
+    assert str(tmp_path / named) in said[0]
+    (tmp_path / named).touch()
+    assert starting.or_nothing(recipe, said.append) == recipe
+    assert len(said) == 1
+
+
+def test_the_net_is_the_published_one_on_a_grey_image():
+    """torchvision's own net with five outputs, shown the image three times, says the same."""
+    theirs = torchvision.models.get_model("shufflenet_v2_x2_0", weights=None, num_classes=5).eval()
+    ours: Any = build(judge("knee-shufflenet-v2-x2").net).eval()
+    tensors = {key: value for key, value in theirs.state_dict().items() if not key.startswith("fc.")}
+    starting.fill(ours.encoder, tensors)
+    first = next(key for key in tensors if key.startswith("conv1") and tensors[key].ndim == 4)
+    own = {**ours.encoder.state_dict(), first: tensors[first].sum(1, keepdim=True)}
+    ours.encoder.load_state_dict(own)
+    ours.head.load_state_dict(theirs.fc.state_dict())
+    assert {key for key in ours.state_dict() if not key.startswith("encoder.")} == {"head.weight", "head.bias"}
+    image = torch.rand(2, 1, 64, 64)
+    grey = ((image - 0.449) / 0.226).expand(-1, 3, -1, -1)
+    with torch.inference_mode():
+        said = ours([image], torch.ones(2, 1, dtype=torch.bool))
+        torch.testing.assert_close(said, theirs(grey), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_every_net_learns_a_step_on_the_small_images_of_a_debug_run(name):
+    (plan,) = shrink(RECIPES[name]()).grade.values()
+    net = build(plan.net).train()
+    logits = net([torch.rand(plan.batch, 1, *sides(plan.pixels))], torch.ones(plan.batch, 1, dtype=torch.bool))
+    assert logits.shape == (2, 5)
+    logits.square().sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
+
+
+def test_a_recipe_with_an_image_of_another_shape_is_shrunk_to_it():
+    recipe = RECIPES["knee-resnet101"]()
+    flat = replace(recipe, grade={name: replace(plan, pixels=(256, 512)) for name, plan in recipe.grade.items()})
+    (plan,) = shrink(flat).grade.values()
+    assert sides(plan.pixels) == (32, 64)
