@@ -78,7 +78,7 @@ def test_view_directions_are_orthonormal(task):
 def test_landmarks_of_a_channel_and_prompt_differ_by_side(task):
     """Otherwise nothing could tell them apart in the locator's heatmap."""
     for stage in task.locate:
-        keys = [(landmark.channel, landmark.prompt, landmark.side) for landmark in stage.landmarks]
+        keys = [(mark.channel, mark.prompt, mark.side, mark.view or stage.view) for mark in stage.landmarks]
         assert len(set(keys)) == len(keys)
 
 
@@ -156,13 +156,17 @@ def test_boxes_are_pure_and_fit_their_specs(task, group):
     before = {name: point.mm.copy() for name, point in points.items()}
     first, second = group.rois(volumes, points, 24), group.rois(volumes, points, 24)
     assert set(first) == {site.target for site in group.sites}
-    specs = {crop.view: crop for crop in group.crops}
+    specs, fields_mm = {crop.view: crop for crop in group.crops}, {}
     for target, views in first.items():
         assert set(views) == set(specs)
         for view, (volume, roi) in views.items():
             assert volume is volumes[view][0]
             assert roi.shape == (specs[view].slices, 24, 24)
-            np.testing.assert_allclose(roi.spacing_mm[1:] * 24, specs[view].field_mm)
+            field_mm = roi.spacing_mm[1:] * 24
+            if task.locate[0].whole:  # images of unknown size: boxes follow the patient's own proportions, all alike
+                np.testing.assert_allclose(field_mm, fields_mm.setdefault(view, field_mm[0]))
+            else:
+                np.testing.assert_allclose(field_mm, specs[view].field_mm)
             np.testing.assert_array_equal(roi.to_mm, second[target][view][1].to_mm)
     for name, point in points.items():
         np.testing.assert_array_equal(point.mm, before[name])
@@ -244,7 +248,17 @@ def test_unknown_views_landmarks_and_priors_are_refused(task):
 
 
 @pytest.mark.parametrize(
-    "module", ["lumbar_names", "lumbar_tables", "lumbar_rois", "tables", "score_table", "ordinal_metric"]
+    "module",
+    [
+        "lumbar_names",
+        "lumbar_tables",
+        "boxes",
+        "image_files",
+        "spider_files",
+        "tables",
+        "score_table",
+        "ordinal_metric",
+    ],
 )
 def test_examples_in_docstrings_are_true(module):
     outcome = doctest.testmod(import_module(f"osteograde.tasks.{module}"))

@@ -65,7 +65,9 @@ def _whole_stack(
     stage: Locate, landmarks: tuple[Landmark, ...], stacks: Sequence[Volume], points: Points, pixels: int
 ) -> Pass:
     volume = max(stacks, key=lambda stack: (stack.voxels.shape[0], stack.series))
-    spacing = np.array([volume.spacing_mm[0], stage.field_mm[0] / pixels, stage.field_mm[1] / pixels])
+    longest_mm = float(np.max(volume.spacing_mm[1:] * volume.voxels.shape[1:]))
+    field_mm = (longest_mm, longest_mm) if stage.whole else stage.field_mm
+    spacing = np.array([volume.spacing_mm[0], field_mm[0] / pixels, field_mm[1] / pixels])
     roi = roi_at(volume.centre_mm, volume.axes, spacing, (volume.voxels.shape[0], pixels, pixels))
     known = [0.0] if stage.own_midline else [points[name].mm[0] for name in stage.midline if name in points]
     near = {landmark.name: points[landmark.near].mm for landmark in landmarks if landmark.near in points}

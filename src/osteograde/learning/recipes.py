@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from osteograde.learning import recipes_knee, recipes_knee_published
+from osteograde.learning import recipes_knee, recipes_knee_published, recipes_spider
 from osteograde.learning.recipe import Fit, Jitter, Recipe
 from osteograde.tasks import TASKS
 
@@ -92,6 +92,9 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "lumbar-mr": lumbar_mr,
     "lumbar-mr-small": lumbar_mr_small,
     "seed-frcnn-swin": seed_frcnn_swin,
+    "spider": recipes_spider.spider,
+    "spider-unet": recipes_spider.spider_unet,
+    "spider-faster-rcnn": recipes_spider.spider_faster_rcnn,
     "knee-xray": recipes_knee.knee_xray,
     **recipes_knee_published.RECIPES,
 }

@@ -72,8 +72,9 @@ class Locate:
     apart_mm: where given, the landmarks of a side follow each other down the image at such distances (levels).
     near_mm: how far in-plane a landmark may lie from the one it is ``near``, where that was found.
     sigma_mm: spread of the heatmap target in-plane. far_mm: a prompt further than this from every slice finds nothing.
-    absent: landmarks may be missing from an image that should show them; the net learns to say so. own_midline: the
-    patient's midline is x = 0 (films), whatever the image's centre is.
+    whole: the net sees the image as far as it goes, and ``field_mm`` is only its usual size: for images whose size in
+    mm is not to be relied on. absent: landmarks may be missing from an image that should show them; the net learns to
+    say so. own_midline: the patient's midline is x = 0 (films), whatever the image's centre is.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Locate:
     sigma_mm: float = 4.0
     apart_mm: tuple[float, float] | None = None
     near_mm: float = 20.0
+    whole: bool = False
     absent: bool = False
     own_midline: bool = False
 
@@ -198,7 +200,7 @@ class Task:
             raise ValueError(f"{self.name}: the prior must name every target once")
 
     def _check_locate(self, stage: Locate, found: set[str], views: set[str]) -> None:
-        if lost := {view for view, _ in stage.looks} - views:
+        if lost := {stage.view, *(view for view, _ in stage.looks)} - views:
             raise ValueError(f"{self.name}: locator {stage.name!r} reads {min(lost)!r}; views are {sorted(views)}")
         prompts, near = {prompt for _, prompt in stage.looks}, {landmark.near for landmark in stage.landmarks}
         needed = (prompts | near | {*stage.midline}) - {""}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from osteograde.tasks import boxes
+from osteograde.tasks.boxes import along_the_line
 from osteograde.tasks.contract import CropSpec, Pixels, Point, Points, Rois, Site, Volumes
 from osteograde.tasks.lumbar_names import LEVELS, SIDES, landmark
 
@@ -44,23 +45,6 @@ def complete(points: Points) -> Points:
                 whole[landmark(structure, LEVELS[i], side)] = middle + away
     filled = {name: Point(np.asarray(mm, float), FILLED) for name, mm in whole.items()}
     return {**filled, **points}
-
-
-def along_the_line(known: dict[int, np.ndarray], count: int) -> dict[int, np.ndarray]:
-    """All of ``count`` points from at least two of them: linear between neighbours and beyond the ends; else as given.
-
-    >>> {i: p.tolist() for i, p in along_the_line({0: np.zeros(3), 1: np.ones(3)}, 3).items()}
-    {0: [0.0, 0.0, 0.0], 1: [1.0, 1.0, 1.0], 2: [2.0, 2.0, 2.0]}
-    """
-    if len(known) < 2:
-        return dict(known)
-    have = sorted(known)
-    line = dict(known)
-    for i in set(range(count)) - set(have):
-        after = min(max(int(np.searchsorted(have, i)), 1), len(have) - 1)  # the segment i lies in or is nearest to
-        a, b = have[after - 1], have[after]
-        line[i] = known[a] + (known[b] - known[a]) * ((i - a) / (b - a))
-    return {i: line[i] for i in sorted(line)}
 
 
 def rois(sites: Sequence[Site], crops: Sequence[CropSpec], volumes: Volumes, points: Points, pixels: Pixels) -> Rois:

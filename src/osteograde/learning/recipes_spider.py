@@ -1,0 +1,75 @@
+"""Recipes of `spider`: one grader, and one locator of each kind to compare."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from osteograde.learning.recipe import Fit, Jitter, Recipe
+from osteograde.tasks import TASKS
+
+LOOK = Jitter(turn_deg=12, scale=0.18, shift_mm=20, gamma=0.5, contrast=0.3, noise=0.04, blur=0.2)
+ENCODER = "mobilenetv4_conv_small_050"
+
+
+def spider() -> Recipe:
+    """The default, sized for two CPU cores: heatmaps of a small MobileNetV4 and a grader on T2 and T1 crops.
+
+    python train_folds.py spider --data DIR --out weights/spider
+    """
+    look = Fit(
+        net={"kind": "heatmap", "encoder_name": ENCODER, "stages": 5, "width": 32, "stride": 2},
+        pixels=192, epochs=9, batch=8, steps=36, lr=3e-3, ema=0.98, window=3, jitter=LOOK,
+    )  # fmt: skip
+    return _spider("spider", look)
+
+
+def spider_unet() -> Recipe:
+    """Discs, vertebrae and canal segmented; points from the discs' components.
+
+    python train_folds.py spider --recipe spider-unet --data DIR --out W
+    """
+    look = Fit(
+        net={"kind": "unet", "encoder_name": ENCODER, "stages": 5, "width": 32, "stride": 2},
+        pixels=192, epochs=9, batch=8, steps=36, lr=3e-3, ema=0.98, window=3, jitter=LOOK,
+    )  # fmt: skip
+    return _spider("spider-unet", look)
+
+
+def spider_faster_rcnn() -> Recipe:
+    """Boxes of Faster R-CNN with a MobileNetV3 pyramid.
+
+    python train_folds.py spider --recipe spider-faster-rcnn --data DIR --out W
+    """
+    look = Fit(
+        net={"kind": "faster_rcnn", "variant": "mobilenet"},
+        pixels=192, epochs=10, batch=4, steps=40, lr=1e-3, ema=0.98, window=1, jitter=LOOK,
+    )  # fmt: skip
+    return _spider("spider-faster-rcnn", look)
+
+
+def _judge() -> Fit:
+    return Fit(
+        net={"kind": "grader", "backbone": ENCODER, "stages": 4, "dropout": 0.2},
+        pixels=96, epochs=18, batch=8, lr=2e-3, ema=0.98, loss="ordinal", balance=0.5,
+        jitter=Jitter(turn_deg=10, scale=0.12, shift_mm=3, gamma=0.4, contrast=0.3, noise=0.03, blur=0.15,
+                      drop_view=0.4),
+    )  # fmt: skip
+
+
+def _spider(name: str, look: Fit) -> Recipe:
+    task = TASKS["spider"]
+    (stage,), (group,) = task.locate, task.grade
+    judge = _judge()
+    looks = {**look.net, "channels": len(stage.channels), "in_channels": 4}
+    judges = {
+        **judge.net,
+        "views": len(group.crops),
+        "classes": len(task.classes),
+        "findings": len(group.findings),
+    }
+    return Recipe(
+        name=name,
+        task=task,
+        locate={stage.name: replace(look, net=looks)},
+        grade={group.name: replace(judge, net=judges)},
+    )

@@ -1,0 +1,176 @@
+"""Reading of `spider`: sagittal slices and stacks of lumbar spines, with the data set's tables or without any.
+
+* ``<patient>_t1.*`` and ``<patient>_t2.*`` are two views of one study, ``<patient>``;
+* ``<patient>_t2_SPACE.*`` is a study of its own, and so is the stack of ``<patient>_t2_SPACE_slice<k>.*``;
+* any other picture or DICOM file is a study of its own, taken for T2; a folder of DICOM files is one study.
+
+Tables (overview.csv, gradings.csv, boxes.csv) are looked for beside the images; without them pictures are taken to be
+280 mm wide. Nothing that is graded depends on that: crops are as large as the patient's own discs lie apart.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from osteograde.imaging import raster
+from osteograde.tasks import spider_marks
+from osteograde.tasks.image_files import images, names, part_of
+from osteograde.tasks.lumbar_names import LEVELS
+from osteograde.tasks.study import Mark, Series, Study
+from osteograde.tasks.tables import some
+
+GRADES = ("1", "2", "3", "4", "5")
+FINDINGS = {"narrowing": "Disc narrowing", "bulging": "Disc bulging"}
+MASKS = "masks"  # folder of label images, never images to grade
+_NAMED = re.compile(r"^(?P<patient>[0-9A-Za-z]+)_(?P<view>t1|t2)(?P<space>_SPACE)?(?:_slice(?P<slice>[0-9]+))?$")
+GRADE_COLUMNS = ("row_id", "grade")
+
+
+def level_of(label: int) -> str:
+    """The level of a disc label, counted up from 1 = L5/S1; "" beyond the five lowest.
+
+    >>> level_of(1), level_of(5), level_of(6)
+    ('l5_s1', 'l1_l2', '')
+    """
+    return LEVELS[-label] if 1 <= label <= len(LEVELS) else ""
+
+
+def patient_of(study: str) -> str:
+    """The patient of a study's id; ids of other files are patients of their own."""
+    told = re.match(r"^([0-9A-Za-z]+)_t2_SPACE(_stack)?$", study)
+    return told[1] if told else study
+
+
+def read(root: Path, part: str) -> list[Study]:
+    """Every image below ROOT (for "test" ROOT/test_images where it exists) as studies; "train": with what is known.
+
+    ValueError where there is no image, or nothing known about any of them.
+    """
+    root = Path(root)
+    folder = part_of(root, part)
+    files = [file for file in images(folder) if MASKS not in file.parts]
+    if not files:
+        raise ValueError(f"{folder}: no image files (png, jpg, webp, tif, bmp, dcm); give the folder that holds them")
+    spacing = _spacing(_table(root, "overview.csv"))
+    studies = [*_named(files, spacing), *_others(files, folder)]
+    if part == "train":
+        studies = [*_known(root, studies)]
+        if not studies:
+            raise ValueError(f"{root}: gradings.csv, boxes.csv or masks say nothing about its images; nothing to learn")
+    return sorted(studies, key=lambda study: study.id)
+
+
+def _named(files: Sequence[Path], spacing: dict[str, tuple[float, float, float]]) -> list[Study]:
+    """Studies of files that are called as the data set's."""
+    groups: dict[tuple[str, str], dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
+    for file in files:
+        if told := _match(file):
+            ending = f"_t2_SPACE{'_stack' if told['slice'] else ''}" if told["space"] else ""
+            groups[told["patient"] + ending, told["patient"]][told["view"]].append(file)
+    return [
+        Study(name, patient, tuple(_series(view, views[view], spacing) for view in sorted(views, reverse=True)))
+        for (name, patient), views in groups.items()
+    ]
+
+
+def _series(view: str, files: list[Path], spacing: dict[str, tuple[float, float, float]]) -> Series:
+    ordered = sorted(files, key=lambda file: (int((_match(file) or {"slice": 0})["slice"] or 0), file.name))
+    name = re.sub(r"_slice[0-9]+$", "", ordered[0].stem)
+    masks = tuple(file.parents[1] / MASKS / f"{file.stem}.png" for file in ordered)
+    known = all(mask.is_file() for mask in masks)
+    return Series(name, view, ordered[0].parent, tuple(ordered), spacing.get(name), masks=masks if known else ())
+
+
+def _others(files: Sequence[Path], root: Path) -> list[Study]:
+    """Studies of files of any other name. Unknown contrast counts as the first view's."""
+    odd = [file for file in files if not _match(file)]
+    slices: dict[Path, list[Path]] = defaultdict(list)
+    for file in odd:
+        if not raster.is_image(file):
+            slices[file.parent].append(file)
+    studies = []
+    for file, name in zip(odd, names(odd, root), strict=True):
+        together = slices.get(file.parent, [])
+        if file in together and len(together) > 1:
+            if file == together[0]:
+                title = names([file.parent], root.parent)[0]
+                studies.append(Study(title, title, (Series(file.parent.name, "", file.parent),)))
+        else:
+            view = "t2" if raster.is_image(file) else ""
+            studies.append(Study(name, name, (Series(name, view, file.parent, (file,)),)))
+    return studies
+
+
+def _match(file: Path) -> re.Match[str] | None:
+    return _NAMED.match(file.stem) if raster.is_image(file) else None
+
+
+def _known(root: Path, studies: Sequence[Study]) -> list[Study]:
+    """The studies that a table or a mask tells something about, with their labels, findings and marks."""
+    boxes, grades = _table(root, "boxes.csv"), _grades(_table(root, "gradings.csv"))
+    marks = spider_marks.of_boxes(boxes) if boxes is not None else {}
+    found = []
+    for study in studies:
+        own: list[Mark] = []
+        for series in study.series:
+            own += marks.get(series.id, []) if not series.masks else spider_marks.of_masks(series)
+        labels, findings = grades.get(study.patient, ({}, {}))
+        if own or labels:
+            found.append(Study(study.id, study.patient, study.series, labels, tuple(own), findings=findings))
+    return found
+
+
+def _grades(table: pd.DataFrame | None) -> dict[str, tuple[dict[str, int], dict[str, dict[str, int]]]]:
+    """patient -> (level -> class index, finding -> level -> 0 or 1)."""
+    found: dict[str, tuple[dict[str, int], dict[str, dict[str, int]]]] = {}
+    for row in table.to_dict("records") if table is not None else []:
+        level = level_of(int(row["IVD label"]))
+        if not level:
+            continue
+        labels, findings = found.setdefault(str(row["Patient"]), ({}, {name: {} for name in FINDINGS}))
+        if 1 <= row["Pfirrman grade"] <= len(GRADES):
+            labels[level] = int(row["Pfirrman grade"]) - 1
+        for name, column in FINDINGS.items():
+            findings[name][level] = int(row[column] > 0)
+    return found
+
+
+def _spacing(table: pd.DataFrame | None) -> dict[str, tuple[float, float, float]]:
+    """series -> mm between (slices, rows, columns)."""
+    found = {}
+    for row in table.to_dict("records") if table is not None else []:
+        rows, columns = (float(value) for value in str(row["PixelSpacing"]).strip("[]").split(","))
+        step = row["SpacingBetweenSlices"] if row["SpacingBetweenSlices"] > 0 else row["SliceThickness"]
+        found[str(row["new_file_name"])] = (float(step), rows, columns)
+    return found
+
+
+def _table(root: Path, name: str) -> pd.DataFrame | None:
+    """A table of the data set beside the images or up to two folders above them; None where there is none."""
+    for folder in (root, *root.resolve().parents[:2]):
+        if (folder / name).is_file():
+            return pd.read_csv(folder / name)
+    return None
+
+
+def labels(path: Path) -> dict[str, dict[str, int]]:
+    """{study: {level: class index}} of a table row_id,grade. ValueError for unknown grades or levels."""
+    table = pd.read_csv(path, dtype=str, encoding="utf-8-sig")
+    if not set(GRADE_COLUMNS) <= set(table.columns):
+        raise ValueError(f"{path}: columns are {list(table.columns)}; expected {','.join(GRADE_COLUMNS)}")
+    found: dict[str, dict[str, int]] = {}
+    bad = []
+    for row, grade in zip(table["row_id"], table["grade"], strict=True):
+        level = next((name for name in LEVELS if str(row).endswith(f"_{name}")), "")
+        if not level or grade not in GRADES:
+            bad.append(row)
+        else:
+            found.setdefault(row[: -len(level) - 1], {})[level] = GRADES.index(grade)
+    if bad:
+        raise ValueError(f"{path}: rows without a known level and grade: {some(bad)}")
+    return found
