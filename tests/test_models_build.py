@@ -21,6 +21,7 @@ CONFIGS: list[dict[str, Any]] = [
     {"kind": "heatmap", "encoder_name": "mobilenetv3_small_050", "channels": 2, "width": 16, "stride": 2, "stages": 4},
     {"kind": "heatmap", "encoder_name": "convnext_atto", "channels": 2, "width": 16, "stride": 2, "stages": 2},
     {"kind": "faster_rcnn", "variant": "mobilenet", "channels": 2, "box_px": [32, 24]},
+    {"kind": "unet", "encoder_name": "lcnet_035", "channels": 2, "width": 8, "stride": 2, "stages": 4},
     {"kind": "grader", "backbone": "lcnet_035", "views": 2, "stages": 5},
     {"kind": "grader", "backbone": "torchvision/mobilenet_v3_small", "views": 1, "neighbours": True},
 ]
@@ -192,15 +193,15 @@ def test_close_names_help() -> None:
 
 
 def test_configs_that_fit_no_net_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"expected one of \['faster_rcnn', 'grader', 'heatmap'\]"):
-        build({"kind": "unet"})
+    with pytest.raises(ValueError, match=r"expected one of \['faster_rcnn', 'grader', 'heatmap', 'unet'\]"):
+        build({"kind": "transformer"})
     with pytest.raises(ValueError, match="no argument \\['depth'\\]"):
         build({"kind": "heatmap", "encoder_name": "lcnet_035", "channels": 1, "depth": 3})
     with pytest.raises(ValueError, match="variant"):
         build({"kind": "faster_rcnn", "variant": "yolo", "channels": 1})
     with pytest.raises(ValueError, match="stride"):
         build({"kind": "heatmap", "encoder_name": "lcnet_035", "channels": 1, "stride": 3})
-    assert set(KINDS) == {"heatmap", "faster_rcnn", "grader"}
+    assert set(KINDS) == {"heatmap", "faster_rcnn", "grader", "unet"}
 
 
 @pytest.mark.slow

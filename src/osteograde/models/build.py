@@ -11,10 +11,12 @@ from torch import nn
 from osteograde.models.faster_rcnn import FasterRcnnLocator
 from osteograde.models.grader import Grader
 from osteograde.models.heatmap import HeatmapLocator
+from osteograde.models.unet import UnetLocator
 
 KINDS: Mapping[str, Callable[..., nn.Module]] = {
     "heatmap": HeatmapLocator,
     "faster_rcnn": FasterRcnnLocator,
+    "unet": UnetLocator,
     "grader": Grader,
 }
 

@@ -36,6 +36,7 @@ class LocatorBatch:
     slice_mm: float | torch.Tensor  # one for all, or (B,)
     sigma_mm: float  # in-plane spread of the target
     nowhere: bool = False  # landmarks may be absent: a place of score 0 outside the image; points are then infinite
+    masks: torch.Tensor | None = None  # (N, H, W) long: the class of every input pixel, -1 = unknown
 
     def to(self, device: torch.device | str) -> LocatorBatch:
         """The same batch on another device."""
