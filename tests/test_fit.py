@@ -219,3 +219,13 @@ def test_an_epoch_counts_as_bad_only_beyond_the_slack(tmp_path, slack, epochs, k
     to_there = fit.train(net, replace(plan, epochs=kept, patience=0), Line(), None, loss, where(tmp_path / "b"),
                          resume=False, log=said.append)  # fmt: skip
     assert torch.equal(weights(best), weights(to_there))
+
+
+def test_restarts_begin_the_cosine_anew_from_half_the_rate_and_leave_the_first_cycle_as_it_was():
+    short = Fit(net={}, pixels=8, epochs=3, batch=1, lr=1.0, warmup=0.1)
+    long = replace(short, epochs=5, restarts=(3,))
+    steps = 20
+    first = [fit.rate(short, step, steps) for step in range(3 * steps)]
+    both = [fit.rate(long, step, steps) for step in range(5 * steps)]
+    assert both[: 3 * steps] == first
+    assert max(both[3 * steps :]) == pytest.approx(0.5) and both[3 * steps - 1] < 0.02 and both[-1] < 0.01

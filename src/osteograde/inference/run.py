@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from osteograde.inference import flags, pipeline, submission
+from osteograde.inference import findings, flags, pipeline, submission
 from osteograde.inference.budget import Budget, Effort
 from osteograde.inference.reading import Loaded, load_study
 from osteograde.models import bundle as bundles
@@ -52,6 +52,7 @@ class Tally:
     faults: Counter[str] = field(default_factory=Counter)
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     flags: list[flags.Flag] = field(default_factory=list)
+    findings: list[findings.Finding] = field(default_factory=list)
 
 
 def infer(
@@ -93,6 +94,7 @@ def infer(
     for results in run(bundle, studies, budget, tally, workers=workers):
         for result in results:
             sheet.put(result)
+            tally.findings += findings.findings_of(bundle.task, result.loaded.study.id, result.graded)
             tally.flags += flags.flags_of(bundle.task, result.loaded, result.points, result.graded)
             tally.on_prior += len(bundle.task.asked(result.loaded.study.targets)) - len(result.graded)
             if draw is not None:
@@ -100,6 +102,8 @@ def infer(
         sheet.write()
         say(f"{sheet.done}/{len(studies)} studies, {time.monotonic() - begun:.0f} s")
     flags.write(flags.path_beside(out), tally.flags)
+    if columns := findings.names(bundle.task):
+        findings.write(findings.path_beside(out), columns, tally.findings)
     for line in summary(tally, sheet.done, out):
         say(line)
     if tally.unread > max_unread:

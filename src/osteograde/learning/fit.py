@@ -138,13 +138,16 @@ class Fetched:
 
 def rate(plan: Fit, step: int, steps: int) -> float:
     """Learning rate of a step, ``steps`` of them an epoch: of the head alone in its epochs, then falling at the
-    milestones, or by ``schedule``."""
+    milestones, or by ``schedule``; at every restart that begins anew from half the rate (SGDR, Loshchilov 2017)."""
     head = plan.head_epochs * steps
     if step < head:
         return plan.head_lr
     if plan.milestones:
         return plan.lr * 0.1 ** sum(step >= epoch * steps for epoch in plan.milestones)
-    return plan.lr * schedule(step - head, plan.epochs * steps - head, plan.warmup)
+    begins = [plan.head_epochs, *plan.restarts]
+    cycle = sum(step >= epoch * steps for epoch in begins) - 1
+    begin, end = begins[cycle], [*begins, plan.epochs][cycle + 1]
+    return plan.lr * 0.5**cycle * schedule(step - begin * steps, (end - begin) * steps, plan.warmup)
 
 
 def _thaw(net: nn.Module, whole: bool) -> None:

@@ -55,6 +55,7 @@ class Fit:
     pretrained: str = ""  # starting weights of the trunk: a file of OSTEOGRADE_PRETRAINED, or "imagenet" to download
     head_epochs: int = 0  # first epochs in which only what is not the trunk learns, at ``head_lr``
     head_lr: float = 0.0
+    restarts: tuple[int, ...] = ()  # epochs after which the cosine starts anew, from half the lr
     milestones: tuple[int, ...] = ()  # epochs after which lr falls to a tenth, instead of the half cosine
     jitter: Jitter = field(default_factory=Jitter)
 
@@ -124,5 +125,6 @@ def _small(fit: Fit) -> Fit:
         pixels=small[0] if isinstance(fit.pixels, int) else small,
         head_epochs=0 if nothing else min(fit.head_epochs, 1),
         milestones=(),
+        restarts=(),
         pretrained="" if nothing else fit.pretrained,
     )
