@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from osteograde.imaging.geometry import apply, to_index
+from osteograde.inference.calibration import Calibration
 from osteograde.inference.reading import Loaded
 from osteograde.inference.views import SIGN, Pass, pass_images, passes, site_boxes, site_crops, test_views, turned
 from osteograde.models.locator import probabilities
@@ -28,11 +29,12 @@ CROPS_PER_BATCH = 256
 
 @dataclass(frozen=True)
 class Nets:
-    """The folds of one stage and the pixels of what they read."""
+    """The folds of one stage, the pixels of what they read, and how their answers are calibrated."""
 
     nets: Sequence[nn.Module]
     pixels: Pixels
     device: torch.device
+    calibration: Calibration | None = None
 
 
 def _autocast(device: torch.device):
@@ -167,6 +169,9 @@ def grade(
                     logits = net(list(crops.views), crops.present)
                 answers.append(_answers(logits.float(), len(group.findings)))
         for (i, target), answer in zip(batch, np.mean(answers, 0), strict=True):
+            if nets.calibration is not None:
+                classes = len(answer) - len(group.findings)
+                answer[:classes] = nets.calibration(answer[:classes])
             if np.isfinite(answer).all():
                 graded[i][target] = answer
     return graded

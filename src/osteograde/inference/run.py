@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from osteograde.inference import findings, flags, pipeline, submission
+from osteograde.inference import calibration, findings, flags, pipeline, submission
 from osteograde.inference.budget import Budget, Effort
 from osteograde.inference.reading import Loaded, load_study
 from osteograde.models import bundle as bundles
@@ -192,7 +192,12 @@ def nets_of(bundle: Bundle, kind: str, effort: Effort) -> dict[str, pipeline.Net
     """The nets of every stage, at most as many folds as the effort says."""
     nets = bundle.locators if kind == "locate" else bundle.graders
     return {
-        stage: pipeline.Nets(folds[: effort.folds], bundle.pixels[stage], bundle.device)
+        stage: pipeline.Nets(
+            folds[: effort.folds],
+            bundle.pixels[stage],
+            bundle.device,
+            calibration.read(bundle.calibration[stage]) if stage in bundle.calibration else None,
+        )
         for stage, folds in nets.items()
     }
 

@@ -71,6 +71,7 @@ class Recipe:
     num_folds: int = 5
     seed: int = 0
     test_views: int = 1
+    calibrate: bool = False  # fit a temperature and biases of the graders' answers out-of-fold
     # further studies to learn landmarks from, made out of the given ones into a folder: (studies, folder, rng, share)
     practice: Callable[[Sequence[Study], Path, np.random.Generator, float], list[Study]] | None = None
     practice_share: float = 1.0
@@ -91,6 +92,7 @@ class Recipe:
             "num_folds": self.num_folds,
             "seed": self.seed,
             "test_views": self.test_views,
+            "calibrate": self.calibrate,
             "locate": {stage: asdict(fit) for stage, fit in self.locate.items()},
             "grade": {stage: asdict(fit) for stage, fit in self.grade.items()},
         }

@@ -47,4 +47,5 @@ def _knee(name: str, look: Fit, judge: Fit, *, test_views: int) -> Recipe:
         grade={group.name: judge},
         test_views=test_views,
         practice=films,
+        calibrate=True,
     )

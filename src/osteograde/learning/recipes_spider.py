@@ -72,4 +72,5 @@ def _spider(name: str, look: Fit) -> Recipe:
         task=task,
         locate={stage.name: replace(look, net=looks)},
         grade={group.name: replace(judge, net=judges)},
+        calibrate=True,
     )

@@ -13,7 +13,9 @@ import numpy as np
 import torch
 
 from osteograde.inference import pipeline
+from osteograde.inference.calibration import Calibration
 from osteograde.learning import cross_fit, folds
+from osteograde.learning.calibrate import calibrated
 from osteograde.learning.cross_fit import OutOfFold, Run
 from osteograde.learning.recipe import Recipe
 from osteograde.models import bundle
@@ -48,11 +50,15 @@ def train(
     found, points = cross_fit.locate_out_of_fold(run)
     cross_fit.save_points(run, found, out / "oof_points.csv")
     graded = cross_fit.grade_out_of_fold(run, found, points)
+    calibrations: dict[str, Calibration] = {}
+    if recipe.calibrate:
+        fold_of = {study.id: split.fold_of(study) for study in studies}
+        graded, calibrations = calibrated(recipe.task, studies, fold_of, graded)
     oof = OutOfFold(found, points, graded)
     priors = {k: weighted_prior(split.training(studies, k), recipe.task.targets, recipe.task.weights) for k in chosen}
     cross_fit.save_graded(run, graded, priors, out / "oof.csv")
     scores = {"locate": point_errors(run, found), "grade": grade_scores(run, oof, priors)}
-    seal(run, data, scores)
+    seal(run, data, scores, calibrations)
     return scores
 
 
@@ -145,7 +151,7 @@ def _plain(value: float) -> float | None:
     return round(float(value), 5) if np.isfinite(value) else None
 
 
-def seal(run: Run, data: Path, scores: Mapping[str, Any]) -> None:
+def seal(run: Run, data: Path, scores: Mapping[str, Any], calibrations: Mapping[str, Calibration]) -> None:
     """Write the manifest over every net of the recipe that is in the folder."""
     task, recipe = run.recipe.task, run.recipe
     files = {}
@@ -166,6 +172,7 @@ def seal(run: Run, data: Path, scores: Mapping[str, Any]) -> None:
             "files": files,
             "folds": {"file": "folds.csv", "sha256": folds.digest(run.out / "folds.csv"), "trained": list(run.folds)},
             "scores": scores,
+            "calibration": {group: calibration.plain() for group, calibration in calibrations.items()},
             "prior": {target: [round(p, 6) for p in values] for target, values in prior.items()},
             "canonical_side": "right",
             "precision": "fp16 on file, fp32 on a CPU, fp16 autocast on CUDA",

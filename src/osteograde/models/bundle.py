@@ -46,6 +46,11 @@ class Bundle:
         return self.manifest["pixels"]
 
     @property
+    def calibration(self) -> Mapping[str, Mapping[str, Any]]:
+        """Grader -> temperature and bias of its answers (inference/calibration.py); none where it is not calibrated."""
+        return self.manifest.get("calibration", {})
+
+    @property
     def test_views(self) -> int:
         return int(self.manifest["test_views"])
 
