@@ -43,16 +43,20 @@ def move_points(move: Move, points_index: np.ndarray, stored: tuple[int, int], s
 
 def resample(stored_BCHW: torch.Tensor, move: Move, size: tuple[int, int]) -> torch.Tensor:
     """(B, C, H, W) float 0..1 from stored uint8 crops, bilinear, zero outside."""
-    device = stored_BCHW.device
+    grid = sampling_grid(move, (stored_BCHW.shape[2], stored_BCHW.shape[3]), size, stored_BCHW.device)
+    return grid_sample(stored_BCHW.float() / 255, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def sampling_grid(move: Move, stored: tuple[int, int], size: tuple[int, int], device: torch.device) -> torch.Tensor:
+    """(B, H, W, 2): where in stored pixels each output pixel lies, in grid_sample's units with align_corners=False."""
     matrix = torch.from_numpy(move.matrix.astype(np.float32)).to(device)
     shift = torch.from_numpy(move.shift.astype(np.float32)).to(device)
     rows = torch.arange(size[0], device=device, dtype=torch.float32) - (size[0] - 1) / 2
     columns = torch.arange(size[1], device=device, dtype=torch.float32) - (size[1] - 1) / 2
     out = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1)
     source = torch.einsum("bij,hwj->bhwi", matrix, out) + shift[:, None, None]
-    half = torch.tensor([stored_BCHW.shape[2] / 2, stored_BCHW.shape[3] / 2], device=device)
-    grid = (source / half).flip(-1)  # centred pixels / (n / 2) is grid_sample's unit with align_corners=False
-    return grid_sample(stored_BCHW.float() / 255, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    half = torch.tensor([stored[0] / 2, stored[1] / 2], device=device)
+    return (source / half).flip(-1)  # centred pixels / (n / 2), x before y
 
 
 def shade(rng: np.random.Generator, images_BCHW: torch.Tensor, jitter: Jitter) -> torch.Tensor:

@@ -6,16 +6,18 @@ Shapes: B samples, D slices of a window, L landmarks, H' W' stored pixels, H W p
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from osteograde.imaging.geometry import grown, to_index
+from osteograde.imaging.geometry import Roi, grown, to_index
 from osteograde.imaging.sampling import crop_stack
 from osteograde.inference.reading import Loaded
 from osteograde.inference.views import LATERAL_SCALE_MM, SIGN, Pass, passes
+from osteograde.learning import masks
 from osteograde.learning.augment import draw_move, move_points, resample, shade, still
 from osteograde.learning.recipe import Fit
 from osteograde.models.locator import LocatorBatch
@@ -50,11 +52,11 @@ class LocateData:
     slices: np.ndarray
     items: tuple[Stored, ...]
     lateral_axis: int  # index axis that runs right-left: 0 in a sagittal stack, 2 in an axial one
+    labels: np.ndarray | None = None  # (N, H', W') of the slices, where the net learns from label images
 
     def of(self, studies: set[str]) -> LocateData:
         """The part of the data that belongs to these studies."""
-        kept = tuple(item for item in self.items if item.study in studies)
-        return LocateData(self.stage, self.fit, self.landmarks, self.slices, kept, self.lateral_axis)
+        return replace(self, items=tuple(item for item in self.items if item.study in studies))
 
     def __len__(self) -> int:
         return len(self.items)
@@ -76,10 +78,13 @@ class LocateData:
         jitter = self.fit.jitter
         windows = [_window(item, self.stage, self.fit, rng, augment) for item in items]
         depth = max(stop - start for start, stop in windows)
-        gathered = np.stack([self._gather(item, start, depth) for item, (start, _) in zip(items, windows, strict=True)])
+        index = np.stack([_slices(item, start, depth) for item, (start, _) in zip(items, windows, strict=True)])
         move = draw_move(rng, len(items), jitter, self.pixel_mm) if augment else still(len(items))
-        images = resample(torch.from_numpy(gathered).to(device), move, size)  # (B, D + 2, H, W)
+        images = resample(torch.from_numpy(self.slices[index]).to(device), move, size)  # (B, D + 2, H, W)
         images = shade(rng, images, jitter) if augment else images
+        labels = None
+        if self.labels is not None:
+            labels = masks.resample_labels(torch.from_numpy(self.labels[index]).to(device), move, size)
         points = np.stack([item.points for item in items])
         points = points - [[[start, 0, 0]] for start, _ in windows]
         points = np.concatenate([points[..., :1], move_points(move, points[..., 1:], stored, size)], -1)
@@ -87,13 +92,9 @@ class LocateData:
         points[np.isinf(np.stack([item.points for item in items]))] = np.inf
         lateral = self._lateral(items, windows, depth, move, rng, augment)
         if augment and jitter.mirror:
-            images, points, lateral = self._mirror(images, points, lateral, windows, rng)
-        return self._assemble(images, points, lateral, windows, items)
-
-    def _gather(self, item: Stored, start: int, depth: int) -> np.ndarray:
-        """(D + 2, H', W'): the window and one more slice on both ends; the ends of the stack repeat."""
-        index = np.clip(np.arange(start - 1, start + depth + 1), 0, item.depth - 1)
-        return self.slices[item.start + index]
+            stacks = [images] if labels is None else [images, labels]
+            points, lateral = self._mirror(stacks, points, lateral, windows, rng)
+        return self._assemble(images, labels, points, lateral, windows, items)
 
     def _lateral(self, items, windows, depth, move, rng, augment) -> np.ndarray:
         """(B, D, W): lateral mm of the columns of each slice at the middle row, after the move."""
@@ -110,23 +111,28 @@ class LocateData:
             lateral += rng.normal(0, MIDLINE_JITTER_MM, (len(items), 1, 1)).astype(np.float32)
         return lateral
 
-    def _mirror(self, images, points, lateral, windows, rng):
-        """The mirrored patient, for half of the samples: flip the right-left axis, swap sides, negate lateral mm."""
+    def _mirror(self, stacks, points, lateral, windows, rng):
+        """The mirrored patient, for half of the samples: flip the right-left axis, swap sides, negate lateral mm.
+
+        stacks: (B, D + 2, H, W) each; they are changed in place.
+        """
         partner = partners(self.landmarks)
         for b in np.flatnonzero(rng.random(len(points)) < 0.5):
             depth = windows[b][1] - windows[b][0]
             if self.lateral_axis == 0:
-                images[b, : depth + 2] = images[b, : depth + 2].flip(0)
+                for stack in stacks:
+                    stack[b, : depth + 2] = stack[b, : depth + 2].flip(0)
                 points[b, :, 0] = depth - 1 - points[b, :, 0]
                 lateral[b, :depth] = -lateral[b, :depth][::-1]
             else:
-                images[b] = images[b].flip(-1)
+                for stack in stacks:
+                    stack[b] = stack[b].flip(-1)
                 points[b, :, 2] = self.side - 1 - points[b, :, 2]
                 lateral[b] = -lateral[b][:, ::-1]
             points[b] = points[b][partner]
-        return images, points, lateral
+        return points, lateral
 
-    def _assemble(self, images, points, lateral, windows, items) -> LocatorBatch:
+    def _assemble(self, images, labels, points, lateral, windows, items) -> LocatorBatch:
         device, channels = images.device, self.stage.channels
         lateral_t = torch.from_numpy(np.ascontiguousarray(lateral)).to(device)
         depths = [stop - start for start, stop in windows]
@@ -145,6 +151,7 @@ class LocateData:
             slice_mm=float(np.median([item.slice_mm for item in items])),
             sigma_mm=self.stage.sigma_mm,
             nowhere=self.stage.absent,
+            masks=None if labels is None else masks.classes_of(labels[:, 1:-1][keep]),
         )
 
 
@@ -153,6 +160,11 @@ def partners(landmarks: Sequence[Landmark]) -> list[int]:
     other = {"right": "left", "left": "right", "": ""}
     key = {(landmark.channel, landmark.prompt, landmark.side): i for i, landmark in enumerate(landmarks)}
     return [key[(landmark.channel, landmark.prompt, other[landmark.side])] for landmark in landmarks]
+
+
+def _slices(item: Stored, start: int, depth: int) -> np.ndarray:
+    """(D + 2,) numbers of stored slices: the window and one more on both ends; the ends of the stack repeat."""
+    return item.start + np.clip(np.arange(start - 1, start + depth + 1), 0, item.depth - 1)
 
 
 def _window(item: Stored, stage: Locate, fit: Fit, rng: np.random.Generator, augment: bool) -> tuple[int, int]:
@@ -177,35 +189,45 @@ def _outside(points: np.ndarray, depths: Sequence[int], size: tuple[int, int]) -
 def store(
     stage: Locate, view: View, fit: Fit, studies: Iterable[Loaded], folder: Path, *, log: Callable[[str], None]
 ) -> LocateData:
-    """Cut every pass of the studies around annotated points, with a margin, into one array on disk."""
+    """Cut every pass of the studies around annotated points, with a margin, into one array on disk.
+
+    Where the net learns from label images, they are cut alike into a second one.
+    """
     pixels = max(sides(fit.pixels))
     margin = round(MARGIN * pixels)
     side = pixels + 2 * margin
     folder.mkdir(parents=True, exist_ok=True)
     items: list[Stored] = []
     landmarks: tuple[Landmark, ...] = ()
-    path = folder / f"{stage.name}.u8"
-    with path.open("wb") as file:
+    path, labels_path = folder / f"{stage.name}.u8", folder / f"{stage.name}.labels.u8"
+    with ExitStack() as opened:
+        file = opened.enter_context(path.open("wb"))
+        labels_file = opened.enter_context(labels_path.open("wb")) if masks.wanted(fit) else None
         written = 0
         for loaded in studies:
             for look in passes(stage, loaded.volumes, loaded.marks, pixels):
-                crop, item = _cut(look, loaded, margin, written, around_prompt=bool(stage.slices))
+                roi = grown(look.roi, (SLICE_MARGIN if stage.slices else 0, margin, margin))
+                item = _placed(look, roi, loaded, written)
                 landmarks = landmarks or look.landmarks
-                if not np.isnan(item.points).all():
-                    file.write(crop.tobytes())
-                    written += item.depth
-                    items.append(item)
+                if np.isnan(item.points).all():
+                    continue
+                crop = crop_stack(look.volume, roi, torch.device("cpu")) * 255
+                file.write(crop.round().to(torch.uint8).numpy().tobytes())
+                if labels_file:
+                    labels_file.write(masks.cut_labels(masks.label_volume(loaded.study, look.volume), roi).tobytes())
+                written += item.depth
+                items.append(item)
     if not items:
         raise ValueError(f"locator {stage.name!r}: no study has an annotated landmark and its view; nothing to learn")
     log(f"{stage.name}: {len(items)} passes, {written} slices of {side} px")
     slices = np.memmap(path, np.uint8, "r", shape=(written, side, side))
+    labels = np.memmap(labels_path, np.uint8, "r", shape=(written, side, side)) if labels_file else None
     lateral_axis = int(np.argmax(np.abs(np.array(view.directions)[:, 0])))
-    return LocateData(stage, fit, landmarks, slices, tuple(items), lateral_axis)
+    return LocateData(stage, fit, landmarks, slices, tuple(items), lateral_axis, labels)
 
 
-def _cut(look: Pass, loaded: Loaded, margin: int, start: int, *, around_prompt: bool) -> tuple[np.ndarray, Stored]:
-    roi = grown(look.roi, (SLICE_MARGIN if around_prompt else 0, margin, margin))
-    crop = (crop_stack(look.volume, roi, torch.device("cpu")) * 255).round().to(torch.uint8).numpy()
+def _placed(look: Pass, roi: Roi, loaded: Loaded, start: int) -> Stored:
+    """Where the landmarks of a pass lie in its box, which is stored from slice ``start`` on."""
     points = np.full((len(look.landmarks), 3), np.nan)
     for i, landmark in enumerate(look.landmarks):
         if landmark.name in loaded.marks:
@@ -213,4 +235,4 @@ def _cut(look: Pass, loaded: Loaded, margin: int, start: int, *, around_prompt: 
         elif landmark.name in loaded.absent:
             points[i] = np.inf
     lateral = np.concatenate([roi.to_mm[0, :3], [roi.to_mm[0, 3] - look.midline_mm]])
-    return crop, Stored(loaded.study.id, start, roi.shape[0], points, lateral, float(roi.spacing_mm[0]))
+    return Stored(loaded.study.id, start, roi.shape[0], points, lateral, float(roi.spacing_mm[0]))
