@@ -8,17 +8,18 @@ from osteograde.learning.recipe import Fit, Jitter, Recipe
 from osteograde.tasks import TASKS
 
 LOOK = Jitter(turn_deg=12, scale=0.18, shift_mm=20, gamma=0.5, contrast=0.3, noise=0.04, blur=0.2)
-ENCODER = "mobilenetv4_conv_small_050"
+ENCODER = "mobilenetv2_035"
+STARTING = "mobilenet_v2_0.35_float_bn_from_teachablemachine.npz"
 
 
 def spider() -> Recipe:
-    """The default, sized for two CPU cores: heatmaps of a small MobileNetV4 and a grader on T2 and T1 crops.
+    """The default, sized for two CPU cores: heatmaps of a small MobileNetV2 and a grader on T2 and T1 crops.
 
     python train_folds.py spider --data DIR --out weights/spider
     """
     look = Fit(
         net={"kind": "heatmap", "encoder_name": ENCODER, "stages": 5, "width": 32, "stride": 2},
-        pixels=192, epochs=9, batch=8, steps=36, lr=3e-3, ema=0.98, window=3, jitter=LOOK,
+        pixels=192, epochs=12, batch=8, steps=60, lr=2e-3, ema=0.98, window=3, pretrained=STARTING, jitter=LOOK,
     )  # fmt: skip
     return _spider("spider", look)
 
@@ -30,7 +31,7 @@ def spider_unet() -> Recipe:
     """
     look = Fit(
         net={"kind": "unet", "encoder_name": ENCODER, "stages": 5, "width": 32, "stride": 2},
-        pixels=192, epochs=9, batch=8, steps=36, lr=3e-3, ema=0.98, window=3, jitter=LOOK,
+        pixels=192, epochs=12, batch=8, steps=60, lr=2e-3, ema=0.98, window=3, pretrained=STARTING, jitter=LOOK,
     )  # fmt: skip
     return _spider("spider-unet", look)
 
@@ -49,8 +50,8 @@ def spider_faster_rcnn() -> Recipe:
 
 def _judge() -> Fit:
     return Fit(
-        net={"kind": "grader", "backbone": ENCODER, "stages": 4, "dropout": 0.2},
-        pixels=96, epochs=18, batch=8, lr=2e-3, ema=0.98, loss="ordinal", balance=0.5,
+        net={"kind": "grader", "backbone": ENCODER, "dropout": 0.2},
+        pixels=112, epochs=16, batch=8, lr=1e-3, ema=0.98, loss="ordinal", balance=0.5, pretrained=STARTING,
         jitter=Jitter(turn_deg=10, scale=0.12, shift_mm=3, gamma=0.4, contrast=0.3, noise=0.03, blur=0.15,
                       drop_view=0.4),
     )  # fmt: skip

@@ -6,7 +6,7 @@ Only training uses this; a finished net is rebuilt from its config alone.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from osteograde.learning.grade_data import GradeBatch
 from osteograde.learning.recipe import IMAGENET, Fit, Recipe
 from osteograde.models.build import build
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 FOLDER = "OSTEOGRADE_PRETRAINED"  # environment variable: where files of starting weights lie
 DEFAULT_FOLDER = Path("..") / "shared" / "weights"
 INPUT_SCALE = 0.5  # the files expect -1..1, deviation about a half; our crops come with deviation 1
+# Written for batch norms with eps 1e-3, read into ones with 1e-5.
+EXTRA_EPS = {"mobilenet_v2_0.35_float_bn_from_teachablemachine.npz": 1e-3 - 1e-5}
 BATCHES = 8  # through which normalisation statistics are measured
 
 
@@ -34,8 +37,8 @@ def net_of(plan: Fit, data: Data, where: Where) -> nn.Module:
     net = build(plan.net)
     tensors = read(plan.pretrained)
     trunk: Any = net.encoder
-    fill(trunk, tensors)
-    if folded(trunk):
+    fill(trunk, tensors, eps=EXTRA_EPS.get(plan.pretrained, 0.0))
+    if folded(tensors):
         measure(net, trunk, data, plan, where)
     return net
 
@@ -69,30 +72,39 @@ def read(name: str) -> dict[str, torch.Tensor]:
         return {key: torch.from_numpy(archive[key]) for key in archive.files}
 
 
-def fill(trunk: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
-    """Copy starting weights into a trunk of one grey channel. ValueError where any of its tensors gets none."""
-    own = trunk.state_dict()
-    tensors = {key: value for key, value in tensors.items() if key in own}
-    first = next(key for key, module in trunk.named_modules() if isinstance(module, nn.Conv2d)) + ".weight"
-    if first in tensors and tensors[first].shape[1] == 3 and own[first].shape[1] == 1:
-        tensors[first] = tensors[first].sum(1, keepdim=True) * INPUT_SCALE  # a grey image three times
-    wrong = sorted(
-        key
-        for key, value in own.items()
-        if not key.endswith("num_batches_tracked") and (key not in tensors or tensors[key].shape != value.shape)
-    )
+def fill(trunk: nn.Module, tensors: Mapping[str, torch.Tensor], *, eps: float = 0.0) -> None:
+    """Copy starting weights into a trunk that reads grey images. ValueError where any of its tensors gets none.
+
+    Tensors go by name, or where a library names them otherwise by their order, which is that of the layers. Graders
+    (one channel, deviation 1) take half the sum of the colours' filters. Locators (three neighbouring slices and the
+    lateral coordinate, all 0..1) share it between the slices; the shift from 0..1 to -1..1 goes into the first batch
+    norm. eps: what the file's batch norms add to the variance beyond the trunk's own.
+    """
+    own = {key: value for key, value in trunk.state_dict().items() if not key.endswith("num_batches_tracked")}
+    given = {key: value for key, value in tensors.items() if not key.endswith("num_batches_tracked")}
+    if not set(own) <= set(given):
+        given = dict(zip(own, given.values(), strict=False))
+    first = next(key for key, value in own.items() if value.ndim == 4)
+    if first in given and given[first].shape[1] == 3 and own[first].shape[1] != 3:
+        grey = given[first].sum(1, keepdim=True)
+        if own[first].shape[1] == 1:
+            given[first] = grey * INPUT_SCALE
+        else:
+            given[first] = torch.cat([grey.repeat(1, 3, 1, 1) * (2 / 3), torch.zeros_like(own[first][:, 3:])], 1)
+            mean = next(key for key in own if key.endswith("running_mean"))
+            given[mean] = given[mean] + grey.sum((1, 2, 3))
+    wrong = sorted(key for key, value in own.items() if key not in given or given[key].shape != value.shape)
     if wrong:
         raise ValueError(f"starting weights do not fit the trunk: {len(wrong)} tensors, first {wrong[:3]}")
-    trunk.load_state_dict({**own, **tensors})
+    given |= {key: value + eps for key, value in given.items() if key.endswith("running_var")}
+    trunk.load_state_dict({**trunk.state_dict(), **{key: given[key] for key in own}})
 
 
-def folded(trunk: nn.Module) -> bool:
-    """Whether the batch norms of a trunk do nothing but add their bias: their scale was folded into convolutions."""
-    norms = [module for module in trunk.modules() if isinstance(module, nn.BatchNorm2d)]
-    return bool(norms) and all(
-        bool((n.running_mean == 0).all() and (n.running_var == 1).all())  # type: ignore[union-attr]
-        for n in norms
-    )
+def folded(tensors: Mapping[str, torch.Tensor]) -> bool:
+    """Whether the batch norms of a file do nothing but add their bias: their scale was folded into convolutions."""
+    means = [value for key, value in tensors.items() if key.endswith("running_mean")]
+    variances = [value for key, value in tensors.items() if key.endswith("running_var")]
+    return bool(means) and all(bool((m == 0).all()) for m in means) and all(bool((v == 1).all()) for v in variances)
 
 
 @torch.no_grad()
@@ -116,14 +128,14 @@ def measure(net: nn.Module, trunk: nn.Module, data: Data, plan: Fit, where: Wher
     for step in range(min(BATCHES, max(1, len(data) // plan.batch))):
         batch = data.batch(order[step * plan.batch : (step + 1) * plan.batch], where.rng(0, 0, 3), torch.device("cpu"),
                            augment=True)  # fmt: skip
-        net(list(batch.crops), batch.present)
+        net(list(batch.crops), batch.present) if isinstance(batch, GradeBatch) else net.maps(batch.images)
     for hook in hooks:
         hook.remove()
     for norm in norms:
         total, squares, count = sums[norm]
         mean = total / count
         variance = (squares / count - mean**2).clamp_min(1e-6)
+        norm.bias.add_(mean - norm.running_mean)  # type: ignore[operator]
         norm.running_mean = mean.float()
         norm.running_var = variance.float()
-        norm.bias.add_(mean)  # the folded scale is 1: weight / sqrt(1 + eps)
         norm.weight.copy_((variance + norm.eps).sqrt())
