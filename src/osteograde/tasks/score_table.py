@@ -141,7 +141,7 @@ def _confusion_lines(result: Mapping[str, Any]) -> list[str]:
 def _truth(task: Task, data: Path, probs: Mapping[str, np.ndarray]) -> tuple[Path, Labels]:
     paths = [path for name in TRUTHS if (path := Path(data) / name).is_file()]
     if not paths:
-        raise ValueError(f"{data}: holds neither {' nor '.join(TRUTHS)}; there is nothing to score against")
+        return _own_labels(task, data, probs)
     known = [(path, {study: given for study, given in task.labels(path).items() if given}) for path in paths]
     best = max(known, key=lambda pair: len(set(pair[1]) & set(probs)))  # the first of equals
     if not set(best[1]) & set(probs):
@@ -150,6 +150,22 @@ def _truth(task: Task, data: Path, probs: Mapping[str, np.ndarray]) -> tuple[Pat
             f"submitted: {some(probs, 3)}; is this the right folder?"
         )
     return best
+
+
+def _own_labels(task: Task, data: Path, probs: Mapping[str, np.ndarray]) -> tuple[Path, Labels]:
+    """The labels that the data themselves give to training: grade folders, or tables of other names."""
+    try:
+        studies = task.read(Path(data), "train")
+    except ValueError as error:
+        named = " nor ".join(TRUTHS)
+        raise ValueError(f"{data}: holds neither {named}, nor labels of its own ({error}); nothing to score") from error
+    labels = {study.id: study.labels for study in studies if study.labels}
+    if not set(labels) & set(probs):
+        raise ValueError(
+            f"none of the {len(probs)} submitted studies is labelled in {data}; submitted: {some(probs, 3)}; "
+            "is this the right folder?"
+        )
+    return Path(data), labels
 
 
 def _plain(values: Mapping[str, float]) -> dict[str, float | None]:
