@@ -7,6 +7,7 @@ from osteograde.phantom.knee_practice import films
 from osteograde.tasks import TASKS
 
 STARTING = "mobilenet_v2_torchvision_from_tf2_ptq.npz"
+SMALL_STARTING = "mobilenet_v2_0.35_float_bn_from_teachablemachine.npz"
 
 
 def knee_xray() -> Recipe:
@@ -30,8 +31,8 @@ def knee_xray() -> Recipe:
 
 def _look() -> Fit:
     return Fit(
-        net={"kind": "heatmap", "encoder_name": "mobilenetv4_conv_small_050", "stages": 5, "width": 24, "stride": 2},
-        pixels=160, epochs=6, batch=24, steps=80, lr=3e-3, ema=0.98, window=1, thin=8,
+        net={"kind": "heatmap", "encoder_name": "mobilenetv2_035", "stages": 5, "width": 32, "stride": 2},
+        pixels=224, epochs=6, batch=16, steps=100, lr=2e-3, ema=0.98, window=1, thin=8, pretrained=SMALL_STARTING,
         jitter=Jitter(turn_deg=12, scale=0.2, shift_mm=25, gamma=0.4, contrast=0.3, noise=0.04, blur=0.2),
     )  # fmt: skip
 

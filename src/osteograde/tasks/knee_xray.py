@@ -44,7 +44,7 @@ TASK = Task(
             VIEW,
             tuple(Landmark(side, channel="joint", side=side) for side in SIDES),
             field_mm=(400.0, 400.0),
-            sigma_mm=6.0,
+            sigma_mm=5.0,
             absent=True,
             own_midline=True,
         ),
