@@ -24,7 +24,8 @@ ROOT = Path(__file__).resolve().parents[1]
 TASK = "lumbar-mr"
 SLUG = TASKS[TASK].slug
 IN_THE_IMAGE = {
-    "torch", "torchvision", "timm", "pydicom", "cv2", "pandas", "numpy", "scipy", "safetensors", "tqdm", "osteograde",
+    "torch", "torchvision", "timm", "pydicom", "cv2", "pandas", "numpy", "scipy", "safetensors", "tqdm", "PIL",
+    "osteograde",
 }  # fmt: skip
 # Read-only input and no network, by the kernel of the operating system where it lets us.
 NAMESPACE = ["unshare", "-rnm", "sh", "-c", 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"']

@@ -49,15 +49,16 @@ def test_a_debug_run_downloads_nothing(name):
 def test_without_its_file_a_net_starts_from_nothing_and_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv(starting.FOLDER, str(tmp_path))
     recipe = RECIPES["knee-xray"]()
-    named = next(plan.pretrained for plan in recipe.grade.values())
+    named = [plan.pretrained for plan in (*recipe.locate.values(), *recipe.grade.values())]
     said: list[str] = []
-    (plan,) = starting.or_nothing(recipe, said.append).grade.values()
-    assert plan.pretrained == ""
-    assert len(said) == 1
-    assert str(tmp_path / named) in said[0]
-    (tmp_path / named).touch()
+    bare = starting.or_nothing(recipe, said.append)
+    assert all(plan.pretrained == "" for plan in (*bare.locate.values(), *bare.grade.values()))
+    assert len(said) == len(named)
+    assert all(str(tmp_path / name) in line for name, line in zip(named, said, strict=True))
+    for name in named:
+        (tmp_path / name).touch()
     assert starting.or_nothing(recipe, said.append) == recipe
-    assert len(said) == 1
+    assert len(said) == len(named)
 
 
 def test_the_net_is_the_published_one_on_a_grey_image():

@@ -294,6 +294,169 @@ def _sign_extended(array: np.ndarray, stored: int, high: int) -> np.ndarray:
     return (array << (allocated - 1 - high)) >> (allocated - stored)
 '''
 
+SOURCE['osteograde/imaging/dicom/radiograph.py'] = r'''"""One DICOM radiograph (CR, DX, RG or a secondary capture) as a picture with bone bright, and what it says of itself.
+
+A radiograph has no position in the patient; where left and right are is said by the standard view (the patient's left
+on the image right) and by PatientOrientation (PS3.3 C.7.6.1.1.1), how large a pixel is by several tags of which the
+detector's comes first (PS3.3 C.8.11.4.1.1: PixelSpacing may be calibrated, or a copy). No magnification is removed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate, get_frame
+from pydicom.pixels.utils import get_expected_length
+
+from osteograde.imaging.dicom.pixels import checked_frames, complete, decoded_frames, fill_cut_pixels
+from osteograde.imaging.dicom.rle import MAX_PIXELS
+from osteograde.imaging.dicom.slices import DEFLATED, contents, parsed, rescaled
+from osteograde.imaging.dicom.tags import DAMAGE, UnreadableSlice, number_of, numbers_of, quiet_pydicom, whole_of
+from osteograde.imaging.raster import UnreadableImage
+
+SPACING_MM = (0.02, 5.0)  # beyond these it is a typing error
+_SPACINGS = ("ImagerPixelSpacing", "PixelSpacing", "NominalScannedPixelSpacing")
+_OUTLINE = ["Rows", "Columns", "ImageLaterality", "Laterality"]
+_SIDES = {"R": "right", "L": "left", "B": "both"}
+
+
+@dataclass(frozen=True, eq=False)
+class Film:
+    """pixels: (H, W), bone bright, the patient's left on the image right where the file says how it lies; integers as
+    stored or, rescaled or from colours, float32. pixel_mm: steps between (rows, columns), None where no tag gives a
+    sensible one. laterality: "right", "left", "both" or "" (unknown). view_position: as tagged, upper case ("PA",
+    "AP", "LL", ...). codes: what was assumed or repaired, counted."""
+
+    pixels: np.ndarray
+    pixel_mm: tuple[float, float] | None = None
+    laterality: str = ""
+    view_position: str = ""
+    codes: Counter[str] = field(default_factory=Counter)
+
+
+def read_film(path: Path) -> Film:
+    """The first image of a DICOM file, which is opened once. Raises UnreadableImage with a code of the slice reader."""
+    with quiet_pydicom():
+        try:
+            return _film(parsed(contents(path)))
+        except UnreadableSlice as error:
+            raise UnreadableImage(error.code) from None
+        except DAMAGE:  # any tag may turn out to be nonsense when it is looked at
+            raise UnreadableImage("damaged_header") from None
+
+
+def film_size(path: Path) -> tuple[int, int]:
+    """(width, height) as the header says; no pixel is read. Raises UnreadableImage."""
+    return film_outline(path)[:2]
+
+
+def film_outline(path: Path) -> tuple[int, int, str]:
+    """(width, height, laterality) as the header says; no pixel is read. Raises UnreadableImage."""
+    with quiet_pydicom():
+        try:
+            dataset = _header(Path(path))
+        except UnreadableSlice as error:
+            raise UnreadableImage(error.code) from None
+        except FileNotFoundError:
+            raise UnreadableImage("file_unreadable") from None
+        except DAMAGE:
+            raise UnreadableImage("not_dicom") from None
+    if "Rows" not in dataset or "Columns" not in dataset:
+        raise UnreadableImage("not_dicom")
+    width, height = whole_of(dataset, "Columns", 0), whole_of(dataset, "Rows", 0)
+    if width < 1 or height < 1:
+        raise UnreadableImage("no_size")
+    if width * height > MAX_PIXELS:
+        raise UnreadableImage("image_too_large")
+    return width, height, _laterality(dataset, Counter())
+
+
+def _header(path: Path) -> Dataset:
+    with path.open("rb") as file:
+        if DEFLATED in file.read(2048):  # opening inflates the whole file, so it is held against its cap first
+            return parsed(contents(path))
+        file.seek(0)
+        return pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=_OUTLINE)
+
+
+def _film(dataset: Dataset) -> Film:
+    if not dataset.file_meta.TransferSyntaxUID.is_transfer_syntax:
+        raise UnreadableSlice("unknown_syntax")
+    complete(dataset)
+    codes: Counter[str] = Counter()
+    frames = checked_frames(dataset)
+    if frames > 1:
+        _keep_first_frame(dataset, frames)
+        codes["several_frames"] += 1
+    codes.update(fill_cut_pixels(dataset))
+    pixels = decoded_frames(dataset, 1)[0]
+    pixels = rescaled(pixels, number_of(dataset, "RescaleSlope"), number_of(dataset, "RescaleIntercept"))
+    return Film(
+        pixels=_turned(dataset, pixels, codes),
+        pixel_mm=_pixel_mm(dataset, codes),
+        laterality=_laterality(dataset, codes),
+        view_position=_words(dataset, "ViewPosition")[0],
+        codes=codes,
+    )
+
+
+def _keep_first_frame(dataset: Dataset, frames: int) -> None:
+    """A film is one image; the others are not decoded."""
+    try:
+        if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+            dataset.PixelData = encapsulate([get_frame(dataset.PixelData, 0, number_of_frames=frames)])
+        dataset.NumberOfFrames = 1
+        if not dataset.file_meta.TransferSyntaxUID.is_encapsulated and "PixelData" in dataset:
+            length = get_expected_length(dataset)
+            dataset.PixelData = dataset.PixelData[: length + length % 2]
+    except DAMAGE:
+        raise UnreadableSlice("pixels_damaged") from None
+
+
+def _turned(dataset: Dataset, pixels: np.ndarray, codes: Counter[str]) -> np.ndarray:
+    """Mirrored where rows run to the patient's right, upside down where columns run to the head."""
+    along_row, down_column = [*_words(dataset, "PatientOrientation"), "", ""][:2]
+    if along_row.startswith("R") and down_column[:1] in ("F", "H"):
+        pixels = pixels[:, ::-1]
+        codes["orientation_mirrored"] += 1
+    if along_row[:1] in ("L", "R", "A", "P") and down_column.startswith("H"):
+        pixels = pixels[::-1]
+        codes["orientation_upside_down"] += 1
+    return np.ascontiguousarray(pixels)
+
+
+def _pixel_mm(dataset: Dataset, codes: Counter[str]) -> tuple[float, float] | None:
+    for keyword in _SPACINGS:
+        found = numbers_of(dataset, keyword, 2)
+        if found is not None and np.all((found >= SPACING_MM[0]) & (found <= SPACING_MM[1])):
+            return float(found[0]), float(found[1])
+        if any(_words(dataset, keyword)):
+            codes["spacing_ignored"] += 1
+    return None
+
+
+def _laterality(dataset: Dataset, codes: Counter[str]) -> str:
+    sides = [_SIDES.get(_words(dataset, keyword)[0], "") for keyword in ("ImageLaterality", "Laterality")]
+    if all(sides) and sides[0] != sides[1]:
+        codes["laterality_differs"] += 1
+    return sides[0] or sides[1]
+
+
+def _words(dataset: Dataset, keyword: str) -> list[str]:
+    """The values of a tag in upper case; [""] where it is absent or nonsense."""
+    try:
+        value = dataset.get(keyword)
+        many = [value] if value is None or isinstance(value, str) else list(value)
+    except DAMAGE:
+        return [""]
+    return [str(one or "").strip().upper() for one in many] or [""]
+'''
+
 SOURCE['osteograde/imaging/dicom/rle.py'] = r'''"""RLE Lossless frames through OpenCV: the same bytes, dressed as a TIFF file in memory.
 
 An RLE frame (PS3.5 annex G) is sixteen uint32 - the number of segments and their offsets - and one PackBits segment per
@@ -431,7 +594,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -454,17 +617,19 @@ class UnreadableSeries(ValueError):
 def read_series(
     folder: Path,
     *,
+    files: Sequence[Path] = (),
     default_directions: np.ndarray | None = None,
     map: Callable[..., Iterable] = map,
 ) -> tuple[list[Volume], Counter[str]]:
     """All regular files of a folder as volumes, and how often a slice was dropped or a value assumed, by code.
 
-    Files may have any name; what is no DICOM image is passed over and counted. ``default_directions`` (rows D, H, W in
+    Files may have any name; what is no DICOM image is passed over and counted. files: only these.
+    ``default_directions`` (rows D, H, W in
     LPS) stand in for a missing orientation. ``map`` may be a thread pool's: decoding runs outside the interpreter's
     lock. Raises UnreadableSeries where the folder is missing or empty, or none of its files gives a slice.
     """
     folder = Path(folder)
-    paths = _files(folder)
+    paths = list(files) or _files(folder)
     codes: Counter[str] = Counter()
     slices: list[Slice] = []
     with quiet_pydicom():
@@ -529,7 +694,7 @@ from osteograde.imaging.dicom.tags import DAMAGE, Source, UnreadableSlice, numbe
 MAX_FILE_BYTES = 512 << 20
 MAX_INFLATED_BYTES = 1 << 30
 _FREE_INFLATED_BYTES, _MAX_INFLATION = 64 << 20, 200
-_DEFLATED = b"1.2.840.10008.1.2.1.99"
+DEFLATED = b"1.2.840.10008.1.2.1.99"
 _SPACING_MM = (0.01, 20.0)  # a pixel spacing beyond these is a typing error
 
 
@@ -565,14 +730,14 @@ def read_slice(path: Path) -> Slice:
 
 def read_slices(path: Path) -> tuple[Slice, ...]:
     """All slices of one DICOM file, which is opened once; raises UnreadableSlice."""
-    data, name = _contents(path), _stem(Path(path))
+    data, name = contents(path), _stem(Path(path))
     quick = quick_read(data)
     if quick is not None:
         header, pixels = quick
         stored = header["BitsStored"]
         pixels = grey_values(pixels, header["PhotometricInterpretation"], stored, header.get("HighBit", stored - 1))
         return (_slice(header, pixels, 0, 1, name, ()),)
-    dataset = _parsed(data)
+    dataset = parsed(data)
     try:
         return _slices(dataset, name)
     except UnreadableSlice:
@@ -593,7 +758,7 @@ def _slices(dataset: Dataset, name: str) -> tuple[Slice, ...]:
     return tuple(_slice(dataset, pixels[k], k, frames, name, notes) for k in range(frames))
 
 
-def _contents(path: Path) -> bytes:
+def contents(path: Path) -> bytes:
     try:
         with Path(path).open("rb") as file:
             if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
@@ -606,10 +771,10 @@ def _contents(path: Path) -> bytes:
     return data
 
 
-def _parsed(data: bytes) -> Dataset:
+def parsed(data: bytes) -> Dataset:
     """The data set with a transfer syntax, also where preamble or file meta are missing."""
     marked = data[128:132] == b"DICM"
-    if _DEFLATED in data[:2048]:
+    if DEFLATED in data[:2048]:
         _check_inflation(data)
     try:
         dataset = pydicom.dcmread(BytesIO(data), force=True)
@@ -653,7 +818,7 @@ def _slice(dataset: Source, pixels: np.ndarray, k: int, frames: int, name: str, 
     gaps = [number_of(source, "SpacingBetweenSlices") for source in (measures, dataset)]
     thick = [number_of(source, "SliceThickness") for source in (measures, dataset)]
     return Slice(
-        pixels=_rescaled(pixels, number_of(values, "RescaleSlope"), number_of(values, "RescaleIntercept")),
+        pixels=rescaled(pixels, number_of(values, "RescaleSlope"), number_of(values, "RescaleIntercept")),
         name=name if frames == 1 else f"{name}-{k + 1}",
         position_mm=numbers_of(_macro(dataset, k, "PlanePositionSequence"), "ImagePositionPatient", 3),
         orientation=_unit(numbers_of(_macro(dataset, k, "PlaneOrientationSequence"), "ImageOrientationPatient", 6)),
@@ -682,7 +847,7 @@ def _frames_are_placed(dataset: Dataset, frames: int) -> bool:
     return all(group is not dataset and numbers_of(group, "ImagePositionPatient", 3) is not None for group in groups)
 
 
-def _rescaled(pixels: np.ndarray, slope: float | None, intercept: float | None) -> np.ndarray:
+def rescaled(pixels: np.ndarray, slope: float | None, intercept: float | None) -> np.ndarray:
     slope, intercept = slope or 1.0, intercept or 0.0
     if (slope, intercept) == (1.0, 0.0):
         return pixels
@@ -1194,6 +1359,11 @@ def mirrored(roi: Roi, axis: int) -> Roi:
     return replace(roi, to_mm=roi.to_mm @ _flip(axis, roi.shape[axis]))
 
 
+def lateral_axis(roi: Roi) -> int:
+    """The index axis of a box that runs most nearly from right to left."""
+    return int(np.argmax(np.abs(roi.to_mm[0, :3]) / roi.spacing_mm))
+
+
 def grown(roi: Roi, margin: tuple[int, int, int]) -> Roi:
     """The same grid with ``margin`` more samples on both ends of each axis."""
     shape = tuple(n + 2 * m for n, m in zip(roi.shape, margin, strict=True))
@@ -1286,6 +1456,153 @@ def _bytes(voxels: np.ndarray, floor: float, ceiling: float) -> np.ndarray:
         np.rint(values, out=values)
         out[k] = values
     return out
+'''
+
+SOURCE['osteograde/imaging/raster.py'] = r'''"""Pictures without a header of their own (PNG, JPEG, WebP, BMP, TIFF) as grey values and as volumes.
+
+Nothing of such a file says how large a pixel is or which way the patient faces: the caller does. An orientation noted
+by a camera (EXIF) is ignored on purpose: what is exported from an archive carries none, and ``size`` and
+``read_pixels`` must agree about rows and columns. Errors carry a code and no value of the file.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from osteograde.imaging.geometry import Volume, roi_at
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})  # compare in lower case
+MAX_FILE_BYTES = 512 << 20
+MAX_PIXELS = 89_478_485  # from here on the decoder itself warns of a bomb; the longest films have 60 million
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # TIFF 6.0, section 3
+_DAMAGE = (  # what the decoders raise on damaged files
+    AttributeError, EOFError, IndexError, KeyError, MemoryError, OSError, OverflowError, RuntimeError, SyntaxError,
+    TypeError, ValueError, struct.error, zlib.error,
+)  # fmt: skip
+
+
+class UnreadableImage(ValueError):
+    """A file that gives no image; ``code`` says why in one word."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file is called like a picture; its content is looked at by the readers only."""
+    return Path(path).suffix.lower() in SUFFIXES
+
+
+def size(path: Path) -> tuple[int, int]:
+    """(width, height) as the header says; no pixel is decoded. Raises UnreadableImage."""
+    try:
+        with Path(path).open("rb") as file, _opened(file) as image:
+            return image.size
+    except OSError:
+        raise UnreadableImage("file_unreadable") from None
+
+
+def read_pixels(path: Path) -> np.ndarray:
+    """(H, W) grey values, uint8 or uint16, of a file's first image; brighter is more. The file is opened once.
+
+    Colours and palettes become luminance (ITU-R BT.601), transparency is dropped, 1-bit images become 0 and 255. Words
+    beyond 16 bits and fractions are stretched to 16 bits: a window is relative anyway. Raises UnreadableImage with code
+    "file_unreadable", "file_too_large", "empty_file", "not_an_image", "too_large" or "pixels_damaged" (also: cut).
+    """
+    with _opened(BytesIO(_contents(Path(path)))) as image:
+        try:
+            image.load()
+            return _grey(image)
+        except _DAMAGE:
+            raise UnreadableImage("pixels_damaged") from None
+
+
+def read_images(
+    files: Sequence[Path],
+    directions: np.ndarray,
+    spacing_mm: tuple[float, float, float],
+    centre_mm: np.ndarray | tuple[float, float, float] = (0.0, 0.0, 0.0),
+) -> list[Volume]:
+    """Files as stacks (Z, Y, X), slices in the order given; the middle of every stack lies at ``centre_mm``.
+
+    Files of one size and depth make one stack, others stacks of their own. ``directions`` (3, 3): unit LPS rows of
+    the axes D (file to file), H (down) and W (to the right); ``spacing_mm``: steps along them. Slices are named by
+    the files' stems. Raises UnreadableImage at the first file that cannot be read.
+    """
+    stacks: dict[tuple[tuple[int, ...], np.dtype], list[tuple[str, np.ndarray]]] = {}
+    for file in files:
+        pixels = read_pixels(file)
+        stacks.setdefault((pixels.shape, pixels.dtype), []).append((Path(file).stem, pixels))
+    volumes = []
+    for ((height, width), _), slices in stacks.items():
+        grid = roi_at(
+            np.asarray(centre_mm), np.asarray(directions), np.asarray(spacing_mm), (len(slices), height, width)
+        )
+        voxels = np.stack([pixels for _, pixels in slices])
+        volumes.append(Volume(voxels, grid.to_mm, names=tuple(name for name, _ in slices)))
+    return volumes
+
+
+def _contents(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except OSError:
+        raise UnreadableImage("file_unreadable") from None
+    if len(data) > MAX_FILE_BYTES:
+        raise UnreadableImage("file_too_large")
+    return data
+
+
+@contextmanager
+def _opened(file: BinaryIO) -> Iterator[Image.Image]:
+    """The image of an open file after its header was held against the caps; not yet decoded."""
+    if not file.read(1):
+        raise UnreadableImage("empty_file")
+    file.seek(0)
+    try:
+        image = Image.open(file, formats=_FORMATS)
+    except UnidentifiedImageError:
+        raise UnreadableImage("not_an_image") from None
+    except Image.DecompressionBombError:
+        raise UnreadableImage("too_large") from None
+    except _DAMAGE:
+        raise UnreadableImage("header_damaged") from None
+    with image:
+        if image.width * image.height > MAX_PIXELS:
+            raise UnreadableImage("too_large")
+        yield image
+
+
+def _grey(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I;16"):
+        pixels = np.asarray(image).astype(np.uint16)
+        inverted = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+        return ~pixels if inverted else pixels  # the decoder inverts words of up to 8 bits only
+    if image.mode in ("I", "F"):
+        return _to_words(np.asarray(image))
+    return np.asarray(image.convert("L"))
+
+
+def _to_words(values: np.ndarray) -> np.ndarray:
+    """Whole numbers that fit stay as they are; all else is stretched from least to most. Not finite becomes least."""
+    finite = np.isfinite(values)
+    least, most = (float(values[finite].min()), float(values[finite].max())) if finite.any() else (0.0, 0.0)
+    if values.dtype.kind == "i" and least >= 0 and most <= 65535:
+        return values.astype(np.uint16)
+    scale = 65535.0 / (most - least) if most > least else 0.0
+    return np.rint((np.where(finite, values, least) - least) * scale).astype(np.uint16)
 '''
 
 SOURCE['osteograde/imaging/sampling.py'] = r'''"""Regions of interest out of volumes: the only place where an image is resampled.
@@ -1569,6 +1886,153 @@ class Budget:
         return self.cost(effort) * studies <= self.left()
 '''
 
+SOURCE['osteograde/inference/calibration.py'] = r'''"""Probabilities made honest by one temperature and one bias per class, fitted on out-of-fold answers.
+
+Vector scaling of Guo et al. (ICML 2017) with a shared temperature: softmax(log p / T + b). Nets taught with softened
+targets say softened probabilities; this takes the softening back, and the class frequencies right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.optimize import minimize
+
+SMALLEST = 1e-6  # probability
+STIFFNESS = 1e-3  # of the penalty on the squared bias: keeps classes that hardly occur where they are
+
+
+@dataclass(frozen=True)
+class Calibration:
+    temperature: float
+    bias: tuple[float, ...]
+
+    def __call__(self, probs: np.ndarray) -> np.ndarray:
+        """(..., K) probabilities -> (..., K), rows sum to 1."""
+        scores = np.log(np.maximum(probs, SMALLEST)) / self.temperature + np.asarray(self.bias)
+        scores = np.exp(scores - scores.max(-1, keepdims=True))
+        return scores / scores.sum(-1, keepdims=True)
+
+    def plain(self) -> dict[str, Any]:
+        return {"temperature": round(self.temperature, 5), "bias": [round(value, 5) for value in self.bias]}
+
+
+def read(plain: Mapping[str, Any]) -> Calibration:
+    return Calibration(float(plain["temperature"]), tuple(float(value) for value in plain["bias"]))
+
+
+def fit(probs: np.ndarray, labels: np.ndarray, weights: Sequence[float]) -> Calibration:
+    """The calibration with the lowest class-weighted log loss: probs (n, K), labels (n,), weights (K,)."""
+    logs, own = np.log(np.maximum(probs, SMALLEST)), np.asarray(weights, float)[labels]
+    rows, classes = np.arange(len(labels)), probs.shape[1]
+
+    def loss(parameters: np.ndarray) -> float:
+        scores = logs * np.exp(-parameters[0]) + parameters[1:]
+        top = scores.max(1, keepdims=True)
+        logp = scores - top - np.log(np.exp(scores - top).sum(1, keepdims=True))
+        return float(-(own * logp[rows, labels]).sum() / own.sum() + STIFFNESS * (parameters[1:] ** 2).sum())
+
+    best = minimize(loss, np.zeros(classes + 1), method="L-BFGS-B", bounds=[(-2, 2)] * (classes + 1)).x
+    bias = best[1:] - best[1:].mean()
+    return Calibration(float(np.exp(best[0])), tuple(float(value) for value in bias))
+'''
+
+SOURCE['osteograde/inference/findings.py'] = r'''"""What graders say beside the grade: a table of yes/no findings next to the submission, for tasks that have any."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from osteograde.tasks.contract import Task
+
+Finding = tuple[str, tuple[float, ...]]  # row id, probability of each finding
+
+
+def names(task: Task) -> tuple[str, ...]:
+    """The findings of a task, in the order of its graders."""
+    return tuple(dict.fromkeys(name for group in task.grade for name in group.findings))
+
+
+def findings_of(task: Task, study: str, graded: Mapping[str, np.ndarray]) -> list[Finding]:
+    """The findings of one study's graded rows; NaN where a row's grader does not ask."""
+    columns, found = names(task), []
+    for group in task.grade:
+        for site in group.sites:
+            if group.findings and site.target in graded:
+                said = dict(zip(group.findings, graded[site.target][len(task.classes) :], strict=True))
+                found.append((f"{study}_{site.target}", tuple(float(said.get(name, np.nan)) for name in columns)))
+    return found
+
+
+def write(path: Path, columns: Sequence[str], rows: Sequence[Finding]) -> None:
+    lines = [",".join(["row_id", *columns])]
+    lines += [",".join([row, *("" if np.isnan(v) else f"{v:.6f}" for v in values)]) for row, values in rows]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def path_beside(out: Path) -> Path:
+    """submission.csv -> submission.findings.csv."""
+    return out.with_name(out.stem + ".findings.csv")
+'''
+
+SOURCE['osteograde/inference/flags.py'] = r'''"""Rows that a person should look at before believing them, and why. No patient data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from osteograde.inference.reading import Loaded
+from osteograde.tasks.contract import Point, Site, Task
+
+Flag = tuple[str, str, int]  # row id, reason, how often
+COLUMNS = ("row_id", "reason", "count")
+LOW_CONFIDENCE = 0.5  # of a landmark: less than this share of its probability lies within 10 mm of it
+UNCERTAIN = 0.35  # no class is more probable than this
+
+NOT_GRADED = "not_graded"  # the row holds the class prior
+NOT_SEEN = "low_confidence"
+UNSURE = "uncertain_grade"
+
+
+def flags_of(task: Task, loaded: Loaded, points: Mapping[str, Point], graded: Mapping[str, np.ndarray]) -> list[Flag]:
+    """The flags of one study's rows: what was lost in reading it, rows on the prior, landmarks and grades in doubt."""
+    sites = {site.target: site for group in task.grade for site in group.sites}
+    study, found = loaded.study, []
+    for target in task.asked(study.targets):
+        row = f"{study.id}_{target}"
+        found += [(row, code, count) for code, count in sorted(loaded.faults.items())]
+        found += [(row, reason, 1) for reason in _doubts(task, sites[target], points, graded)]
+    return found
+
+
+def _doubts(task: Task, site: Site, points: Mapping[str, Point], graded: Mapping[str, np.ndarray]) -> list[str]:
+    if site.target not in graded:
+        return [NOT_GRADED]
+    seen = [points[name].confidence for name in site.landmarks if name in points]
+    low = [NOT_SEEN] if max(seen, default=0.0) < LOW_CONFIDENCE else []
+    return low + ([UNSURE] if graded[site.target][: len(task.classes)].max() < UNCERTAIN else [])
+
+
+def write(path: Path, flags: Sequence[Flag]) -> None:
+    """The flags as a table of ``COLUMNS``; only its first line where there are none."""
+    lines = [",".join(COLUMNS), *(f"{row},{reason},{count}" for row, reason, count in flags)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def path_beside(out: Path) -> Path:
+    """Where the flags of a submission go: submission.csv -> submission.flags.csv."""
+    return out.with_name(out.stem + ".flags.csv")
+'''
+
 SOURCE['osteograde/inference/kernel.py'] = r'''"""The main job inside an offline kernel: find data and weights below the input folder, then what inference.py does."""
 
 from __future__ import annotations
@@ -1693,11 +2157,12 @@ import torch
 from torch import nn
 
 from osteograde.imaging.geometry import apply, to_index
+from osteograde.inference.calibration import Calibration
 from osteograde.inference.reading import Loaded
-from osteograde.inference.views import SIGN, TEST_VIEWS, Pass, pass_images, passes, site_boxes, site_crops, turned
+from osteograde.inference.views import SIGN, Pass, pass_images, passes, site_boxes, site_crops, test_views, turned
 from osteograde.models.locator import probabilities
 from osteograde.models.peaks import candidates, in_order, refined, stack_peaks
-from osteograde.tasks.contract import Grade, Locate, Point, Points, Task
+from osteograde.tasks.contract import Grade, Locate, Pixels, Point, Points, Task, sides
 
 T = TypeVar("T")
 ABSENT_BELOW = 0.05  # a landmark with less of the heatmap's mass near its peak was not found
@@ -1707,11 +2172,12 @@ CROPS_PER_BATCH = 256
 
 @dataclass(frozen=True)
 class Nets:
-    """The folds of one stage and the side in pixels of what they read."""
+    """The folds of one stage, the pixels of what they read, and how their answers are calibrated."""
 
     nets: Sequence[nn.Module]
-    pixels: int
+    pixels: Pixels
     device: torch.device
+    calibration: Calibration | None = None
 
 
 def _autocast(device: torch.device):
@@ -1721,9 +2187,8 @@ def _autocast(device: torch.device):
 
 def locate(stage: Locate, studies: Sequence[Loaded], points: Sequence[Points], nets: Nets) -> list[dict[str, Point]]:
     """What one locator finds in each study. ``points``: what earlier locators found there."""
-    looks = [
-        (i, look) for i, loaded in enumerate(studies) for look in passes(stage, loaded.volumes, points[i], nets.pixels)
-    ]
+    side = max(sides(nets.pixels))
+    looks = [(i, look) for i, loaded in enumerate(studies) for look in passes(stage, loaded.volumes, points[i], side)]
     found: list[dict[str, Point]] = [{} for _ in studies]
     for batch in _batched(looks, lambda look: look.roi.shape[0], SLICES_PER_BATCH, nets.device):
         for (i, look), indices, confidences in zip(batch, *_find(stage, [p for _, p in batch], nets), strict=True):
@@ -1770,14 +2235,15 @@ def _find(stage: Locate, looks: Sequence[Pass], nets: Nets) -> tuple[np.ndarray,
         with _autocast(nets.device):
             logits = net.maps(image)  # type: ignore[operator]
         stride = image.shape[-1] // logits.shape[-1]
-        folds.append(probabilities(logits.float(), stack, channel, side, lateral))
+        folds.append(probabilities(logits.float(), stack, channel, side, lateral, nowhere=stage.absent))
     slice_mm = torch.tensor([look.roi.spacing_mm[0] for look in looks], device=nets.device)
-    found, pixel_mm = torch.stack(folds).mean(0), stage.field_mm[1] / nets.pixels
+    found, pixel_mm = torch.stack(folds).mean(0), stage.field_mm[1] / max(sides(nets.pixels))
     found = _beside(found, looks, stage, stride, pixel_mm)
     peaks = stack_peaks(found, stack)
     if stage.apart_mm is not None:  # a chain of levels: the likeliest places that are in order
         several, scores = candidates(found, stack)
-        peaks = in_order(several, scores, stage.chains, map_pixel_mm=stride * pixel_mm, spacing_mm=stage.apart_mm)
+        chains, step_mm = stage.chains(landmarks), stride * pixel_mm
+        peaks = in_order(several, scores, chains, map_pixel_mm=step_mm, spacing_mm=stage.apart_mm)
     index, confidence = refined(found, stack, peaks, stride=stride, pixel_mm=pixel_mm, slice_mm=slice_mm)
     return index.cpu().numpy().astype(float), confidence.cpu().numpy().astype(float)
 
@@ -1826,16 +2292,17 @@ def grade(
     *,
     views: int = 1,
 ) -> list[dict[str, np.ndarray]]:
-    """Class probabilities (K,) of every site of one grader that can be seen, per study."""
+    """What one grader says of every site that can be seen, per study: target -> (K + F,), the probabilities of the
+    classes and then of each of the group's findings."""
     graded: list[dict[str, np.ndarray]] = [{} for _ in studies]
     boxes = [site_boxes(group, loaded.volumes, points[i], nets.pixels) for i, loaded in enumerate(studies)]
     seen = [(i, target) for i, found in enumerate(boxes) for target in found]
     for batch in _batched(seen, lambda _: 1, CROPS_PER_BATCH, nets.device):
-        total = np.zeros(0)
-        for degrees, scale in TEST_VIEWS[:views]:
+        answers = []
+        for look in test_views(group, views):
             turned_boxes = {
                 f"{i} {target}": {
-                    view: (volume, turned(roi, degrees, scale)) for view, (volume, roi) in boxes[i][target].items()
+                    view: (volume, turned(roi, *look)) for view, (volume, roi) in boxes[i][target].items()
                 }
                 for i, target in batch
             }
@@ -1843,18 +2310,29 @@ def grade(
             for net in nets.nets:
                 with _autocast(nets.device):
                     logits = net(list(crops.views), crops.present)
-                probability = torch.softmax(logits.float(), -1).cpu().numpy().astype(float)
-                total = probability if total.size == 0 else total + probability
-        mean = total / total.sum(-1, keepdims=True)
-        for (i, target), probability in zip(batch, mean, strict=True):
-            if np.isfinite(probability).all():
-                graded[i][target] = probability
+                answers.append(_answers(logits.float(), len(group.findings)))
+        for (i, target), answer in zip(batch, np.mean(answers, 0), strict=True):
+            if nets.calibration is not None:
+                classes = len(answer) - len(group.findings)
+                answer[:classes] = nets.calibration(answer[:classes])
+            if np.isfinite(answer).all():
+                graded[i][target] = answer
     return graded
 
 
-def rows(task: Task, graded: Mapping[str, np.ndarray], prior: Mapping[str, Sequence[float]]) -> np.ndarray:
-    """(targets, K) in the task's target order: what was graded, else the prior of that target."""
-    return np.array([np.asarray(graded.get(target, prior[target]), float) for target in task.targets])
+def _answers(logits: torch.Tensor, findings: int) -> np.ndarray:
+    """(S, K + F) logits as probabilities: the classes exclude each other, the findings do not."""
+    classes = logits.shape[-1] - findings
+    exclusive, free = torch.softmax(logits[:, :classes], -1), torch.sigmoid(logits[:, classes:])
+    return torch.cat([exclusive, free], -1).cpu().numpy().astype(float)
+
+
+def rows(
+    task: Task, graded: Mapping[str, np.ndarray], prior: Mapping[str, Sequence[float]], targets: Sequence[str] = ()
+) -> np.ndarray:
+    """(targets, K) in the task's target order, of those asked: what was graded, else the prior of that target."""
+    classes = len(task.classes)
+    return np.array([np.asarray(graded.get(target, prior[target]), float)[:classes] for target in task.asked(targets)])
 '''
 
 SOURCE['osteograde/inference/reading.py'] = r'''"""Studies to volumes: every file read once, one window per series, every stack the same way up."""
@@ -1863,25 +2341,36 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from osteograde.imaging import raster
 from osteograde.imaging.dicom import UnreadableSeries, read_series
-from osteograde.imaging.geometry import Volume, apply, oriented
+from osteograde.imaging.dicom.radiograph import read_film
+from osteograde.imaging.geometry import LEFT, Volume, apply, oriented, roi_at
 from osteograde.imaging.intensity import window
 from osteograde.imaging.slabs import slabs
-from osteograde.tasks.contract import Mark, Point, Study, Task
+from osteograde.tasks.contract import Mark, Point, Series, Study, Task, View
+
+SIDE_MM = 200.0  # an image of one side alone is put this far from the patient's midline: all of it lies on that side
+LATERAL = frozenset({"LL", "RL", "LATERAL", "LLD", "RLD"})  # View Position (0018,5101) of a film from the side
+ASSUMED = "size_assumed"  # code: the pixels of an image have no size in mm, the view's usual width is taken
+_SIGN = {"right": -1.0, "": 0.0, "left": 1.0}
 
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """What could be read of a study: view -> stacks of uint8, and why the rest could not."""
+    """What could be read of a study: view -> stacks of uint8, and why the rest could not.
+
+    marks: annotated landmarks in mm whose slice was read. absent: landmarks known not to be there.
+    """
 
     study: Study
     volumes: Mapping[str, tuple[Volume, ...]]
     faults: Counter[str] = field(default_factory=Counter)
-    marks: Mapping[str, Point] = field(default_factory=dict)  # annotated landmarks whose slice was read, in mm
+    marks: Mapping[str, Point] = field(default_factory=dict)
+    absent: frozenset[str] = frozenset()
 
     @property
     def readable(self) -> bool:
@@ -1895,22 +2384,70 @@ def load_study(study: Study, task: Task, *, map: Callable[..., Iterable] = map) 
     marks: dict[str, Point] = {}
     for series in study.series:
         told = task.view(series.view) if series.view else task.views[0]  # a folder that no table names
-        directions = np.array(told.directions)
         try:
-            stacks, codes = read_series(series.folder, default_directions=directions, map=map)
-        except UnreadableSeries as error:
+            stacks, codes = read(series, told, map=map)
+        except (UnreadableSeries, raster.UnreadableImage) as error:
             faults[f"{series.view or 'unnamed'}:{error.code}"] += 1
             continue
-        view = series.view or task.view_of_orientation(stacks[0])
-        if not view:
+        name = series.view or task.view_of_orientation(stacks[0])
+        if not name:
             faults["unnamed:no_view"] += 1
             continue
-        directions = np.array(task.view(view).directions)
-        faults.update({f"{view}:{code}": count for code, count in codes.items()})
+        view = task.view(name)
+        faults.update({f"{name}:{code}": count for code, count in codes.items()})
         marks |= marked(study.marks, series.id, stacks)
-        volumes[view] += [oriented(slabs(volume), directions) for volume in window(stacks)]
-    faults.update({f"{name}:absent": 1 for name, stacks in volumes.items() if not stacks})
-    return Loaded(study, {view: tuple(stacks) for view, stacks in volumes.items()}, faults, marks)
+        grey = window(stacks, *view.window)
+        faults.update({f"{name}:no_contrast": 1 for volume in grey if not volume.voxels.any()})
+        volumes[name] += [oriented(slabs(volume), np.array(view.directions)) for volume in grey]
+    faults.update({f"{view.name}:absent": 1 for view in task.views if view.needed and not volumes[view.name]})
+    absent = frozenset(mark.landmark for mark in study.marks if np.isnan(mark.x))
+    return Loaded(study, {name: tuple(stacks) for name, stacks in volumes.items()}, faults, marks, absent)
+
+
+def read(series: Series, view: View, *, map: Callable[..., Iterable] = map) -> tuple[list[Volume], Counter[str]]:
+    """Stacks of one series as its files have them, and a count of what was lost or assumed, by code.
+
+    UnreadableSeries or UnreadableImage where nothing can be read.
+    """
+    directions = np.array(view.directions)
+    if not series.files:
+        return read_series(series.folder, default_directions=directions, map=map)
+    centre_mm = LEFT * SIDE_MM * _SIGN[series.side]
+    if raster.is_image(series.files[0]):
+        stacks, codes = _images(series, view, directions, centre_mm)
+        return [replace(stack, series=series.id) for stack in stacks], codes
+    if view.film:
+        return _film(series, view, directions, centre_mm)
+    return read_series(series.folder, files=series.files, default_directions=directions, map=map)
+
+
+def _images(series: Series, view: View, directions: np.ndarray, centre_mm: np.ndarray):
+    spacing, codes = series.spacing_mm, Counter[str]()
+    if spacing is None:
+        codes[ASSUMED] += 1
+        width, height = raster.size(series.files[0])
+        spacing = (view.slice_mm, *(assumed_mm(view, width, height),) * 2)
+    return raster.read_images(series.files, directions, spacing, centre_mm), codes
+
+
+def _film(series: Series, view: View, directions: np.ndarray, centre_mm: np.ndarray):
+    film = read_film(series.files[0])
+    codes = Counter(film.codes)
+    if film.view_position in LATERAL:
+        codes["lateral_view"] += 1
+    height, width = film.pixels.shape
+    pixel_mm = film.pixel_mm
+    if pixel_mm is None:
+        codes[ASSUMED] += 1
+        pixel_mm = (assumed_mm(view, width, height),) * 2
+    grid = roi_at(centre_mm, directions, np.array([view.slice_mm, *pixel_mm]), (1, height, width))
+    volume = Volume(film.pixels[None], grid.to_mm, series=series.id, names=(series.files[0].stem,))
+    return [volume], codes
+
+
+def assumed_mm(view: View, width: int, height: int) -> float:
+    """Pixel size in mm of an image that does not say: the view's usual width over its pixels."""
+    return view.width_mm[width <= height] / width
 
 
 def marked(marks: Sequence[Mark], series: str, stacks: Sequence[Volume]) -> dict[str, Point]:
@@ -1921,7 +2458,7 @@ def marked(marks: Sequence[Mark], series: str, stacks: Sequence[Volume]) -> dict
             apply(places[mark.instance][0].to_mm, np.array([places[mark.instance][1], mark.y, mark.x]))
         )
         for mark in marks
-        if mark.series == series and mark.instance in places
+        if mark.series == series and mark.instance in places and not np.isnan(mark.x)
     }
 '''
 
@@ -1946,7 +2483,7 @@ from typing import Any
 
 import numpy as np
 
-from osteograde.inference import pipeline, submission
+from osteograde.inference import calibration, findings, flags, pipeline, submission
 from osteograde.inference.budget import Budget, Effort
 from osteograde.inference.reading import Loaded, load_study
 from osteograde.models import bundle as bundles
@@ -1966,7 +2503,7 @@ class Result:
 
     loaded: Loaded
     points: Mapping[str, Point]  # found and completed
-    graded: Mapping[str, np.ndarray]  # target -> (K,) of the targets that could be seen
+    graded: Mapping[str, np.ndarray]  # target -> (K + F,) of the targets that could be seen, see ``pipeline.grade``
 
 
 @dataclass
@@ -1978,7 +2515,8 @@ class Tally:
     on_prior: int = 0  # targets
     faults: Counter[str] = field(default_factory=Counter)
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    flags: list[tuple[str, str, int]] = field(default_factory=list)
+    flags: list[flags.Flag] = field(default_factory=list)
+    findings: list[findings.Finding] = field(default_factory=list)
 
 
 def infer(
@@ -2020,12 +2558,16 @@ def infer(
     for results in run(bundle, studies, budget, tally, workers=workers):
         for result in results:
             sheet.put(result)
-            tally.on_prior += len(bundle.task.targets) - len(result.graded)
+            tally.findings += findings.findings_of(bundle.task, result.loaded.study.id, result.graded)
+            tally.flags += flags.flags_of(bundle.task, result.loaded, result.points, result.graded)
+            tally.on_prior += len(bundle.task.asked(result.loaded.study.targets)) - len(result.graded)
             if draw is not None:
                 draw(result, bundle)
         sheet.write()
         say(f"{sheet.done}/{len(studies)} studies, {time.monotonic() - begun:.0f} s")
-    write_flags(out, tally)
+    flags.write(flags.path_beside(out), tally.flags)
+    if columns := findings.names(bundle.task):
+        findings.write(findings.path_beside(out), columns, tally.findings)
     for line in summary(tally, sheet.done, out):
         say(line)
     if tally.unread > max_unread:
@@ -2042,15 +2584,15 @@ class Sheet:
 
     def __init__(self, bundle: Bundle, studies: Sequence[Study], out: Path, template: Sequence[str]) -> None:
         self.task, self.prior, self.out, self.done = bundle.task, bundle.prior, out, 0
-        own = [row for study in studies for row in self.task.rows(study.id)]
+        own = [row for study in studies for row in self.task.rows(study.id, study.targets)]
         self.rows = submission.priors_rows(self.task, dict.fromkeys((*template, *own)), self.prior)
 
-    def _set(self, study: str, graded: Mapping[str, np.ndarray]) -> None:
-        table = pipeline.rows(self.task, graded, self.prior)
-        self.rows |= dict(zip(self.task.rows(study), table, strict=True))
+    def _set(self, study: Study, graded: Mapping[str, np.ndarray]) -> None:
+        table = pipeline.rows(self.task, graded, self.prior, study.targets)
+        self.rows |= dict(zip(self.task.rows(study.id, study.targets), table, strict=True))
 
     def put(self, result: Result) -> None:
-        self._set(result.loaded.study.id, result.graded)
+        self._set(result.loaded.study, result.graded)
         self.done += 1
 
     def write(self) -> None:
@@ -2107,7 +2649,6 @@ def _grade_chunk(
     for study in loaded:
         tally.unread += not study.readable
         tally.faults.update(study.faults)
-        tally.flags += [(study.study.id, code, count) for code, count in sorted(study.faults.items())]
     return [Result(*parts) for parts in zip(loaded, points, graded, strict=True)]
 
 
@@ -2115,16 +2656,14 @@ def nets_of(bundle: Bundle, kind: str, effort: Effort) -> dict[str, pipeline.Net
     """The nets of every stage, at most as many folds as the effort says."""
     nets = bundle.locators if kind == "locate" else bundle.graders
     return {
-        stage: pipeline.Nets(folds[: effort.folds], bundle.pixels[stage], bundle.device)
+        stage: pipeline.Nets(
+            folds[: effort.folds],
+            bundle.pixels[stage],
+            bundle.device,
+            calibration.read(bundle.calibration[stage]) if stage in bundle.calibration else None,
+        )
         for stage, folds in nets.items()
     }
-
-
-def write_flags(out: Path, tally: Tally) -> None:
-    """Beside the submission: which study lost what, by code. No patient data."""
-    lines = ["study_id,code,count", *(f"{study},{code},{count}" for study, code, count in tally.flags)]
-    path = out.with_name(out.stem + ".flags.csv")
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def summary(tally: Tally, done: int, out: Path) -> list[str]:
@@ -2323,9 +2862,19 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from osteograde.imaging.geometry import Roi, Volume, apply, outside_mm, plane_distance_mm, roi_at, roi_on
+from osteograde.imaging.geometry import (
+    Roi,
+    Volume,
+    apply,
+    lateral_axis,
+    mirrored,
+    outside_mm,
+    plane_distance_mm,
+    roi_at,
+    roi_on,
+)
 from osteograde.imaging.sampling import crop_stack
-from osteograde.tasks.contract import Grade, Landmark, Locate, Points, Volumes
+from osteograde.tasks.contract import Grade, Landmark, Locate, Pixels, Points, Volumes, sides
 
 SIGN = {"right": -1, "": 0, "left": 1}  # of patient x minus the midline
 LATERAL_SCALE_MM = 50.0  # the lateral-coordinate channel is x / 50 mm: about -1..1 over a sagittal stack
@@ -2344,12 +2893,16 @@ class Pass:
 
 def passes(stage: Locate, volumes: Volumes, points: Points, pixels: int) -> list[Pass]:
     """The boxes a locator looks at in one study; none where the view, or every prompt, is absent."""
-    stacks = volumes.get(stage.view, ())
-    if not stacks:
-        return []
     found = []
-    for prompt in stage.prompts:
-        landmarks = tuple(landmark for landmark in stage.landmarks if landmark.prompt == prompt)
+    for view, prompt in stage.looks:
+        stacks = volumes.get(view, ())
+        if not stacks:
+            continue
+        landmarks = tuple(
+            landmark
+            for landmark in stage.landmarks
+            if landmark.prompt == prompt and (landmark.view or stage.view) == view
+        )
         if not prompt:
             found.append(_whole_stack(stage, landmarks, stacks, points, pixels))
         elif prompt in points:
@@ -2363,9 +2916,11 @@ def _whole_stack(
     stage: Locate, landmarks: tuple[Landmark, ...], stacks: Sequence[Volume], points: Points, pixels: int
 ) -> Pass:
     volume = max(stacks, key=lambda stack: (stack.voxels.shape[0], stack.series))
-    spacing = np.array([volume.spacing_mm[0], stage.field_mm[0] / pixels, stage.field_mm[1] / pixels])
+    longest_mm = float(np.max(volume.spacing_mm[1:] * volume.voxels.shape[1:]))
+    field_mm = (longest_mm, longest_mm) if stage.whole else stage.field_mm
+    spacing = np.array([volume.spacing_mm[0], field_mm[0] / pixels, field_mm[1] / pixels])
     roi = roi_at(volume.centre_mm, volume.axes, spacing, (volume.voxels.shape[0], pixels, pixels))
-    known = [points[name].mm[0] for name in stage.midline if name in points]
+    known = [0.0] if stage.own_midline else [points[name].mm[0] for name in stage.midline if name in points]
     near = {landmark.name: points[landmark.near].mm for landmark in landmarks if landmark.near in points}
     return Pass(landmarks, volume, roi, float(np.mean(known)) if known else float(volume.centre_mm[0]), near)
 
@@ -2418,19 +2973,19 @@ class SiteCrops:
     present: torch.Tensor
 
 
-def site_boxes(group: Grade, volumes: Volumes, points: Points, pixels: int) -> dict[str, dict]:
+def site_boxes(group: Grade, volumes: Volumes, points: Points, pixels: Pixels) -> dict[str, dict]:
     """{target: {view: (volume, roi)}} of the sites that can be seen at all."""
     boxes = group.rois(volumes, points, pixels)
     return {target: dict(found) for target, found in boxes.items() if found}
 
 
-def site_crops(group: Grade, boxes: dict[str, dict], pixels: int, device: torch.device) -> SiteCrops:
+def site_crops(group: Grade, boxes: dict[str, dict], pixels: Pixels, device: torch.device) -> SiteCrops:
     """Sample every box once. A view without a box is zeros with present = False; the nets give it no weight."""
     targets = tuple(boxes)
     views = []
     present = torch.zeros(len(targets), len(group.crops), dtype=torch.bool)
     for v, spec in enumerate(group.crops):
-        stack = torch.zeros(len(targets), spec.slices, pixels, pixels, device=device)
+        stack = torch.zeros(len(targets), spec.slices, *sides(pixels), device=device)
         for s, target in enumerate(targets):
             if spec.view in boxes[target]:
                 volume, roi = boxes[target][spec.view]
@@ -2440,18 +2995,26 @@ def site_crops(group: Grade, boxes: dict[str, dict], pixels: int, device: torch.
     return SiteCrops(targets, tuple(views), present.to(device))
 
 
-def turned(roi: Roi, degrees: float, scale: float) -> Roi:
-    """The same box turned in its own plane about its centre and scaled: a test-time view."""
+def turned(roi: Roi, degrees: float, scale: float, mirror: bool = False) -> Roi:
+    """The same box turned in its own plane about its centre and scaled, or mirrored: a test-time view."""
     centre = (np.array(roi.shape) - 1) / 2
     angle = np.deg2rad(degrees)
     turn = np.eye(4)
     turn[1:3, 1:3] = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     turn[:3, 3] = centre - turn[:3, :3] @ centre
-    return Roi(roi.to_mm @ turn, roi.shape)
+    seen = Roi(roi.to_mm @ turn, roi.shape)
+    return mirrored(seen, lateral_axis(seen)) if mirror else seen
 
 
 # Test-time views in order of worth: as it is, then small turns with a slightly larger field. The first is always used.
 TEST_VIEWS = ((0.0, 1.0), (6.0, 1.06), (-6.0, 0.96), (0.0, 1.1))
+
+
+def test_views(group: Grade, count: int) -> list[tuple[float, float, bool]]:
+    """(degrees, scale, mirrored) of the first ``count`` looks at a site; where mirror images are graded alike, each
+    is seen both ways."""
+    ways = (False, True) if group.mirrors else (False,)
+    return [(degrees, scale, mirror) for degrees, scale in TEST_VIEWS for mirror in ways][:count]
 '''
 
 SOURCE['osteograde/models/__init__.py'] = r'''"""Nets, their losses, and weights that describe themselves."""
@@ -2621,10 +3184,12 @@ from torch import nn
 from osteograde.models.faster_rcnn import FasterRcnnLocator
 from osteograde.models.grader import Grader
 from osteograde.models.heatmap import HeatmapLocator
+from osteograde.models.unet import UnetLocator
 
 KINDS: Mapping[str, Callable[..., nn.Module]] = {
     "heatmap": HeatmapLocator,
     "faster_rcnn": FasterRcnnLocator,
+    "unet": UnetLocator,
     "grader": Grader,
 }
 
@@ -2666,7 +3231,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from osteograde.models.build import build
-from osteograde.tasks.contract import Task
+from osteograde.tasks.contract import Pixels, Task
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -2688,9 +3253,14 @@ class Bundle:
         return self.manifest["prior"]
 
     @property
-    def pixels(self) -> Mapping[str, int]:
-        """Stage -> pixels along one side of what its nets read."""
+    def pixels(self) -> Mapping[str, Pixels]:
+        """Stage -> pixels of what its nets read: a side, or (H, W)."""
         return self.manifest["pixels"]
+
+    @property
+    def calibration(self) -> Mapping[str, Mapping[str, Any]]:
+        """Grader -> temperature and bias of its answers (inference/calibration.py); none where it is not calibrated."""
+        return self.manifest.get("calibration", {})
 
     @property
     def test_views(self) -> int:
@@ -3031,6 +3601,7 @@ from torch import nn
 from osteograde.models.backbones import classifier_body
 
 _FURTHEST = 16  # slices further than this from the crop's centre share one position
+_NORMALISE = {"fixed": (0.5, 0.25), "imagenet": (0.449, 0.226)}  # mean, deviation; ImageNet: means over its channels
 _FLATTEST = 0.02  # smallest standard deviation a crop is divided by: noise of an empty crop is not blown up
 
 
@@ -3041,7 +3612,10 @@ class Grader(nn.Module):
     logits are those of an empty bag, finite. backbone, stages, pixels: see ``backbones.classifier_body``.
     pool: "attention" (gated, over the slices of all present views), "mean", or "centre" (each present view's middle
     slice D // 2). neighbours: every slice is read with the two beside it as three channels (2.5D).
-    normalise: "crop" (each crop to mean 0 and deviation 1) or "fixed" (0..1 to about -2..2).
+    findings: further logits behind the K classes, yes or no each: (B, K + findings).
+    normalise: "crop" (each crop to mean 0 and deviation 1), "fixed" (0..1 to about -2..2) or "imagenet" (the mean and
+    deviation of ImageNet's grey values, which torchvision's weights expect). width: 0 = the encoder's features are the
+    tokens as they are, and the net is its trunk with one linear layer.
     """
 
     def __init__(
@@ -3057,13 +3631,14 @@ class Grader(nn.Module):
         pixels: int = 0,
         neighbours: bool = False,
         normalise: str = "crop",
+        findings: int = 0,
         pretrained: bool = False,
     ) -> None:
         super().__init__()
         if pool not in ("attention", "mean", "centre"):
             raise ValueError(f"pool is {pool!r}; expected 'attention', 'mean' or 'centre'")
-        if normalise not in ("crop", "fixed"):
-            raise ValueError(f"normalise is {normalise!r}; expected 'crop' or 'fixed'")
+        if normalise not in ("crop", *_NORMALISE):
+            raise ValueError(f"normalise is {normalise!r}; expected 'crop' or one of {sorted(_NORMALISE)}")
         self.config: dict[str, Any] = {
             "kind": "grader",
             "backbone": backbone,
@@ -3076,21 +3651,26 @@ class Grader(nn.Module):
             "pixels": pixels,
             "neighbours": neighbours,
             "normalise": normalise,
+            "findings": findings,
         }
-        self.views, self.pool, self.width = views, pool, width
+        self.views, self.pool = views, pool
         self.neighbours, self.normalise = neighbours, normalise
         self.encoder, features = classifier_body(
             backbone, 3 if neighbours else 1, pretrained, stages=stages, pixels=pixels
         )
-        self.token = nn.Sequential(nn.Linear(features, width), nn.LayerNorm(width))
-        self.view = nn.Embedding(views, width)
-        self.position = nn.Embedding(2 * _FURTHEST + 1, width)
-        for table in (self.view, self.position):
-            nn.init.normal_(table.weight, std=0.02)
-        self.attend, self.gate = nn.Linear(width, 64), nn.Linear(width, 64)
-        self.score = nn.Linear(64, 1)
+        self.plain = width == 0
+        width = self.width = width or features
+        self.token = nn.Identity() if self.plain else nn.Sequential(nn.Linear(features, width), nn.LayerNorm(width))
+        if not self.plain:
+            self.view = nn.Embedding(views, width)
+            self.position = nn.Embedding(2 * _FURTHEST + 1, width)
+            for table in (self.view, self.position):
+                nn.init.normal_(table.weight, std=0.02)
+        if not self.plain or pool == "attention":
+            self.attend, self.gate = nn.Linear(width, 64), nn.Linear(width, 64)
+            self.score = nn.Linear(64, 1)
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(width, classes)
+        self.head = nn.Linear(width, classes + findings)
 
     def forward(self, crops: Sequence[torch.Tensor], present: torch.Tensor) -> torch.Tensor:
         """crops: V tensors (B, D_v, H, W) in 0..1; present (B, V) bool -> (B, K)."""
@@ -3114,6 +3694,8 @@ class Grader(nn.Module):
         slices = _normalised(crop[rows].float(), self.normalise)  # (M / D, D, H, W)
         images = _with_neighbours(slices) if self.neighbours else slices[:, :, None]
         token = self.token(self.encoder(images.flatten(0, 1))).float().unflatten(0, (-1, d))
+        if self.plain:
+            return token.new_zeros((b, d, self.width)).index_copy(0, rows, token)
         place = (torch.arange(d, device=crop.device) - d // 2).clamp(-_FURTHEST, _FURTHEST) + _FURTHEST
         token = nn.functional.gelu(token + self.view.weight[view] + self.position(place))
         return token.new_zeros((b, d, self.width)).index_copy(0, rows, token)
@@ -3137,8 +3719,9 @@ class Grader(nn.Module):
 
 
 def _normalised(crops: torch.Tensor, how: str) -> torch.Tensor:
-    if how == "fixed":
-        return (crops - 0.5) * 4
+    if how in _NORMALISE:
+        mean_grey, deviation_grey = _NORMALISE[how]
+        return (crops - mean_grey) / deviation_grey
     deviation, mean = torch.std_mean(crops, (-3, -2, -1), keepdim=True, correction=0)
     return (crops - mean) / deviation.clamp_min(_FLATTEST)
 
@@ -3281,6 +3864,8 @@ class LocatorBatch:
     pixel_mm: float
     slice_mm: float | torch.Tensor  # one for all, or (B,)
     sigma_mm: float  # in-plane spread of the target
+    nowhere: bool = False  # landmarks may be absent: a place of score 0 outside the image; points are then infinite
+    masks: torch.Tensor | None = None  # (N, H, W) long: the class of every input pixel, -1 = unknown
 
     def to(self, device: torch.device | str) -> LocatorBatch:
         """The same batch on another device."""
@@ -3359,11 +3944,13 @@ def heatmap_loss(logits: torch.Tensor, batch: LocatorBatch) -> torch.Tensor:
     parts = target_parts(batch, (logits.shape[-2], logits.shape[-1]))
     allowed = side_mask(lateral_on_map(batch.lateral, batch.images.shape[-1] // logits.shape[-1]), batch.side)
     total = _stack_logsumexp(logits, batch.stack, batch.channel, allowed, len(batch.points))
+    total = _or_nowhere(total) if batch.nowhere else total
     hit = torch.einsum("nlhw,nlh->nlw", logits.index_select(1, batch.channel), parts.rows)
     hit = (hit * parts.columns).sum(-1)
     hit = torch.zeros_like(total).index_add(0, batch.stack, hit)
-    loss = torch.where(parts.labelled, total - hit, torch.zeros_like(total))
-    return loss.sum() / parts.labelled.sum().clamp_min(1)
+    known = parts.labelled | (torch.isinf(batch.points[..., 1]) & batch.nowhere)  # absent ones: hit is 0, all is total
+    loss = torch.where(known, total - hit, torch.zeros_like(total))
+    return loss.sum() / known.sum().clamp_min(1)
 
 
 def probabilities(
@@ -3372,16 +3959,19 @@ def probabilities(
     channel: torch.Tensor,
     side: torch.Tensor,
     lateral: torch.Tensor,
+    *,
+    nowhere: bool = False,
 ) -> torch.Tensor:
     """(N, C, h, w) logits -> (N, L, h, w): per landmark, sums to 1 over the allowed places of its stack.
 
-    lateral (N, W) at input resolution. All 0 where a stack has no place on the landmark's side. Average these over
-    folds, then decode.
+    lateral (N, W) at input resolution. All 0 where a stack has no place on the landmark's side. nowhere: one more
+    place, with logit 0, outside the image takes its share. Average these over folds, then decode.
     """
     logits = logits.float()
     allowed = side_mask(lateral_on_map(lateral, lateral.shape[-1] // logits.shape[-1]), side)
     stacks = int(stack.max()) + 1 if len(stack) else 0
     total = _stack_logsumexp(logits, stack, channel, allowed, stacks)
+    total = _or_nowhere(total) if nowhere else total
     scaled = torch.exp(logits.index_select(1, channel) - total[stack][..., None, None])
     return torch.where(allowed[:, :, None], scaled, scaled.new_zeros(()))
 
@@ -3438,6 +4028,11 @@ def _stack_logsumexp(
     top = slices.new_full((stacks, slices.shape[1]), _BLOCKED)
     top = top.scatter_reduce(0, stack[:, None].expand_as(slices), slices.detach(), "amax")
     return top + torch.zeros_like(top).index_add(0, stack, torch.exp(slices - top[stack])).clamp_min(1e-30).log()
+
+
+def _or_nowhere(total: torch.Tensor) -> torch.Tensor:
+    """Log of the sum with one more place of logit 0: where a landmark is that the image does not show."""
+    return torch.logaddexp(total, torch.zeros_like(total))
 
 
 def _centres(size: int, stride: int, device: torch.device) -> torch.Tensor:
@@ -3634,12 +4229,445 @@ def _near(
     return mass.new_zeros(index.shape[:2]).index_add(0, stack, mass)
 '''
 
+SOURCE['osteograde/models/unet.py'] = r'''"""A segmenting locator: a U-Net labels every pixel, and the discs it outlines become maps like the heatmap's.
+
+Shape legend: N slices (of all stacks of a batch), B stacks, L landmarks, C landmark channels (top level first),
+K classes, H W input pixels, h w map pixels. Boxes are (x0, y0, x1, y1), pixel edges, as torchvision has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from osteograde.models.backbones import encoder, pyramid_shape
+from osteograde.models.locator import LocatorBatch, target_parts
+from osteograde.models.peaks import start_of
+
+DISC = 1  # classes: 0 background, 1 disc, 2 vertebra, 3 canal
+DISC_HALF_MM = (
+    4.0,
+    12.0,
+)  # (down, along): half axes of the ellipse that stands for a disc where only its point is known
+NEAR_MM = 25.0  # this near to a point, what is outside of every ellipse is no disc
+_SMALL = 0.25  # of the usual area: a component below is noise
+_FLOOR = 1e-6  # score of a place without any component
+_WIDEST = 8  # the decoder doubles its width with every halving, up to this many times the finest width
+
+
+class Component(NamedTuple):
+    """One connected disc. x, y: its centroid, integer = pixel centre; probability: the mean over its pixels."""
+
+    x: float
+    y: float
+    probability: float
+    box: tuple[int, int, int, int]
+
+
+class UnetLocator(nn.Module):
+    """(N, in_channels, H, W) -> log scores (N, channels, H / stride, W / stride).
+
+    A U-Net (Ronneberger et al. 2015) whose contracting half is a timm encoder; ``segment`` returns its class logits.
+    width: features of the finest decoder block. stages: how many stages of the encoder are used (0 = all). Raises
+    ValueError for an unknown encoder, a stride other than 1, 2, 4 or 8, fewer than two classes, or an image size that
+    stride does not divide.
+    """
+
+    def __init__(
+        self,
+        encoder_name: str,
+        channels: int,
+        in_channels: int = 4,
+        width: int = 32,
+        stride: int = 2,
+        stages: int = 0,
+        classes: int = 4,
+        *,
+        pretrained: bool = False,
+    ) -> None:
+        super().__init__()
+        if stride not in (1, 2, 4, 8):
+            raise ValueError(f"stride of the map is {stride}; expected 1, 2, 4 or 8")
+        if classes <= DISC:
+            raise ValueError(f"U-Net of {classes} classes; expected at least {DISC + 1}, background and disc")
+        self.config: dict[str, Any] = {
+            "kind": "unet",
+            "encoder_name": encoder_name,
+            "channels": channels,
+            "in_channels": in_channels,
+            "width": width,
+            "stride": stride,
+            "stages": stages,
+            "classes": classes,
+        }
+        self.channels, self.stride, self.classes = channels, stride, classes
+        self.encoder = encoder(encoder_name, in_channels, pretrained, stages=stages)
+        counts, reduction = pyramid_shape(self.encoder)
+        self.used = [i for i, r in enumerate(reduction) if r >= stride] or [len(reduction) - 1]
+        widths = [width * min(2**k, _WIDEST) for k in range(len(self.used))]
+        self.deepest = _block(counts[self.used[-1]], widths[-1])
+        skips = zip(self.used[:-1], pairwise(widths), strict=True)
+        self.blocks = nn.ModuleList(_block(counts[i] + below, here) for i, (here, below) in skips)
+        self.head = nn.Conv2d(width, classes, 1)
+        nn.init.normal_(self.head.weight, std=0.01)
+        nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.maps(images)
+
+    def segment(self, images: torch.Tensor) -> torch.Tensor:
+        """Class logits (N, K, H / stride, W / stride)."""
+        h, w = images.shape[-2] // self.stride, images.shape[-1] // self.stride
+        if (h * self.stride, w * self.stride) != tuple(images.shape[-2:]):
+            raise ValueError(f"images are {tuple(images.shape[-2:])} pixels; expected multiples of {self.stride}")
+        pyramid = self.encoder(images)
+        maps = self.deepest(pyramid[self.used[-1]])
+        for i, block in reversed(list(zip(self.used[:-1], self.blocks, strict=True))):
+            skip = pyramid[i]
+            maps = block(torch.cat([_resized(maps, skip.shape[-2], skip.shape[-1]), skip], 1))
+        return _resized(self.head(maps), h, w)
+
+    def maps(self, images: torch.Tensor) -> torch.Tensor:
+        """Log scores (N, C, h, w), without gradient: per channel a gaussian on its disc, as high as the disc is sure.
+
+        The lowest disc of a slice is the last channel. Channels without a disc are flat and low.
+        """
+        found = self.segment(images).detach().float().softmax(1)[:, DISC]
+        maps = torch.full((len(found), self.channels, *found.shape[1:]), _FLOOR, device=found.device)
+        for n, probability in enumerate(found.cpu().numpy()):
+            components = disc_components(probability)
+            for component, channel in zip(components, disc_channels(components, self.channels), strict=True):
+                if channel >= 0:
+                    maps[n, channel] += _bump(component, maps.shape[-2:], maps.device)
+        return torch.log(maps)
+
+    def loss(self, batch: LocatorBatch) -> torch.Tensor:
+        """Scalar. Slices with a mask learn from it, all others from discs drawn around the points of their stack.
+
+        Each of the two is cross entropy plus soft Dice loss, as nnU-Net sums them (Isensee et al. 2021); they count by
+        their slices. 0, with a gradient of 0, where nothing is known. Raises ValueError for a mask of another size than
+        the images, or with a label that is no class.
+        """
+        log_p = self.segment(batch.images).float().log_softmax(1)
+        shares = self._mask_shares(batch)
+        masked = shares.flatten(1).any(1)
+        binary = torch.stack([_log_without(log_p, DISC), log_p[:, DISC]], 1)
+        drawn = point_shares(batch, (log_p.shape[-2], log_p.shape[-1]))
+        pointed = drawn.flatten(1).any(1) & ~masked
+        total = log_p.sum() * 0
+        for told, scores, target in ((masked, log_p, shares), (pointed, binary, drawn)):
+            if told.any():
+                weight = told.sum() / (masked | pointed).sum()
+                total = total + weight * segmentation_loss(scores[told], target[told])
+        return total
+
+    def _mask_shares(self, batch: LocatorBatch) -> torch.Tensor:
+        """(N, K, h, w): each map pixel's part that the mask gives to each class; their sum is the known part."""
+        size, masks = (len(batch.images), *batch.images.shape[-2:]), batch.masks
+        if masks is None:
+            return batch.images.new_zeros(
+                (size[0], self.classes, size[1] // self.stride, size[2] // self.stride)
+            ).float()
+        if tuple(masks.shape) != size:
+            raise ValueError(
+                f"masks are {tuple(masks.shape)}; expected {size}, one per slice at the images' resolution"
+            )
+        if int(masks.max()) >= self.classes:
+            raise ValueError(f"masks hold label {int(masks.max())}; the net has classes 0 to {self.classes - 1}")
+        labels = torch.arange(self.classes, device=masks.device)[None, :, None, None]
+        return F.avg_pool2d((masks[:, None] == labels).float(), self.stride)
+
+
+def segmentation_loss(log_p: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+    """Cross entropy plus soft Dice loss over the known pixels of a batch -> scalar.
+
+    log_p (N, K, h, w): log probabilities. shares (N, K, h, w): the target's part of each class in a pixel; they sum to
+    1 where all of the pixel is known and to 0 where nothing is. Dice: over the whole batch, averaged over the
+    foreground classes that it shows. 0 where nothing is known.
+    """
+    known = shares.sum(1, keepdim=True)
+    entropy = -(shares * log_p).sum() / known.sum().clamp_min(1e-6)
+    p = log_p.exp() * known
+    overlap, size = (p * shares).sum((0, 2, 3))[1:], (p + shares).sum((0, 2, 3))[1:]
+    shown = shares.sum((0, 2, 3))[1:] > 0
+    dice = torch.where(shown, 1 - 2 * overlap / size.clamp_min(1e-6), torch.zeros_like(size))
+    return entropy + dice.sum() / shown.sum().clamp_min(1)
+
+
+def point_shares(batch: LocatorBatch, size: tuple[int, int]) -> torch.Tensor:
+    """(N, 2, h, w) on a map of ``size``: no disc and disc, as far as the points tell; 0 in both where unknown.
+
+    On the slice nearest to each labelled point an ellipse of half axes DISC_HALF_MM around it is disc; what lies within
+    NEAR_MM of a point and in no ellipse is no disc.
+    """
+    stride = batch.images.shape[-1] // size[1]
+    points, stack = batch.points.float(), batch.stack
+    order = torch.arange(len(stack), device=stack.device) - start_of(stack, len(points))[stack]
+    last = torch.bincount(stack, minlength=len(points)) - 1
+    nearest = torch.minimum(points[..., 0].round().clamp_min(0), last[:, None])[stack]
+    shown = target_parts(batch, size).labelled[stack] & (nearest == order[:, None])
+    n, landmark = shown.nonzero(as_tuple=True)
+    centre = points[stack[n], landmark, 1:]
+    rows, columns = ((torch.arange(s, device=stack.device) + 0.5) * stride - 0.5 for s in size)
+    down = ((rows - centre[:, :1]) * batch.pixel_mm)[:, :, None]
+    along = ((columns - centre[:, 1:]) * batch.pixel_mm)[:, None]
+    inside = (down / DISC_HALF_MM[0]) ** 2 + (along / DISC_HALF_MM[1]) ** 2 <= 1
+    around = down**2 + along**2 <= NEAR_MM**2
+    empty = points.new_zeros((len(stack), *size))
+    disc = empty.index_add(0, n, inside.float()) > 0
+    near = empty.index_add(0, n, around.float()) > 0
+    return torch.stack([near & ~disc, disc], 1).float()
+
+
+def disc_components(probability: np.ndarray) -> list[Component]:
+    """Discs in a map of disc probabilities (h, w), the lowest of the image first.
+
+    Connected pixels above 0.5; components below a quarter of the usual area are noise. The usual area is that of the
+    component in which the median pixel lies, so many specks of noise do not make a speck usual.
+    """
+    mask = (probability > 0.5).astype(np.uint8)
+    count, labels, stats, centroids = cv2.connectedComponentsWithStats(mask, connectivity=8)
+    if count == 1:
+        return []
+    area = stats[:, cv2.CC_STAT_AREA].astype(np.int64)
+    usual = np.median(np.repeat(area[1:], area[1:]))
+    mean = np.bincount(labels.ravel(), weights=probability.ravel().astype(float), minlength=count) / area
+    found = []
+    for i in np.flatnonzero(area[1:] >= _SMALL * usual) + 1:
+        x0, y0, wide, high = (int(v) for v in stats[i, :4])
+        box = (x0, y0, x0 + wide, y0 + high)
+        found.append(Component(float(centroids[i, 0]), float(centroids[i, 1]), float(mean[i]), box))
+    return sorted(found, key=lambda component: -component.y)
+
+
+def disc_channels(components: Sequence[Component], channels: int) -> list[int]:
+    """Channel of each component, given the lowest first: that one is the last channel, and -1 is above the first.
+
+    A step that is 1.5 times as long as the usual one or longer skips channels: a disc in between was not found, and the
+    ones above keep their level. The usual step is the lower median, which one gap among two steps does not move.
+    """
+    if not components:
+        return []
+    steps = [float(np.hypot(a.x - b.x, a.y - b.y)) for a, b in pairwise(components)]
+    usual = sorted(steps)[(len(steps) - 1) // 2] if steps else 1.0
+    taken = [channels - 1]
+    for step in steps:
+        taken.append(taken[-1] - max(1, int(step / usual + 0.5)))
+    return [max(channel, -1) for channel in taken]
+
+
+def _bump(component: Component, size: Sequence[int], device: torch.device) -> torch.Tensor:
+    """(h, w): a gaussian, sigma a quarter of the component's thickness, as high as its mean probability."""
+    x0, y0, x1, y1 = component.box
+    sigma = max(min(x1 - x0, y1 - y0) / 4, 1.0)
+    rows, columns = (torch.arange(n, device=device) for n in size)
+    down = torch.exp(-0.5 * ((rows - component.y) / sigma) ** 2)
+    along = torch.exp(-0.5 * ((columns - component.x) / sigma) ** 2)
+    return component.probability * down[:, None] * along
+
+
+def _log_without(log_p: torch.Tensor, label: int) -> torch.Tensor:
+    """log(1 - p of the label): (N, K, h, w) -> (N, h, w). Summed from the others, so it is exact near p = 1."""
+    return torch.cat([log_p[:, :label], log_p[:, label + 1 :]], 1).logsumexp(1)
+
+
+def _resized(maps: torch.Tensor, h: int, w: int) -> torch.Tensor:
+    if tuple(maps.shape[-2:]) == (h, w):
+        return maps
+    return F.interpolate(maps, size=(h, w), mode="bilinear", align_corners=False)
+
+
+def _block(before: int, after: int) -> nn.Sequential:
+    """Two 3 x 3 convolutions, each with norm and ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(before, after, 3, padding=1, bias=False),
+        nn.BatchNorm2d(after),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(after, after, 3, padding=1, bias=False),
+        nn.BatchNorm2d(after),
+        nn.ReLU(inplace=True),
+    )
+'''
+
 SOURCE['osteograde/tasks/__init__.py'] = r'''"""The tasks the kit knows. A task is a value (contract.py); adding one is adding its module here."""
 
-from osteograde.tasks import lumbar_mr
+from osteograde.tasks import knee_xray, lumbar_mr, spider
 from osteograde.tasks.contract import Task
 
-TASKS: dict[str, Task] = {task.name: task for task in (lumbar_mr.TASK,)}
+TASKS: dict[str, Task] = {task.name: task for task in (lumbar_mr.TASK, knee_xray.TASK, spider.TASK)}
+'''
+
+SOURCE['osteograde/tasks/boxes.py'] = r'''"""Boxes around landmarks on the stacks that show them best. Pure geometry, LPS mm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from osteograde.imaging import geometry
+from osteograde.imaging.geometry import Roi, Volume
+from osteograde.tasks.contract import CropSpec, Pixels, Points, Rois, Site, Volumes, sides, spacing_mm
+
+
+def around(
+    sites: Sequence[Site],
+    crops: Sequence[CropSpec],
+    reach_mm: Mapping[str, float],
+    volumes: Volumes,
+    points: Points,
+    pixels: Pixels,
+) -> Rois:
+    """{target: {view: (stack, box)}} around the landmark of each site; left sites are read mirrored, as right ones.
+
+    reach_mm: per view, how far along the normal a point may lie from the nearest slice. Sites whose landmark is absent,
+    and views that do not show it, are left out. See ``contract.Grade``.
+    """
+    found: dict[str, dict[str, tuple[Volume, Roi]]] = {}
+    for site in sites:
+        if site.landmark not in points:
+            continue
+        for crop in crops:
+            stacks, reach = volumes.get(crop.view, ()), reach_mm[crop.view]
+            seen = box(crop, stacks, points[site.landmark].mm, site.side, pixels, reach)
+            if seen is not None:
+                found.setdefault(site.target, {})[crop.view] = seen
+    return found
+
+
+def box(
+    crop: CropSpec, stacks: Sequence[Volume], point_mm: np.ndarray, side: str, pixels: Pixels, reach_mm: float
+) -> tuple[Volume, Roi] | None:
+    """The stack of a view that shows a point best and the box on its slices; None where no stack shows it."""
+    near = [
+        (round(distance, 3), -stack.voxels.shape[0], stack.series, i)  # every tie is broken the same way each time
+        for i, stack in enumerate(stacks)
+        if (distance := geometry.plane_distance_mm(stack, point_mm)) <= reach_mm
+        and geometry.outside_mm(stack, point_mm) == 0
+    ]
+    if not near:
+        return None
+    stack = stacks[min(near)[-1]]
+    shape = (crop.slices, *sides(pixels))
+    roi = geometry.roi_on(stack, onto_a_slice(stack, point_mm), spacing_mm(crop.field_mm, pixels), shape)
+    return stack, canonical(roi, side)
+
+
+def onto_a_slice(stack: Volume, point_mm: np.ndarray) -> np.ndarray:
+    """The point itself, or for a point beyond the first or last slice the place on that slice next to it."""
+    index = geometry.to_index(stack, point_mm)
+    index[0] = np.clip(index[0], 0, stack.voxels.shape[0] - 1)
+    return geometry.apply(stack.to_mm, index)
+
+
+def canonical(roi: Roi, side: str) -> Roi:
+    """A box of the left side read as one of the right: mirrored along its left-right axis. Others as they are."""
+    if side != "left":
+        return roi
+    return geometry.mirrored(roi, geometry.lateral_axis(roi))
+
+
+def along_the_line(known: dict[int, np.ndarray], count: int) -> dict[int, np.ndarray]:
+    """All of ``count`` points from at least two of them: linear between neighbours and beyond the ends; else as given.
+
+    >>> {i: p.tolist() for i, p in along_the_line({0: np.zeros(3), 1: np.ones(3)}, 3).items()}
+    {0: [0.0, 0.0, 0.0], 1: [1.0, 1.0, 1.0], 2: [2.0, 2.0, 2.0]}
+    """
+    if len(known) < 2:
+        return dict(known)
+    have = sorted(known)
+    line = dict(known)
+    for i in set(range(count)) - set(have):
+        after = min(max(int(np.searchsorted(have, i)), 1), len(have) - 1)  # the segment i lies in or is nearest to
+        a, b = have[after - 1], have[after]
+        line[i] = known[a] + (known[b] - known[a]) * ((i - a) / (b - a))
+    return {i: line[i] for i in sorted(line)}
+'''
+
+SOURCE['osteograde/tasks/confusion.py'] = r'''"""Figures of agreement as pure functions of confusion matrices (..., K, K): rows are the truth, columns the prediction.
+
+The cells are weights, not only counts, so one call serves every resample of a bootstrap. What is not defined is NaN: a
+class that never occurs has no recall, one that is never predicted no precision. Means over classes run over the
+classes that occur in the truth, as scikit-learn's ``balanced_accuracy_score`` does.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def accuracy(confusion: np.ndarray) -> np.ndarray:
+    """(...,): share of the weight on the diagonal."""
+    return share(_right(confusion).sum(-1), confusion.sum((-2, -1)))
+
+
+def recalls(confusion: np.ndarray) -> np.ndarray:
+    """(..., K): share of each true class that is predicted as such."""
+    return share(_right(confusion), confusion.sum(-1))
+
+
+def precisions(confusion: np.ndarray) -> np.ndarray:
+    """(..., K): share of each predicted class that is truly so."""
+    return share(_right(confusion), confusion.sum(-2))
+
+
+def f1s(confusion: np.ndarray) -> np.ndarray:
+    """(..., K): 2 TP / (2 TP + FP + FN); 0 for a class that occurs or is predicted, but never both at once."""
+    return share(2 * _right(confusion), confusion.sum(-1) + confusion.sum(-2))
+
+
+def balanced_accuracy(confusion: np.ndarray) -> np.ndarray:
+    """(...,): mean recall over the classes that occur."""
+    return mean_where(recalls(confusion), confusion.sum(-1) > 0)
+
+
+def macro_f1(confusion: np.ndarray) -> np.ndarray:
+    """(...,): mean F1 over the classes that occur."""
+    return mean_where(f1s(confusion), confusion.sum(-1) > 0)
+
+
+def mean_absolute_error(confusion: np.ndarray) -> np.ndarray:
+    """(...,): mean number of grades between truth and prediction."""
+    return share((confusion * np.abs(_steps(confusion))).sum((-2, -1)), confusion.sum((-2, -1)))
+
+
+def quadratic_kappa(confusion: np.ndarray) -> np.ndarray:
+    """(...,): Cohen's kappa with squared distances as weights (Cohen, Psychol Bull 1968;70:213-220).
+
+    1 - observed / expected disagreement; NaN where truth and prediction are one and the same class throughout, as no
+    disagreement is to be expected then.
+    """
+    steps = _steps(confusion) ** 2
+    expected = confusion.sum(-1)[..., :, None] * confusion.sum(-2)[..., None, :]
+    observed = (steps * confusion).sum((-2, -1)) * confusion.sum((-2, -1))
+    return 1 - share(observed, (steps * expected).sum((-2, -1)))
+
+
+def share(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """above / below, NaN where nothing is below."""
+    above, below = np.asarray(above, float), np.asarray(below, float)
+    return np.divide(above, below, out=np.full(np.broadcast_shapes(above.shape, below.shape), np.nan), where=below > 0)
+
+
+def mean_where(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Mean of ``values`` (..., K) over the classes that count, (..., K) booleans; NaN where none does."""
+    return share(np.where(counts, values, 0.0).sum(-1), counts.sum(-1))
+
+
+def _right(confusion: np.ndarray) -> np.ndarray:
+    return np.diagonal(confusion, axis1=-2, axis2=-1)
+
+
+def _steps(confusion: np.ndarray) -> np.ndarray:
+    grades = np.arange(confusion.shape[-1])
+    return grades[:, None] - grades[None, :]
 '''
 
 SOURCE['osteograde/tasks/contract.py'] = r'''"""What a task is: plain values that the rest of the kit reads. Adding a task is one file; see CONTRIBUTING.md.
@@ -3651,67 +4679,41 @@ submitted is derived from sites, conditions and levels here and in the task's fi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from osteograde.imaging.geometry import Roi, Volume
+from osteograde.tasks.study import Mark as Mark
+from osteograde.tasks.study import Point as Point
+from osteograde.tasks.study import Points as Points
+from osteograde.tasks.study import Series as Series
+from osteograde.tasks.study import Study as Study
+from osteograde.tasks.study import Volumes as Volumes
 
-Volumes = Mapping[str, Sequence[Volume]]  # view -> stacks, each oriented along the view's directions
-
-
-@dataclass(frozen=True, eq=False)
-class Point:
-    """One landmark found: (3,) LPS mm, and a confidence in [0, 1]."""
-
-    mm: np.ndarray
-    confidence: float = 1.0
-
-
-Points = Mapping[str, Point]  # landmark -> Point; absent landmarks are absent, never zero
+Pixels = int | Sequence[int]  # the side of a square crop, or its (H, W)
 Rois = Mapping[str, Mapping[str, tuple[Volume, Roi]]]  # site -> view -> the stack to sample and the box in it
-
-
-@dataclass(frozen=True)
-class Series:
-    """One folder of files of one view; nothing is read until somebody asks."""
-
-    id: str
-    view: str
-    folder: Path
-
-
-@dataclass(frozen=True)
-class Mark:
-    """An annotated landmark as the tables give it: pixel (x, y) on one file of one series."""
-
-    landmark: str
-    series: str
-    instance: str
-    x: float
-    y: float
-
-
-@dataclass(frozen=True)
-class Study:
-    """A patient's examination: which series hold which view, and what is known of it (labels, marks)."""
-
-    id: str
-    patient: str
-    series: tuple[Series, ...]
-    labels: Mapping[str, int] = field(default_factory=dict)  # target -> class index; unlabelled targets are absent
-    marks: tuple[Mark, ...] = ()
 
 
 @dataclass(frozen=True)
 class View:
     """A kind of series. ``directions``: unit LPS rows that a stack's (D, H, W) axes are turned to, e.g. sagittal
-    (left, feet, back), so that every net sees every patient the same way up."""
+    (left, feet, back), so that every net sees every patient the same way up.
+
+    window: percentiles of a series' grey values that become black and white. width_mm: what images without a pixel
+    size are taken to be wide, (landscape, portrait or square); slice_mm: and how thick. film: files are projections,
+    one image each. needed: a study without it is incomplete.
+    """
 
     name: str
     description: str  # how the tables call it
     directions: tuple[tuple[float, float, float], ...]
+    window: tuple[float, float] = (0.5, 99.5)
+    width_mm: tuple[float, float] = (280.0, 280.0)
+    slice_mm: float = 4.0
+    film: bool = False
+    needed: bool = True
 
 
 @dataclass(frozen=True)
@@ -3720,7 +4722,8 @@ class Landmark:
 
     ``side`` ("right", "left" or "") keeps the landmark to that side of the patient's midline in the locator's
     view; ``prompt`` names the landmark of an earlier locator around which this one is looked for; ``near`` one that it
-    lies beside (``Locate.near_mm``), so that levels told apart once are not told apart again.
+    lies beside (``Locate.near_mm``), so that levels told apart once are not told apart again. ``view``: where it is
+    looked for if not in the locator's own view: one net may read several views that look alike to it.
     """
 
     name: str
@@ -3728,6 +4731,7 @@ class Landmark:
     side: str = ""
     prompt: str = ""
     near: str = ""
+    view: str = ""
 
 
 @dataclass(frozen=True)
@@ -3740,6 +4744,9 @@ class Locate:
     apart_mm: where given, the landmarks of a side follow each other down the image at such distances (levels).
     near_mm: how far in-plane a landmark may lie from the one it is ``near``, where that was found.
     sigma_mm: spread of the heatmap target in-plane. far_mm: a prompt further than this from every slice finds nothing.
+    whole: the net sees the image as far as it goes, and ``field_mm`` is only its usual size: for images whose size in
+    mm is not to be relied on. absent: landmarks may be missing from an image that should show them; the net learns to
+    say so. own_midline: the patient's midline is x = 0 (films), whatever the image's centre is.
     """
 
     name: str
@@ -3752,34 +4759,45 @@ class Locate:
     sigma_mm: float = 4.0
     apart_mm: tuple[float, float] | None = None
     near_mm: float = 20.0
+    whole: bool = False
+    absent: bool = False
+    own_midline: bool = False
 
     @property
     def channels(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(landmark.channel for landmark in self.landmarks))
 
-    @property
-    def chains(self) -> tuple[tuple[int, ...], ...]:
-        """Numbers of the landmarks that follow each other down the image, per side; none unless ``apart_mm``."""
+    def chains(self, landmarks: Sequence[Landmark]) -> tuple[tuple[int, ...], ...]:
+        """Numbers of those of ``landmarks`` that follow each other down the image, per side; none without
+        ``apart_mm``."""
         if self.apart_mm is None:
             return ()
-        sides = dict.fromkeys(landmark.side for landmark in self.landmarks)
-        return tuple(tuple(i for i, mark in enumerate(self.landmarks) if mark.side == side) for side in sides)
+        sides = dict.fromkeys(landmark.side for landmark in landmarks)
+        return tuple(tuple(i for i, mark in enumerate(landmarks) if mark.side == side) for side in sides)
 
     @property
-    def prompts(self) -> tuple[str, ...]:
-        """The prompts, in order; ("",) for a locator that reads whole stacks."""
-        return tuple(dict.fromkeys(landmark.prompt for landmark in self.landmarks))
+    def looks(self) -> tuple[tuple[str, str], ...]:
+        """(view, prompt) of every look the locator takes, in order; prompt "" for whole stacks."""
+        return tuple(dict.fromkeys((landmark.view or self.view, landmark.prompt) for landmark in self.landmarks))
 
 
 @dataclass(frozen=True)
 class Site:
-    """One graded place = one submitted row. ``target`` is its name in the tables; left sites are mirrored."""
+    """One graded place = one submitted row. ``target`` is its name in the tables; left sites are mirrored.
+
+    also: the same place under the names it has in views that share no coordinates with the landmark's.
+    """
 
     target: str
     condition: str
     level: str
     side: str = ""
     landmark: str = ""
+    also: tuple[str, ...] = ()
+
+    @property
+    def landmarks(self) -> tuple[str, ...]:
+        return self.landmark, *self.also
 
 
 @dataclass(frozen=True)
@@ -3795,15 +4813,18 @@ class CropSpec:
 class Grade:
     """One grader: the sites of one condition group, the crops it reads, and where they lie.
 
-    rois(volumes, points) -> {site target: {view: (volume, roi)}} is pure; views that cannot be seen are left out. The
-    in-plane size of each roi is its spec's field; ``pixels`` arrives as the last argument.
+    rois(volumes, points, pixels) -> {site target: {view: (volume, roi)}} is pure; views that cannot be seen are left
+    out. ``pixels``: a side, or (H, W); the field of a spec spans the longer one (``sides``). findings: further yes/no
+    questions that the same net answers about every site; they help it learn and are written beside the submission.
     """
 
     name: str
     sites: tuple[Site, ...]
     crops: tuple[CropSpec, ...]
-    rois: Callable[[Volumes, Points, int], Rois]
+    rois: Callable[[Volumes, Points, Pixels], Rois]
     any_severe: bool = False  # adds the any-severe term over the sites of a study to the loss
+    findings: tuple[str, ...] = ()
+    mirrors: bool = False  # a site and its mirror image are graded alike: so it is learnt and seen a second time
 
 
 @dataclass(frozen=True)
@@ -3827,6 +4848,10 @@ class Task:
     counted: Callable[[Mapping[str, Mapping[str, int]], Mapping[str, np.ndarray]], Callable[[np.ndarray], np.ndarray]]
     complete: Callable[[Points], Points]  # fills what can be told by geometry from what was found
     score_groups: tuple[str, ...] = ()
+    rows_vary: bool = False  # studies have some of the targets only (``Study.targets``)
+    higher_is_better: frozenset[str] = frozenset()  # parts of the score, "score" among them; of all others lower is
+    confusion: Callable[[Mapping[str, Mapping[str, int]], Mapping[str, np.ndarray]], np.ndarray] | None = None
+    patient: Callable[[str], str] = str  # whose study an id names: patients are resampled whole; default: own each
 
     def __post_init__(self) -> None:
         found: set[str] = set()
@@ -3847,9 +4872,10 @@ class Task:
             raise ValueError(f"{self.name}: the prior must name every target once")
 
     def _check_locate(self, stage: Locate, found: set[str], views: set[str]) -> None:
-        if stage.view not in views:
-            raise ValueError(f"{self.name}: locator {stage.name!r} reads {stage.view!r}; views are {sorted(views)}")
-        needed = {*stage.prompts, *stage.midline, *(landmark.near for landmark in stage.landmarks)} - {""}
+        if lost := {stage.view, *(view for view, _ in stage.looks)} - views:
+            raise ValueError(f"{self.name}: locator {stage.name!r} reads {min(lost)!r}; views are {sorted(views)}")
+        prompts, near = {prompt for _, prompt in stage.looks}, {landmark.near for landmark in stage.landmarks}
+        needed = (prompts | near | {*stage.midline}) - {""}
         if unknown := needed - found:
             raise ValueError(
                 f"{self.name}: locator {stage.name!r} is prompted by {sorted(unknown)}, "
@@ -3872,9 +4898,270 @@ class Task:
         best = max(along, key=lambda name: along[name])  # the first of equals
         return best if along[best] > np.cos(np.pi / 4) else ""
 
-    def rows(self, study: str) -> list[str]:
-        """The submitted row ids of a study, in the template's order."""
-        return [f"{study}_{target}" for target in self.targets]
+    def rows(self, study: str, targets: Sequence[str] = ()) -> list[str]:
+        """The submitted row ids of a study, in the template's order; ``targets``: those asked, if not all."""
+        return [f"{study}_{target}" for target in self.asked(targets)]
+
+    def asked(self, targets: Sequence[str] = ()) -> tuple[str, ...]:
+        """The targets of a study in the template's order; none named = all."""
+        return tuple(target for target in self.targets if target in targets) if targets else self.targets
+
+
+def sides(pixels: Pixels) -> tuple[int, int]:
+    """(H, W) of a crop.
+
+    >>> sides([16, 24])
+    (16, 24)
+    """
+    if isinstance(pixels, int):
+        return pixels, pixels
+    height, width = pixels
+    return int(height), int(width)
+
+
+def spacing_mm(field_mm: float, pixels: Pixels) -> tuple[float, float]:
+    """(row, column) spacing of a crop whose longer side spans ``field_mm``."""
+    return (field_mm / max(sides(pixels)),) * 2  # type: ignore[return-value]
+'''
+
+SOURCE['osteograde/tasks/image_files.py'] = r'''"""Folders of image files without tables: which files there are, and what they may be called in a submission."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from osteograde.imaging import raster
+
+DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})
+_ODD = re.compile(r"[^0-9A-Za-z._-]+")
+MOST = 64  # characters of a name
+
+
+def images(root: Path) -> list[Path]:
+    """All image files below a folder in order of their paths: pictures and DICOM files, known by their suffix, and
+    files without a suffix that start as DICOM does. Hidden files and folders are passed over, links to folders are not
+    followed."""
+    found = []
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [path for name in sorted(files) if not name.startswith(".") and _is_image(path := Path(folder, name))]
+    return found
+
+
+def names(files: Sequence[Path], root: Path) -> list[str]:
+    """One name per file: its stem where no other file has it, else its path below ``root``; odd characters become _.
+
+    >>> names([Path("a/x.png"), Path("b/x.png"), Path("b/my y.png")], Path("."))
+    ['a_x', 'b_x', 'my_y']
+    """
+    stems = Counter(_plain(file.stem) for file in files)
+    short = [_plain(file.stem) for file in files]
+    long = [_plain("_".join(file.relative_to(root).with_suffix("").parts)) for file in files]
+    chosen = [a if stems[a] == 1 else b for a, b in zip(short, long, strict=True)]
+    again = Counter(chosen)
+    return [name if again[name] == 1 else f"{name}_{i}" for i, name in enumerate(chosen)]
+
+
+def part_of(root: Path, part: str) -> Path:
+    """The folder of a part: ROOT/<part>_images, or ROOT itself where there is none."""
+    folder = Path(root) / f"{part}_images"
+    return folder if folder.is_dir() else Path(root)
+
+
+def _plain(name: str) -> str:
+    return _ODD.sub("_", name)[-MOST:] or "_"
+
+
+def _is_image(path: Path) -> bool:
+    suffix = path.suffix.lower()
+    if raster.is_image(path) or suffix in DICOM_SUFFIXES:
+        return True
+    if suffix:
+        return False
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+'''
+
+SOURCE['osteograde/tasks/knee_files.py'] = r'''"""Reading of `knee-xray`: single-knee crops, with grade folders or without, and full films as pictures or DICOM.
+
+What an image is follows from its size and header alone, so that every row is known before a pixel is decoded:
+
+* a small square picture is a crop of one knee, 140 mm wide, as all public sets of crops are;
+* a film wider than tall shows both knees (two rows), unless its header names one side;
+* any other film shows one knee (one row), of the side its header or its file's name says, else taken as a right one.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+
+from osteograde.imaging import raster
+from osteograde.imaging.dicom.radiograph import film_outline
+from osteograde.tasks.contract import Mark, Series, Study
+from osteograde.tasks.image_files import images, names, part_of
+from osteograde.tasks.tables import some
+
+VIEW = "film"
+SIDES = ("right", "left")
+GRADES = ("0", "1", "2", "3", "4")
+CROP_MM = 140.0
+CROP_PIXELS = 640  # a larger picture is a film
+SQUARE = 0.05  # sides of a crop differ by less than this share
+_NAMED = re.compile(
+    r"^(?P<patient>[0-9]+)_?(?P<side>[LRlr]|(?<=_)[12])$"
+)  # 9001695L, or OAI's codes: _1 right, _2 left
+_PATIENT = re.compile(r"(?:^|_)([0-9]+)_?(?:[LRlr]|(?<=_)[12])$")  # the same behind folders (image_files.names)
+_SIDE = {"r": "right", "l": "left", "1": "right", "2": "left"}
+GRADE_COLUMNS = ("row_id", "grade")
+
+
+def read(root: Path, part: str) -> list[Study]:
+    """Every image below ROOT as a study; for "train" those in grade folders 0..4, with labels and joint centres.
+
+    For "test" ROOT/test_images where it exists; labels and folder names are not looked at. ValueError where there is
+    no image.
+    """
+    root = Path(root)
+    folder = part_of(root, part)
+    files = images(folder)
+    if part == "train":
+        files = [file for file in files if file.parent.name in GRADES]
+    if not files:
+        kind = "images in grade folders 0 to 4" if part == "train" else "image files (png, jpg, webp, tif, bmp, dcm)"
+        raise ValueError(f"{folder}: no {kind}; give the folder that holds them")
+    made = (study(file, name, part == "train") for file, name in zip(files, names(files, folder), strict=True))
+    return sorted(made, key=lambda one: one.id)
+
+
+def study(file: Path, name: str, labelled: bool) -> Study:
+    """One image as a study. See the module for what it is taken to be."""
+    width, height, side = _outline(file)
+    told = _NAMED.match(file.stem)
+    patient = patient_of(name)
+    named = _SIDE[told["side"].lower()] if told else ""
+    if raster.is_image(file) and max(width, height) <= CROP_PIXELS and abs(width - height) <= SQUARE * max(width, 1):
+        side = named or "right"
+        pixel_mm = CROP_MM / max(width, 1)
+        series = Series(name, VIEW, file.parent, (file,), (4.0, pixel_mm, pixel_mm), side)
+    elif side in SIDES or width <= height:
+        side = side if side in SIDES else named or "right"
+        series = Series(name, VIEW, file.parent, (file,), side=side)
+    else:
+        return Study(name, patient, (Series(name, VIEW, file.parent, (file,)),))
+    labels = {side: int(file.parent.name)} if labelled else {}
+    marks = (Mark(side, name, file.stem, (width - 1) / 2, (height - 1) / 2),) if labelled else ()
+    return Study(name, patient, (series,), labels, marks, targets=(side,))
+
+
+def patient_of(study_id: str) -> str:
+    """Whose knee a study shows: the digits before the side, else nobody else's.
+
+    >>> patient_of("9001695L"), patient_of("9001695_2"), patient_of("val_3_9001695R"), patient_of("film12")
+    ('9001695', '9001695', '9001695', 'film12')
+    """
+    told = _PATIENT.search(study_id)
+    return told[1] if told else study_id
+
+
+def _outline(file: Path) -> tuple[int, int, str]:
+    """(width, height, side) of a file's header; zeros where it cannot be read: reading it will tell why."""
+    try:
+        return (*raster.size(file), "") if raster.is_image(file) else film_outline(file)
+    except raster.UnreadableImage:
+        return 0, 0, ""
+
+
+def labels(path: Path) -> dict[str, dict[str, int]]:
+    """{study: {side: grade}} of a table row_id,grade whose row ids end in _right or _left. ValueError otherwise."""
+    with Path(path).open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        if not set(GRADE_COLUMNS) <= set(reader.fieldnames or ()):
+            raise ValueError(f"{path}: columns are {reader.fieldnames}; expected {','.join(GRADE_COLUMNS)}")
+        rows = [(row["row_id"].rpartition("_"), row["grade"].strip()) for row in reader]
+    bad = ["".join(parts) for parts, grade in rows if parts[2] not in SIDES or grade not in ("", *GRADES)]
+    if bad:
+        raise ValueError(f"{path}: rows without a side or with an unknown grade: {some(bad)}; expected _right or _left")
+    found: dict[str, dict[str, int]] = {}
+    for (name, _, side), grade in rows:
+        if grade:
+            found.setdefault(name, {})[side] = int(grade)
+    return found
+'''
+
+SOURCE['osteograde/tasks/knee_xray.py'] = r'''"""The task `knee-xray`: Kellgren-Lawrence grades 0 to 4 of the knees on radiographs.
+
+The joint centres are found on the film, by position right or left of its middle; a picture of one knee lies wholly on
+its own side. Around each a crop of 140 mm is graded, left knees mirrored. Files: knee_files.py.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from osteograde.tasks import boxes, knee_files
+from osteograde.tasks.contract import CropSpec, Grade, Landmark, Locate, Points, Site, Task, View
+from osteograde.tasks.knee_files import GRADES, SIDES, VIEW
+from osteograde.tasks.ordinal_metric import OrdinalMetric
+from osteograde.tasks.prior import normalised
+
+CORONAL = ((0.0, 1.0, 0.0), (0.0, 0.0, -1.0), (1.0, 0.0, 0.0))  # an AP film as it is hung: patient's left on its right
+WINDOW = (5.0, 99.0)  # percentiles over the whole film (Tiulpin et al., Scientific Reports 8:1727, 2018)
+WIDTH_MM = (400.0, 220.0)  # of a film that does not say: both knees, or one
+REACH_MM = {VIEW: float("inf")}  # a projection shows what lies at any depth
+
+# Knees per grade in the Osteoarthritis Initiative's baseline as published with the crops (doi 10.17632/56rmx5bjcr.1).
+COUNTS = (3253, 1495, 2175, 1086, 251)
+
+SITES = tuple(Site(side, "kellgren_lawrence", "", side, side) for side in SIDES)
+CROPS = (CropSpec(VIEW, 1, knee_files.CROP_MM),)
+METRIC = OrdinalMetric(SIDES, GRADES)
+
+
+def complete(points: Points) -> Points:
+    """What was found: nothing tells one knee from the other."""
+    return dict(points)
+
+
+TASK = Task(
+    name="knee-xray",
+    slug="knee-xray",
+    views=(View(VIEW, "AP or PA radiograph", CORONAL, WINDOW, WIDTH_MM, film=True),),
+    classes=tuple(f"kl_{grade}" for grade in GRADES),
+    weights=(1.0,) * len(GRADES),
+    locate=(
+        Locate(
+            "joint",
+            VIEW,
+            tuple(Landmark(side, channel="joint", side=side) for side in SIDES),
+            field_mm=(400.0, 400.0),
+            sigma_mm=5.0,
+            absent=True,
+            own_midline=True,
+        ),
+    ),
+    grade=(Grade("kl", SITES, CROPS, partial(boxes.around, SITES, CROPS, REACH_MM), mirrors=True),),
+    targets=SIDES,
+    prior=dict.fromkeys(SIDES, normalised(COUNTS)),
+    read=knee_files.read,
+    labels=knee_files.labels,
+    score=METRIC.score,
+    counted=METRIC.counted,
+    complete=complete,
+    score_groups=METRIC.groups,
+    rows_vary=True,
+    higher_is_better=METRIC.higher_is_better,
+    confusion=METRIC.confusion,
+    patient=knee_files.patient_of,
+)
 '''
 
 SOURCE['osteograde/tasks/lumbar_metric.py'] = r'''"""The official score of `lumbar-mr`: the mean of four weighted log losses, lower is better.
@@ -4201,9 +5488,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from osteograde.imaging import geometry
-from osteograde.imaging.geometry import Roi, Volume
-from osteograde.tasks.contract import CropSpec, Point, Points, Rois, Site, Volumes
+from osteograde.tasks import boxes
+from osteograde.tasks.boxes import along_the_line
+from osteograde.tasks.contract import CropSpec, Pixels, Point, Points, Rois, Site, Volumes
 from osteograde.tasks.lumbar_names import LEVELS, SIDES, landmark
 
 # Typical way from the canal point to the structures of the left side (x to the left, y to the back, z to the head), mm.
@@ -4242,69 +5529,9 @@ def complete(points: Points) -> Points:
     return {**filled, **points}
 
 
-def along_the_line(known: dict[int, np.ndarray], count: int) -> dict[int, np.ndarray]:
-    """All of ``count`` points from at least two of them: linear between neighbours and beyond the ends; else as given.
-
-    >>> {i: p.tolist() for i, p in along_the_line({0: np.zeros(3), 1: np.ones(3)}, 3).items()}
-    {0: [0.0, 0.0, 0.0], 1: [1.0, 1.0, 1.0], 2: [2.0, 2.0, 2.0]}
-    """
-    if len(known) < 2:
-        return dict(known)
-    have = sorted(known)
-    line = dict(known)
-    for i in set(range(count)) - set(have):
-        after = min(max(int(np.searchsorted(have, i)), 1), len(have) - 1)  # the segment i lies in or is nearest to
-        a, b = have[after - 1], have[after]
-        line[i] = known[a] + (known[b] - known[a]) * ((i - a) / (b - a))
-    return {i: line[i] for i in sorted(line)}
-
-
-def rois(sites: Sequence[Site], crops: Sequence[CropSpec], volumes: Volumes, points: Points, pixels: int) -> Rois:
-    """{target: {view: (stack, box)}} around the landmark of each site; left sites are read mirrored, as right ones.
-
-    Sites whose landmark is absent, and views that do not show it, are left out. See ``contract.Grade``.
-    """
-    found: dict[str, dict[str, tuple[Volume, Roi]]] = {}
-    for site in sites:
-        if site.landmark not in points:
-            continue
-        for crop in crops:
-            seen = box(crop, volumes.get(crop.view, ()), points[site.landmark].mm, site.side, pixels)
-            if seen is not None:
-                found.setdefault(site.target, {})[crop.view] = seen
-    return found
-
-
-def box(
-    crop: CropSpec, stacks: Sequence[Volume], point_mm: np.ndarray, side: str, pixels: int
-) -> tuple[Volume, Roi] | None:
-    """The stack of a view that shows a point best and the box on its slices; None where no stack shows it."""
-    near = [
-        (round(distance, 3), -stack.voxels.shape[0], stack.series, i)  # every tie is broken the same way each time
-        for i, stack in enumerate(stacks)
-        if (distance := geometry.plane_distance_mm(stack, point_mm)) <= REACH_MM[crop.view]
-        and geometry.outside_mm(stack, point_mm) == 0
-    ]
-    if not near:
-        return None
-    stack = stacks[min(near)[-1]]
-    spacing_mm = (crop.field_mm / pixels, crop.field_mm / pixels)
-    roi = geometry.roi_on(stack, onto_a_slice(stack, point_mm), spacing_mm, (crop.slices, pixels, pixels))
-    return stack, canonical(roi, side)
-
-
-def onto_a_slice(stack: Volume, point_mm: np.ndarray) -> np.ndarray:
-    """The point itself, or for a point beyond the first or last slice the place on that slice next to it."""
-    index = geometry.to_index(stack, point_mm)
-    index[0] = np.clip(index[0], 0, stack.voxels.shape[0] - 1)
-    return geometry.apply(stack.to_mm, index)
-
-
-def canonical(roi: Roi, side: str) -> Roi:
-    """A box of the left side read as one of the right: mirrored along its left-right axis. Others as they are."""
-    if side != "left":
-        return roi
-    return geometry.mirrored(roi, int(np.argmax(np.abs(roi.to_mm[0, :3]) / roi.spacing_mm)))
+def rois(sites: Sequence[Site], crops: Sequence[CropSpec], volumes: Volumes, points: Points, pixels: Pixels) -> Rois:
+    """The boxes around the landmark of each site; see ``boxes.around``."""
+    return boxes.around(sites, crops, REACH_MM, volumes, points, pixels)
 '''
 
 SOURCE['osteograde/tasks/lumbar_tables.py'] = r'''"""Studies of `lumbar-mr` from the competition's folder: tables and paths only, no voxel is read here.
@@ -4531,6 +5758,199 @@ def _tell(images: Path, notes: Counter[str]) -> None:
             log.warning("%s: %d %s", images, count, what)
 '''
 
+SOURCE['osteograde/tasks/ordinal_metric.py'] = r'''"""The score of tasks whose classes are ordered and exclusive: quadratic kappa, and what else is asked of a grader.
+
+All labelled cells (study, target) are pooled. The predicted grade is the most probable one (the lower of equals), also
+for the mean absolute error: it is the error of the grade that is reported, not of the expected grade. Everything but
+AUC and average precision is a function of sums over studies, so one table of sums serves the score and its resampling.
+Means over classes run over the classes that occur in the truth of a resample. Letters: S studies, n labelled cells, T
+targets, K classes, B resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from osteograde.tasks import confusion as agreement
+from osteograde.tasks.confusion import mean_where, share
+from osteograde.tasks.ranking import ranked
+
+Labels = Mapping[str, Mapping[str, int]]
+Probs = Mapping[str, np.ndarray]
+
+BINS = 15  # of the calibration error
+SUM_TOLERANCE = 1e-3  # how far a row may be from summing to 1
+EPS = float(np.finfo(np.float64).eps)
+LOWER_IS_BETTER = frozenset({"mae", "brier", "log_loss", "ece"})
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The labelled cells: study_index (n,) into the studies of the labels, true (n,) classes, probs (n, K)."""
+
+    study_index: np.ndarray
+    true: np.ndarray
+    probs: np.ndarray
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """(n,) the most probable class, the lower of equals."""
+        return self.probs.argmax(1)
+
+
+@dataclass(frozen=True)
+class OrdinalMetric:
+    """Plain values only, so that a task holding its methods travels to other processes.
+
+    targets: of the task, in its order. grades: names of the classes, rising. threshold: index of the class from which
+    on ``auc_ge_<grade>`` calls a cell positive; it is scored by the sum of the probabilities of those classes.
+
+    >>> OrdinalMetric(("right", "left"), ("0", "1", "2")).parts[10:13]
+    ('precision_0', 'precision_1', 'precision_2')
+    """
+
+    targets: tuple[str, ...]
+    grades: tuple[str, ...]
+    threshold: int = 2
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold < len(self.grades):
+            raise ValueError(
+                f"threshold {self.threshold} divides none of the {len(self.grades)} grades {self.grades}; "
+                f"expected 1 to {len(self.grades) - 1}"
+            )
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the parts in their order; "score", the quadratic kappa, is the last."""
+        pooled = ("accuracy", "balanced_accuracy", "macro_f1", "mae", "auc", f"auc_ge_{self.grades[self.threshold]}")
+        proper = ("average_precision", "brier", "log_loss", "ece")
+        by_grade = tuple(f"{what}_{grade}" for what in ("precision", "recall", "f1") for grade in self.grades)
+        return (*pooled, *proper, *by_grade, "score")
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """``Task.score_groups``: the parts but "score"."""
+        return self.parts[:-1]
+
+    @property
+    def higher_is_better(self) -> frozenset[str]:
+        """``Task.higher_is_better``: the parts of which more is better."""
+        return frozenset(self.parts) - LOWER_IS_BETTER
+
+    def score(self, labels: Labels, probs: Probs) -> dict[str, float]:
+        """Every part of ``parts``; those that the labels leave undefined are NaN.
+
+        labels: {study: {target: class index}}. probs: {study: (T, K)}; rows without a label are not looked at and may
+        be NaN. ValueError where a labelled study has no probabilities, a label is unknown, or a labelled row is not
+        finite, negative or does not sum to 1.
+        """
+        values = self.counted(labels, probs)(np.ones((1, len(labels))))[0]
+        return dict(zip(self.parts, map(float, values), strict=True))
+
+    def counted(self, labels: Labels, probs: Probs) -> Callable[[np.ndarray], np.ndarray]:
+        """The score as a function of how often each study of ``labels`` counts: (B, S) -> (B, parts)."""
+        cells = self.cells(labels, probs)
+        k = len(self.grades)
+        sums = study_sums(cells, len(labels), k)
+        ranks = [ranked(cells.probs[:, grade], cells.true == grade, cells.study_index) for grade in range(k)]
+        high = cells.probs[:, self.threshold :].sum(1)
+        ranks.append(ranked(high, cells.true >= self.threshold, cells.study_index))
+
+        def values(counts: np.ndarray) -> np.ndarray:
+            counts = np.asarray(counts, float)
+            table = counts @ sums
+            matrix = table[:, : k * k].reshape(-1, k, k)
+            by_study = np.ascontiguousarray(counts.T)
+            aucs, precisions = (np.stack(of, -1) for of in zip(*(rank(by_study) for rank in ranks), strict=True))
+            return _columns(matrix, table[:, k * k :], aucs, precisions)
+
+        return values
+
+    def confusion(self, labels: Labels, probs: Probs) -> np.ndarray:
+        """(K, K) numbers of cells: rows the truth, columns the prediction. Reads and refuses what ``score`` does."""
+        cells, k = self.cells(labels, probs), len(self.grades)
+        return np.bincount(cells.true * k + cells.predicted, minlength=k * k).reshape(k, k)
+
+    def cells(self, labels: Labels, probs: Probs) -> Cells:
+        """The labelled cells, in the order of ``labels``. See ``score``."""
+        if lost := sorted(set(labels) - set(probs)):
+            raise ValueError(f"{len(lost)} labelled studies have no probabilities: {lost[:5]}")
+        column = {target: i for i, target in enumerate(self.targets)}
+        names = [(study, target, label) for study, given in labels.items() for target, label in given.items()]
+        known = range(len(self.grades))
+        if odd := [name for name in names if name[1] not in column or name[2] not in known]:
+            raise ValueError(
+                f"{len(odd)} labels (study, target, class) are unknown: {odd[:5]}; "
+                f"targets are {self.targets[:5]}, classes 0 to {known[-1]}"
+            )
+        index = {study: i for i, study in enumerate(labels)}
+        tables = {study: self._table(study, probs[study]) for study in labels}
+        rows = np.array([tables[study][column[target]] for study, target, _ in names], float)
+        rows = rows.reshape(len(names), len(self.grades))
+        wrong = ~np.isfinite(rows).all(1) | (rows < 0).any(1) | ~(np.abs(rows.sum(1) - 1) <= SUM_TOLERANCE)
+        if wrong.any():
+            bad = [f"{names[i][0]}_{names[i][1]}" for i in np.flatnonzero(wrong)]
+            raise ValueError(f"{len(bad)} rows are not finite, negative or do not sum to 1: {bad[:5]}")
+        true = np.array([label for *_, label in names], int)
+        return Cells(np.array([index[study] for study, *_ in names], int), true, rows)
+
+    def _table(self, study: str, table: np.ndarray) -> np.ndarray:
+        shape = (len(self.targets), len(self.grades))
+        if np.shape(table) != shape:
+            raise ValueError(f"study {study}: probabilities are {np.shape(table)}, expected {shape} (targets, classes)")
+        return np.asarray(table)
+
+
+def study_sums(cells: Cells, studies: int, k: int) -> np.ndarray:
+    """(S, K * K + 2 + BINS) sums over the cells of each study: the confusion matrix, row by row; the squared error of
+    the probabilities over all classes (Brier, Mon Weather Rev 1950;78:1-3); -log p of the true class, p clipped to
+    [eps, 1 - eps] of float64; and, by ``confidence_bin``, right (1 or 0) minus confidence."""
+    rows, predicted = np.arange(len(cells.true)), cells.predicted
+    confidence = cells.probs[rows, predicted]
+    values = np.zeros((len(rows), k * k + 2 + BINS))
+    values[rows, cells.true * k + predicted] = 1
+    values[:, k * k] = ((cells.probs - np.eye(k)[cells.true]) ** 2).sum(1)
+    values[:, k * k + 1] = -np.log(np.clip(cells.probs[rows, cells.true], EPS, 1 - EPS))
+    values[rows, k * k + 2 + confidence_bin(confidence)] = (cells.true == predicted) - confidence
+    sums = np.zeros((studies, values.shape[1]))
+    np.add.at(sums, cells.study_index, values)
+    return sums
+
+
+def confidence_bin(confidence: np.ndarray) -> np.ndarray:
+    """Which of ``BINS`` equal bins ((b - 1) / BINS, b / BINS] a top probability lies in, counted from 0."""
+    return np.searchsorted(np.arange(1, BINS) / BINS, confidence, side="left")
+
+
+def _columns(matrix: np.ndarray, losses: np.ndarray, aucs: np.ndarray, precisions: np.ndarray) -> np.ndarray:
+    """(B, parts) in the order of ``OrdinalMetric.parts``.
+
+    matrix (B, K, K); losses (B, 2 + BINS) as ``study_sums`` has them; aucs and precisions (B, K + 1), the last column
+    of which is the threshold's. The calibration error is the weight of a bin times |right - confidence|, summed (Naeini
+    et al., AAAI 2015).
+    """
+    total, occurs = matrix.sum((1, 2)), matrix.sum(2) > 0
+    by_class = aucs[:, :-1]
+    pooled = (
+        agreement.accuracy(matrix),
+        agreement.balanced_accuracy(matrix),
+        agreement.macro_f1(matrix),
+        agreement.mean_absolute_error(matrix),
+        mean_where(by_class, ~np.isnan(by_class)),
+        aucs[:, -1],
+        mean_where(precisions[:, :-1], occurs),
+        share(losses[:, 0], total),
+        share(losses[:, 1], total),
+        share(np.abs(losses[:, 2:]).sum(1), total),
+    )
+    by_grade = (agreement.precisions(matrix), agreement.recalls(matrix), agreement.f1s(matrix))
+    return np.column_stack([*pooled, *by_grade, agreement.quadratic_kappa(matrix)])
+'''
+
 SOURCE['osteograde/tasks/prior.py'] = r'''"""Class priors: the best constant answer under a weighted log loss."""
 
 from __future__ import annotations
@@ -4557,7 +5977,7 @@ def weighted_prior(
     return {target: normalised(count * np.asarray(weights)) for target, count in counts.items()}
 
 
-def normalised(masses: np.ndarray) -> tuple[float, ...]:
+def normalised(masses: Sequence[float] | np.ndarray) -> tuple[float, ...]:
     """Masses as probabilities."""
     return tuple(float(mass) for mass in masses / np.sum(masses))
 
@@ -4565,6 +5985,58 @@ def normalised(masses: np.ndarray) -> tuple[float, ...]:
 def as_rows(prior: Mapping[str, Sequence[float]], targets: Sequence[str]) -> np.ndarray:
     """(targets, classes) of a prior, in the order of ``targets``."""
     return np.array([prior[target] for target in targets], dtype=float)
+'''
+
+SOURCE['osteograde/tasks/ranking.py'] = r'''"""Area under the ROC curve and average precision of many resamples at once: sorted once, counted by cumulative sums.
+
+Both only need, for every positive cell, how much weight lies at or above its score. Ties are exact: cells of one score
+are one step of the curve. Letters: n cells, P positive cells, S studies, B resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from osteograde.tasks.confusion import share
+
+
+def ranked(
+    scores: np.ndarray, true: np.ndarray, study_index: np.ndarray
+) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """(AUC, average precision) as a function of how often each study counts: (S, B) -> (B,) and (B,).
+
+    scores (n,) of cells, true (n,) booleans, study_index (n,) which study a cell is of. AUC: the chance that a
+    positive cell scores above a negative one, ties counting half (the trapezium rule); NaN without either. Average
+    precision: the sum over thresholds of precision times the step in recall, without interpolation (scikit-learn's
+    definition); NaN without positive cells.
+    """
+    order = np.argsort(-scores, kind="stable")
+    falling, positive = -scores[order], np.flatnonzero(true[order])
+    above = np.searchsorted(falling, falling[positive], side="left")  # (P,) how many cells score higher,
+    reached = np.searchsorted(falling, falling[positive], side="right")  # and how many at least as high
+    positive_above, positive_reached = np.searchsorted(positive, above), np.searchsorted(positive, reached)
+    studies, positive_studies = study_index[order], study_index[order][positive]
+
+    def values(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        weight = counts[positive_studies]
+        cells, hits = _running(counts[studies]), _running(weight)
+        called, found = cells[reached], hits[positive_reached]
+        beaten_by = ((called - found) + (cells[above] - hits[positive_above])) / 2  # negatives; half of those tied
+        hit, missed = hits[-1], cells[-1] - hits[-1]
+        auc = share((weight * (missed - beaten_by)).sum(0), hit * missed)
+        precision = np.divide(found, called, out=np.zeros_like(found), where=called > 0)
+        return auc, share((weight * precision).sum(0), hit)
+
+    return values
+
+
+def _running(weight: np.ndarray) -> np.ndarray:
+    """(n + 1, B): sums of the first 0, 1, ... n rows."""
+    sums = np.zeros((len(weight) + 1, weight.shape[1]))
+    np.cumsum(weight, axis=0, out=sums[1:])
+    return sums
 '''
 
 SOURCE['osteograde/tasks/rows.py'] = r'''"""Tables of graded rows (row_id, one column per class): what a submission, a template and out-of-fold files share."""
@@ -4592,7 +6064,8 @@ def split_id(task: Task, row: str) -> tuple[str, str]:
 
 
 def by_study(task: Task, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """{study: (targets, classes)} in the task's order. ValueError where a study lacks rows."""
+    """{study: (targets, classes)} in the task's order; NaN for rows a study does not have. ValueError where a study
+    lacks rows of a task whose studies all have the same."""
     place = {target: i for i, target in enumerate(task.targets)}
     found: dict[str, np.ndarray] = {}
     for row, values in rows.items():
@@ -4601,7 +6074,7 @@ def by_study(task: Task, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
             found[study] = np.full((len(task.targets), len(task.classes)), np.nan)
         found[study][place[target]] = values
     lost = [row for study in found for row in task.rows(study) if row not in rows]
-    if lost:
+    if lost and not task.rows_vary:
         raise ValueError(f"{len(lost)} rows are missing: {some(lost)}; every study needs {len(task.targets)} rows")
     return found
 
@@ -4643,6 +6116,511 @@ def _number(cell: str) -> float:
         return float(cell)
     except ValueError:
         return float("nan")
+'''
+
+SOURCE['osteograde/tasks/spider.py'] = r'''"""The task `spider`: Pfirrmann grades 1 to 5 of the five lumbar discs on sagittal T2 and T1 slices.
+
+Disc centres are found in each view, levels counted up from the lowest disc. A crop around each, turned with the spine
+and as large as the patient's discs lie apart, is graded; narrowing and bulging are asked of the same net. Files:
+spider_files.py, marks: spider_marks.py, boxes: spider_rois.py.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from osteograde.tasks import spider_files, spider_rois
+from osteograde.tasks.contract import CropSpec, Grade, Landmark, Locate, Site, Task, View
+from osteograde.tasks.lumbar_mr import SAGITTAL
+from osteograde.tasks.lumbar_names import LEVELS
+from osteograde.tasks.ordinal_metric import OrdinalMetric
+from osteograde.tasks.prior import normalised
+from osteograde.tasks.spider_marks import landmark
+
+VIEWS = ("t2", "t1")
+FIELD_MM = 64.0  # a disc, half of the vertebrae beside it, and the canal behind it
+
+# Discs per Pfirrmann grade in SPIDER's gradings.csv as given here (173 patients), by level.
+COUNTS = {
+    "l1_l2": (39, 51, 40, 31, 12),
+    "l2_l3": (30, 42, 52, 30, 19),
+    "l3_l4": (23, 37, 53, 40, 20),
+    "l4_l5": (18, 19, 59, 44, 33),
+    "l5_s1": (20, 17, 44, 45, 47),
+}
+
+SITES = tuple(
+    Site(level, "pfirrmann", level, landmark=landmark("t2", level), also=(landmark("t1", level),)) for level in LEVELS
+)
+CROPS = tuple(CropSpec(view, 1, FIELD_MM) for view in VIEWS)
+METRIC = OrdinalMetric(LEVELS, spider_files.GRADES)
+
+TASK = Task(
+    name="spider",
+    slug="spider",
+    views=tuple(View(view, f"sagittal {view.upper()}", SAGITTAL, needed=False) for view in VIEWS),
+    classes=tuple(f"pfirrmann_{grade}" for grade in spider_files.GRADES),
+    weights=(1.0,) * len(spider_files.GRADES),
+    locate=(
+        Locate(
+            "disc",
+            "t2",
+            tuple(
+                Landmark(landmark(view, level), channel=f"disc_{level}", view=view)
+                for view in VIEWS
+                for level in LEVELS
+            ),
+            field_mm=(300.0, 300.0),
+            apart_mm=(14.0, 80.0),
+            whole=True,
+        ),
+    ),
+    grade=(
+        Grade(
+            "pfirrmann", SITES, CROPS, partial(spider_rois.rois, SITES, CROPS), findings=tuple(spider_files.FINDINGS)
+        ),
+    ),
+    targets=LEVELS,
+    prior={level: normalised(COUNTS[level]) for level in LEVELS},
+    read=spider_files.read,
+    labels=spider_files.labels,
+    score=METRIC.score,
+    counted=METRIC.counted,
+    complete=spider_rois.complete,
+    score_groups=METRIC.groups,
+    patient=spider_files.patient_of,
+    higher_is_better=METRIC.higher_is_better,
+    confusion=METRIC.confusion,
+)
+'''
+
+SOURCE['osteograde/tasks/spider_files.py'] = r'''"""Reading of `spider`: sagittal slices and stacks of lumbar spines, with the data set's tables or without any.
+
+* ``<patient>_t1.*`` and ``<patient>_t2.*`` are two views of one study, ``<patient>``;
+* ``<patient>_t2_SPACE.*`` is a study of its own, and so is the stack of ``<patient>_t2_SPACE_slice<k>.*``;
+* any other picture or DICOM file is a study of its own, taken for T2; a folder of DICOM files is one study.
+
+Tables (overview.csv, gradings.csv, boxes.csv) are looked for beside the images; without them pictures are taken to be
+280 mm wide. Nothing that is graded depends on that: crops are as large as the patient's own discs lie apart.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from osteograde.imaging import raster
+from osteograde.tasks import spider_marks
+from osteograde.tasks.image_files import images, names, part_of
+from osteograde.tasks.lumbar_names import LEVELS
+from osteograde.tasks.study import Mark, Series, Study
+from osteograde.tasks.tables import numbers, read_table, refuse, some
+
+GRADES = ("1", "2", "3", "4", "5")
+FINDINGS = {"narrowing": "disc narrowing", "bulging": "disc bulging"}
+MASKS = "masks"  # folder of label images, never images to grade
+_NAMED = re.compile(r"^(?P<patient>[0-9A-Za-z]+)_(?P<view>t1|t2)(?P<space>_SPACE)?(?:_slice(?P<slice>[0-9]+))?$")
+GRADE_COLUMNS = ("row_id", "grade")
+COLUMNS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {  # texts, needed and other numbers
+    "overview.csv": (("new_file_name", "pixelspacing"), (), ("slicethickness", "spacingbetweenslices")),
+    "gradings.csv": (("patient",), ("ivd label",), ("pfirrman grade", *FINDINGS.values())),
+    "boxes.csv": (("slice",), ("ivd_label", "x0", "y0", "x1", "y1"), ()),
+}
+
+
+def level_of(label: int) -> str:
+    """The level of a disc label, counted up from 1 = L5/S1; "" beyond the five lowest.
+
+    >>> level_of(1), level_of(5), level_of(6)
+    ('l5_s1', 'l1_l2', '')
+    """
+    return LEVELS[-label] if 1 <= label <= len(LEVELS) else ""
+
+
+def patient_of(study: str) -> str:
+    """The patient of a study's id; ids of other files are patients of their own."""
+    told = re.match(r"^([0-9A-Za-z]+)_t2_SPACE(_stack)?$", study)
+    return told[1] if told else study
+
+
+def read(root: Path, part: str) -> list[Study]:
+    """Every image below ROOT (for "test" ROOT/test_images where it exists) as studies; "train": with what is known.
+
+    ValueError where there is no image, where a table is broken, or where nothing is known about any image.
+    """
+    root = Path(root)
+    folder = part_of(root, part)
+    files = [file for file in images(folder) if MASKS not in file.relative_to(folder).parts[:-1]]
+    if not files:
+        raise ValueError(f"{folder}: no image files (png, jpg, webp, tif, bmp, dcm); give the folder that holds them")
+    first = {(file.parent, file.stem): file for file in reversed(files)}  # one of 1_t2.png and 1_t2.jpg is named so
+    named = [file for file in files if _match(file) and first[file.parent, file.stem] == file]
+    odd = sorted({*files} - {*named})
+    placed = [*_named(named, _spacing(_table(root, "overview.csv"))), *_others(odd, folder)]
+    called = names([place for place, _ in placed], folder)
+    studies = [
+        replace(study, id=name, patient=study.patient or name) for (_, study), name in zip(placed, called, strict=True)
+    ]
+    if part == "train":
+        studies = _known(root, studies)
+        if not studies:
+            raise ValueError(f"{root}: gradings.csv, boxes.csv or masks say nothing about its images; nothing to learn")
+    return sorted(studies, key=lambda study: study.id)
+
+
+def _named(files: Sequence[Path], spacing: Mapping[str, tuple[float, float, float]]) -> Iterator[tuple[Path, Study]]:
+    """Studies, yet without ids, of files that are called as the data set's, and paths that the ids are told from.
+
+    Views of a patient may lie in different folders; where one file name comes twice, each folder has its own patients.
+    """
+    count = Counter(file.stem for file in files)
+    groups: dict[tuple[str, str], list[tuple[Path, str]]] = defaultdict(list)
+    for file in files:
+        if told := _match(file):
+            ending = f"_t2_SPACE{'_stack' if told['slice'] else ''}" if told["space"] else ""
+            groups[told["patient"] + ending, told["patient"]].append((file, told["view"]))
+    for (name, patient), group in groups.items():
+        twice = any(count[file.stem] > 1 for file, _ in group)
+        parts: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
+        for file, view in group:
+            parts[str(file.parent) if twice else ""][view].append(file)
+        for views in parts.values():
+            series = tuple(_series(view, views[view], spacing) for view in sorted(views, reverse=True))
+            yield series[0].folder / f"{name}.study", Study("", patient, series)
+
+
+def _series(view: str, files: list[Path], spacing: Mapping[str, tuple[float, float, float]]) -> Series:
+    ordered = sorted(files, key=lambda file: (int((_match(file) or {"slice": 0})["slice"] or 0), file.name))
+    name = re.sub(r"_slice[0-9]+$", "", ordered[0].stem)
+    masks = tuple(file.parents[1] / MASKS / f"{file.stem}.png" for file in ordered)
+    known = all(mask.is_file() for mask in masks)
+    return Series(name, view, ordered[0].parent, tuple(ordered), spacing.get(name), masks=masks if known else ())
+
+
+def _others(files: Sequence[Path], root: Path) -> Iterator[tuple[Path, Study]]:
+    """The same of files of any other name: unknown contrast counts as T2. DICOM files of a folder are one study."""
+    slices: dict[Path, list[Path]] = defaultdict(list)
+    for file in files:
+        if not raster.is_image(file):
+            slices[file.parent].append(file)
+        else:
+            view = told["view"] if (told := _match(file)) else "t2"
+            yield file, Study("", "", (Series(file.stem, view, file.parent, (file,)),))
+    for folder, together in slices.items():
+        if len(together) > 1:
+            place = (root if folder == root else folder.parent) / f"{folder.absolute().name}.study"
+            yield place, Study("", "", (Series(folder.absolute().name, "", folder),))
+        else:
+            file = together[0]
+            yield file, Study("", "", (Series(file.stem, "", folder, (file,)),))
+
+
+def _match(file: Path) -> re.Match[str] | None:
+    return _NAMED.match(file.stem) if raster.is_image(file) else None
+
+
+def _known(root: Path, studies: Sequence[Study]) -> list[Study]:
+    """The studies that a table or a mask tells something about, with their labels, findings and marks."""
+    boxes, grades = _table(root, "boxes.csv"), _grades(_table(root, "gradings.csv"))
+    marks = spider_marks.of_boxes(boxes) if boxes is not None else {}
+    found = []
+    for study in studies:
+        own: list[Mark] = []
+        for series in study.series:
+            own += marks.get(series.id, []) if not series.masks else spider_marks.of_masks(series)
+        labels, findings = grades.get(study.patient, ({}, {}))
+        if own or labels:
+            found.append(Study(study.id, study.patient, study.series, labels, tuple(own), findings=findings))
+    return found
+
+
+def _grades(table: pd.DataFrame | None) -> dict[str, tuple[dict[str, int], dict[str, dict[str, int]]]]:
+    """patient -> (level -> class index, finding -> level -> 0 or 1). Empty cells are unknown."""
+    found: dict[str, tuple[dict[str, int], dict[str, dict[str, int]]]] = {}
+    for row in table.to_dict("records") if table is not None else []:
+        level = level_of(int(row["ivd label"]))
+        if not level:
+            continue
+        labels, findings = found.setdefault(row["patient"], ({}, {name: {} for name in FINDINGS}))
+        if 1 <= row["pfirrman grade"] <= len(GRADES):
+            labels[level] = int(row["pfirrman grade"]) - 1
+        for name, column in FINDINGS.items():
+            if row[column] >= 0:
+                findings[name][level] = int(row[column] > 0)
+    return found
+
+
+def _spacing(table: pd.DataFrame | None) -> dict[str, tuple[float, float, float]]:
+    """series -> mm between (slices, rows, columns)."""
+    found = {}
+    for row in table.to_dict("records") if table is not None else []:
+        told = re.fullmatch(r"\[\s*([0-9.]+)[\s,]+([0-9.]+)\s*\]", str(row["pixelspacing"]).strip())
+        if not told:
+            raise ValueError(
+                f"overview.csv: PixelSpacing of {row['new_file_name']} is {row['pixelspacing']!r}; "
+                'expected mm of rows and columns as "[0.5, 0.5]"'
+            )
+        step = row["spacingbetweenslices"] if row["spacingbetweenslices"] > 0 else row["slicethickness"]
+        found[row["new_file_name"]] = (float(step), float(told[1]), float(told[2]))
+    return found
+
+
+def _table(root: Path, name: str) -> pd.DataFrame | None:
+    """A table of the data set beside the images or up to two folders above them; None where there is none.
+
+    ValueError where it is broken. Above the images, a table of that name without its columns is something else's.
+    """
+    ids, needed, others = COLUMNS[name]
+    for path in (folder / name for folder in (root, *root.resolve().parents[:2])):
+        if path.is_file() and (path.parent == root or _has_columns(path, (*ids, *needed, *others))):
+            table = read_table(path, (*ids, *needed, *others), ids)
+            for column in (*needed, *others):
+                values = numbers(table[column])
+                if column in needed:
+                    refuse(path, table, pd.Series(np.isnan(values), table.index), column, "not a number")
+                table[column] = values
+            return table
+    return None
+
+
+def _has_columns(path: Path, columns: Sequence[str]) -> bool:
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        header = {name.strip().lower() for name in file.readline().split(",")}
+    return {*columns} <= header
+
+
+def labels(path: Path) -> dict[str, dict[str, int]]:
+    """{study: {level: class index}} of a table row_id,grade. ValueError for unknown grades or levels."""
+    table = pd.read_csv(path, dtype=str, encoding="utf-8-sig")
+    if not set(GRADE_COLUMNS) <= set(table.columns):
+        raise ValueError(f"{path}: columns are {list(table.columns)}; expected {','.join(GRADE_COLUMNS)}")
+    found: dict[str, dict[str, int]] = {}
+    bad = []
+    for row, grade in zip(table["row_id"], table["grade"], strict=True):
+        level = next((name for name in LEVELS if str(row).endswith(f"_{name}")), "")
+        if not level or grade not in GRADES:
+            bad.append(row)
+        else:
+            found.setdefault(row[: -len(level) - 1], {})[level] = GRADES.index(grade)
+    if bad:
+        raise ValueError(f"{path}: rows without a known level and grade: {some(bad)}")
+    return found
+'''
+
+SOURCE['osteograde/tasks/spider_marks.py'] = r'''"""Disc centres as boxes and masks give them. Levels are counted up from the lowest disc."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from osteograde.imaging import raster
+from osteograde.tasks.lumbar_names import LEVELS
+from osteograde.tasks.study import Mark, Series
+
+DISC, VERTEBRA, CANAL = 1, 2, 3
+SMALL = 0.3  # a component below this share of the median disc's area is a fragment
+
+
+def landmark(view: str, level: str) -> str:
+    return f"{view}_disc_{level}"
+
+
+def of_boxes(table: pd.DataFrame) -> dict[str, list[Mark]]:
+    """series -> marks at the middles of boxes, x0 <= pixel < x1, of the five lowest discs."""
+    found: dict[str, list[Mark]] = defaultdict(list)
+    for row in table.to_dict("records"):
+        label, series = int(row["ivd_label"]), str(row["slice"])
+        if 1 <= label <= len(LEVELS):
+            view = "t1" if series.endswith("_t1") else "t2"
+            x, y = (row["x0"] + row["x1"] - 1) / 2, (row["y0"] + row["y1"] - 1) / 2
+            found[series].append(Mark(landmark(view, LEVELS[-label]), series, series, float(x), float(y)))
+    return dict(found)
+
+
+def of_masks(series: Series) -> list[Mark]:
+    """The five lowest discs of a stack, each where its middle slice of the canal shows it.
+
+    The slice is the one with most canal in it: the midline, as the data set's own slices are near it.
+    """
+    masks = [raster.read_pixels(path) for path in series.masks]
+    middle = int(np.argmax([(mask == CANAL).sum() for mask in masks]))
+    discs = discs_of(masks[middle])
+    return [
+        Mark(landmark(series.view, level), series.id, series.files[middle].stem, float(x), float(y))
+        for level, (x, y) in zip(reversed(LEVELS), discs, strict=False)
+    ]
+
+
+def discs_of(mask: np.ndarray) -> list[tuple[float, float]]:
+    """(x, y) middles of the bounding boxes of the discs of a label image (H, W), the lowest first."""
+    count, _, stats, centres = cv2.connectedComponentsWithStats((mask == DISC).astype(np.uint8), connectivity=8)
+    if count < 2:
+        return []
+    stats, centres = stats[1:], centres[1:]
+    kept = stats[:, cv2.CC_STAT_AREA] >= SMALL * np.median(stats[:, cv2.CC_STAT_AREA])
+    left, top, width, height = (stats[kept, i] for i in range(4))
+    middles = np.stack([left + (width - 1) / 2, top + (height - 1) / 2], 1)
+    return [(float(x), float(y)) for x, y in middles[np.argsort(-centres[kept][:, 1])]]
+'''
+
+SOURCE['osteograde/tasks/spider_rois.py'] = r'''"""Boxes around discs: turned with the spine and as large as its own discs lie apart. Pure geometry, LPS mm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+
+from osteograde.imaging import geometry
+from osteograde.imaging.geometry import Roi, Volume
+from osteograde.tasks.boxes import along_the_line, onto_a_slice
+from osteograde.tasks.contract import CropSpec, Pixels, Point, Points, Rois, Site, Volumes, sides, spacing_mm
+from osteograde.tasks.lumbar_names import LEVELS
+from osteograde.tasks.spider_marks import landmark
+
+APART_MM = 36.0  # usual distance of neighbouring lumbar discs; fields are given for a spine like this
+SCALE = (0.5, 3.0)  # beyond these the distances are not those of discs
+FILLED = 0.01  # confidence of a point that was not seen
+
+
+def complete(points: Points) -> Points:
+    """The points found, and missing levels on the line of at least two others of the same view."""
+    filled: dict[str, Point] = {}
+    for view in ("t2", "t1"):
+        known = {i: points[name].mm for i, level in enumerate(LEVELS) if (name := landmark(view, level)) in points}
+        line = along_the_line(known, len(LEVELS))
+        filled |= {landmark(view, LEVELS[i]): Point(np.asarray(mm, float), FILLED) for i, mm in line.items()}
+    return {**filled, **points}
+
+
+def apart_mm(discs: Mapping[int, np.ndarray]) -> float:
+    """Median distance of neighbouring discs (level number -> mm); the usual one where no two are known."""
+    steps = [np.linalg.norm(discs[b] - discs[a]) / (b - a) for a, b in pairwise(sorted(discs))]
+    return float(np.median(steps)) if steps else APART_MM
+
+
+def turn_of(discs: Mapping[int, np.ndarray], i: int, volume: Volume) -> float:
+    """Radians by which the spine at disc i is turned in the slice plane: 0 where it runs straight down the image."""
+    known = [j for j in (i - 1, i, i + 1) if j in discs]
+    if len(known) < 2:
+        return 0.0
+    down, across = volume.axes[1:] @ (discs[known[-1]] - discs[known[0]])
+    return float(np.arctan2(-across, down))
+
+
+def rois(sites: Sequence[Site], crops: Sequence[CropSpec], volumes: Volumes, points: Points, pixels: Pixels) -> Rois:
+    """{level: {view: (stack, box)}}: in each view around that view's own point. See ``contract.Grade``."""
+    found: dict[str, dict[str, tuple[Volume, Roi]]] = {}
+    for crop in crops:
+        stacks = volumes.get(crop.view, ())
+        discs = {i: points[name].mm for i, level in enumerate(LEVELS) if (name := landmark(crop.view, level)) in points}
+        if not stacks or not discs:
+            continue
+        volume = max(stacks, key=lambda stack: (stack.voxels.shape[0], stack.series))  # where stage 1 looked
+        scale = float(np.clip(apart_mm(discs) / APART_MM, *SCALE))
+        for site in sites:
+            i = LEVELS.index(site.level)
+            if i in discs and geometry.outside_mm(volume, discs[i]) == 0:
+                roi = _box(crop, volume, discs, i, scale, pixels)
+                found.setdefault(site.target, {})[crop.view] = (volume, roi)
+    return found
+
+
+def _box(crop: CropSpec, volume: Volume, discs: Mapping[int, np.ndarray], i: int, scale: float, pixels: Pixels) -> Roi:
+    step_mm = spacing_mm(crop.field_mm * scale, pixels)
+    roi = geometry.roi_on(volume, onto_a_slice(volume, discs[i]), step_mm, (crop.slices, *sides(pixels)))
+    angle = turn_of(discs, i, volume)
+    centre = (np.array(roi.shape) - 1) / 2
+    turn = np.eye(4)
+    turn[1:3, 1:3] = [[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]
+    turn[:3, 3] = centre - turn[:3, :3] @ centre
+    return replace(roi, to_mm=roi.to_mm @ turn)
+'''
+
+SOURCE['osteograde/tasks/study.py'] = r'''"""What a study is: a patient's examination as paths and what is known of it, and points in it. Values only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from osteograde.imaging.geometry import Volume
+
+Volumes = Mapping[str, Sequence[Volume]]  # view -> stacks, each oriented along the view's directions
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """One landmark found: (3,) LPS mm, and a confidence in [0, 1]."""
+
+    mm: np.ndarray
+    confidence: float = 1.0
+
+
+Points = Mapping[str, Point]  # landmark -> Point; absent landmarks are absent, never zero
+
+
+@dataclass(frozen=True)
+class Series:
+    """Files of one view; nothing is read until somebody asks.
+
+    files: image files or films by name; none = every DICOM file of the folder. spacing_mm: (slice, row, column) of
+    image files whose pixels have no size of their own; None where nobody knows (``View.width_mm``). side: "right" or
+    "left" where the whole image shows that side of the patient only. masks: label images of ``files``, one for one.
+    """
+
+    id: str
+    view: str
+    folder: Path
+    files: tuple[Path, ...] = ()
+    spacing_mm: tuple[float, float, float] | None = None
+    side: str = ""
+    masks: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Mark:
+    """An annotated landmark as the tables give it: pixel (x, y) on one file of one series.
+
+    x and y are NaN where it is known that the series does not show the landmark.
+    """
+
+    landmark: str
+    series: str
+    instance: str
+    x: float
+    y: float
+
+
+@dataclass(frozen=True)
+class Study:
+    """A patient's examination: which series hold which view, and what is known of it (labels, marks).
+
+    targets: the rows asked of this study; none = all of the task's. findings: finding -> target -> yes or no.
+    """
+
+    id: str
+    patient: str
+    series: tuple[Series, ...]
+    labels: Mapping[str, int] = field(default_factory=dict)  # target -> class index; unlabelled targets are absent
+    marks: tuple[Mark, ...] = ()
+    targets: tuple[str, ...] = ()
+    findings: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 '''
 
 SOURCE['osteograde/tasks/tables.py'] = r'''"""Reading competition tables and folders: text stays text, and what is wrong is said with file, rows and a way out."""

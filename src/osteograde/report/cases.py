@@ -145,7 +145,8 @@ def _figure(predicted: Shown, truth: Shown | None, said: str, true: str) -> str:
 def _image(image: np.ndarray, words: str) -> str:
     height, width = image.shape[:2]
     return (
-        f'<figure><img src="{data_uri(image)}" width="{width}" height="{height}" alt="{escape(words)}">'
+        f'<figure style="width:{width}px">'
+        f'<img src="{data_uri(image)}" width="{width}" height="{height}" alt="{escape(words)}">'
         f"<figcaption>{escape(words)}</figcaption></figure>"
     )
 

@@ -68,7 +68,7 @@ def histogram(errors_mm: np.ndarray, label: str) -> str:
     """Bars of ``BIN_MM`` up to ``LARGEST_MM``, one more for all beyond, with lines at the median and at 95 %."""
     edges = np.arange(0, LARGEST_MM + BIN_MM / 2, BIN_MM)
     counts = np.append(np.histogram(errors_mm[errors_mm < LARGEST_MM], edges)[0], (errors_mm >= LARGEST_MM).sum())
-    width, height, left, top = 640.0, 180.0, 44.0, 16.0
+    width, height, left, top = 640.0, 180.0, 44.0, 34.0
     step, most = width / len(counts), max(1, int(counts.max()))
     parts = [
         f'<rect x="{left + i * step + 0.5:.1f}" y="{top + height * (1 - n / most):.1f}" width="{step - 1:.1f}" '
@@ -76,16 +76,18 @@ def histogram(errors_mm: np.ndarray, label: str) -> str:
         for i, n in enumerate(counts)
         if n
     ]
-    for mm in range(0, int(LARGEST_MM) + 1, 5):
+    for mm in range(0, int(LARGEST_MM), 5):
         parts.append(_text(left + mm / BIN_MM * step, top + height + 18, str(mm), "middle"))
     parts.append(_text(left + width - step / 2, top + height + 18, f">{LARGEST_MM:.0f}", "middle"))
     parts.append(_text(left + width / 2, top + height + 36, "distance to the annotated point, mm", "middle"))
     parts += [_text(left - 6, top + 10, str(most), "end"), _text(left - 6, top + height, "0", "end")]
     parts.append(_line(left, top + height, left + width, top + height, GREY))
-    for name, percent, colour in (("median", 50, ORANGE), ("95 %", 95, INK)):
-        value = min(float(np.percentile(errors_mm, percent)), LARGEST_MM)
-        x = left + value / BIN_MM * step
-        parts += [_line(x, top, x, top + height, colour, dash="4 3"), _text(x + 4, top + 10, name, "start", colour)]
+    for line, (name, percent, colour) in enumerate((("median", 50, ORANGE), ("95 %", 95, INK))):
+        value = float(np.percentile(errors_mm, percent))
+        x, y = left + min(value, LARGEST_MM) / BIN_MM * step, 12 + 16 * line
+        side, shift = ("start", 4) if value < LARGEST_MM / 2 else ("end", -4)
+        parts.append(_line(x, y - 8, x, top + height, colour, dash="4 3"))
+        parts.append(_text(x + shift, y, f"{name} {value:.2f} mm", side, colour))
     return _svg(left + width + 12, top + height + 44, parts, label)
 
 

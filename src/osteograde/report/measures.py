@@ -10,6 +10,8 @@ from osteograde.report.evidence import Evidence, Graded
 from osteograde.tasks import confusion as agreement
 from osteograde.tasks.ordinal_metric import BINS, confidence_bin
 
+TRUE_CLASS = "true class"
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -73,9 +75,9 @@ def breakdown(evidence: Evidence, graded: Graded) -> dict[str, dict[str, Summary
     own: dict[str, list[str]] = {
         name: [getattr(sites[target][1], name) for target in graded.targets] for name in ("condition", "level", "side")
     }
-    own["true class"] = [classes[label] if label >= 0 else "" for label in graded.label]
+    own[TRUE_CLASS] = [classes[label] if label >= 0 else "" for label in graded.label]
     order = {name: list(dict.fromkeys(getattr(site, name) for _, site in sites.values())) for name in list(own)[:3]}
-    order["true class"] = list(classes)
+    order[TRUE_CLASS] = list(classes)
     return {
         name: {value: summary(graded, np.array(own[name], object) == value, len(classes)) for value in values}
         for name, values in order.items()

@@ -182,7 +182,7 @@ def landmarks(evidence: Evidence) -> str:
         if len(errors):
             label = f"{stage.name}: {len(errors)} distances, median {number(middle, 2)} mm, 95 % {number(far, 2)} mm"
             plots.append(f"<h3>{escape(stage.name)}</h3>{charts.histogram(errors, label)}")
-    return table(["locator", "annotated", "found", "median mm", "95 % mm"], body) + "".join(plots)
+    return table(["locator", "annotated", "found", "median, mm", "95th percentile, mm"], body) + "".join(plots)
 
 
 def _cell(value: object) -> str:
@@ -194,19 +194,17 @@ def parts(evidence: Evidence) -> str:
     graded = evidence.graded
     if graded is None or not graded.labelled.any():
         return _missing(graded)
-    head = ["rows", "log loss", "accuracy", "within one", "MAE", "quadratic kappa"]
+    head = ["rows", "log loss", "accuracy", "within one", "mean error", "quadratic kappa"]
     found = []
     for name, values in measures.breakdown(evidence, graded).items():
+        shown = head[:-1] if name == measures.TRUE_CLASS else head  # kappa of one true class says nothing
         body = [
-            [
-                value or "-",
-                s.rows,
-                *(number(one) for one in (s.log_loss, s.accuracy, s.within_one, s.mae, s.kappa)),
-            ]
+            [value or "-", s.rows, *map(number, (s.log_loss, s.accuracy, s.within_one, s.mae, s.kappa))]
             for value, s in values.items()
         ]
-        found.append(table([name, *head], body))
-    return "".join(found)
+        found.append(table([name, *shown], [row[: len(shown) + 1] for row in body]))
+    note = "<p>Within one: at most one class off. Mean error: in classes. Log loss: without class weights.</p>"
+    return note + "".join(found)
 
 
 def worst_cases(evidence: Evidence, studies: Sequence[Study] | None) -> str:

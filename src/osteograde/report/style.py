@@ -18,19 +18,19 @@ dd{margin:0;overflow-wrap:anywhere}
 .wide{overflow-x:auto;margin:0 0 1rem}
 table{border-collapse:collapse;font-size:.92rem}
 caption{text-align:left;color:#4a535e;padding:0 0 .3rem}
-th,td{padding:.25rem .7rem;text-align:left;border-bottom:1px solid #e6e9ed;white-space:nowrap}
+th,td{padding:.25rem .6rem;text-align:left;border-bottom:1px solid #e6e9ed;white-space:nowrap}
 thead th{border-bottom:2px solid #c3c9d1;font-weight:600}
 tbody th{font-weight:400}
 .n{text-align:right;font-variant-numeric:tabular-nums}
 .heat td small{display:block;font-size:.75rem}
-.grid{display:flex;flex-wrap:wrap;gap:0 2rem}
+.grid{display:flex;flex-wrap:wrap;gap:0 1.2rem}
 svg{display:block;width:100%;height:auto;margin:0 0 .5rem}
 .case{border-top:1px solid #e6e9ed;padding:.4rem 0 .8rem}
 .case p{max-width:none}
 .strip{display:flex;flex-wrap:wrap;gap:.6rem;margin:0 0 .6rem}
-figure{margin:0}
+figure{margin:0;max-width:100%}
 img{display:block;max-width:100%;height:auto;background:#000;border-radius:4px}
-figcaption{font-size:.8rem;color:#4a535e;max-width:14rem}
+figcaption{font-size:.8rem;color:#4a535e}
 @media (max-width:600px){section{padding:.8rem}th,td{padding:.2rem .4rem}
 dl{grid-template-columns:1fr}dt{margin-top:.3rem}}
 @media print{section{break-inside:avoid;border:0}body{background:#fff}}
