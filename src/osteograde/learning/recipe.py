@@ -75,6 +75,7 @@ class Recipe:
     # further studies to learn landmarks from, made out of the given ones into a folder: (studies, folder, rng, share)
     practice: Callable[[Sequence[Study], Path, np.random.Generator, float], list[Study]] | None = None
     practice_share: float = 1.0
+    source: Mapping[str, str] = field(default_factory=dict)  # of data without a SOURCE.json: source, licence, ...
     patients: int = 0  # learn from this many, evenly spread; 0: all
 
     def __post_init__(self) -> None:

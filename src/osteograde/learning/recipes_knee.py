@@ -49,4 +49,11 @@ def _knee(name: str, look: Fit, judge: Fit, *, test_views: int) -> Recipe:
         test_views=test_views,
         practice=films,
         calibrate=True,
+        source={
+            "source": "Chen, Knee Osteoarthritis Severity Grading Dataset, Mendeley Data V1, "
+            "doi 10.17632/56rmx5bjcr.1; images from the Osteoarthritis Initiative",
+            "licence": "CC BY 4.0",
+            "starting_weights": "MobileNetV2 1.0 and 0.35 as released with TensorFlow and Teachable Machine, "
+            "trained on ImageNet, Apache-2.0",
+        },
     )

@@ -74,4 +74,9 @@ def _spider(name: str, look: Fit) -> Recipe:
         locate={stage.name: replace(look, net=looks)},
         grade={group.name: replace(judge, net=judges)},
         calibrate=True,
+        source={
+            "source": "SPIDER lumbar MR slices, masks and gradings (van der Graaf et al., Scientific Data 11, 2024)",
+            "licence": "CC BY 4.0",
+            "starting_weights": "MobileNetV2 0.35 of Teachable Machine, trained on ImageNet, Apache-2.0",
+        },
     )

@@ -108,7 +108,7 @@ def folded(tensors: Mapping[str, torch.Tensor]) -> bool:
 
 
 @torch.no_grad()
-def measure(net: nn.Module, trunk: nn.Module, data: Data, plan: Fit, where: Where) -> None:
+def measure(net: Any, trunk: nn.Module, data: Data, plan: Fit, where: Where) -> None:
     """Give folded batch norms the statistics of real images without changing what the trunk computes.
 
     In training a folded norm would rescale its features and ruin them. With the measured mean m and variance v, scale
@@ -135,7 +135,7 @@ def measure(net: nn.Module, trunk: nn.Module, data: Data, plan: Fit, where: Wher
         total, squares, count = sums[norm]
         mean = total / count
         variance = (squares / count - mean**2).clamp_min(1e-6)
-        norm.bias.add_(mean - norm.running_mean)  # type: ignore[operator]
+        norm.bias.add_(mean - norm.running_mean)
         norm.running_mean = mean.float()
         norm.running_var = variance.float()
         norm.weight.copy_((variance + norm.eps).sqrt())

@@ -14,7 +14,7 @@ import torch
 
 from osteograde.inference import pipeline
 from osteograde.inference.calibration import Calibration
-from osteograde.learning import cross_fit, folds
+from osteograde.learning import cross_fit, folds, judged
 from osteograde.learning.calibrate import calibrated
 from osteograde.learning.cross_fit import OutOfFold, Run
 from osteograde.learning.recipe import Recipe
@@ -58,6 +58,10 @@ def train(
     priors = {k: weighted_prior(split.training(studies, k), recipe.task.targets, recipe.task.weights) for k in chosen}
     cross_fit.save_graded(run, graded, priors, out / "oof.csv")
     scores = {"locate": point_errors(run, found), "grade": grade_scores(run, oof, priors)}
+    if findings := judged.finding_scores(
+        recipe.task, [study for study in studies if study.id in graded], graded, BOOTSTRAP, recipe.seed
+    ):
+        scores["findings"] = findings
     seal(run, data, scores, calibrations)
     return scores
 
@@ -109,12 +113,16 @@ def point_errors(run: Run, found: Mapping[str, Points]) -> dict[str, dict[str, f
             annotated[stage_of[name]] += 1
             if name in found[study.id]:
                 distances[stage_of[name]].append(float(np.linalg.norm(found[study.id][name].mm - mark.mm)))
+    held = run.loaded([study for study in run.everything if study.id in found])
+    stages = {stage.name: stage for stage in run.recipe.task.locate}
     return {
         stage: {
             "median_mm": round(float(np.median(values)), 3) if values else None,
             "p95_mm": round(float(np.percentile(values, 95)), 3) if values else None,
             "found": round(len(values) / max(annotated[stage], 1), 4),
             "points": annotated[stage],
+            "right_level": judged.right_level(stages[stage], held, found),
+            "false": judged.false_finds(stages[stage], held, found),
         }
         for stage, values in distances.items()
     }
@@ -177,30 +185,37 @@ def seal(run: Run, data: Path, scores: Mapping[str, Any], calibrations: Mapping[
             "canonical_side": "right",
             "precision": "fp16 on file, fp32 on a CPU, fp16 autocast on CUDA",
             "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-            "data": provenance(data),
+            "data": provenance(data, recipe),
             "use": "research, not diagnosis",
         },
     )
 
 
-def provenance(data: Path) -> dict[str, str]:
-    """Source and licence as the data's own SOURCE.json states them."""
+def provenance(data: Path, recipe: Recipe) -> dict[str, str]:
+    """Source and licence as the data's own SOURCE.json states them, else as the recipe does."""
     path = data / PROVENANCE
-    if not path.is_file():
-        return {"source": "not stated", "licence": "not stated: the terms of the training data apply to the weights"}
-    return dict(json.loads(path.read_text(encoding="utf-8")))
+    if path.is_file():
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    return dict(recipe.source) or {
+        "source": "not stated",
+        "licence": "not stated: the terms of the training data apply to the weights",
+    }
 
 
 def table(scores: Mapping[str, Any]) -> str:
     """The scores for people."""
-    lines = [f"{'locator':<14}{'median mm':>10}{'p95 mm':>9}{'found':>8}{'points':>8}"]
+    lines = [f"{'locator':<14}{'median mm':>10}{'p95 mm':>9}{'found':>8}{'points':>8}{'level':>8}{'false':>8}"]
     for stage, row in scores["locate"].items():
         median, p95 = ("-" if row[key] is None else f"{row[key]:.2f}" for key in ("median_mm", "p95_mm"))
-        lines.append(f"{stage:<14}{median:>10}{p95:>9}{row['found']:>8.1%}{row['points']:>8}")
+        level, false = ("-" if row[key] is None else f"{row[key]:.1%}" for key in ("right_level", "false"))
+        lines.append(f"{stage:<14}{median:>10}{p95:>9}{row['found']:>8.1%}{row['points']:>8}{level:>8}{false:>8}")
     grade = scores["grade"]
     lines += ["", f"{'out-of-fold':<22}{'model':>9}{'95 % interval':>20}{'prior':>9}   ({grade['studies']} studies)"]
     for part, value in grade["model"].items():
         low, high = grade["interval_95"][part]
         cells = ["-" if one is None else f"{one:.4f}" for one in (value, low, high, grade["prior"][part])]
         lines.append(f"{part:<22}{cells[0]:>9}{f'{cells[1]} - {cells[2]}':>20}{cells[3]:>9}")
+    for name, row in scores.get("findings", {}).items():
+        low, high = row["auc"]["interval_95"]
+        lines.append(f"{'auc of ' + name:<22}{row['auc']['value']:>9.4f}{f'{low:.4f} - {high:.4f}':>20}{'0.5000':>9}")
     return "\n".join(lines)
