@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import max_pool2d
 
 from osteograde.imaging.geometry import Roi, Volume, affine, roi_at
+from osteograde.imaging.raster import read_pixels
 from osteograde.imaging.sampling import crop_stack
 from osteograde.inference.reading import load_study
 from osteograde.learning import fit as loop
@@ -158,7 +159,7 @@ def test_a_slab_has_the_label_image_of_its_middle_slice(tmp_path, count):
     (volume,) = load_study(one, TASK).volumes["t2"]
     labels = masks.label_volume(one, volume)
     first = count % 5 // 2 + 2
-    wanted = [cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in one.series[0].masks[first::5]][: count // 5]
+    wanted = [read_pixels(path) for path in one.series[0].masks[first::5]][: count // 5]
     assert labels.voxels.shape == volume.voxels.shape
     assert np.array_equal(labels.voxels, np.stack(wanted))
     assert np.array_equal(labels.to_mm, volume.to_mm)
@@ -239,7 +240,7 @@ def test_a_segmenting_recipe_learns_from_label_images(tmp_path):
         return losses[-1]
 
     where = loop.Where(STAGE.name, 0, 3, CPU, tmp_path / "net.pt")
-    told = []
+    told: list[str] = []
     net = loop.train(
         lambda: build(dict(plan.net)), plan, data, data.of({"1"}), loss, where, resume=False, log=told.append
     )
