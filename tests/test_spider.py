@@ -405,6 +405,7 @@ def real():
 
 
 @needs_data
+@pytest.mark.slow
 def test_real_slices_and_stacks_have_their_discs(real):
     boxed = {mark.series for study in real for mark in study.marks if not study.id.endswith("_stack")}
     stacks = [study for study in real if study.id.endswith("_stack")]
@@ -421,6 +422,7 @@ def test_real_slices_and_stacks_have_their_discs(real):
 
 
 @needs_data
+@pytest.mark.slow
 def test_discs_of_real_stacks_lie_where_the_boxes_of_the_same_patients_slice_do(real):
     by_id = {study.id: study for study in real}
     away = []

@@ -87,6 +87,7 @@ def taught(net: UnetLocator, batch: LocatorBatch, steps: int) -> tuple[float, fl
 # --------------------------------------------------------------------------------------------------- learning
 
 
+@pytest.mark.slow
 def test_it_learns_two_drawn_images_from_masks() -> None:
     net, batch, start = tiny(), make_batch(), time.thread_time()
     before, after = taught(net, batch, 40)

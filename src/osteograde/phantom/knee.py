@@ -53,7 +53,7 @@ def knee(grade: int, rng: np.random.Generator, pixels: int = 299) -> np.ndarray:
         0.35 * _ellipse((rng.uniform(-4, 4), -34), (26, 28), pixels),
     ]
     flesh = _filled(_flesh(own, rng), pixels)
-    image = 0.30 * cv2.GaussianBlur(flesh, (0, 0), pixels * rng.uniform(0.01, 0.03))
+    image: np.ndarray = 0.30 * cv2.GaussianBlur(flesh, (0, 0), pixels * rng.uniform(0.01, 0.03))
     for bone in bones:
         image += 0.27 * bone + 0.22 * _cortex(bone, pixels)
     image += _texture(pixels, rng) * np.clip(femur + tibia, 0, 1)
