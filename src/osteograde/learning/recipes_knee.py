@@ -20,7 +20,7 @@ def knee_xray() -> Recipe:
             "kind": "grader", "backbone": "torchvision/mobilenet_v2", "views": 1, "classes": 5, "dropout": 0.2,
             "pool": "mean", "width": 256,
         },
-        pixels=(144, 256), epochs=6, batch=32, lr=1e-3, weight_decay=0.02, warmup=0.15, ema=0.99,
+        pixels=(144, 256), epochs=12, restarts=(6,), batch=32, lr=1e-3, weight_decay=0.02, warmup=0.15, ema=0.99,
         loss="ordinal", pretrained=STARTING,
         jitter=Jitter(
             turn_deg=8, scale=0.1, shift_mm=5, gamma=0.25, contrast=0.2, noise=0.02, blur=0.1, use_measured_error=False,
