@@ -84,10 +84,10 @@ def train(
         log(f"{where.stage} fold {where.fold}: resumed after epoch {state['epoch']}")
     while state["epoch"] < plan.epochs and not (plan.patience and state["bad"] >= plan.patience):
         epoch, begun, total = state["epoch"], time.perf_counter(), 0.0
-        _thaw(net, epoch >= plan.head_epochs)
+        _thaw(net, epoch >= plan.head_epochs, plan.frozen)
         if 0 < epoch == plan.head_epochs:
             optimiser = _optimiser(net, plan)  # momentum of the head's own epochs is not carried into the others
-        for step, batch in enumerate(fetched := Fetched(data, plan, where, epoch, steps)):
+        for step, batch in enumerate(fetched := Fetched(_sized(data, plan, epoch), plan, where, epoch, steps)):
             for group in optimiser.param_groups:
                 group["lr"] = rate(plan, epoch * steps + step, steps)
             torch.manual_seed(int(where.rng(epoch, step, 1).integers(2**62)))  # dropout and proposals
@@ -150,13 +150,25 @@ def rate(plan: Fit, step: int, steps: int) -> float:
     return plan.lr * 0.5**cycle * schedule(step - begin * steps, (end - begin) * steps, plan.warmup)
 
 
-def _thaw(net: nn.Module, whole: bool) -> None:
-    """Let the whole net learn, or only what is not its trunk (``encoder``), whose statistics then stay as well."""
+def _sized(data: Any, plan: Fit, epoch: int) -> Data:
+    """The data as an epoch reads them: smaller in the first epochs, where the recipe says so (Tan and Le, ICML 2021)."""
+    epochs, share = plan.early
+    return data.smaller(share) if epoch < epochs else data
+
+
+def _thaw(net: nn.Module, whole: bool, frozen: Sequence[str] = ()) -> None:
+    """Let the whole net learn, or only what is not its trunk (``encoder``), whose statistics then stay as well.
+
+    frozen: modules of the trunk that never learn.
+    """
     net.train()
     trunk = getattr(net, "encoder", None)
-    if trunk is not None:
-        trunk.requires_grad_(whole)
-        trunk.train(whole)
+    if trunk is None:
+        return
+    trunk.requires_grad_(whole)
+    trunk.train(whole)
+    for name in frozen:
+        trunk.get_submodule(name).requires_grad_(False).train(False)
 
 
 def schedule(step: int, steps: int, warmup: float) -> float:

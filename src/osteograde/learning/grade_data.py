@@ -23,6 +23,7 @@ from osteograde.tasks.contract import CropSpec, Grade, Points, Task, sides
 
 MARGIN = 0.22  # stored border on each side, as a share of the side
 SLICE_MARGIN = 2
+STRIDE = 16  # sides of smaller batches are multiples of this
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +55,7 @@ class GradeData:
     lateral_axes: tuple[int, ...]  # per view, the stored axis that runs right-left
     errors_mm: np.ndarray  # (M, 3) errors of stage 1 on held-out studies; may be empty
     studies: tuple[str, ...]
+    share: float = 1.0  # of the pixels' sides that batches have, over the same millimetres
 
     def of(self, studies: set[str]) -> GradeData:
         return self._with(studies=tuple(study for study in self.studies if study in studies))
@@ -68,6 +70,20 @@ class GradeData:
 
     def with_errors(self, errors_mm: np.ndarray) -> GradeData:
         return self._with(errors_mm=np.asarray(errors_mm, float).reshape(-1, 3))
+
+    def smaller(self, share: float) -> GradeData:
+        """The same crops read with fewer pixels: sides of ``share``, in whole strides of the nets."""
+        return self._with(share=share)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of a batch."""
+        height, width = sides(self.fit.pixels)
+        if self.share == 1:
+            return height, width
+        return max(STRIDE, round(height * self.share / STRIDE) * STRIDE), max(
+            STRIDE, round(width * self.share / STRIDE) * STRIDE
+        )
 
     def _with(self, **changes) -> GradeData:
         return replace(self, **changes)
@@ -100,14 +116,15 @@ class GradeData:
         return self.errors_mm[rng.integers(len(self.errors_mm), size=count)]
 
     def _view(self, v, rows, errors_mm, mirror, rng, device, *, augment) -> torch.Tensor:
-        spec, size, jitter = self.group.crops[v], sides(self.fit.pixels), self.fit.jitter
+        spec, size, jitter = self.group.crops[v], self.size, self.fit.jitter
+        full = sides(self.fit.pixels)
         margin = _slice_margin(spec)
         offset = np.einsum("nij,nj->ni", self.to_index[rows, v], errors_mm)
         step = np.clip(np.rint(offset[:, 0]), -margin, margin).astype(int)
         slices = (margin + step)[:, None] + np.arange(spec.slices)
         stored = np.stack([self.crops[v][row][index] for row, index in zip(rows, slices, strict=True)])
-        move = draw_move(rng, len(rows), jitter, spec.field_mm / max(size)) if augment else still(len(rows))
-        move = Move(move.matrix, move.shift + offset[:, 1:])
+        move = draw_move(rng, len(rows), jitter, spec.field_mm / max(full)) if augment else still(len(rows))
+        move = Move(move.matrix * (np.array(full) / size), move.shift + offset[:, 1:])
         images = resample(torch.from_numpy(stored).to(device), move, size)
         axis = 1 if self.lateral_axes[v] == 0 else 3
         flip = torch.from_numpy(mirror).to(device)

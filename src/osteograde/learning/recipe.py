@@ -55,6 +55,8 @@ class Fit:
     pretrained: str = ""  # starting weights of the trunk: a file of OSTEOGRADE_PRETRAINED, or "imagenet" to download
     head_epochs: int = 0  # first epochs in which only what is not the trunk learns, at ``head_lr``
     head_lr: float = 0.0
+    frozen: tuple[str, ...] = ()  # modules of the trunk that keep their starting weights and statistics
+    early: tuple[int, float] = (0, 1.0)  # graders: the first epochs read images with this share of ``pixels``
     restarts: tuple[int, ...] = ()  # epochs after which the cosine starts anew, from half the lr
     milestones: tuple[int, ...] = ()  # epochs after which lr falls to a tenth, instead of the half cosine
     jitter: Jitter = field(default_factory=Jitter)
@@ -129,5 +131,7 @@ def _small(fit: Fit) -> Fit:
         head_epochs=0 if nothing else min(fit.head_epochs, 1),
         milestones=(),
         restarts=(),
+        frozen=() if nothing else fit.frozen,
+        early=(min(fit.early[0], 1), fit.early[1]),
         pretrained="" if nothing else fit.pretrained,
     )
