@@ -229,3 +229,47 @@ def test_restarts_begin_the_cosine_anew_from_half_the_rate_and_leave_the_first_c
     both = [fit.rate(long, step, steps) for step in range(5 * steps)]
     assert both[: 3 * steps] == first
     assert max(both[3 * steps :]) == pytest.approx(0.5) and both[3 * steps - 1] < 0.02 and both[-1] < 0.01
+
+
+class Trunked(nn.Module):
+    """A net with a trunk of two named parts, each with a batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential()
+        for name in ("low", "high"):
+            self.encoder.add_module(name, nn.Sequential(nn.LazyLinear(4), nn.BatchNorm1d(4), nn.ReLU()))
+        self.head = nn.Linear(4, 1)
+        self.encoder(torch.zeros(2, 1))
+
+    def forward(self, x):
+        return self.head(self.encoder(x))
+
+
+def test_frozen_modules_keep_their_weights_and_statistics_and_the_others_learn(tmp_path):
+    plan = replace(PLAN, frozen=("low",), ema=0.0)
+    data, begun = Line(), {}
+
+    def make():
+        made = Trunked()
+        begun.update({key: value.clone() for key, value in made.state_dict().items()})
+        return made
+
+    trained = fit.train(make, plan, data, None, loss, where(tmp_path), resume=False, log=lambda text: None)
+    for key, value in trained.state_dict().items():
+        if key.endswith("num_batches_tracked"):
+            continue
+        assert torch.equal(value, begun[key]) == key.startswith("encoder.low."), key
+
+
+def test_the_first_epochs_read_smaller_data(tmp_path):
+    asked = []
+
+    class Sized(Line):
+        def smaller(self, share):
+            asked.append(share)
+            return self
+
+    plan = replace(PLAN, early=(3, 0.5))
+    fit.train(net, plan, Sized(), None, loss, where(tmp_path), resume=False, log=lambda text: None)
+    assert asked == [0.5] * 3

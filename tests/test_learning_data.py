@@ -120,6 +120,18 @@ def test_a_crop_is_centred_on_its_point_and_absent_views_are_marked(tmp_path):
     assert present[:, 0].all() and not present[:, 1].any()
 
 
+def test_a_smaller_batch_shows_the_same_field(tmp_path):
+    """What is in the middle of a full image is in the middle of a smaller one, and as large in mm."""
+    data = graded(tmp_path, "spinal", "canal", "sag_t2", WILD)
+    whole = data.batch([0], np.random.default_rng(3), CPU, augment=True)
+    small = data.smaller(2 / 3).batch([0], np.random.default_rng(3), CPU, augment=True)
+    view = next(i for i, crop in enumerate(whole.crops) if crop.amax() > 0.5)
+    large, little = whole.crops[view], small.crops[view]
+    assert little.shape[-2:] == (32, 32) and large.shape[-2:] == (48, 48)
+    again = torch.nn.functional.interpolate(large, size=(32, 32), mode="bilinear", align_corners=False)
+    assert (again - little).abs().max() < 0.05 * large.amax()
+
+
 def test_a_measured_error_moves_the_crop_by_itself(tmp_path):
     data = graded(tmp_path, "foraminal", "foramen", "sag_t1", QUIET).with_errors(np.array([[4.0, 5.0, -7.0]]))
     batch = data.batch([0], np.random.default_rng(0), CPU, augment=True)

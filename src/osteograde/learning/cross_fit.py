@@ -6,9 +6,10 @@ same folds.csv.
 
 from __future__ import annotations
 
+import copy
 import csv
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -73,27 +74,58 @@ def net_name(kind: str, stage: str, k: int) -> str:
 
 def cross_fit(run: Run, kind: str, stage: str, plan: Fit, data_of: Callable[[Sequence[Study]], Data], loss: Loss):
     """Train one net per fold, or load those that are there; yields (fold, net as shipped, held-out studies)."""
+    starts: dict[tuple[int, ...], nn.Module] = {}
     for k in run.folds:
         path = run.out / net_name(kind, stage, k)
         done = run.work / "nets" / f"{kind}-{stage}-{k}.sha256"  # vouches for a net that was finished
         if not (run.resume and done.is_file() and path.is_file() and done.read_text() == bundle.sha256(path)):
             where = Where(stage, k, run.recipe.seed, run.device, run.work / "nets" / f"{kind}-{stage}-{k}.pt")
             train, held = (data_of(part(run.everything, k)) for part in (run.split.training, run.split.held_out))
-            net = fit.train(
-                partial(starting.net_of, plan, train, where),
-                plan,
-                train,
-                held,
-                loss,
-                where,
-                resume=run.resume,
-                log=run.log,
-            )
+            begin: Callable[[], nn.Module] = partial(starting.net_of, plan, train, where)
+            own = plan
+            if plan.common:
+                together = sharing(run.recipe.num_folds, k)
+                if together not in starts:
+                    starts[together] = in_common(run, kind, stage, plan, data_of, loss, together)
+                begin, own = partial(_again, starts[together]), _rest(plan)
+            net = fit.train(begin, own, train, held, loss, where, resume=run.resume, log=run.log)
             bundle.save_net(net, path)
             done.write_text(bundle.sha256(path))
         # What ships is judged: the fp16 file as it will be loaded, not the net in memory.
         net = bundle.on_device(bundle.load_net(path, plan.net), run.device)
         yield k, net, run.split.held_out(run.everything, k)
+
+
+def sharing(count: int, k: int) -> tuple[int, ...]:
+    """The folds that begin with fold k: its half of all of them.
+
+    >>> sharing(5, 1), sharing(5, 4)
+    ((0, 1, 2), (3, 4))
+    """
+    first = tuple(range(-(-count // 2)))
+    return first if k in first else tuple(range(len(first), count))
+
+
+def in_common(run: Run, kind: str, stage: str, plan: Fit, data_of, loss: Loss, together: tuple[int, ...]) -> nn.Module:
+    """A net that several folds go on from. It learns from the studies that none of them holds out, so each fold's
+    held-out studies stay unseen; its epochs are paid for once and not per fold, and over fewer studies."""
+    seen = [study for study in run.everything if run.split.fold_of(study) not in together]
+    checkpoint = run.work / "nets" / f"{kind}-{stage}-common-{together[0]}.pt"
+    where = Where(stage, together[0], run.recipe.seed, run.device, checkpoint, together)
+    data = data_of(seen)
+    first = replace(plan, epochs=plan.common, restarts=(), patience=0)
+    begin = partial(starting.net_of, plan, data, where)
+    return fit.train(begin, first, data, None, loss, where, resume=run.resume, log=run.log)
+
+
+def _rest(plan: Fit) -> Fit:
+    """What a fold learns by itself after the epochs in common: the rest of them, from half the rate as at a restart."""
+    early = (max(0, plan.early[0] - plan.common), plan.early[1])
+    return replace(plan, epochs=plan.epochs - plan.common, early=early, head_epochs=0, lr=plan.lr / 2)
+
+
+def _again(net: nn.Module) -> nn.Module:
+    return copy.deepcopy(net).requires_grad_(True)
 
 
 def locate_out_of_fold(run: Run) -> tuple[dict[str, dict[str, Point]], dict[str, dict[str, Point]]]:

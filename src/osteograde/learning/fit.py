@@ -45,16 +45,29 @@ Loss = Callable[[nn.Module, Any], torch.Tensor]
 
 @dataclass(frozen=True)
 class Where:
-    """Names a run: its stage and fold, the seed all its randomness comes from, the device and the checkpoint."""
+    """Names a run: its stage and fold, the seed all its randomness comes from, the device and the checkpoint.
+
+    common: the folds that go on from this run's net, of which ``fold`` is the first; empty for a fold's own run.
+    """
 
     stage: str
     fold: int
     seed: int
     device: torch.device
     checkpoint: Path
+    common: tuple[int, ...] = ()
+
+    @property
+    def title(self) -> str:
+        return (
+            f"{self.stage} folds {', '.join(map(str, self.common))}"
+            if self.common
+            else f"{self.stage} fold {self.fold}"
+        )
 
     def rng(self, *more: int) -> np.random.Generator:
-        return np.random.default_rng([self.seed, zlib.crc32(self.stage.encode()), self.fold, *more])
+        stage = f"{self.stage} in common" if self.common else self.stage
+        return np.random.default_rng([self.seed, zlib.crc32(stage.encode()), self.fold, *more])
 
 
 def train(
@@ -81,7 +94,7 @@ def train(
     best = copy.deepcopy(average.state_dict()) if plan.patience else None
     if resume and where.checkpoint.is_file():
         state, best = _load(where.checkpoint, net, average, optimiser, scaler, where.device)
-        log(f"{where.stage} fold {where.fold}: resumed after epoch {state['epoch']}")
+        log(f"{where.title}: resumed after epoch {state['epoch']}")
     while state["epoch"] < plan.epochs and not (plan.patience and state["bad"] >= plan.patience):
         epoch, begun, total = state["epoch"], time.perf_counter(), 0.0
         _thaw(net, epoch >= plan.head_epochs, plan.frozen)
@@ -103,7 +116,7 @@ def train(
         _save(where.checkpoint, state, best, net, average, optimiser, scaler)
         seconds = time.perf_counter() - begun
         log(
-            f"{where.stage} fold {where.fold} epoch {epoch + 1}/{plan.epochs}: loss {total / steps:.4f} "
+            f"{where.title} epoch {epoch + 1}/{plan.epochs}: loss {total / steps:.4f} "
             f"{f'held-out {value:.4f} ' if last else ''}{seconds:.0f} s, "
             f"waiting for data {fetched.waited / seconds:.0%}"
         )
@@ -151,7 +164,7 @@ def rate(plan: Fit, step: int, steps: int) -> float:
 
 
 def _sized(data: Any, plan: Fit, epoch: int) -> Data:
-    """The data as an epoch reads them: smaller in the first epochs, where the recipe says so (Tan and Le, ICML 2021)."""
+    """The data as an epoch reads them: smaller in the first epochs where the recipe says so (Tan and Le 2021)."""
     epochs, share = plan.early
     return data.smaller(share) if epoch < epochs else data
 
@@ -199,7 +212,7 @@ def _step(net, batch, loss: Loss, optimiser, scaler, plan: Fit, where: Where, wh
         value = loss(net, batch)
     if not torch.isfinite(value):
         raise Diverged(
-            f"{where.stage} fold {where.fold} {what}: the loss is {value.item()}; "
+            f"{where.title} {what}: the loss is {value.item()}; "
             f"lower lr (now {plan.lr:g}) or raise warmup in the recipe, then start again"
         )
     scaler.scale(value).backward()

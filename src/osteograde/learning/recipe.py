@@ -53,6 +53,7 @@ class Fit:
     loss: str = "classes"  # graders: "classes", or "ordinal": targets that fall off with the squared distance of grades
     balance: float = 0.0  # graders: classes count by their frequency to the power of minus this
     pretrained: str = ""  # starting weights of the trunk: a file of OSTEOGRADE_PRETRAINED, or "imagenet" to download
+    common: int = 0  # first epochs that several folds learn in common, on what none of them holds out
     head_epochs: int = 0  # first epochs in which only what is not the trunk learns, at ``head_lr``
     head_lr: float = 0.0
     frozen: tuple[str, ...] = ()  # modules of the trunk that keep their starting weights and statistics
@@ -133,5 +134,6 @@ def _small(fit: Fit) -> Fit:
         restarts=(),
         frozen=() if nothing else fit.frozen,
         early=(min(fit.early[0], 1), fit.early[1]),
+        common=min(fit.common, 1),
         pretrained="" if nothing else fit.pretrained,
     )

@@ -14,8 +14,8 @@ SMALL_STARTING = "mobilenet_v2_0.35_float_bn_from_teachablemachine.npz"
 def knee_xray() -> Recipe:
     """The default, sized for two CPU cores: MobileNetV2 on the joint line at 0.625 mm, the whole width of the crop.
 
-    Its layers down to a quarter of the pixels stay as ImageNet made them, and the first epochs see smaller images: half
-    the time of a step goes there.
+    Its layers down to a quarter of the pixels stay as ImageNet made them (half of a step's time goes there), and the
+    first epochs see smaller images and are learnt by several folds in common.
 
     python train_folds.py knee-xray --data DIR --out weights/knee-xray
     """
@@ -24,7 +24,8 @@ def knee_xray() -> Recipe:
             "kind": "grader", "backbone": "torchvision/mobilenet_v2", "views": 1, "classes": 5, "dropout": 0.2,
             "pool": "mean", "width": 256,
         },
-        pixels=(112, 224), epochs=12, early=(5, 0.7), frozen=STEM, batch=32, lr=1e-3, weight_decay=0.02, warmup=0.15, ema=0.99,
+        pixels=(112, 224), epochs=10, common=6, early=(6, 0.7), frozen=STEM, batch=32, lr=1e-3,
+        weight_decay=0.02, warmup=0.15, ema=0.99,
         loss="ordinal", pretrained=STARTING,
         jitter=Jitter(
             turn_deg=8, scale=0.1, shift_mm=5, gamma=0.25, contrast=0.2, noise=0.02, blur=0.1, use_measured_error=False,
@@ -36,7 +37,8 @@ def knee_xray() -> Recipe:
 def _look() -> Fit:
     return Fit(
         net={"kind": "heatmap", "encoder_name": "mobilenetv2_035", "stages": 5, "width": 32, "stride": 2},
-        pixels=224, epochs=6, batch=16, steps=80, lr=2e-3, ema=0.98, window=1, thin=8, pretrained=SMALL_STARTING,
+        pixels=192, epochs=6, common=3, batch=12, steps=60, lr=2e-3, ema=0.98, window=1, thin=8,
+        pretrained=SMALL_STARTING,
         jitter=Jitter(turn_deg=12, scale=0.2, shift_mm=25, gamma=0.4, contrast=0.3, noise=0.04, blur=0.2),
     )  # fmt: skip
 

@@ -54,7 +54,9 @@ def or_nothing(recipe: Recipe, log: Callable[[str], None]) -> Recipe:
         if plan.pretrained in ("", IMAGENET) or path_of(plan.pretrained).is_file():
             return plan
         log(f"{stage}: no {path_of(plan.pretrained)}; starts from nothing (set {FOLDER} to the folder that holds it)")
-        return replace(plan, pretrained="", head_epochs=0, frozen=())  # a frozen trunk that knows nothing teaches nothing
+        return replace(
+            plan, pretrained="", head_epochs=0, frozen=()
+        )  # a frozen trunk that knows nothing teaches nothing
 
     locate, grade = ({name: there(name, fit) for name, fit in fits.items()} for fits in (recipe.locate, recipe.grade))
     return replace(recipe, locate=locate, grade=grade)

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from osteograde.phantom import knee_writer, lumbar
+from osteograde.phantom import knee_writer, lumbar, spider_writer
 
-WRITERS: Mapping[str, Callable[..., None]] = {"lumbar-mr": lumbar.write, "knee-xray": knee_writer.write}
+WRITERS: Mapping[str, Callable[..., None]] = {
+    "lumbar-mr": lumbar.write,
+    "knee-xray": knee_writer.write,
+    "spider": spider_writer.write,
+}
 
 
 def write(task_name: str, out: Path, *, studies: int, test: int = 0, seed: int = 0, workers: int = 1) -> None:

@@ -43,8 +43,8 @@ class Acquisition:
 
 def plan(spine: Spine, rng: np.random.Generator) -> list[Acquisition]:
     """The series of one study."""
-    series = [_sagittal(spine, "sag_t1", "t1", rng)]
-    series.append(_sagittal(spine, "sag_t2", "stir" if rng.random() < STIR else "t2", rng))
+    series = [sagittal(spine, "sag_t1", "t1", rng)]
+    series.append(sagittal(spine, "sag_t2", "stir" if rng.random() < STIR else "t2", rng))
     series += _axials(spine, rng)
     if rng.random() < MISSING_SERIES:
         del series[int(rng.integers(len(series)))]
@@ -79,7 +79,8 @@ def _turn(axes: np.ndarray, rng: np.random.Generator, degrees: float) -> np.ndar
     return out
 
 
-def _sagittal(spine: Spine, view: str, contrast: str, rng: np.random.Generator) -> Acquisition:
+def sagittal(spine: Spine, view: str, contrast: str, rng: np.random.Generator) -> Acquisition:
+    """A stack of sagittal slices about the spine, thick and a few mm apart."""
     count = int(rng.integers(13, 20))
     step = float(rng.choice((4.0, 4.4, 4.5, 4.8, 5.0)))
     shape, spacing = _matrix(rng, rng.uniform(250, 300), 0.58, 0.95)

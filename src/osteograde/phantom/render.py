@@ -10,11 +10,12 @@ import numpy as np
 
 from osteograde.phantom.planes import Acquisition
 from osteograde.phantom.spine import Spine
-from osteograde.phantom.tissue import CONTRASTS, column, contrast, trunk
+from osteograde.phantom.tissue import CONTRASTS, SIGNAL, column, contrast, trunk
 
 COARSE = 4  # the trunk is painted at every 4th pixel and enlarged: it has no fine detail
 NEAR = (40.0, -26.0, 62.0)  # |x|, a from, a to (mm): where the spine is
 FULL_SCALE = 4095  # 12 bits stored
+PARTS = (("annulus", "nucleus"), ("marrow", "cortex"), ("csf", "cord", "root"))  # disc, vertebra, canal
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +72,16 @@ def slice_pixels(
     noise = rng.standard_normal(shape, dtype=np.float32) * np.float32(look.noise)
     magnitude = np.sqrt((image + noise[0]) ** 2 + noise[1] ** 2)  # Rician, as magnitude images are
     return np.clip(magnitude * look.gain, 0, FULL_SCALE).astype(np.uint16)
+
+
+def slice_labels(spine: Spine, to_mm: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """(rows, columns) uint8 of one plane: 0 background, then the number of each of PARTS where its tissues prevail."""
+    x, a, s, _ = _curved(spine, to_mm, np.arange(shape[0]), np.arange(shape[1]))
+    labels, still = np.zeros(shape, np.uint8), np.zeros(shape, np.float32)
+    for number, tissues in enumerate(PARTS, start=1):
+        signal = {name: float(name in tissues) for name in SIGNAL}
+        labels[column(spine, x, a, s, signal, still, np.zeros(shape, np.float32)) > 0.5] = number
+    return labels
 
 
 def _part(near: np.ndarray, shape: tuple[int, int]) -> tuple[slice, slice]:

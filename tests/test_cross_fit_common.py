@@ -1,0 +1,97 @@
+"""Epochs that several folds learn in common: nothing a fold holds out is ever seen by a net it goes on from."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from osteograde.learning import cross_fit, folds
+from osteograde.learning.cross_fit import Run
+from osteograde.learning.recipe import Fit
+from osteograde.learning.recipes import RECIPES
+from osteograde.models import bundle
+from osteograde.tasks.contract import Study
+
+STUDIES = [Study(f"s{i:02d}", f"p{i // 2:02d}", ()) for i in range(20)]
+SPLIT = folds.Split(
+    {study.id: i // 2 % 5 for i, study in enumerate(STUDIES)}, {study.id: study.patient for study in STUDIES}
+)
+
+
+@dataclass
+class Rows:
+    """A data set that notes which studies a batch was made of."""
+
+    studies: list[str]
+    seen: set[str]
+
+    def __len__(self):
+        return len(self.studies)
+
+    def batch(self, indices, rng, device, *, augment):
+        if augment:
+            self.seen.update(self.studies[i] for i in indices)
+        return torch.tensor([[float(i)] for i in indices])
+
+    def smaller(self, share):
+        return self
+
+
+@pytest.fixture
+def taught(tmp_path, monkeypatch):
+    """(fold -> studies its net or the net it began from has learnt from, log) of a run with epochs in common."""
+    plan = Fit(net={}, pixels=32, epochs=3, common=2, batch=2, lr=0.1, early=(2, 0.5))
+    run = Run(RECIPES["knee-xray"](), STUDIES, [], SPLIT, tuple(range(5)), tmp_path, torch.device("cpu"), True, print)
+    learnt: dict[int, set[str]] = {}
+    monkeypatch.setattr(cross_fit.starting, "net_of", lambda *_: nn.Linear(1, 1))
+    monkeypatch.setattr(bundle, "load_net", lambda path, config: nn.Linear(1, 1))
+    made: list[tuple[tuple[str, ...], Rows]] = []
+
+    def data_of(studies):
+        rows = Rows([study.id for study in studies], set())
+        made.append((tuple(rows.studies), rows))
+        return rows
+
+    for k, _, held in cross_fit.cross_fit(run, "grade", "kl", plan, data_of, lambda net, batch: net(batch).mean()):
+        together = set(cross_fit.sharing(5, k))
+        begun = {s.id for s in STUDIES if SPLIT.fold_of(s) not in together}
+        learnt[k] = set().union(
+            *(rows.seen for ids, rows in made if set(ids) in (begun, {*SPLIT.fold} - {h.id for h in held}))
+        )
+    return learnt
+
+
+def test_no_fold_has_seen_what_it_holds_out(taught):
+    for k, seen in taught.items():
+        assert seen == {study.id for study in STUDIES if SPLIT.fold_of(study) != k}
+
+
+def test_epochs_in_common_are_learnt_once_per_half(tmp_path, monkeypatch):
+    calls = []
+
+    def train(build_net, plan, data, held_out, loss, where, *, resume, log):
+        calls.append((where.title, plan.epochs, plan.early[0], plan.lr, len(data)))
+        return nn.Linear(1, 1)
+
+    monkeypatch.setattr(cross_fit.fit, "train", train)
+    monkeypatch.setattr(bundle, "load_net", lambda path, config: nn.Linear(1, 1))
+    plan = Fit(net={}, pixels=32, epochs=5, common=3, batch=2, lr=0.1, early=(4, 0.5))
+    run = Run(RECIPES["knee-xray"](), STUDIES, [], SPLIT, tuple(range(5)), tmp_path, torch.device("cpu"), False, print)
+    (tmp_path / "work" / "nets").mkdir(parents=True)
+    list(cross_fit.cross_fit(run, "grade", "kl", plan, lambda part: list(part), lambda *_: None))
+    assert calls[0] == ("kl folds 0, 1, 2", 3, 4, 0.1, 8)
+    assert [title for title, *_ in calls] == [
+        "kl folds 0, 1, 2", "kl fold 0", "kl fold 1", "kl fold 2", "kl folds 3, 4", "kl fold 3", "kl fold 4",
+    ]  # fmt: skip
+    assert calls[1][1:] == (2, 1, 0.05, 16)
+
+
+def test_nets_that_begin_in_common_differ_afterwards():
+    start = nn.Linear(3, 1).requires_grad_(False)
+    again = cross_fit._again(start)
+    with torch.no_grad():
+        again.weight += 1
+    assert again.weight.requires_grad and not torch.equal(again.weight, start.weight)
+    assert np.isfinite(again.weight.detach().numpy()).all()
