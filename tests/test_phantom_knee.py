@@ -116,11 +116,15 @@ def test_a_data_set_is_read_back_as_it_was_written(tmp_path):
 
 
 @pytest.mark.slow
-def test_practice_films_belong_to_the_patients_they_were_made_of_and_come_out_the_same(tmp_path):
+def test_practice_films_belong_to_the_patients_they_were_made_of_and_come_out_the_same(tmp_path, monkeypatch):
     phantom.write("knee-xray", tmp_path / "data", studies=5, seed=1)
     studies = TASK.read(tmp_path / "data", "train")
     first = films(studies, tmp_path / "films", np.random.default_rng(0), share=0.01)
+    bytes_of = {path.name: path.read_bytes() for path in (tmp_path / "films").iterdir()}
+    monkeypatch.setattr("osteograde.phantom.knee_practice.compose", None)  # nothing is composed twice
     again = films(studies, tmp_path / "films", np.random.default_rng(0), share=0.01)
+    assert bytes_of == {path.name: path.read_bytes() for path in (tmp_path / "films").iterdir()}
+    assert repr([study.marks for study in first]) == repr([study.marks for study in again])
     assert [study.id for study in first] == [study.id for study in again] and len(first) == 15
     patients = {study.patient for study in studies}
     for study in first:

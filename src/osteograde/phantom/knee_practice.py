@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from osteograde.imaging import raster
-from osteograde.phantom.knee_film import SIDES, Film, compose
+from osteograde.phantom.knee_film import SIDES, compose
 from osteograde.tasks.contract import Mark, Series, Study
 from osteograde.tasks.knee_files import VIEW
 
+VERSION = 1  # change it when films are composed otherwise: those in a folder are made anew then
 FILMS = 1500
 EMPTY, ALONE, SINGLE = 0.12, 0.2, 0.2  # shares: no knee; one knee on a film for two; one knee on its own film
 NOBODY = "nobody"  # films without a knee belong to no patient
@@ -43,18 +45,26 @@ def _film(name: str, patient: str, crops: dict[str, Path], folder: Path, rng: np
     elif kind < EMPTY + ALONE + SINGLE:
         sides = [str(own.choice(sides))]
         layout = "single" if kind < EMPTY + SINGLE else layout
-    path = folder / f"{name}.png"
-    film = compose([(raster.read_pixels(crops[side]), side) for side in sides], own, layout=layout, pixel_mm=pixel_mm)
-    part = path.with_suffix(".part.png")
-    cv2.imwrite(str(part), film.pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])
-    if not (path.is_file() and path.read_bytes() == part.read_bytes()):  # an unchanged file keeps its time: caches hold
-        part.replace(path)
-    part.unlink(missing_ok=True)
+    path, sidecar = folder / f"{name}.png", folder / f"{name}.json"
+    made = json.dumps([VERSION, own.bit_generator.state, layout, pixel_mm, _state(crops, sides)], default=str)
+    told = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.is_file() and path.is_file() else {}
+    if told.get("made") != made:  # else the film is there, and its time stays: caches hold
+        knees = [(raster.read_pixels(crops[side]), side) for side in sides]
+        film = compose(knees, own, layout=layout, pixel_mm=pixel_mm)
+        cv2.imwrite(str(path), film.pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+        told = {"made": made, "joints": dict(film.joints)}
+        sidecar.write_text(json.dumps(told), encoding="utf-8")  # last: it vouches for the film
+    joints = {side: (float(x), float(y)) for side, (x, y) in told["joints"].items()}
     shown = tuple(sides) if layout == "single" else SIDES
     series = Series(name, VIEW, folder, (path,), (4.0, pixel_mm, pixel_mm), side=sides[0] if layout == "single" else "")
-    return Study(name, patient, (series,), marks=_marks(film, name, shown), targets=shown)
+    return Study(name, patient, (series,), marks=_marks(joints, name, shown), targets=shown)
 
 
-def _marks(film: Film, name: str, shown: Sequence[str]) -> tuple[Mark, ...]:
+def _state(crops: dict[str, Path], sides: Sequence[str]) -> list[tuple[str, int, int]]:
+    """What says that the crops of a film are unchanged."""
+    return [(crops[side].name, (stat := crops[side].stat()).st_size, stat.st_mtime_ns) for side in sides]
+
+
+def _marks(joints: Mapping[str, tuple[float, float]], name: str, shown: Sequence[str]) -> tuple[Mark, ...]:
     nan = (float("nan"), float("nan"))
-    return tuple(Mark(side, name, name, *film.joints.get(side, nan)) for side in shown)
+    return tuple(Mark(side, name, name, *joints.get(side, nan)) for side in shown)
