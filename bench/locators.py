@@ -3,7 +3,8 @@
     python bench/locators.py --data DIR --runs heatmap=W1 unet=W2 faster_rcnn=W3 [--out table.json]
 
 Each W is the --out of `train_folds.py spider --recipe spider | spider-unet | spider-faster-rcnn`, trained on the same
-folds.csv. Every annotated study is looked at by the net of the fold that held it out. Boxes are compared on slices with
+folds.csv (or on some of its folds: those that all have count). Every annotated study is looked at by the net of the
+fold that held it out. Boxes are compared on slices with
 boxes: Faster R-CNN's own, of its most sure detection per level; those of the U-Net's components; for heatmaps a box as
 wide as 1.15 and as high as 0.45 of the patient's disc spacing around the point, which says what points alone give.
 """
@@ -46,14 +47,12 @@ SHARE = (0.45, 1.15)  # height and width of a box around a point, of the disc sp
 CPU = torch.device("cpu")
 
 
-def held_out(run: Path, studies: Sequence, split: folds.Split) -> dict[str, dict]:
+def held_out(run: Path, studies: Sequence, split: folds.Split, trained: Sequence[int]) -> dict[str, dict]:
     """{study: {"points", "boxes", "dice"}} by the net of the fold that held it out."""
     manifest = bundle.read_manifest(run)
     said: dict[str, dict] = {}
-    for k in range(split.count):
+    for k in trained:
         name = f"locate/{STAGE.name}/fold{k}.safetensors"
-        if name not in manifest["files"]:
-            continue
         net = bundle.on_device(bundle.load_net(run / name, manifest["files"][name]["net"]), CPU)
         nets = pipeline.Nets([net], manifest["pixels"][STAGE.name], CPU)
         for study in studies:
@@ -165,7 +164,7 @@ def dice_row(said: Mapping[str, dict]) -> dict:
 def cost_row(run: Path) -> dict:
     """GFLOPs and milliseconds of one slice through the net and its decoding to maps, one thread."""
     manifest = bundle.read_manifest(run)
-    name = f"locate/{STAGE.name}/fold0.safetensors"
+    name = next(name for name in manifest["files"] if name.startswith(f"locate/{STAGE.name}/"))
     net = bundle.on_device(bundle.load_net(run / name, manifest["files"][name]["net"]), CPU)
     side = manifest["pixels"][STAGE.name]
     image = torch.rand(1, 4, side, side)
@@ -195,12 +194,16 @@ def main() -> None:
     if len({folds.digest(run / "folds.csv") for run in runs.values()}) > 1:
         parser.error("the runs were trained on different folds.csv; copy one of them into each --out before training")
     split = folds.read(next(iter(runs.values())) / "folds.csv")
+    every = [set(bundle.read_manifest(run)["folds"]["trained"]) for run in runs.values()]
+    trained = sorted(set.intersection(*every))  # the folds that all of them have: the same patients for all
+    if not trained:
+        parser.error("no fold is trained in all of the runs")
     studies = [study for study in TASK.read(args.data, "train") if study.marks]
     loaded = {study.id: load_study(study, TASK) for study in studies}
     table = pd.read_csv(args.data / "boxes.csv", dtype={"slice": str})
     result = {}
     for name, run in runs.items():
-        said = held_out(run, studies, split)
+        said = held_out(run, studies, split, trained)
         result[name] = {
             **points_row(studies, loaded, said), **boxes_row(table, said), **dice_row(said), **cost_row(run)
         }  # fmt: skip

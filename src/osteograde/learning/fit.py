@@ -117,7 +117,7 @@ def train(
         seconds = time.perf_counter() - begun
         log(
             f"{where.title} epoch {epoch + 1}/{plan.epochs}: loss {total / steps:.4f} "
-            f"{f'held-out {value:.4f} ' if last else ''}{seconds:.0f} s, "
+            f"{'' if math.isnan(value) else f'held-out {value:.4f} '}{seconds:.0f} s, "
             f"waiting for data {fetched.waited / seconds:.0%}"
         )
     if best is not None:

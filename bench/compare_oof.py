@@ -1,0 +1,63 @@
+"""Two trainings of one task compared out-of-fold: each part of the score, and the difference with its interval.
+
+    python bench/compare_oof.py TASK --data DIR --first W1 --second W2 [--bootstrap 2000]
+
+W1 and W2 are weights folders trained on the same folds.csv. Patients are drawn, the same ones for both sides, so what
+is common to both (easy and hard patients) does not widen the interval of the difference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+
+from osteograde.learning.members import Answers, gather
+from osteograde.tasks import TASKS
+from osteograde.tasks.bootstrap import interval
+
+
+def compare(answers: Answers, bootstrap: int, seed: int = 0) -> dict[str, dict[str, object]]:
+    """part -> both values, second - first, and the 95 % interval of that under resampling of patients."""
+    task = answers.task
+    sides = [dict(zip(answers.studies, table, strict=True)) for table in answers.tables]
+    statistics = [task.counted(answers.labels, side) for side in sides]
+    low, high = interval(
+        lambda counts: statistics[1](counts) - statistics[0](counts),
+        len(answers.studies),
+        bootstrap,
+        np.random.default_rng(seed),
+        groups=answers.group,
+    )
+    values = [task.score(answers.labels, side) for side in sides]
+    return {
+        part: {
+            "first": round(values[0][part], 4),
+            "second": round(values[1][part], 4),
+            "difference": round(values[1][part] - values[0][part], 4),
+            "interval_95": [round(float(a), 4), round(float(b), 4)],
+        }
+        for part, a, b in zip([*task.score_groups, "score"], low, high, strict=True)
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=sorted(TASKS))
+    for name in ("--data", "--first", "--second"):
+        parser.add_argument(name, type=Path, required=True)
+    parser.add_argument("--bootstrap", type=int, default=2000)
+    args = parser.parse_args()
+    answers = gather(TASKS[args.task], [args.first, args.second], args.data)
+    table = compare(answers, args.bootstrap)
+    print(f"{len(answers.studies)} studies of {answers.group.max() + 1} patients: {' against '.join(answers.members)}")
+    for part, row in table.items():
+        low, high = row["interval_95"]  # type: ignore[misc]
+        print(f"{part:<22}{row['first']:>9}{row['second']:>9}{row['difference']:>+9.4f}   {low:+.4f} .. {high:+.4f}")
+    print(json.dumps(table))
+
+
+if __name__ == "__main__":
+    main()
