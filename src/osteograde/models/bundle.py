@@ -47,7 +47,7 @@ class Bundle:
 
     @property
     def calibration(self) -> Mapping[str, Mapping[str, Any]]:
-        """Grader -> temperature and bias of its answers (inference/calibration.py); none where it is not calibrated."""
+        """Grader -> what makes its answers honest (inference/calibration.py); none where it is not calibrated."""
         return self.manifest.get("calibration", {})
 
     @property
