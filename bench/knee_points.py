@@ -2,10 +2,10 @@
 
     python bench/knee_points.py --data DIR --run W
 
-W is the --out of `train_folds.py knee-xray` with its W/work. Films are composed of single-knee crops, and a film's truth
-is where the crop's centre came to lie. The same fold's net also looked at the crop itself. What is common to both errors
-of a knee is not a fault of looking (the images differ in place, turn, scale, contrast and noise): it is how far that
-crop's centre lies from where centres lie on average. No locator can know it; the rest is the locator's own.
+W is the --out of `train_folds.py knee-xray`, with W/work. Films are composed of single-knee crops, and their truth
+is where the crops' centres came to lie. The same fold's net looked at the crop itself, too. What both errors
+have in common is no scatter of the locator, since the images differ in place, turn, scale, contrast and noise: on both it
+points to one place of the anatomy, and the crop's centre lies elsewhere. The rest is the locator's own.
 """
 
 from __future__ import annotations
