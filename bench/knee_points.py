@@ -4,8 +4,8 @@
 
 W is the --out of `train_folds.py knee-xray`, with W/work. Films are composed of single-knee crops, and their truth
 is where the crops' centres came to lie. The same fold's net looked at the crop itself, too. What both errors
-have in common is no scatter of the locator, since the images differ in place, turn, scale, contrast and noise: on both it
-points to one place of the anatomy, and the crop's centre lies elsewhere. The rest is the locator's own.
+have in common is no scatter of the locator, since the images differ in place, turn, scale, contrast and noise: on both
+it points to one place of the anatomy, and the crop's centre lies elsewhere. The rest is the locator's own.
 """
 
 from __future__ import annotations
