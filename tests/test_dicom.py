@@ -315,7 +315,7 @@ def test_a_file_with_nothing_but_pixels_is_read(tmp_path):
     write(tmp_path / "1.dcm", made)
     volume, codes = only(tmp_path)
     assert volume.voxels.shape == (1, 16, 12) and np.isfinite(volume.to_mm).all()
-    assert codes == Counter(orientation_assumed=1, spacing_assumed=1, position_assumed=1)
+    assert codes == Counter(orientation_assumed=1, spacing_unknown=1, position_assumed=1)
 
 
 # --- pixels ----------------------------------------------------------------------------------------------------------
@@ -418,10 +418,29 @@ def test_frames_with_their_own_positions_are_slices(tmp_path):
         read_slice(tmp_path / "all.dcm")
 
 
-def test_frames_without_positions_are_refused(tmp_path):
+def test_frames_without_positions_are_slices_in_their_order(tmp_path):
     write(tmp_path / "all.dcm", multiframe(4, placed=False))
-    with pytest.raises(UnreadableSeries, match="frames_without_position"):
-        read_series(tmp_path)
+    volume, codes = only(tmp_path)
+    assert numbers(volume) in ([0, 1, 2, 3], [3, 2, 1, 0])
+    assert codes["frame_without_position"] == codes["position_assumed"] == 4
+
+
+def test_frames_of_files_that_say_where_they_lie_are_repeats_of_a_stack(tmp_path):
+    for k in range(3):
+        frames = np.stack([pattern(10 * frame + k) for frame in range(2)])
+        made = dataset(pattern(0), position=(0, 0, 4.0 * k), orientation=AXIAL, NumberOfFrames=2)
+        made.PixelData = frames.tobytes()
+        write(tmp_path / f"{k}.dcm", made)
+    volumes, codes = read_series(tmp_path)
+    assert [numbers(volume) for volume in volumes] == [[0, 1, 2], [10, 11, 12]]
+    assert codes == Counter(frame_without_position=6)
+
+
+def test_a_picture_of_the_screen_lies_nowhere_and_is_dropped(tmp_path):
+    write_series(tmp_path, 4)
+    write(tmp_path / "9.dcm", dataset(pattern(9, (20, 30)), instance=9, without=GEOMETRY))
+    volume, codes = only(tmp_path)
+    assert numbers(volume) == [3, 2, 1, 0] and codes["position_missing"] == 1
 
 
 # --- bad files: each costs its own slice, with its reason ------------------------------------------------------------

@@ -81,3 +81,9 @@ def test_the_input_is_not_changed():
     before = voxels.copy()
     window([volume(voxels)])
     np.testing.assert_array_equal(voxels, before)
+
+
+def test_an_image_of_two_values_keeps_both():
+    voxels = np.where(np.arange(64).reshape(1, 8, 8) % 3 == 0, 255, 20).astype(np.uint8)
+    (seen,) = window([Volume(voxels, np.eye(4))])
+    assert set(np.unique(seen.voxels)) == {0, 255}

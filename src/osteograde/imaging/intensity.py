@@ -37,8 +37,9 @@ def _sample(volumes: Sequence[Volume]) -> np.ndarray:
     values = values[np.isfinite(values)]
     if values.size == 0 or values.min() == values.max():
         return np.empty(0)
-    padding = values == values.min()
-    return values[~padding] if padding.mean() > PADDING_SHARE else values
+    inside = values[values > values.min()]
+    padded = inside.size < (1 - PADDING_SHARE) * values.size
+    return inside if padded and inside.min() < inside.max() else values  # of two values both are the image
 
 
 def _bytes(voxels: np.ndarray, floor: float, ceiling: float) -> np.ndarray:

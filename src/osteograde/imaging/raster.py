@@ -18,6 +18,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from osteograde.imaging.files import FileTooLarge, contents
 from osteograde.imaging.geometry import Volume, roi_at
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})  # compare in lower case
@@ -96,13 +97,11 @@ def read_images(
 
 def _contents(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
+        return contents(path, MAX_FILE_BYTES)
+    except FileTooLarge:
+        raise UnreadableImage("file_too_large") from None
     except OSError:
         raise UnreadableImage("file_unreadable") from None
-    if len(data) > MAX_FILE_BYTES:
-        raise UnreadableImage("file_too_large")
-    return data
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from osteograde.inference import whole
 from osteograde.tasks.contract import Task
 
 Finding = tuple[str, tuple[float, ...]]  # row id, probability of each finding
@@ -31,7 +32,7 @@ def findings_of(task: Task, study: str, graded: Mapping[str, np.ndarray]) -> lis
 def write(path: Path, columns: Sequence[str], rows: Sequence[Finding]) -> None:
     lines = [",".join(["row_id", *columns])]
     lines += [",".join([row, *("" if np.isnan(v) else f"{v:.6f}" for v in values)]) for row, values in rows]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    whole.write(path, "\n".join(lines) + "\n")
 
 
 def path_beside(out: Path) -> Path:

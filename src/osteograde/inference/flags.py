@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from osteograde.inference import whole
 from osteograde.inference.reading import Loaded
-from osteograde.tasks.contract import Point, Site, Task
+from osteograde.tasks.contract import Point, Site, Study, Task
 
 Flag = tuple[str, str, int]  # row id, reason, how often
 COLUMNS = ("row_id", "reason", "count")
@@ -31,6 +32,11 @@ def flags_of(task: Task, loaded: Loaded, points: Mapping[str, Point], graded: Ma
     return found
 
 
+def not_reached(task: Task, study: Study, why: str) -> list[Flag]:
+    """The flags of a study that the run ended before."""
+    return [(row, reason, 1) for row in task.rows(study.id, study.targets) for reason in (why, NOT_GRADED)]
+
+
 def _doubts(task: Task, site: Site, points: Mapping[str, Point], graded: Mapping[str, np.ndarray]) -> list[str]:
     if site.target not in graded:
         return [NOT_GRADED]
@@ -42,7 +48,7 @@ def _doubts(task: Task, site: Site, points: Mapping[str, Point], graded: Mapping
 def write(path: Path, flags: Sequence[Flag]) -> None:
     """The flags as a table of ``COLUMNS``; only its first line where there are none."""
     lines = [",".join(COLUMNS), *(f"{row},{reason},{count}" for row, reason, count in flags)]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    whole.write(path, "\n".join(lines) + "\n")
 
 
 def path_beside(out: Path) -> Path:

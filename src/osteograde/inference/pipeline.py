@@ -6,20 +6,19 @@ Shapes: N slices, B passes, L landmarks, S sites, K classes. Folds are averaged 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import nn
 
-from osteograde.imaging.geometry import apply, to_index
-from osteograde.inference.calibration import Calibration
+from osteograde.imaging.geometry import Roi, Volume, apply, to_index
 from osteograde.inference.reading import Loaded
+from osteograde.inference.sharing import Nets, in_memory, logits_of, mean_of
 from osteograde.inference.views import SIGN, Pass, pass_images, passes, site_boxes, site_crops, test_views, turned
 from osteograde.models.locator import probabilities
 from osteograde.models.peaks import candidates, in_order, refined, stack_peaks
-from osteograde.tasks.contract import Grade, Locate, Pixels, Point, Points, Task, sides
+from osteograde.tasks.contract import Grade, Locate, Point, Points, Task, sides
 
 T = TypeVar("T")
 ABSENT_BELOW = 0.05  # a landmark with less of the heatmap's mass near its peak was not found
@@ -27,31 +26,22 @@ SLICES_PER_BATCH = 96
 CROPS_PER_BATCH = 256
 
 
-@dataclass(frozen=True)
-class Nets:
-    """The folds of one stage, the pixels of what they read, and how their answers are calibrated."""
-
-    nets: Sequence[nn.Module]
-    pixels: Pixels
-    device: torch.device
-    calibration: Calibration | None = None
-
-
-def _autocast(device: torch.device):
-    # fp16 and never bf16: the T4 only emulates the latter.
-    return torch.autocast(device.type, torch.float16, enabled=device.type == "cuda")
-
-
 def locate(stage: Locate, studies: Sequence[Loaded], points: Sequence[Points], nets: Nets) -> list[dict[str, Point]]:
-    """What one locator finds in each study. ``points``: what earlier locators found there."""
+    """What one locator finds in each study. ``points``: what earlier locators found there.
+
+    What could not be computed is counted in the faults of its study and not found.
+    """
     side = max(sides(nets.pixels))
     looks = [(i, look) for i, loaded in enumerate(studies) for look in passes(stage, loaded.volumes, points[i], side)]
     found: list[dict[str, Point]] = [{} for _ in studies]
     for batch in _batched(looks, lambda look: look.roi.shape[0], SLICES_PER_BATCH, nets.device):
-        for (i, look), indices, confidences in zip(batch, *_find(stage, [p for _, p in batch], nets), strict=True):
-            for landmark, index, confidence in zip(look.landmarks, indices, confidences, strict=True):
+        answers = in_memory(partial(_find, stage), [look for _, look in batch], nets)
+        for (i, look), answer in zip(batch, answers, strict=True):
+            if _is_lost(answer, studies[i], stage.name) or answer is None:
+                continue
+            for landmark, (*index, confidence) in zip(look.landmarks, answer, strict=True):
                 if confidence >= ABSENT_BELOW:
-                    found[i][landmark.name] = Point(apply(look.roi.to_mm, index), float(confidence))
+                    found[i][landmark.name] = Point(apply(look.roi.to_mm, np.array(index)), float(confidence))
     return found
 
 
@@ -76,9 +66,17 @@ def _batched(
         yield batch
 
 
+def _is_lost(answer: np.ndarray | None, study: Loaded, stage: str) -> bool:
+    """Whether there is no answer, or none in numbers; counted in the study's faults."""
+    if answer is not None and not np.isnan(answer).all():
+        return False
+    study.faults[f"{stage}:{'out_of_memory' if answer is None else 'not_finite'}"] += 1
+    return True
+
+
 @torch.inference_mode()
-def _find(stage: Locate, looks: Sequence[Pass], nets: Nets) -> tuple[np.ndarray, np.ndarray]:
-    """(B, L, 3) index of each landmark in its pass's box and (B, L) confidence."""
+def _find(stage: Locate, looks: Sequence[Pass], nets: Nets) -> list[np.ndarray]:
+    """Per pass (L, 4): index of each landmark in the pass's box, and the confidence; NaN where no fold is finite."""
     images, laterals = zip(*(pass_images(look, nets.device) for look in looks), strict=True)
     image = torch.cat(images).contiguous(memory_format=torch.channels_last)
     lateral = torch.cat(laterals)
@@ -89,12 +87,13 @@ def _find(stage: Locate, looks: Sequence[Pass], nets: Nets) -> tuple[np.ndarray,
     side = torch.tensor([SIGN[landmark.side] for landmark in landmarks], device=nets.device)
     folds = []
     for net in nets.nets:
-        with _autocast(nets.device):
-            logits = net.maps(image)  # type: ignore[operator]
+        logits = logits_of(partial(net.maps, image), nets.device)  # type: ignore[arg-type]
         stride = image.shape[-1] // logits.shape[-1]
-        folds.append(probabilities(logits.float(), stack, channel, side, lateral, nowhere=stage.absent))
+        folds.append(probabilities(logits, stack, channel, side, lateral, nowhere=stage.absent))
     slice_mm = torch.tensor([look.roi.spacing_mm[0] for look in looks], device=nets.device)
-    found, pixel_mm = torch.stack(folds).mean(0), stage.field_mm[1] / max(sides(nets.pixels))
+    found, pixel_mm = mean_of(folds), stage.field_mm[1] / max(sides(nets.pixels))
+    lost = {int(k) for k in stack[found.isnan().flatten(1).any(1)]}
+    found = found.nan_to_num() if lost else found
     found = _beside(found, looks, stage, stride, pixel_mm)
     peaks = stack_peaks(found, stack)
     if stage.apart_mm is not None:  # a chain of levels: the likeliest places that are in order
@@ -102,7 +101,9 @@ def _find(stage: Locate, looks: Sequence[Pass], nets: Nets) -> tuple[np.ndarray,
         chains, step_mm = stage.chains(landmarks), stride * pixel_mm
         peaks = in_order(several, scores, chains, map_pixel_mm=step_mm, spacing_mm=stage.apart_mm)
     index, confidence = refined(found, stack, peaks, stride=stride, pixel_mm=pixel_mm, slice_mm=slice_mm)
-    return index.cpu().numpy().astype(float), confidence.cpu().numpy().astype(float)
+    answers = torch.cat([index, confidence[..., None]], -1).cpu().numpy().astype(float)
+    answers[sorted(lost)] = np.nan
+    return list(answers)
 
 
 def _beside(found: torch.Tensor, looks: Sequence[Pass], stage: Locate, stride: int, pixel_mm: float) -> torch.Tensor:
@@ -150,31 +151,45 @@ def grade(
     views: int = 1,
 ) -> list[dict[str, np.ndarray]]:
     """What one grader says of every site that can be seen, per study: target -> (K + F,), the probabilities of the
-    classes and then of each of the group's findings."""
+    classes and then of each of the group's findings. What could not be computed is counted in its study's faults."""
     graded: list[dict[str, np.ndarray]] = [{} for _ in studies]
     boxes = [site_boxes(group, loaded.volumes, points[i], nets.pixels) for i, loaded in enumerate(studies)]
     seen = [(i, target) for i, found in enumerate(boxes) for target in found]
     for batch in _batched(seen, lambda _: 1, CROPS_PER_BATCH, nets.device):
-        answers = []
-        for look in test_views(group, views):
-            turned_boxes = {
-                f"{i} {target}": {
-                    view: (volume, turned(roi, *look)) for view, (volume, roi) in boxes[i][target].items()
-                }
-                for i, target in batch
-            }
-            crops = site_crops(group, turned_boxes, nets.pixels, nets.device)
-            for net in nets.nets:
-                with _autocast(nets.device):
-                    logits = net(list(crops.views), crops.present)
-                answers.append(_answers(logits.float(), len(group.findings)))
-        for (i, target), answer in zip(batch, np.mean(answers, 0), strict=True):
+        answers = in_memory(partial(_judge, group, views), [boxes[i][target] for i, target in batch], nets)
+        for (i, target), answer in zip(batch, answers, strict=True):
+            if _is_lost(answer, studies[i], group.name) or answer is None:
+                continue
             if nets.calibration is not None:
                 classes = len(answer) - len(group.findings)
                 answer[:classes] = nets.calibration(answer[:classes])
-            if np.isfinite(answer).all():
-                graded[i][target] = answer
+            graded[i][target] = answer
     return graded
+
+
+@torch.inference_mode()
+def _judge(group: Grade, views: int, boxes: Sequence[Mapping[str, tuple[Volume, Roi]]], nets: Nets) -> list[np.ndarray]:
+    """(K + F,) probabilities of each box: the mean over test-time views and folds; NaN where none is finite."""
+    answers = []
+    for look in test_views(group, views):
+        seen = {
+            str(k): {view: (volume, turned(roi, *look)) for view, (volume, roi) in box.items()}
+            for k, box in enumerate(boxes)
+        }
+        crops = site_crops(group, seen, nets.pixels, nets.device)
+        for net in nets.nets:
+            logits = logits_of(partial(net, list(crops.views), crops.present), nets.device)
+            answers.append(_answers(logits, len(group.findings)))
+    return list(_finite_mean(np.array(answers)))
+
+
+def _finite_mean(answers: np.ndarray) -> np.ndarray:
+    """(S, K + F) mean of (M, S, K + F) over the members whose answer is finite; NaN where none is."""
+    if np.isfinite(answers).all():
+        return answers.mean(0)
+    good = np.isfinite(answers).all(-1, keepdims=True)
+    total = np.where(good, answers, 0.0).sum(0)
+    return np.divide(total, good.sum(0), out=np.full_like(total, np.nan), where=good.sum(0) > 0)
 
 
 def _answers(logits: torch.Tensor, findings: int) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 from osteograde.imaging import raster
 from osteograde.imaging.dicom import UnreadableSeries, read_series
 from osteograde.imaging.dicom.radiograph import read_film
+from osteograde.imaging.dicom.stacks import UNSIZED
 from osteograde.imaging.geometry import LEFT, Volume, apply, oriented, roi_at
 from osteograde.imaging.intensity import window
 from osteograde.imaging.slabs import slabs
@@ -45,6 +46,7 @@ def load_study(study: Study, task: Task, *, map: Callable[..., Iterable] = map) 
     volumes: dict[str, list[Volume]] = {view.name: [] for view in task.views}
     faults: Counter[str] = Counter()
     marks: dict[str, Point] = {}
+    unsized: list[tuple[str, list[Volume], str]] = []
     for series in study.series:
         told = task.view(series.view) if series.view else task.views[0]  # a folder that no table names
         try:
@@ -52,19 +54,61 @@ def load_study(study: Study, task: Task, *, map: Callable[..., Iterable] = map) 
         except (UnreadableSeries, raster.UnreadableImage) as error:
             faults[f"{series.view or 'unnamed'}:{error.code}"] += 1
             continue
-        name = series.view or task.view_of_orientation(stacks[0])
-        if not name:
-            faults["unnamed:no_view"] += 1
-            continue
-        view = task.view(name)
-        faults.update({f"{name}:{code}": count for code, count in codes.items()})
-        marks |= marked(study.marks, series.id, stacks)
-        grey = window(stacks, *view.window)
-        faults.update({f"{name}:no_contrast": 1 for volume in grey if not volume.voxels.any()})
-        volumes[name] += [oriented(slabs(volume), np.array(view.directions)) for volume in grey]
+        name, stacks = _in_plane(task, series.view, stacks, codes)
+        faults.update({f"{name or series.view or 'unnamed'}:{code}": count for code, count in codes.items()})
+        if UNSIZED in codes:
+            unsized.append((name, stacks, series.id))
+        elif name:
+            marks |= marked(study.marks, series.id, stacks)
+            volumes[name] += _seen(task.view(name), stacks, faults)
+    for name, stacks, series_id in unsized:
+        stacks = [_sized(stack, _usual_mm(volumes, name)) for stack in stacks]
+        marks |= marked(study.marks, series_id, stacks)
+        volumes[name] += _seen(task.view(name), stacks, faults)
     faults.update({f"{view.name}:absent": 1 for view in task.views if view.needed and not volumes[view.name]})
     absent = frozenset(mark.landmark for mark in study.marks if np.isnan(mark.x))
     return Loaded(study, {name: tuple(stacks) for name, stacks in volumes.items()}, faults, marks, absent)
+
+
+def _in_plane(task: Task, told: str, stacks: list[Volume], codes: Counter[str]) -> tuple[str, list[Volume]]:
+    """The view of a series and those of its stacks that lie in its plane; ("", []) where they lie in no view's.
+
+    Where table and files contradict each other, the files are right. What lies across the other stacks, a localizer
+    for example, is dropped.
+    """
+    name = told
+    if not told or not any(task.view(told).shows(stack) for stack in stacks):
+        name = task.view_of_orientation(max(stacks, key=lambda stack: stack.voxels.shape[0]))
+        codes["orientation_contradicts"] += bool(told)
+    kept = [stack for stack in stacks if name and task.view(name).shows(stack)]
+    codes["no_view" if not name else "other_plane"] += _slices(stacks) - _slices(kept)
+    for code in [code for code, count in codes.items() if not count]:
+        del codes[code]
+    return name, kept
+
+
+def _slices(stacks: Sequence[Volume]) -> int:
+    return sum(stack.voxels.shape[0] for stack in stacks)
+
+
+def _seen(view: View, stacks: Sequence[Volume], faults: Counter[str]) -> list[Volume]:
+    """Stacks as the nets see them; those without any contrast show nothing and are left out."""
+    grey = window(stacks, *view.window)
+    kept = [volume for volume in grey if volume.voxels.any()]
+    if len(kept) < len(grey):
+        faults[f"{view.name}:no_contrast"] += len(grey) - len(kept)
+    return [oriented(slabs(volume), np.array(view.directions)) for volume in kept]
+
+
+def _usual_mm(volumes: Mapping[str, Sequence[Volume]], view: str) -> float:
+    """Median pixel size in mm of the view's other stacks, else of the study's, else 1."""
+    stacks = volumes[view] or [stack for own in volumes.values() for stack in own]
+    return float(np.median([stack.spacing_mm[1:] for stack in stacks])) if stacks else 1.0
+
+
+def _sized(volume: Volume, pixel_mm: float) -> Volume:
+    """A stack read at 1 mm a pixel with the pixels of that size; its first pixel stays where it is."""
+    return replace(volume, to_mm=volume.to_mm @ np.diag([1.0, pixel_mm, pixel_mm, 1.0]))
 
 
 def read(series: Series, view: View, *, map: Callable[..., Iterable] = map) -> tuple[list[Volume], Counter[str]]:

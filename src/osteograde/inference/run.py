@@ -1,8 +1,9 @@
 """A folder of studies and a folder of weights to one submission.csv. Nothing that is written is ever lost.
 
-A full, valid submission of class priors stands on disk before the first image is opened; it is replaced atomically
-after every chunk. One unreadable series costs that series; a study of which nothing can be read keeps its priors and
-is counted. Nothing else is caught.
+A full, valid submission of class priors stands on disk before a net is built or an image opened; it is replaced
+atomically after every chunk. One unreadable series costs that series; a study of which nothing can be read keeps its
+priors and is counted. SIGTERM and deadlines end the run with what is done. Memory that runs out, a device that is lost
+and a disk that is full for a while are lived through, and counted. Nothing else is caught.
 """
 
 from __future__ import annotations
@@ -10,49 +11,30 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from osteograde.inference import calibration, findings, flags, pipeline, submission
+from osteograde.inference import calibration, pipeline, submission
 from osteograde.inference.budget import Budget, Effort
 from osteograde.inference.reading import Loaded, load_study
+from osteograde.inference.sheet import Result, Sheet, Tally, summary
+from osteograde.inference.stop import Stopped, on_sigterm
 from osteograde.models import bundle as bundles
 from osteograde.models.bundle import Bundle
 from osteograde.models.device import pick
 from osteograde.tasks import TASKS
-from osteograde.tasks.contract import Point, Study
+from osteograde.tasks.contract import Study, Task
 
 log = logging.getLogger("osteograde.inference")
 CHUNK = 8  # studies that go through the nets together
-Draw = Callable[["Result", Bundle], None]
-
-
-@dataclass(frozen=True, eq=False)
-class Result:
-    """Everything one study came to."""
-
-    loaded: Loaded
-    points: Mapping[str, Point]  # found and completed
-    graded: Mapping[str, np.ndarray]  # target -> (K + F,) of the targets that could be seen, see ``pipeline.grade``
-
-
-@dataclass
-class Tally:
-    """What happened, for the log, the flags file and the benchmark."""
-
-    studies: int = 0
-    unread: int = 0
-    on_prior: int = 0  # targets
-    faults: Counter[str] = field(default_factory=Counter)
-    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    flags: list[flags.Flag] = field(default_factory=list)
-    findings: list[findings.Finding] = field(default_factory=list)
+Draw = Callable[[Result, Bundle], None]
 
 
 def infer(
@@ -71,39 +53,43 @@ def infer(
 ) -> int:
     """Grade ``data`` with ``weights`` into ``out``; returns the exit code (1: more than max_unread studies unread).
 
-    ValueError or OSError: the user's mistake, told before any work; a submission already at ``out`` is untouched.
+    ValueError or OSError: the user's mistake, told before any work; a submission already at ``out`` is untouched. (Only
+    weights that are whole and yet do not fit their own manifest are found out after the priors are written.) OSError at
+    the end: the last submission could not be written; the one before it is in place.
     """
     begun = time.monotonic()
     if task not in TASKS:
         raise ValueError(f"unknown task {task!r}; known: {sorted(TASKS)}")
     if not Path(data).is_dir():
         raise ValueError(f"{data}: no such folder; --data is the folder that holds the tables and the images")
-    bundle = bundles.load(Path(weights), TASKS, pick(device))
-    if bundle.task.name != task:
-        raise ValueError(f"{weights}: weights are of task {bundle.task.name!r}, asked for {task!r}")
-    studies = bundle.task.read(Path(data), "test")
+    chosen = None if device == "auto" else pick(device)  # looking for a GPU takes seconds: after the priors
+    manifest = bundles.verify(Path(weights))
+    known = bundles.task_of(Path(weights), manifest, TASKS)
+    if known.name != task:
+        raise ValueError(f"{weights}: weights are of task {known.name!r}, asked for {task!r}")
+    studies = known.read(Path(data), "test")
     studies = studies[:limit] if limit else studies
-    sheet = Sheet(bundle, studies, out, () if limit else submission.template_ids(Path(data)) or ())
-    sheet.write()
-    budget = Budget(
-        None if time_budget_hours is None else time_budget_hours * 3600 - (time.monotonic() - begun),
-        views=bundle.test_views,
-        folds=max(len(nets) for nets in (*bundle.locators.values(), *bundle.graders.values())),
-    )
+    template = () if limit else submission.template_ids(Path(data)) or ()
     tally = Tally(studies=len(studies))
-    for results in run(bundle, studies, budget, tally, workers=workers):
-        for result in results:
-            sheet.put(result)
-            tally.findings += findings.findings_of(bundle.task, result.loaded.study.id, result.graded)
-            tally.flags += flags.flags_of(bundle.task, result.loaded, result.points, result.graded)
-            tally.on_prior += len(bundle.task.asked(result.loaded.study.targets)) - len(result.graded)
-            if draw is not None:
-                draw(result, bundle)
-        sheet.write()
-        say(f"{sheet.done}/{len(studies)} studies, {time.monotonic() - begun:.0f} s")
-    flags.write(flags.path_beside(out), tally.flags)
-    if columns := findings.names(bundle.task):
-        findings.write(findings.path_beside(out), columns, tally.findings)
+    sheet = Sheet(known, manifest["prior"], studies, out, template, tally)
+    sheet.write()
+    late = "deadline"
+    try:
+        with on_sigterm():
+            budget = _budget(manifest, None if time_budget_hours is None else time_budget_hours * 3600, begun)
+            load = partial(bundles.load, Path(weights), TASKS, manifest=manifest)
+            for results, bundle in _chunks(load, chosen or pick(device), sheet, budget, workers):
+                for result in results:
+                    sheet.put(result)
+                    if draw is not None:
+                        _draw(draw, result, bundle, tally)
+                sheet.try_to_write()
+                say(f"{sheet.done}/{len(studies)} studies, {time.monotonic() - begun:.0f} s")
+    except Stopped:
+        late = "stopped"
+        say("told to stop: what is done is written, all other rows are class priors")
+    sheet.leave(late)
+    sheet.write()
     for line in summary(tally, sheet.done, out):
         say(line)
     if tally.unread > max_unread:
@@ -112,27 +98,36 @@ def infer(
     return 0
 
 
-class Sheet:
-    """The rows of the submission: priors at first, replaced study by study, written whole each time.
+def _budget(manifest: Mapping[str, Any], seconds: float | None, begun: float) -> Budget:
+    """What may be spent: of ``seconds``, what is left since ``begun``; at most the views and folds of the weights."""
+    folds = Counter(name.rpartition("/")[0] for name in manifest["files"])
+    left = None if seconds is None else seconds - (time.monotonic() - begun)
+    return Budget(left, views=int(manifest["test_views"]), folds=max(folds.values()))
 
-    Rows are those of the template, in its order, and then those of studies that a stale template does not know.
-    """
 
-    def __init__(self, bundle: Bundle, studies: Sequence[Study], out: Path, template: Sequence[str]) -> None:
-        self.task, self.prior, self.out, self.done = bundle.task, bundle.prior, out, 0
-        own = [row for study in studies for row in self.task.rows(study.id, study.targets)]
-        self.rows = submission.priors_rows(self.task, dict.fromkeys((*template, *own)), self.prior)
+def _chunks(
+    load: Callable[[torch.device], Bundle], device: torch.device, sheet: Sheet, budget: Budget, workers: int
+) -> Iterator[tuple[list[Result], Bundle]]:
+    """Finished chunks and the nets that did them. A GPU that is lost is not asked again: the CPU does the rest."""
+    bundle = load(device)
+    while True:
+        try:
+            for results in run(bundle, sheet.studies[sheet.done :], budget, sheet.tally, workers=workers):
+                yield results, bundle
+            return
+        except torch.AcceleratorError:
+            if bundle.device.type == "cpu":
+                raise
+            sheet.tally.faults["device_lost"] += 1
+            bundle = load(torch.device("cpu"))
 
-    def _set(self, study: Study, graded: Mapping[str, np.ndarray]) -> None:
-        table = pipeline.rows(self.task, graded, self.prior, study.targets)
-        self.rows |= dict(zip(self.task.rows(study.id, study.targets), table, strict=True))
 
-    def put(self, result: Result) -> None:
-        self._set(result.loaded.study, result.graded)
-        self.done += 1
-
-    def write(self) -> None:
-        submission.write(self.out, self.rows, self.task.classes)
+def _draw(draw: Draw, result: Result, bundle: Bundle, tally: Tally) -> None:
+    """A picture that cannot be written costs that picture."""
+    try:
+        draw(result, bundle)
+    except OSError:
+        tally.faults["picture_not_written"] += 1
 
 
 def run(
@@ -140,30 +135,49 @@ def run(
 ) -> Iterator[list[Result]]:
     """Chunk by chunk: the next chunk is read in a pool of threads while the nets work on this one."""
     threads = workers or min(8, os.cpu_count() or 1)
-    with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(1) as ahead:
+    pool, ahead = ThreadPoolExecutor(threads), ThreadPoolExecutor(1)
 
-        def fetch(start: int) -> tuple[Sequence[Study], Future[tuple[list[Loaded], float]] | None]:
-            chunk = studies[start : start + budget.chunk(CHUNK)]
-            return chunk, ahead.submit(_read, chunk, bundle, pool) if chunk else None
+    def fetch(start: int) -> tuple[Sequence[Study], Future[tuple[list[Loaded], float]] | None]:
+        chunk = studies[start : start + budget.chunk(CHUNK)]
+        return chunk, ahead.submit(_read, chunk, bundle.task, pool) if chunk else None
 
+    try:
         done, (chunk, reading) = 0, fetch(0)
         while reading is not None:
             effort = budget.effort(len(studies) - done)
             if effort is None or not budget.fits(len(chunk), effort):
-                tally.faults["deadline"] += len(studies) - done
-                reading.cancel()
                 return
             begun = time.monotonic()
-            loaded, read_s = reading.result()
+            try:
+                loaded, read_s = reading.result(None if budget.seconds is None else budget.left())
+            except TimeoutError:  # a disk that does not answer
+                return
             tally.seconds["waiting to read"] += time.monotonic() - begun
             done += len(chunk)
             chunk, reading = fetch(done)
             yield _grade_chunk(bundle, loaded, read_s, effort, budget, tally)
+    finally:  # told to stop, or late: what is still being read is not waited for
+        for executor in (ahead, pool):
+            executor.shutdown(wait=False, cancel_futures=True)
 
 
-def _read(chunk: Sequence[Study], bundle: Bundle, pool: ThreadPoolExecutor) -> tuple[list[Loaded], float]:
+def _read(chunk: Sequence[Study], task: Task, pool: ThreadPoolExecutor) -> tuple[list[Loaded], float]:
     begun = time.monotonic()
-    return [load_study(study, bundle.task, map=pool.map) for study in chunk], time.monotonic() - begun
+    return [_load(study, task, pool) for study in chunk], time.monotonic() - begun
+
+
+def _load(study: Study, task: Task, pool: ThreadPoolExecutor) -> Loaded:
+    """One study; where memory runs out once more, file by file; where that fails too, nothing of it."""
+    try:
+        return load_study(study, task, map=pool.map)
+    except MemoryError:
+        pass
+    try:
+        loaded = load_study(study, task)
+    except MemoryError:
+        return Loaded(study, {}, Counter(out_of_memory=1))
+    loaded.faults["read_twice"] += 1
+    return loaded
 
 
 def _grade_chunk(
@@ -200,16 +214,3 @@ def nets_of(bundle: Bundle, kind: str, effort: Effort) -> dict[str, pipeline.Net
         )
         for stage, folds in nets.items()
     }
-
-
-def summary(tally: Tally, done: int, out: Path) -> list[str]:
-    """What a reader of the log wants to know."""
-    spent: dict[str, Any] = {name: f"{seconds:.1f} s" for name, seconds in tally.seconds.items()}
-    lines = [f"time: {', '.join(f'{name} {seconds}' for name, seconds in spent.items())}"]
-    if tally.faults:
-        lines.append("faults: " + ", ".join(f"{code} x {count}" for code, count in sorted(tally.faults.items())))
-    lines.append(
-        f"{done} of {tally.studies} studies graded ({tally.unread} unreadable), "
-        f"{tally.on_prior} targets on the prior -> {out}"
-    )
-    return lines

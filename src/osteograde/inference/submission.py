@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import logging
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 
+from osteograde.inference import whole
 from osteograde.tasks import rows as tables
 from osteograde.tasks.contract import Task
 from osteograde.tasks.rows import ROW_ID, twice
@@ -77,19 +78,11 @@ def write(path: Path, rows: Rows, columns: Sequence[str]) -> None:
     table = written(np.stack(list(rows.values()))) if rows else np.zeros((0, len(columns)))
     if table.shape[1] != len(columns):
         raise ValueError(f"{path}: rows have {table.shape[1]} classes, the columns are {list(columns)}")
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("w", encoding="utf-8", newline="") as file:
-            out = csv.writer(file, lineterminator="\n")
-            out.writerow((ROW_ID, *columns))
-            out.writerows((row, *(f"{p:.{DIGITS}f}" for p in ps)) for row, ps in zip(rows, table.tolist(), strict=True))
-            file.flush()
-            os.fsync(file.fileno())
-        if path.exists():
-            part.chmod(path.stat().st_mode & 0o777)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    text = StringIO()
+    out = csv.writer(text, lineterminator="\n")
+    out.writerow((ROW_ID, *columns))
+    out.writerows((row, *(f"{p:.{DIGITS}f}" for p in ps)) for row, ps in zip(rows, table.tolist(), strict=True))
+    whole.write(path, text.getvalue())
 
 
 def read(path: Path) -> dict[str, np.ndarray]:

@@ -148,15 +148,25 @@ def verify(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def load(folder: Path, tasks: Mapping[str, Task], device: torch.device) -> Bundle:
-    """Verify all hashes, then rebuild and load every net. ValueError names what does not fit."""
-    manifest = verify(folder)
+def task_of(folder: Path, manifest: Mapping[str, Any], tasks: Mapping[str, Task]) -> Task:
+    """The task that weights were trained for. ValueError where this version has none with their targets."""
     name = manifest["task"]
     if name not in tasks:
         raise ValueError(f"{folder}: weights are of task {name!r}; known tasks: {sorted(tasks)}")
-    task = tasks[name]
-    if sorted(manifest["prior"]) != sorted(task.targets):
+    if sorted(manifest["prior"]) != sorted(tasks[name].targets):
         raise ValueError(f"{folder}: its targets are not those of task {name!r}; train again with this version")
+    return tasks[name]
+
+
+def load(
+    folder: Path, tasks: Mapping[str, Task], device: torch.device, manifest: Mapping[str, Any] | None = None
+) -> Bundle:
+    """Verify all hashes, then rebuild and load every net. ValueError names what does not fit.
+
+    manifest: what ``verify`` returned for this folder a moment ago; it is not verified again.
+    """
+    manifest = verify(folder) if manifest is None else manifest
+    task = task_of(folder, manifest, tasks)
     nets: dict[str, dict[str, list[nn.Module]]] = {"locate": {}, "grade": {}}
     for file, entry in sorted(manifest["files"].items()):
         kind, stage, _ = file.split("/")
@@ -165,7 +175,7 @@ def load(folder: Path, tasks: Mapping[str, Task], device: torch.device) -> Bundl
     wanted = {"locate": {stage.name for stage in task.locate}, "grade": {group.name for group in task.grade}}
     for kind, stages in wanted.items():
         if stages != set(nets[kind]):
-            raise ValueError(f"{folder}: {kind} nets are {sorted(nets[kind])}, task {name!r} needs {sorted(stages)}")
+            raise ValueError(f"{folder}: {kind} nets are {sorted(nets[kind])}, {task.name!r} needs {sorted(stages)}")
     return Bundle(
         task=task,
         manifest=manifest,

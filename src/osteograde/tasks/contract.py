@@ -43,6 +43,15 @@ class View:
     film: bool = False
     needed: bool = True
 
+    def along(self, volume: Volume) -> float:
+        """How nearly parallel a stack's slices lie to those of the view: |cosine|, 1 = parallel."""
+        normal = np.cross(volume.axes[1], volume.axes[2])
+        return round(abs(float(np.cross(self.directions[1], self.directions[2]) @ normal)), 6)
+
+    def shows(self, volume: Volume) -> bool:
+        """Whether a stack's slices lie within 45 degrees of the view's."""
+        return self.along(volume) > np.cos(np.pi / 4)
+
 
 @dataclass(frozen=True)
 class Landmark:
@@ -218,13 +227,8 @@ class Task:
     def view_of_orientation(self, volume: Volume) -> str:
         """The view that a stack of unknown description most likely is: the first whose slices lie most nearly
         parallel to its own; "" where all are more than 45 degrees away."""
-        normal = np.cross(volume.axes[1], volume.axes[2])
-        along = {
-            view.name: round(abs(float(np.cross(view.directions[1], view.directions[2]) @ normal)), 6)
-            for view in self.views
-        }
-        best = max(along, key=lambda name: along[name])  # the first of equals
-        return best if along[best] > np.cos(np.pi / 4) else ""
+        best = max(self.views, key=lambda view: view.along(volume))  # the first of equals
+        return best.name if best.shows(volume) else ""
 
     def rows(self, study: str, targets: Sequence[str] = ()) -> list[str]:
         """The submitted row ids of a study, in the template's order; ``targets``: those asked, if not all."""

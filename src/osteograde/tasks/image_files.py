@@ -22,7 +22,8 @@ def images(root: Path) -> list[Path]:
     found = []
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [path for name in sorted(files) if not name.startswith(".") and _is_image(path := Path(folder, name))]
+        paths = (Path(folder, name) for name in sorted(files) if not name.startswith("."))
+        found += [path for path in paths if path.is_file() and _is_image(path)]  # a named pipe would never end
     return found
 
 

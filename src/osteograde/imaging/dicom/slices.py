@@ -6,7 +6,6 @@ before anything is allocated. Errors carry a code and never a tag's value, so th
 
 from __future__ import annotations
 
-import os
 import struct
 import zlib
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from osteograde.imaging import files
 from osteograde.imaging.dicom.header import quick_read
 from osteograde.imaging.dicom.pixels import checked_frames, complete, decoded_frames, fill_cut_pixels, grey_values
 from osteograde.imaging.dicom.tags import DAMAGE, Source, UnreadableSlice, number_of, numbers_of
@@ -82,19 +82,18 @@ def _slices(dataset: Dataset, name: str) -> tuple[Slice, ...]:
         raise UnreadableSlice("unknown_syntax")
     complete(dataset)
     frames = checked_frames(dataset)
-    if frames > 1 and not _frames_are_placed(dataset, frames):
-        raise UnreadableSlice("frames_without_position")
     notes = fill_cut_pixels(dataset)
+    if frames > 1 and not _frames_are_placed(dataset, frames):
+        notes = (*notes, "frame_without_position")  # all lie where the file lies, if it says that much
     pixels = decoded_frames(dataset, frames)
     return tuple(_slice(dataset, pixels[k], k, frames, name, notes) for k in range(frames))
 
 
 def contents(path: Path) -> bytes:
     try:
-        with Path(path).open("rb") as file:
-            if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
-                raise UnreadableSlice("file_too_large")
-            data = file.read()
+        data = files.contents(Path(path), MAX_FILE_BYTES)
+    except files.FileTooLarge:
+        raise UnreadableSlice("file_too_large") from None
     except OSError:
         raise UnreadableSlice("file_unreadable") from None
     if not data:

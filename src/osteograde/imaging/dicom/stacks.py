@@ -20,6 +20,7 @@ ANGLE_DEGREES = 0.25  # directions closer than this are the same tilt; 0.5 mm at
 STEP_RANGE = (0.6, 1.5)  # of the stack's step: nearer is another stack, further a gap
 DEFAULT_STEP_MM = 4.0
 SAME_PLACE_MM = 0.05
+UNSIZED = "spacing_unknown"  # code: no slice of the series has a pixel spacing, all were taken for 1 mm
 AXIAL = np.array([[0.0, 0.0, -1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
 
 
@@ -37,8 +38,9 @@ def stack(
     ordered = _with_orientation(ordered, directions, codes)
     ordered = _with_spacing(ordered, codes)
     volumes = []
+    told = any(one.position_mm is not None for one in ordered)
     for group in _alike(ordered):
-        placed = _with_positions(group, directions[0], codes)
+        placed = _with_positions(group, directions[0], codes, told)
         chains = _bridged(_chains(placed), lost, codes) if placed else []
         volumes += [_volume(chain, series, codes) for chain in chains]
     return volumes, +codes
@@ -64,8 +66,8 @@ def _with_spacing(slices: list[Slice], codes: Counter[str]) -> list[Slice]:
     lost = sum(one.spacing_mm is None for one in slices)
     if not lost:
         return slices
-    codes["spacing_assumed"] += lost
     known = [one.spacing_mm for one in slices if one.spacing_mm is not None]
+    codes["spacing_assumed" if known else UNSIZED] += lost
     usual = np.median(known, axis=0) if known else np.ones(2)
     return [one if one.spacing_mm is not None else replace(one, spacing_mm=usual) for one in slices]
 
@@ -97,9 +99,17 @@ def _same_grid(a: Slice, b: Slice) -> bool:
     )
 
 
-def _with_positions(slices: list[Slice], forward: np.ndarray, codes: Counter[str]) -> list[Slice]:
-    """Every slice with a position: its own, on the line through the others, or one step after another."""
+def _with_positions(slices: list[Slice], forward: np.ndarray, codes: Counter[str], told: bool) -> list[Slice]:
+    """Every slice with a position: its own, on the line through the others, or one step after another.
+
+    told: some slice of the series has a position. A group of another size that has none, such as a picture of the
+    screen, could lie anywhere and is dropped.
+    """
     known = [one for one in slices if one.position_mm is not None]
+    if told and not known:
+        codes["position_missing"] += len(slices)
+        return []
+    start = np.zeros(3) if not known else np.asarray(known[0].position_mm)
     if len(known) > 1 and len({one.instance for one in known}) == len(known) and _span_mm(known) < SAME_PLACE_MM:
         codes["positions_equal"] += len(known)
         known = []
@@ -114,7 +124,7 @@ def _with_positions(slices: list[Slice], forward: np.ndarray, codes: Counter[str
             slices = sorted(slices, key=lambda one: one.location_mm or 0.0)
     normal = _normal(slices[0])
     step = normal * (_step_mm(slices) * (1.0 if normal @ forward >= 0 else -1.0))
-    return [replace(one, position_mm=k * step) for k, one in enumerate(slices)]
+    return [replace(one, position_mm=start + k * step) for k, one in enumerate(slices)]
 
 
 def _on_the_line(slices: list[Slice], known: list[Slice], codes: Counter[str]) -> list[Slice]:

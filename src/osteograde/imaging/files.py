@@ -1,0 +1,42 @@
+"""Whole files into memory: regular files only, held against a cap, asked again where a network mount stumbles."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from pathlib import Path
+
+ASK_AGAIN_S = (0.1, 0.4)  # waits before the second and the third try
+PASSING = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY})
+
+
+class FileTooLarge(OSError):
+    """A file that has more bytes than the caller takes."""
+
+
+def contents(path: Path, most: int) -> bytes:
+    """The bytes of a regular file of at most ``most`` bytes; raises OSError (FileTooLarge where it has more).
+
+    Errors that pass on a network mount are tried twice more, after a moment; others, such as a forbidden file, are not.
+    """
+    for wait_s in (*ASK_AGAIN_S, None):
+        try:
+            return _read(path, most)
+        except OSError as error:
+            if wait_s is None or error.errno not in PASSING:
+                raise
+            time.sleep(wait_s)
+    raise AssertionError("the last try returns or raises")
+
+
+def _read(path: Path, most: int) -> bytes:
+    # Without O_NONBLOCK opening a named pipe would wait for ever; regular files ignore it.
+    with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:  # noqa: PTH123
+        told = os.fstat(file.fileno())
+        if not stat.S_ISREG(told.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        if told.st_size > most:
+            raise FileTooLarge(errno.EFBIG, "larger than expected")
+        return file.read()
