@@ -1,4 +1,4 @@
-"""A stand-in for the service on 127.0.0.1 that the real, unmodified client is aimed at. Nothing can leave the machine."""
+"""A stand-in for the service on 127.0.0.1, for the real, unmodified client. Nothing can leave the machine."""
 
 from tests.kaggle_stub.server import ACCOUNT, SECRET, Stub, client_environment
 from tests.kaggle_stub.world import World

@@ -1,4 +1,4 @@
-"""The wire: one handler for calls (POST), blobs (PUT) and files (GET), and the environment that aims the client here."""
+"""The wire: one handler for calls (POST), blobs (PUT) and files (GET), and the environment that aims the client."""
 
 from __future__ import annotations
 

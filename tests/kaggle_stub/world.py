@@ -1,4 +1,4 @@
-"""The state of the stub and its answers; each method named as a call answers it. Switches play the service's failures."""
+"""The state of the stub and its answers: each method answers the call it is named as. Switches play failures."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class World:
     kernels: dict[str, dict[str, Any]] = field(default_factory=dict)
     submissions: list[dict[str, Any]] = field(default_factory=list)
     polls: int = 0
-    running: Iterator[str] = iter(())
+    running: Iterator[str] = field(default_factory=lambda: iter(()))
 
     def call(self, name: str, request: dict[str, Any]) -> Reply:
         self.seen.append((name, request))

@@ -26,11 +26,12 @@ from osteograde.models import bundle as bundles
 from osteograde.models.bundle import Bundle
 from osteograde.models.device import pick
 from osteograde.tasks import TASKS
-from osteograde.tasks.contract import Point, Study
+from osteograde.tasks.contract import Point, Study, Task
 
 log = logging.getLogger("osteograde.inference")
 CHUNK = 8  # studies that go through the nets together
 Draw = Callable[["Result", Bundle], None]
+Prior = Mapping[str, list[float]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,36 +75,12 @@ def infer(
     ValueError or OSError: the user's mistake, told before any work; a submission already at ``out`` is untouched.
     """
     begun = time.monotonic()
-    if task not in TASKS:
-        raise ValueError(f"unknown task {task!r}; known: {sorted(TASKS)}")
-    if not Path(data).is_dir():
-        raise ValueError(f"{data}: no such folder; --data is the folder that holds the tables and the images")
-    bundle = bundles.load(Path(weights), TASKS, pick(device))
-    if bundle.task.name != task:
-        raise ValueError(f"{weights}: weights are of task {bundle.task.name!r}, asked for {task!r}")
-    studies = bundle.task.read(Path(data), "test")
+    bundle, studies = prepare(task, data, weights, device)
     studies = studies[:limit] if limit else studies
-    sheet = Sheet(bundle, studies, out, () if limit else submission.template_ids(Path(data)) or ())
-    sheet.write()
-    budget = Budget(
-        None if time_budget_hours is None else time_budget_hours * 3600 - (time.monotonic() - begun),
-        views=bundle.test_views,
-        folds=max(len(nets) for nets in (*bundle.locators.values(), *bundle.graders.values())),
-    )
-    tally = Tally(studies=len(studies))
-    for results in run(bundle, studies, budget, tally, workers=workers):
-        for result in results:
-            sheet.put(result)
-            tally.findings += findings.findings_of(bundle.task, result.loaded.study.id, result.graded)
-            tally.flags += flags.flags_of(bundle.task, result.loaded, result.points, result.graded)
-            tally.on_prior += len(bundle.task.asked(result.loaded.study.targets)) - len(result.graded)
-            if draw is not None:
-                draw(result, bundle)
-        sheet.write()
-        say(f"{sheet.done}/{len(studies)} studies, {time.monotonic() - begun:.0f} s")
-    flags.write(flags.path_beside(out), tally.flags)
-    if columns := findings.names(bundle.task):
-        findings.write(findings.path_beside(out), columns, tally.findings)
+    sheet = Sheet(bundle.task, bundle.prior, studies, out, () if limit else submission.template_ids(Path(data)) or ())
+    seconds = None if time_budget_hours is None else time_budget_hours * 3600 - (time.monotonic() - begun)
+    tally = fill(bundle, studies, sheet, seconds=seconds, workers=workers, draw=draw, say=say)
+    conclude(bundle.task, tally, out)
     for line in summary(tally, sheet.done, out):
         say(line)
     if tally.unread > max_unread:
@@ -112,14 +89,72 @@ def infer(
     return 0
 
 
+def prepare(task: str, data: Path, weights: Path, device: str) -> tuple[Bundle, list[Study]]:
+    """Weights on their device, and all studies of the test part. ValueError: the user's mistake."""
+    if task not in TASKS:
+        raise ValueError(f"unknown task {task!r}; known: {sorted(TASKS)}")
+    if not Path(data).is_dir():
+        raise ValueError(f"{data}: no such folder; --data is the folder that holds the tables and the images")
+    bundle = bundles.load(Path(weights), TASKS, pick(device))
+    if bundle.task.name != task:
+        raise ValueError(f"{weights}: weights are of task {bundle.task.name!r}, asked for {task!r}")
+    return bundle, bundle.task.read(Path(data), "test")
+
+
+def fill(
+    bundle: Bundle,
+    studies: Sequence[Study],
+    sheet: Sheet,
+    *,
+    seconds: float | None,
+    workers: int = 0,
+    chunk: int = CHUNK,
+    draw: Draw | None = None,
+    after: Callable[[Sequence[str], Tally], None] | None = None,
+    say: Callable[[str], None] = log.info,
+) -> Tally:
+    """Write the sheet with priors, then again after every chunk of ``studies``; ``seconds``: what may be spent.
+
+    after: called with the ids of each finished chunk, once it is written.
+    """
+    begun = time.monotonic()
+    sheet.write()
+    budget = Budget(
+        seconds,
+        views=bundle.test_views,
+        folds=max(len(nets) for nets in (*bundle.locators.values(), *bundle.graders.values())),
+    )
+    tally = Tally(studies=len(studies))
+    for results in run(bundle, studies, budget, tally, workers=workers, most=chunk):
+        for result in results:
+            sheet.put(result)
+            tally.findings += findings.findings_of(bundle.task, result.loaded.study.id, result.graded)
+            tally.flags += flags.flags_of(bundle.task, result.loaded, result.points, result.graded)
+            tally.on_prior += len(bundle.task.asked(result.loaded.study.targets)) - len(result.graded)
+            if draw is not None:
+                draw(result, bundle)
+        sheet.write()
+        if after is not None:
+            after([result.loaded.study.id for result in results], tally)
+        say(f"{sheet.done}/{len(studies)} studies, {time.monotonic() - begun:.0f} s")
+    return tally
+
+
+def conclude(task: Task, tally: Tally, out: Path) -> None:
+    """The tables beside the submission: flags, and findings of tasks that have any."""
+    flags.write(flags.path_beside(out), tally.flags)
+    if columns := findings.names(task):
+        findings.write(findings.path_beside(out), columns, tally.findings)
+
+
 class Sheet:
     """The rows of the submission: priors at first, replaced study by study, written whole each time.
 
     Rows are those of the template, in its order, and then those of studies that a stale template does not know.
     """
 
-    def __init__(self, bundle: Bundle, studies: Sequence[Study], out: Path, template: Sequence[str]) -> None:
-        self.task, self.prior, self.out, self.done = bundle.task, bundle.prior, out, 0
+    def __init__(self, task: Task, prior: Prior, studies: Sequence[Study], out: Path, template: Sequence[str]) -> None:
+        self.task, self.prior, self.out, self.done = task, prior, out, 0
         own = [row for study in studies for row in self.task.rows(study.id, study.targets)]
         self.rows = submission.priors_rows(self.task, dict.fromkeys((*template, *own)), self.prior)
 
@@ -136,14 +171,14 @@ class Sheet:
 
 
 def run(
-    bundle: Bundle, studies: Sequence[Study], budget: Budget, tally: Tally, *, workers: int = 0
+    bundle: Bundle, studies: Sequence[Study], budget: Budget, tally: Tally, *, workers: int = 0, most: int = CHUNK
 ) -> Iterator[list[Result]]:
     """Chunk by chunk: the next chunk is read in a pool of threads while the nets work on this one."""
     threads = workers or min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(1) as ahead:
 
         def fetch(start: int) -> tuple[Sequence[Study], Future[tuple[list[Loaded], float]] | None]:
-            chunk = studies[start : start + budget.chunk(CHUNK)]
+            chunk = studies[start : start + budget.chunk(most)]
             return chunk, ahead.submit(_read, chunk, bundle, pool) if chunk else None
 
         done, (chunk, reading) = 0, fetch(0)
