@@ -121,16 +121,16 @@ def _supervise(
 ) -> None:
     begun, count = time.monotonic(), 0
     while plan.orphans or plan.running:
-        if not plan.free and not plan.running and plan.retired:
-            plan.free.append(plan.retired.pop(0))  # none is left: try the one that died longest ago
-        while plan.orphans and plan.free and time.monotonic() < deadline:
-            job = replace(plan.orphans.pop(0), device=plan.free.pop(0), hours=(deadline - time.monotonic()) / 3600)
-            plan.running.append(start(job, home / str(count)))
-            count += 1
         if count >= MAX_PROCESSES and plan.orphans:
             say(f"{count} processes were started: what is left of the lists keeps its priors")
             plan.lost += [name for job in plan.orphans for name in job.ids]
             plan.orphans.clear()
+        if not plan.free and not plan.running and plan.retired:
+            plan.free.append(plan.retired.pop(0))  # none is left: try the one that died longest ago
+        while plan.orphans and plan.free and count < MAX_PROCESSES and time.monotonic() < deadline:
+            job = replace(plan.orphans.pop(0), device=plan.free.pop(0), hours=(deadline - time.monotonic()) / 3600)
+            plan.running.append(start(job, home / str(count)))
+            count += 1
         time.sleep(poll_s)
         for one in list(plan.running):
             code = one.process.poll()  # before the parts are read: what it wrote last is then there
