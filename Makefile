@@ -3,7 +3,8 @@ PYTHON ?= python3
 TASK ?= lumbar-mr
 PY := .venv/bin/python
 SEED := 20261121
-.PHONY: test check demo kernel clean
+KERNEL_TESTS := tests/test_kernel.py tests/test_shards.py tests/test_rehearse.py tests/test_run.py tests/test_submission.py
+.PHONY: test check demo kernel kaggle-env clean
 
 .venv/ready: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv && $(PY) -m pip install --quiet --disable-pip-version-check -r requirements.lock
@@ -23,6 +24,14 @@ demo: .venv/ready
 
 kernel: .venv/ready
 	$(PY) -m osteograde kernel build $(TASK)
+
+# The versions of Kaggle's image, about 3 GB to download: PYTHON=python3.12 make kaggle-env is what runs there.
+.venv-kaggle/ready: requirements-kaggle.txt
+	$(PYTHON) -m venv .venv-kaggle
+	.venv-kaggle/bin/python -m pip install --quiet --disable-pip-version-check -r $< && touch $@
+
+kaggle-env: .venv-kaggle/ready
+	PYTHONPATH=src .venv-kaggle/bin/python -m pytest -n auto --dist loadfile $(KERNEL_TESTS)
 
 clean:
 	rm -rf demo runs build src/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -25,6 +25,7 @@ from osteograde import phantom
 from osteograde.imaging.dicom import read_slice
 from osteograde.inference import run, views
 from osteograde.inference.budget import Budget
+from osteograde.inference.sheet import Tally
 from osteograde.models import bundle
 from osteograde.models.device import pick
 from osteograde.tasks import TASKS
@@ -52,7 +53,7 @@ class Stopwatch:
 def whole(weights: bundle.Bundle, studies: list, workers: int) -> dict[str, float]:
     """One run as inference.py does it; seconds."""
     cutting, original = Stopwatch(), views.crop_stack
-    tally = run.Tally()
+    tally = Tally()
     folds = max(len(nets) for nets in weights.locators.values())
     views.crop_stack = cutting.around(original)
     try:
@@ -80,7 +81,7 @@ def batches(weights: bundle.Bundle, studies: list) -> list[tuple[torch.nn.Module
     nets = [net for group in (weights.locators, weights.graders) for folds in group.values() for net in folds]
     hooks = [net.register_forward_pre_hook(lambda net, inputs: seen.append((net, inputs))) for net in nets]
     folds = max(len(nets) for nets in weights.locators.values())
-    for _ in run.run(weights, studies, Budget(None, weights.test_views, folds), run.Tally()):
+    for _ in run.run(weights, studies, Budget(None, weights.test_views, folds), Tally()):
         pass
     for hook in hooks:
         hook.remove()

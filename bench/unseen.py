@@ -21,6 +21,7 @@ import numpy as np
 from osteograde import phantom
 from osteograde.inference import pipeline, run
 from osteograde.inference.budget import Budget
+from osteograde.inference.sheet import Tally
 from osteograde.models import bundle
 from osteograde.models.device import pick
 from osteograde.tasks import TASKS
@@ -111,7 +112,7 @@ def main() -> None:
         for name, gone in REMOVED.items():
             kept = [replace(study, series=tuple(s for s in study.series if s.view not in gone)) for study in studies]
             budget = Budget(None, views=weights.test_views, folds=folds)
-            results = [result for chunk in run.run(weights, kept, budget, run.Tally()) for result in chunk]
+            results = [result for chunk in run.run(weights, kept, budget, Tally()) for result in chunk]
             report[name] = {
                 "points": errors(results, truth),
                 "scores": scores(results, weights.prior, {study.id: study for study in studies}),

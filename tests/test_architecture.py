@@ -118,6 +118,8 @@ def test_the_lock_pins_every_package_and_names_no_place():
     assert {"torch", "kaggle", "six", "pytest"} <= set(wanted) <= {*names, "osteograde"}
 
 
-@pytest.mark.parametrize("name", ["requirements.lock", "Makefile", "Dockerfile", "pyproject.toml", ".ci/run"])
+@pytest.mark.parametrize(
+    "name", ["requirements.lock", "requirements-kaggle.txt", "Makefile", "Dockerfile", "pyproject.toml", ".ci/run"]
+)
 def test_set_up_depends_on_no_address(name):
     assert "://" not in (ROOT / name).read_text()

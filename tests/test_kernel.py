@@ -9,12 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 from osteograde import phantom
 from osteograde.inference import kernel as offline
-from osteograde.inference import submission
+from osteograde.inference import run, submission
 from osteograde.kaggle import kernel
 from osteograde.models import bundle
 from osteograde.tasks import TASKS
@@ -177,6 +178,32 @@ def test_a_kernel_built_with_weights_takes_no_others(weights, tmp_path):
         offline.find_weights(tmp_path / "input", TASK)
 
 
+def layouts(kind: str, name: str) -> list[str]:
+    return [f"{kind}/{name}", name.rpartition("/")[2]]
+
+
+@pytest.mark.parametrize("place", layouts("datasets", "me/my-images"))
+def test_a_data_set_is_found_by_its_name_in_both_layouts(place, tmp_path):
+    for folder in (place, "datasets/me/other-images"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "1.png").write_bytes(b"")
+    assert offline.find_data(tmp_path, "", "me/my-images") == tmp_path / place
+    with pytest.raises(ValueError, match="2 folders hold images"):
+        offline.find_data(tmp_path, "")
+    assert offline.find_data(tmp_path, "", skip=tmp_path / "datasets" / "me" / "other-images") == tmp_path / place
+
+
+@pytest.mark.parametrize(
+    "place",
+    [*layouts("datasets", "me/my-weights"), "models/me/net/pytorch/default/3", "net/pytorch/default/3"],
+)
+def test_weights_are_found_wherever_they_are_mounted(place, tmp_path):
+    (tmp_path / place).mkdir(parents=True)
+    bundle.write_manifest(tmp_path / place, {"task": TASK, "files": {}})
+    assert offline.find_weights(tmp_path, TASK) == tmp_path / place
+    assert tmp_path / place in offline.mounts(tmp_path) or place.startswith("net/")
+
+
 @pytest.mark.parametrize("place", [f"competitions/{SLUG}", SLUG, "competitions/another-name", "a/b/c"])
 def test_data_is_found_in_every_layout(place, tmp_path):
     folder = tmp_path / place
@@ -215,9 +242,9 @@ def can_isolate(folder: Path) -> bool:
     return subprocess.run([*NAMESPACE, folder, "true"], capture_output=True, timeout=30).returncode == 0
 
 
-def rehearse(script: Path, inputs: Path, working: Path, cwd: Path) -> subprocess.CompletedProcess:
+def rehearse(script: Path, inputs: Path, working: Path, cwd: Path, extra=()) -> subprocess.CompletedProcess:
     """Run a kernel alone: nothing in its folder or environment, no network, input that cannot be written."""
-    places = {"OSTEOGRADE_KAGGLE_INPUT": str(inputs), "OSTEOGRADE_KAGGLE_WORKING": str(working)}
+    places = {"OSTEOGRADE_KAGGLE_INPUT": str(inputs), "OSTEOGRADE_KAGGLE_WORKING": str(working), **dict(extra)}
     python = [sys.executable, "-I", "-c", NO_SOCKETS, str(script)]
     isolated = can_isolate(inputs)
     print("network:", "no interface but a dead loopback, and no sockets" if isolated else "no sockets (no namespaces)")
@@ -225,7 +252,7 @@ def rehearse(script: Path, inputs: Path, working: Path, cwd: Path) -> subprocess
         path.chmod(0o555 if path.is_dir() else 0o444)
     command = [*NAMESPACE, str(inputs), *python] if isolated else python
     environment = places | ({"PATH": os.defpath} if isolated else {})
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=900)
 
 
 def test_a_rehearsal_has_no_network(tmp_path):
@@ -237,26 +264,51 @@ def test_a_rehearsal_has_no_network(tmp_path):
     assert "the kernel tried to use the network" in done.stderr
 
 
+def pictures(task: str, folder: Path) -> Path:
+    """Six studies of a task that reads pictures: noise, which no net says anything about, but every net something."""
+    rng = np.random.default_rng(4)
+    names = [f"{9000001 + i}L" if task == "knee-xray" else f"{i}_t2" for i in range(6)]
+    folder.mkdir(parents=True)
+    for name in names:
+        cv2.imwrite(str(folder / f"{name}.png"), rng.integers(0, 255, (96, 96), dtype=np.uint8))
+    return folder
+
+
 @pytest.mark.slow
-def test_the_kernel_alone_writes_the_same_bytes_as_inference(built, weights, studies, tmp_path):
-    inputs = mounted(tmp_path / "input", studies, weights)
+@pytest.mark.parametrize(
+    ("task", "devices"), [("lumbar-mr", ""), ("spider", ""), ("knee-xray", "cpu,cpu")], ids=["mr", "discs", "knees"]
+)
+def test_the_kernel_alone_writes_the_same_bytes_as_inference(task, devices, weights, studies, tmp_path):
+    script = kernel.build(task, None, tmp_path / "kernel")
+    if task == TASK:
+        own, data = weights, studies
+        inputs = mounted(tmp_path / "input", data, own)
+    else:
+        own, data = random_bundle(tmp_path / "random", task), pictures(task, tmp_path / "pictures")
+        shutil.copytree(data, tmp_path / "input" / "datasets" / "some-one" / "some-images")
+        inputs = tmp_path / "input"
+        shutil.copytree(own, inputs / "models" / "some-one" / "some-net" / "pytorch" / "default" / "1")
     before = snapshot(inputs)
     empty, working = tmp_path / "empty", tmp_path / "working"
     empty.mkdir()
     working.mkdir()
-    done = rehearse(built, inputs, working, empty)
+    done = rehearse(script, inputs, working, empty, {"OSTEOGRADE_DEVICES": devices} if devices else {})
     assert done.returncode == 0, done.stderr
     assert list(empty.iterdir()) == []
     assert snapshot(inputs) == before
-    assert bundle.sha256(weights / bundle.MANIFEST)[:12] in done.stdout  # the preflight names the weights
+    assert bundle.sha256(own / bundle.MANIFEST)[:12] in done.stdout  # the preflight names the weights
 
-    command = [sys.executable, "inference.py", TASK, "--data", studies, "--weights", weights]
-    home = subprocess.run([*command, "--out", tmp_path / "home.csv"], cwd=ROOT, capture_output=True, timeout=300)
-    assert home.returncode == 0, home.stderr
-    text = (working / "submission.csv").read_bytes()
-    assert text == (tmp_path / "home.csv").read_bytes()
+    assert run.infer(task, data, own, tmp_path / "home.csv", device="cpu", say=lambda line: None) == 0
+    made = working / "submission.csv"
+    assert made.read_bytes() == (tmp_path / "home.csv").read_bytes()
+    for beside in ("flags", "findings"):
+        name = f"home.{beside}.csv"
+        if (tmp_path / name).is_file():
+            assert (working / f"submission.{beside}.csv").read_bytes() == (tmp_path / name).read_bytes()
 
-    rows = submission.read(working / "submission.csv")
-    priors = submission.priors_rows(TASKS[TASK], rows)
-    assert len(rows) == 2 * len(TASKS[TASK].targets)
+    rows = submission.read(made)
+    priors = submission.priors_rows(TASKS[task], rows, bundle.read_manifest(own)["prior"])
     assert sum(not np.allclose(rows[row], priors[row], atol=1e-4) for row in rows) > 5  # nets have spoken
+    last = done.stdout.splitlines()[-8:]  # one screen for the reader of the log
+    assert last[0].startswith(f"== osteograde {task} ")
+    assert f"submission.csv sha256 {bundle.sha256(made)}" in last[6]

@@ -12,6 +12,7 @@ from osteograde import phantom
 from osteograde.inference import pipeline, run, submission
 from osteograde.inference.budget import Budget
 from osteograde.inference.reading import load_study
+from osteograde.inference.sheet import Tally
 from osteograde.models import bundle
 from osteograde.models.device import pick
 from osteograde.tasks import TASKS
@@ -131,7 +132,7 @@ def test_the_log_names_no_patient_and_studies_in_a_batch_do_not_touch(data, weig
     loaded = bundle.load(weights, TASKS, pick("cpu"))
     study = TASK.read(data, "test")[0]
     budget = Budget(None, views=2, folds=2)
-    [[result]] = run.run(loaded, [study], budget, run.Tally())
+    [[result]] = run.run(loaded, [study], budget, Tally())
     expected = submission.written(pipeline.rows(TASK, result.graded, loaded.prior))
     assert np.abs(of_study(together, study.id) - expected).max() < 1e-5
     assert "PatientID" not in caplog.text

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from osteograde import cli_kaggle
+
 DEFAULT_TASK = "lumbar-mr"
 
 
@@ -130,6 +132,11 @@ def parser() -> argparse.ArgumentParser:
     built = _command(kernel, "build", kernel_build, "write kernels/TASK/: metadata and one self-contained script")
     built.add_argument("task", metavar="TASK")
     built.add_argument("--weights", type=Path, metavar="DIR", help="check these, and let the kernel take no others")
+    built.add_argument("--mount", default="", metavar="SOURCE", help="the data set or model that holds them on Kaggle")
+    built.add_argument(
+        "--images", default="", metavar="OWNER/NAME", help="data set to grade, if there is no competition"
+    )
+    cli_kaggle.add(commands, _command)
     return top
 
 
@@ -205,7 +212,8 @@ def kernel_build(args: argparse.Namespace) -> int:
     known_task(args.task)
     from osteograde.kaggle import kernel
 
-    print(kernel.build(args.task, args.weights, Path("kernels") / args.task))
+    out = Path("kernels") / args.task
+    print(kernel.build(args.task, args.weights, out, source=args.mount, data=args.images))
     return 0
 
 

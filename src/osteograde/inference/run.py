@@ -58,44 +58,79 @@ def infer(
     the end: the last submission could not be written; the one before it is in place.
     """
     begun = time.monotonic()
-    if task not in TASKS:
-        raise ValueError(f"unknown task {task!r}; known: {sorted(TASKS)}")
-    if not Path(data).is_dir():
-        raise ValueError(f"{data}: no such folder; --data is the folder that holds the tables and the images")
     chosen = None if device == "auto" else pick(device)  # looking for a GPU takes seconds: after the priors
-    manifest = bundles.verify(Path(weights))
-    known = bundles.task_of(Path(weights), manifest, TASKS)
-    if known.name != task:
-        raise ValueError(f"{weights}: weights are of task {known.name!r}, asked for {task!r}")
-    studies = known.read(Path(data), "test")
+    known, manifest, studies = prepare(task, data, weights)
     studies = studies[:limit] if limit else studies
     template = () if limit else submission.template_ids(Path(data)) or ()
     tally = Tally(studies=len(studies))
     sheet = Sheet(known, manifest["prior"], studies, out, template, tally)
     sheet.write()
-    late = "deadline"
-    try:
-        with on_sigterm():
-            budget = _budget(manifest, None if time_budget_hours is None else time_budget_hours * 3600, begun)
-            load = partial(bundles.load, Path(weights), TASKS, manifest=manifest)
-            for results, bundle in _chunks(load, chosen or pick(device), sheet, budget, workers):
-                for result in results:
-                    sheet.put(result)
-                    if draw is not None:
-                        _draw(draw, result, bundle, tally)
-                sheet.try_to_write()
-                say(f"{sheet.done}/{len(studies)} studies, {time.monotonic() - begun:.0f} s")
-    except Stopped:
-        late = "stopped"
-        say("told to stop: what is done is written, all other rows are class priors")
-    sheet.leave(late)
-    sheet.write()
+    seconds = None if time_budget_hours is None else time_budget_hours * 3600 - (time.monotonic() - begun)
+    fill(weights, manifest, sheet, device=chosen, seconds=seconds, workers=workers, draw=draw, say=say)
     for line in summary(tally, sheet.done, out):
         say(line)
     if tally.unread > max_unread:
         say(f"{tally.unread} studies could not be read, --max-unread is {max_unread}; their rows are class priors")
         return 1
     return 0
+
+
+def prepare(task: str, data: Path, weights: Path) -> tuple[Task, dict[str, Any], list[Study]]:
+    """(task, manifest of the verified weights, all studies of the test part). ValueError: the user's mistake."""
+    if task not in TASKS:
+        raise ValueError(f"unknown task {task!r}; known: {sorted(TASKS)}")
+    if not Path(data).is_dir():
+        raise ValueError(f"{data}: no such folder; --data is the folder that holds the tables and the images")
+    manifest = bundles.verify(Path(weights))
+    known = bundles.task_of(Path(weights), manifest, TASKS)
+    if known.name != task:
+        raise ValueError(f"{weights}: weights are of task {known.name!r}, asked for {task!r}")
+    return known, manifest, known.read(Path(data), "test")
+
+
+def fill(
+    weights: Path,
+    manifest: Mapping[str, Any],
+    sheet: Sheet,
+    *,
+    device: torch.device | None,
+    seconds: float | None,
+    workers: int = 0,
+    chunk: int = CHUNK,
+    draw: Draw | None = None,
+    after: Callable[[Sequence[str]], None] | None = None,
+    say: Callable[[str], None] = log.info,
+) -> None:
+    """Grade the studies of a sheet and write it after every chunk. device None: one that works. seconds: to spend.
+
+    after: called with the ids of finished studies, once their rows are written. OSError: the last writing failed.
+    """
+    begun, late, unwritten = time.monotonic(), "deadline", list[str]()
+
+    def written() -> None:
+        if after is not None and unwritten:
+            after(tuple(unwritten))
+        unwritten.clear()
+
+    try:
+        with on_sigterm():
+            budget = _budget(manifest, seconds, begun)
+            load = partial(bundles.load, Path(weights), TASKS, manifest=manifest)
+            for results, bundle in _chunks(load, device or pick("auto"), sheet, budget, workers, chunk):
+                for result in results:
+                    sheet.put(result)
+                    unwritten.append(result.loaded.study.id)
+                    if draw is not None:
+                        _draw(draw, result, bundle, sheet.tally)
+                if sheet.try_to_write():
+                    written()
+                say(f"{sheet.done}/{len(sheet.studies)} studies, {time.monotonic() - begun:.0f} s")
+    except Stopped:
+        late = "stopped"
+        say("told to stop: what is done is written, all other rows are class priors")
+    sheet.leave(late)
+    sheet.write()
+    written()
 
 
 def _budget(manifest: Mapping[str, Any], seconds: float | None, begun: float) -> Budget:
@@ -106,13 +141,18 @@ def _budget(manifest: Mapping[str, Any], seconds: float | None, begun: float) ->
 
 
 def _chunks(
-    load: Callable[[torch.device], Bundle], device: torch.device, sheet: Sheet, budget: Budget, workers: int
+    load: Callable[[torch.device], Bundle],
+    device: torch.device,
+    sheet: Sheet,
+    budget: Budget,
+    workers: int,
+    most: int,
 ) -> Iterator[tuple[list[Result], Bundle]]:
     """Finished chunks and the nets that did them. A GPU that is lost is not asked again: the CPU does the rest."""
     bundle = load(device)
     while True:
         try:
-            for results in run(bundle, sheet.studies[sheet.done :], budget, sheet.tally, workers=workers):
+            for results in run(bundle, sheet.studies[sheet.done :], budget, sheet.tally, workers=workers, most=most):
                 yield results, bundle
             return
         except torch.AcceleratorError:
@@ -131,14 +171,14 @@ def _draw(draw: Draw, result: Result, bundle: Bundle, tally: Tally) -> None:
 
 
 def run(
-    bundle: Bundle, studies: Sequence[Study], budget: Budget, tally: Tally, *, workers: int = 0
+    bundle: Bundle, studies: Sequence[Study], budget: Budget, tally: Tally, *, workers: int = 0, most: int = CHUNK
 ) -> Iterator[list[Result]]:
     """Chunk by chunk: the next chunk is read in a pool of threads while the nets work on this one."""
     threads = workers or min(8, os.cpu_count() or 1)
     pool, ahead = ThreadPoolExecutor(threads), ThreadPoolExecutor(1)
 
     def fetch(start: int) -> tuple[Sequence[Study], Future[tuple[list[Loaded], float]] | None]:
-        chunk = studies[start : start + budget.chunk(CHUNK)]
+        chunk = studies[start : start + budget.chunk(most)]
         return chunk, ahead.submit(_read, chunk, bundle.task, pool) if chunk else None
 
     try:

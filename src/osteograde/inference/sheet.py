@@ -78,16 +78,23 @@ class Sheet:
 
     def write(self) -> None:
         submission.write(self.out, self.rows, self.task.classes)
-        flags.write(flags.path_beside(self.out), self.tally.flags)
-        if columns := findings.names(self.task):
-            findings.write(findings.path_beside(self.out), columns, self.tally.findings)
+        write_beside(self.task, self.tally, self.out)
 
-    def try_to_write(self) -> None:
+    def try_to_write(self) -> bool:
         """Write, unless the disk is full or gone for the moment: what was written before stays, grading goes on."""
         try:
             self.write()
         except OSError:
             self.tally.faults["not_written_yet"] += 1
+            return False
+        return True
+
+
+def write_beside(task: Task, tally: Tally, out: Path) -> None:
+    """The tables beside the submission: flags, and findings of tasks that have any."""
+    flags.write(flags.path_beside(out), tally.flags)
+    if columns := findings.names(task):
+        findings.write(findings.path_beside(out), columns, tally.findings)
 
 
 def summary(tally: Tally, done: int, out: Path) -> list[str]:

@@ -10,10 +10,10 @@ import json
 from pathlib import Path
 
 import osteograde
+from osteograde.kaggle import metadata
 from osteograde.models import bundle
 from osteograde.tasks import TASKS
 
-OWNER = "your-name"  # a push replaces it by the account's name; here it keeps the committed kernel nobody's
 ENTRY = "osteograde.inference.kernel"
 MAX_BYTES = 500_000  # the limit of a kernel's source is not documented; stay well below what is known to pass
 QUOTES = "'" * 3
@@ -25,6 +25,7 @@ HEAD = """# Grades {task} studies without a network. Generated from the osteogra
 
 TASK = {task!r}
 MANIFEST = {manifest!r}  # sha256 of the only manifest.json that is taken; '': any of this task
+DATA = {data!r}  # the data set that holds the images; '': a competition, or wherever there are any
 SOURCE = {{}}
 """
 
@@ -42,31 +43,35 @@ if __name__ == "__main__":  # worker processes may import this file again and mu
         sys.path.insert(0, home)
         from osteograde.inference.kernel import kernel_main
 
-        code = kernel_main(TASK, MANIFEST)
+        code = kernel_main(TASK, MANIFEST, DATA)
     sys.exit(code)
 """
 
 
-def build(task: str, weights: Path | None, out: Path) -> Path:
+def build(task: str, weights: Path | None, out: Path, *, source: str = "", data: str = "") -> Path:
     """Write ``out``/kernel-metadata.json and ``out``/<task>.py; the script's path is returned.
 
-    With ``weights`` their hashes are verified and the kernel takes no others. Raises ValueError for an unknown task,
-    damaged weights or weights of another task, and source that a raw string cannot hold.
+    With ``weights`` their hashes are verified and the kernel takes no others. source: the data set or model they are
+    mounted from; data: the data set of the images, for a task without a competition. Raises ValueError for an unknown
+    task, damaged weights or weights of another task, a bad name, and source that a raw string cannot hold.
     """
     if task not in TASKS:
         raise ValueError(f"no task {task!r}; known tasks: {', '.join(sorted(TASKS))}")
-    text = script(task, sources(closure(ENTRY)), _pin(task, weights))
+    if data and TASKS[task].slug:
+        raise ValueError(f"{task} reads the competition {TASKS[task].slug}; leave --images {data} out")
+    name = f"{task.replace('-', '_')}.py"
+    facts = metadata.make(task, TASKS[task].slug, name, source, data)
+    text = script(task, sources(closure(ENTRY)), _pin(task, weights), data)
     out.mkdir(parents=True, exist_ok=True)
-    path = out / f"{task.replace('-', '_')}.py"
-    path.write_text(text, encoding="utf-8", newline="\n")
-    facts = json.dumps(metadata(task, TASKS[task].slug, path.name), indent=2) + "\n"
-    (out / "kernel-metadata.json").write_text(facts, encoding="utf-8", newline="\n")
-    return path
+    (out / name).write_text(text, encoding="utf-8", newline="\n")
+    (out / metadata.NAME).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8", newline="\n")
+    metadata.check(facts, out)
+    return out / name
 
 
-def script(task: str, texts: dict[str, str], manifest: str = "") -> str:
+def script(task: str, texts: dict[str, str], manifest: str = "", data: str = "") -> str:
     """The kernel's text. Raises ValueError for what a raw string cannot hold and for more than MAX_BYTES."""
-    parts = [HEAD.format(task=task, manifest=manifest)]
+    parts = [HEAD.format(task=task, manifest=manifest, data=data)]
     for name, text in texts.items():
         if QUOTES in text:
             raise ValueError(f"{name}: holds three single quotes, which would end the raw string it is carried in")
@@ -77,27 +82,6 @@ def script(task: str, texts: dict[str, str], manifest: str = "") -> str:
     if (size := len(whole.encode())) > MAX_BYTES:
         raise ValueError(f"the kernel of {task} has {size} bytes, more than {MAX_BYTES}; carry fewer modules")
     return whole
-
-
-def metadata(task: str, slug: str, code_file: str) -> dict[str, object]:
-    """kernel-metadata.json. Internet is stated off because leaving it out means on; the title becomes the id's slug."""
-    return {
-        "id": f"{OWNER}/osteograde-{task}",
-        "title": f"Osteograde {task}",
-        "code_file": code_file,
-        "language": "python",
-        "kernel_type": "script",
-        "is_private": True,
-        "enable_gpu": True,
-        "enable_tpu": False,
-        "enable_internet": False,
-        "machine_shape": "NvidiaTeslaT4",
-        "docker_image_pinning_type": "original",
-        "competition_sources": [slug] if slug else [],
-        "dataset_sources": [f"{OWNER}/osteograde-{task}-weights"],
-        "kernel_sources": [],
-        "model_sources": [],
-    }
 
 
 def closure(entry: str) -> list[str]:

@@ -60,6 +60,22 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def flat(name: str) -> str:
+    """The name of a bundle's file where there are no folders: in a data set or a model on Kaggle.
+
+    >>> flat("grade/spinal/fold0.safetensors")
+    'grade__spinal__fold0.safetensors'
+    """
+    return name.replace("/", "__")
+
+
+def place(folder: Path, name: str) -> Path:
+    """Where a file of a bundle lies: in its folders, or flat."""
+    path = Path(folder) / name
+    beside = Path(folder) / flat(name)
+    return beside if beside.is_file() and not path.is_file() else path
+
+
 def save_net(net: nn.Module, path: Path, *, half: bool = True) -> None:
     """Write the tensors of a net; floating point ones in fp16, which is what every score is measured with."""
     tensors = {
@@ -134,7 +150,7 @@ def verify(folder: Path) -> dict[str, Any]:
     """Check every file of a weights folder against its manifest; return the manifest. ValueError names the file."""
     manifest = read_manifest(folder)
     for name, entry in manifest["files"].items():
-        path = Path(folder) / name
+        path = place(folder, name)
         if not path.resolve().is_relative_to(Path(folder).resolve()):
             raise ValueError(f"{folder}: the manifest names {name}, which is outside of the folder; do not use it")
         if not path.is_file():
@@ -170,7 +186,7 @@ def load(
     nets: dict[str, dict[str, list[nn.Module]]] = {"locate": {}, "grade": {}}
     for file, entry in sorted(manifest["files"].items()):
         kind, stage, _ = file.split("/")
-        net = on_device(load_net(Path(folder) / file, entry["net"]), device)
+        net = on_device(load_net(place(folder, file), entry["net"]), device)
         nets[kind].setdefault(stage, []).append(net)
     wanted = {"locate": {stage.name for stage in task.locate}, "grade": {group.name for group in task.grade}}
     for kind, stages in wanted.items():

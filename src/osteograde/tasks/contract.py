@@ -169,7 +169,7 @@ class Task:
     """A competition: what a study may hold, what is found, what is graded, how it is read and scored."""
 
     name: str
-    slug: str  # the competition's name on Kaggle
+    slug: str  # the competition's name on Kaggle; "" where there is none
     views: tuple[View, ...]
     classes: tuple[str, ...]  # columns of the submission
     weights: tuple[float, ...]  # of the classes, in loss and metric

@@ -34,7 +34,7 @@ def complete(points: Points) -> Points:
 
 TASK = Task(
     name="knee-xray",
-    slug="knee-xray",
+    slug="",
     views=(View(VIEW, "AP or PA radiograph", CORONAL, WINDOW, WIDTH_MM, film=True),),
     classes=tuple(f"kl_{grade}" for grade in GRADES),
     weights=(1.0,) * len(GRADES),

@@ -37,7 +37,7 @@ METRIC = OrdinalMetric(LEVELS, spider_files.GRADES)
 
 TASK = Task(
     name="spider",
-    slug="spider",
+    slug="",
     views=tuple(View(view, f"sagittal {view.upper()}", SAGITTAL, needed=False) for view in VIEWS),
     classes=tuple(f"pfirrmann_{grade}" for grade in spider_files.GRADES),
     weights=(1.0,) * len(spider_files.GRADES),

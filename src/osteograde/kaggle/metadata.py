@@ -1,0 +1,125 @@
+"""kernel-metadata.json: made complete, and checked: the client ignores unknown keys and guesses what is missing."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from osteograde.kaggle.sources import parse
+
+NAME = "kernel-metadata.json"
+OWNER = "your-name"  # in the committed kernels, which are nobody's: a push puts the account's name there
+MACHINE = "NvidiaTeslaT4"  # two of them; a single one does not exist
+MACHINES = (MACHINE, "NvidiaL4", "NvidiaL4X1", "NvidiaTeslaA100", "NvidiaH100", "NvidiaRtxPro6000")
+RETIRED = {"NvidiaTeslaP100": "the image's torch cannot run there and the service replaces it"}
+FIXED: Mapping[str, Any] = {
+    "language": "python",
+    "kernel_type": "script",
+    "is_private": True,
+    "enable_gpu": True,
+    "enable_tpu": False,
+    "enable_internet": False,  # left out or misspelt means on, and such a version cannot be submitted
+    "docker_image_pinning_type": "original",
+    "kernel_sources": [],  # the service drops their versions
+}
+KEYS = {*FIXED, "id", "title", "code_file", "machine_shape", "competition_sources", "dataset_sources", "model_sources"}
+OPTIONAL = {"docker_image"}
+IMAGE = re.compile(r"gcr\.io/kaggle[a-z-]*/python(:[\w.-]+)?(@sha256:[0-9a-f]{64})?")
+
+
+def make(task: str, slug: str, code_file: str, weights: str = "", data: str = "") -> dict[str, Any]:
+    """The metadata of a task's kernel. weights, data: names of sources; "" for those called by convention."""
+    source = parse(weights) if weights else None
+    owner = source.owner if source else OWNER
+    if source and source.is_model and not source.version:
+        raise ValueError(
+            f"{weights}: a model is mounted by its version; write {weights}/1, or what upload-weights said"
+        )
+    sets = [] if source and source.is_model else [source.ref if source else f"{owner}/osteograde-{task}-weights"]
+    sets += [] if slug else [data or f"{owner}/osteograde-{task}-data"]
+    return {
+        "id": f"{owner}/osteograde-{task}",
+        "title": f"Osteograde {task}",
+        "code_file": code_file,
+        **FIXED,
+        "machine_shape": MACHINE,
+        "competition_sources": [slug] if slug else [],
+        "dataset_sources": sets,
+        "model_sources": [str(source)] if source and source.is_model else [],
+    }
+
+
+def owned(facts: Mapping[str, Any], account: str) -> dict[str, Any]:
+    """The same for an account: its name where nobody's was."""
+
+    def own(name: str) -> str:
+        return account + name.removeprefix(OWNER) if name.startswith(f"{OWNER}/") else name
+
+    lists = {key: [own(name) for name in facts[key]] for key in ("dataset_sources", "model_sources")}
+    return {**facts, "id": own(facts["id"]), **lists}
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The metadata of a kernel's folder. ValueError where there is none."""
+    path = folder / NAME
+    if not path.is_file():
+        raise ValueError(f"{path}: missing; first python -m osteograde kernel build TASK")
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON ({error}); build the kernel again") from error
+    if not isinstance(facts, dict):
+        raise ValueError(f"{path}: expected an object; build the kernel again")
+    return facts
+
+
+def check(facts: Mapping[str, Any], folder: Path) -> None:
+    """ValueError with everything that is wrong with the metadata in ``folder``, one clause each."""
+    wrong = [f"{key!r} is no key the client knows" for key in sorted(set(facts) - KEYS - OPTIONAL)]
+    wrong += [f"{key!r} is missing" for key in sorted(KEYS - set(facts))]
+    if not wrong:
+        wrong = [*_fixed(facts), *_names(facts), *_sources(facts)]
+        if not (folder / str(facts["code_file"])).is_file():
+            wrong.append(f"code_file {facts['code_file']!r} is not in the folder")
+    if wrong:
+        raise ValueError(f"{folder / NAME}: {'; '.join(wrong)}")
+
+
+def _fixed(facts: Mapping[str, Any]) -> list[str]:
+    odd = [key for key, value in FIXED.items() if facts[key] != value or type(facts[key]) is not type(value)]
+    return [f"{key} is {facts[key]!r}, expected {FIXED[key]!r}" for key in odd]
+
+
+def _names(facts: Mapping[str, Any]) -> list[str]:
+    wrong = []
+    owner, _, slug = str(facts["id"]).partition("/")
+    if not owner or not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", slug) or len(slug) < 5:
+        wrong.append(f"id {facts['id']!r} is not owner/name with 5 letters or more and no version")
+    if (made := re.sub(r"[^a-z0-9]+", "-", str(facts["title"]).lower()).strip("-")) != slug:
+        wrong.append(f"title {facts['title']!r} comes to {made!r}, the id says {slug!r}")
+    machine = facts["machine_shape"]
+    if machine not in MACHINES:
+        wrong.append(f"machine_shape {machine!r}: {RETIRED.get(machine, f'expected one of {MACHINES}')}")
+    image = facts.get("docker_image", "")
+    if image and not IMAGE.fullmatch(image):
+        wrong.append(f"docker_image {image!r} is not an image of Kaggle's")
+    return wrong
+
+
+def _sources(facts: Mapping[str, Any]) -> list[str]:
+    wrong = [f"competition {name!r} must be the bare name" for name in facts["competition_sources"] if "/" in name]
+    for key, kind in (("dataset_sources", False), ("model_sources", True)):
+        for name in facts[key]:
+            try:
+                source = parse(name)
+            except ValueError as error:
+                wrong.append(f"{key}: {error}")
+                continue
+            if source.is_model is not kind:
+                wrong.append(f"{key}: {name!r} belongs in the other list")
+            elif kind and not source.version:
+                wrong.append(f"{key}: {name!r} lacks its version")
+    return wrong

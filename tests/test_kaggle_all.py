@@ -1,0 +1,98 @@
+"""The ten commands of docs/kaggle.md and the transcript beside it, run against the stand-in of the service."""
+
+import re
+import shlex
+import shutil
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import inference
+from osteograde import cli
+from osteograde.tasks import TASKS
+from tests.kaggle_stub import ACCOUNT, SECRET, Stub, client_environment
+from tests.kaggle_stub.world import CAPACITY
+
+ROOT = Path(__file__).resolve().parents[1]
+TASK = "lumbar-mr"
+SLUG = TASKS[TASK].slug
+DOCS = (ROOT / "docs" / "kaggle.md").read_text(encoding="utf-8")
+TEN = [line for line in DOCS.split("```")[1].splitlines() if line]
+ROWS = "".join(f"1_{target},0.5,0.3,0.2\n" for target in TASKS[TASK].targets)
+CSV = f"row_id,{','.join(TASKS[TASK].classes)}\n{ROWS}".encode()
+ELSEWHERE = {"doctor": "tests/test_doctor.py", "rehearse": "tests/test_rehearse.py"}  # they need no service
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """The service, as an account without anything finds it, and an empty folder to work in."""
+    with Stub() as stub:
+        for name, value in client_environment(stub, tmp_path / "home").items():
+            monkeypatch.setenv(name, value)
+        (tmp_path / "here").mkdir()
+        monkeypatch.chdir(tmp_path / "here")
+        monkeypatch.setattr(time, "sleep", lambda seconds: None)
+        stub.world.outputs = {"submission.csv": CSV}
+        yield stub.world
+
+
+def competition(world, folder: Path) -> None:
+    """The archive of a competition with one test study."""
+    files = {
+        "test_images/1/2/1.dcm": b"never opened",
+        "test_series_descriptions.csv": b"study_id,series_id,series_description\n1,2,Sagittal T1\n",
+        "sample_submission.csv": CSV,
+    }
+    with zipfile.ZipFile(folder / "made.zip", "w") as packed:
+        for name, data in files.items():
+            packed.writestr(name, data)
+    world.data = {**files, f"{SLUG}.zip": (folder / "made.zip").read_bytes()}
+
+
+def call(*words: str) -> int:
+    return cli.run(lambda: cli.main(list(words)))
+
+
+def test_ten_commands_lead_from_an_empty_account_to_a_submission(world, tmp_path, capsys):
+    assert len(TEN) == 10
+    competition(world, tmp_path)
+    for line in TEN:
+        words = shlex.split(line.replace("ACCOUNT", ACCOUNT))
+        if words[1] == "train_folds.py":
+            args = cli.train_parser().parse_args(words[2:])
+            assert args.data.is_dir()  # the download before it made this folder
+            shutil.copytree(inference.shipped_weights(args.task), args.out)
+        elif set(words) & set(ELSEWHERE):
+            cli.parser().parse_args(words[3:])
+        else:
+            assert call(*words[3:]) == 0, capsys.readouterr().err
+    assert len(world.submissions) == 1
+    assert world.submissions[0]["competitionName"] == SLUG
+    assert world.sent("SaveKernel")[0]["datasetDataSources"] == [f"{ACCOUNT}/osteograde-lumbar-weights"]
+    assert SECRET not in str([request for _, request in world.seen])
+
+
+def plain(text: str) -> list[str]:
+    """Lines without numbers and hashes."""
+    return [re.sub(r"\b[0-9a-f]{12}\b|\d+(\.\d+)?", "#", line) for line in text.splitlines()]
+
+
+def test_all_in_one_says_what_the_transcript_says(world, capsys):
+    weights = str(inference.shipped_weights(TASK))
+    assert call("kaggle", "all", TASK, "--weights", weights, "--yes") == 0
+    told = capsys.readouterr().out
+    assert len(world.submissions) == 1
+    transcript = (ROOT / "docs" / "kaggle-all.txt").read_text(encoding="utf-8")
+    assert plain(told) == plain(transcript.partition("\n\n")[2])
+    assert SECRET not in told
+
+
+def test_all_in_one_stops_at_the_step_that_failed(world, capsys):
+    world.push_error = CAPACITY
+    weights = str(inference.shipped_weights(TASK))
+    assert call("kaggle", "all", TASK, "--weights", weights, "--yes") == 75
+    assert "retry later" in capsys.readouterr().err
+    assert world.sent("GetKernelSessionStatus") == []
+    assert world.submissions == []

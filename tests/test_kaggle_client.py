@@ -1,0 +1,412 @@
+"""The way to Kaggle against a stand-in of the service: the real client runs, and every silent failure is noticed."""
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from osteograde.kaggle import client, download, kernel, metadata, push, record, secrets, submit, upload
+from osteograde.kaggle.client import Refused, RetryLater, Said
+from osteograde.models import bundle
+from osteograde.tasks import TASKS
+from tests.kaggle_stub import ACCOUNT, SECRET, Stub, client_environment
+from tests.kaggle_stub.world import CAPACITY, QUOTA
+
+ROOT = Path(__file__).resolve().parents[1]
+TASK = "lumbar-mr"
+SLUG = TASKS[TASK].slug
+WEIGHTS_SET = f"{ACCOUNT}/osteograde-lumbar-weights"
+WEIGHTS_MODEL = f"{ACCOUNT}/osteograde/pyTorch/lumbar"
+WEIGHTS_MODEL_THERE = WEIGHTS_MODEL.replace("pyTorch", "MODEL_FRAMEWORK_PY_TORCH")  # as it goes over the wire
+ROW = f"1_{TASKS[TASK].targets[0]}"
+CSV = f"row_id,{','.join(TASKS[TASK].classes)}\n{ROW},0.5,0.3,0.2\n".encode()
+
+
+@pytest.fixture
+def stub(tmp_path, monkeypatch):
+    with Stub() as running:
+        for name, value in client_environment(running, tmp_path / "home").items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.chdir(tmp_path)
+        yield running
+
+
+@pytest.fixture
+def world(stub):
+    return stub.world
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    """A folder whose hashes are right; no net is ever loaded from it."""
+    folder = tmp_path_factory.mktemp("weights")
+    files = {}
+    for name in ("locate/canal/fold0.safetensors", "grade/spinal/fold0.safetensors"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_bytes(name.encode() * 50)
+        files[name] = {"sha256": bundle.sha256(folder / name), "bytes": (folder / name).stat().st_size, "net": {}}
+    bundle.write_manifest(folder, {"task": TASK, "files": files, "pixels": {}, "test_views": 1, "prior": {}})
+    (folder / "README.md").write_text("A card.\n")
+    (folder / "work").mkdir()
+    (folder / "work" / "cache.npy").write_bytes(b"not to be sent")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory, weights) -> Path:
+    return kernel.build(TASK, weights, tmp_path_factory.mktemp("kernels") / TASK, source=WEIGHTS_SET).parent
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+def send(weights: Path, to: str, said: list[str], patience_s: float = 60.0):
+    return upload.upload(weights, to, say=said.append, poll_s=0.01, patience_s=patience_s)
+
+
+def attached(world) -> None:
+    """The weights are there, as after an upload."""
+    world.sets[WEIGHTS_SET], world.polls = [[]], 99
+
+
+def pushed(world, outputs: dict[str, bytes], version: int = 1) -> None:
+    """A kernel was pushed, as the record has it."""
+    ref = f"{ACCOUNT}/osteograde-{TASK}"
+    request = {"newTitle": "Osteograde", "text": "", "kernelType": "script"}
+    world.kernels[ref] = {"version": version, "request": request}
+    world.run, world.outputs = ("COMPLETE",), outputs
+    record.keep(TASK, "kernel", {"ref": ref, "version": version})
+
+
+def test_weights_become_a_data_set(world, weights, said):
+    assert str(send(weights, WEIGHTS_SET, said)) == f"{WEIGHTS_SET}/1"
+    names = sorted(blob["name"] for blob in world.blobs.values())
+    assert names == [
+        "README.md", "grade__spinal__fold0.safetensors", "locate__canal__fold0.safetensors", "manifest.json",
+    ]  # fmt: skip
+    created = world.sent("CreateDataset")[0]
+    assert (created["isPrivate"], created["licenseName"]) == (True, "other")
+    assert "cache" not in json.dumps(world.seen)
+    assert record.read(TASK)["weights"]["source"] == f"{WEIGHTS_SET}/1"
+    assert any("blobs_received" in line for line in said)  # it was not ready at once, and was waited for
+    assert any("all 4 files there" in line for line in said)
+
+
+def test_weights_become_the_next_version_of_a_data_set(world, weights, said):
+    attached(world)
+    world.ready_after = 0
+    assert str(send(weights, WEIGHTS_SET, said)) == f"{WEIGHTS_SET}/2"
+    assert world.sent("CreateDataset") == []
+
+
+def test_weights_become_a_model(world, weights, said):
+    assert str(send(weights, WEIGHTS_MODEL, said)) == f"{WEIGHTS_MODEL}/1"
+    assert world.sent("CreateModel")[0]["isPrivate"] is True
+
+
+def test_weights_become_the_next_version_of_a_model(world, weights, said):
+    world.known_models, world.models[WEIGHTS_MODEL_THERE] = {f"{ACCOUNT}/osteograde"}, [[]]
+    assert str(send(weights, WEIGHTS_MODEL, said)) == f"{WEIGHTS_MODEL}/2"
+    assert world.sent("CreateModel") == world.sent("CreateModelInstance") == []
+
+
+def test_flat_weights_are_read_as_those_in_folders(weights, tmp_path):
+    for name, path in upload.to_send(weights, bundle.verify(weights)).items():
+        shutil.copy(path, tmp_path / name)
+    assert bundle.verify(tmp_path) == bundle.verify(weights)
+    (tmp_path / bundle.flat("locate/canal/fold0.safetensors")).write_bytes(b"other")
+    with pytest.raises(ValueError, match="locate__canal"):
+        bundle.verify(tmp_path)
+
+
+def test_a_file_that_the_service_lost_is_noticed(world, weights, said):
+    world.ready_after, world.lose = 0, frozenset({"locate__canal__fold0.safetensors"})
+    with pytest.raises(Refused, match=r"locate__canal__fold0\.safetensors missing"):
+        send(weights, WEIGHTS_SET, said)
+    assert "weights" not in record.read(TASK)
+
+
+def test_a_blob_that_was_refused_is_noticed(world, weights, said):
+    world.put_status = 403
+    with pytest.raises(Refused, match="Upload unsuccessful"):
+        send(weights, WEIGHTS_SET, said)
+
+
+def test_a_data_set_that_never_gets_ready_is_to_be_tried_later(world, weights, said):
+    world.ready_after = -1
+    with pytest.raises(RetryLater, match="still blobs_received after"):
+        send(weights, WEIGHTS_SET, said, patience_s=0.0)
+
+
+def test_a_version_that_does_not_grow_is_noticed(world, weights, said):
+    attached(world)
+    world.stale = True
+    with pytest.raises(RetryLater, match="still the old version"):
+        send(weights, WEIGHTS_SET, said, patience_s=0.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("README.md", f"my key is {SECRET}", "your own Kaggle key"),
+        ("README.md", '{"username": "x", "key": "fedcba9876543210fedcba9876543210"}', "a Kaggle key"),
+        ("README.md", "-----BEGIN RSA PRIVATE KEY-----", "a private key"),
+        ("kaggle.json", "{}", "file of secrets"),
+    ],
+)
+def test_secrets_are_refused_and_not_repeated(name, text, message, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message) as refused:
+        secrets.refuse([tmp_path / name], known=[SECRET])
+    assert SECRET not in str(refused.value)
+
+
+def test_a_secret_across_two_blocks_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(secrets, "BLOCK", 600)
+    (tmp_path / "net.safetensors").write_bytes(b"\0" * 590 + SECRET.encode() + b"\0" * 5000)
+    with pytest.raises(ValueError, match="your own Kaggle key"):
+        secrets.refuse([tmp_path / "net.safetensors"], known=[SECRET])
+
+
+def test_what_the_client_prints_is_free_of_secrets():
+    assert secrets.hide(f"user:{SECRET}", [SECRET]) == f"user:{secrets.HIDDEN}"
+
+
+def test_weights_that_hold_a_secret_are_not_sent(world, weights, said, tmp_path):
+    own = shutil.copytree(weights, tmp_path / "own")
+    (own / "README.md").write_text(f"KAGGLE_KEY={SECRET}\n")
+    with pytest.raises(ValueError, match="nothing was uploaded"):
+        send(own, WEIGHTS_SET, said)
+    assert world.seen == []
+
+
+def test_a_push_sends_what_a_code_competition_needs(world, built, said):
+    attached(world)
+    assert push.push(TASK, built, say=said.append) == 1
+    sent = world.sent("SaveKernel")[0]
+    assert (sent["isPrivate"], sent["enableInternet"], sent["enableGpu"]) == (True, False, True)
+    assert (sent["machineShape"], sent["dockerImagePinningType"]) == ("NvidiaTeslaT4", "original")
+    assert sent["sessionTimeoutSeconds"] == 9 * 3600
+    assert sent["competitionDataSources"] == [SLUG]
+    assert sent["datasetDataSources"] == [WEIGHTS_SET]
+    assert sent["slug"] == f"{ACCOUNT}/osteograde-{TASK}"
+    assert sent["text"] == (built / "lumbar_mr.py").read_text()
+    assert SECRET not in json.dumps(world.seen)
+    assert record.read(TASK)["kernel"]["version"] == 1
+
+
+@pytest.mark.parametrize(
+    ("switch", "value", "error", "message"),
+    [
+        ("push_error", CAPACITY, RetryLater, "retry later"),
+        ("push_error", QUOTA, Refused, "do not retry"),
+        ("push_error", "Notebook not found", Refused, "Kernel push error: Notebook not found"),
+        ("not_valid", frozenset({WEIGHTS_SET}), Refused, "not valid dataset sources"),
+        ("unnumbered", True, Refused, "Kernel version successfully pushed"),
+        ("refuse", {"SaveKernel": (403, {"code": 403, "message": "Permission denied"})}, Refused, "denied"),
+        ("enable_internet_anyway", True, Refused, "enable_internet is True, sent False"),
+    ],
+)
+def test_a_push_that_failed_is_noticed_whatever_the_exit_code(world, built, said, switch, value, error, message):
+    attached(world)
+    setattr(world, switch, value)
+    with pytest.raises(Refused, match=message) as refused:
+        push.push(TASK, built, say=said.append)
+    assert type(refused.value) is error
+    assert record.read(TASK) == {}
+
+
+def test_nothing_is_pushed_before_the_weights_are_ready(world, built, said):
+    with pytest.raises(Refused, match="first python -m osteograde kaggle upload-weights"):
+        push.push(TASK, built, say=said.append)
+    world.sets[WEIGHTS_SET], world.ready_after = [[]], -1
+    with pytest.raises(RetryLater, match="retry later"):
+        push.push(TASK, built, say=said.append)
+    assert world.sent("SaveKernel") == []
+
+
+def test_without_credentials_the_client_says_so(stub, monkeypatch):
+    monkeypatch.delenv("KAGGLE_USERNAME")
+    monkeypatch.delenv("KAGGLE_KEY")
+    with pytest.raises(Refused, match="knows no account"):
+        client.account()
+
+
+def test_waiting_tells_the_status_and_ends_with_the_run(world, said):
+    pushed(world, {})
+    world.run = ("RUNNING", "COMPLETE")
+    world.running = iter(["RUNNING"])
+    push.wait(TASK, say=said.append, poll_s=0.0)
+    assert "RUNNING, 8/8 studies, 3 s" in said[0]
+    assert "COMPLETE" in said[-1]
+
+
+def test_a_run_that_failed_shows_the_end_of_its_log(world, said):
+    pushed(world, {})
+    world.run, world.failure_message = ("ERROR",), "exit code 1"
+    world.log = json.dumps([{"stream_name": "stderr", "time": 1.0, "data": "first\nRuntimeError: no\n"}])
+    with pytest.raises(Refused, match="ERROR: exit code 1"):
+        push.wait(TASK, say=said.append, poll_s=0.0)
+    assert said[-1] == "  RuntimeError: no"
+
+
+def test_an_output_is_checked_against_the_hash_in_the_log(world, said):
+    pushed(world, {"submission.csv": CSV})
+    path = push.output(TASK, say=said.append)
+    assert path.read_bytes() == CSV
+    data = f"result     submission.csv sha256 {'0' * 64}\n"
+    world.log = json.dumps([{"stream_name": "stdout", "time": 1.0, "data": data}])
+    with pytest.raises(Refused, match="the kernel's log says 0000"):
+        push.output(TASK, say=said.append)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "message"),
+    [
+        ({"submission.csv": b"<html>Forbidden</html>"}, "not a submission"),
+        ({"other.txt": b""}, "left no submission.csv"),
+        ({"submission.csv": b"row_id,a,b\n1_x,0.5,0.5\n"}, "expected"),
+    ],
+)
+def test_an_output_that_is_no_submission_is_noticed(world, said, outputs, message):
+    pushed(world, outputs)
+    with pytest.raises(Refused, match=message):
+        push.output(TASK, say=said.append)
+
+
+def fetched(tmp_path: Path, version: int = 1) -> None:
+    file = tmp_path / "submission.csv"
+    file.write_bytes(CSV)
+    facts = {
+        "ref": f"{ACCOUNT}/osteograde-{TASK}",
+        "version": version,
+        "file": str(file),
+        "sha256": bundle.sha256(file),
+    }
+    record.keep(TASK, "output", facts)
+
+
+def test_a_submission_is_told_first_and_sent_only_with_yes(world, said, tmp_path):
+    pushed(world, {"submission.csv": CSV})
+    fetched(tmp_path)
+    assert submit.submit(TASK, yes=False, say=said.append) is False
+    assert world.seen == []
+    assert any(f"kaggle competitions submit {SLUG}" in line for line in said)
+    assert submit.submit(TASK, yes=True, say=said.append) is True
+    sent = world.sent("CreateCodeSubmission")[0]
+    assert (sent["kernelSlug"], sent["kernelVersion"]) == (f"osteograde-{TASK}", 1)
+    with pytest.raises(Refused, match="already submitted"):
+        submit.submit(TASK, yes=True, say=said.append)
+
+
+def test_a_submission_that_is_not_listed_afterwards_is_noticed(world, said, tmp_path):
+    pushed(world, {"submission.csv": CSV})
+    fetched(tmp_path)
+    world.forget_submission = True
+    with pytest.raises(Refused, match=r"no submission .* is listed"):
+        submit.submit(TASK, yes=True, say=said.append)
+
+
+def test_another_version_than_the_one_fetched_is_not_submitted(world, said, tmp_path):
+    pushed(world, {"submission.csv": CSV}, version=2)
+    fetched(tmp_path)
+    with pytest.raises(ValueError, match="version 1 was fetched, version 2 pushed"):
+        submit.submit(TASK, yes=True, say=said.append)
+    assert world.seen == []
+
+
+def test_a_task_without_a_competition_is_not_submitted(said):
+    with pytest.raises(ValueError, match="no competition to submit to"):
+        submit.submit("spider", yes=True, say=said.append)
+
+
+def competition(world, tmp_path: Path, files: dict[str, bytes]) -> None:
+    archive = tmp_path / "made.zip"
+    with zipfile.ZipFile(archive, "w") as packed:
+        for name, data in files.items():
+            packed.writestr(name, data)
+    world.data = {**files, f"{SLUG}.zip": archive.read_bytes()}
+
+
+def test_a_download_is_unpacked_once_and_what_is_lost_is_unpacked_again(world, said, tmp_path):
+    competition(world, tmp_path, {"train.csv": b"study_id\n", "a/b.txt": b"b"})
+    out = tmp_path / "data"
+    download.download(TASK, out, None, say=said.append)
+    assert (out / "a" / "b.txt").read_bytes() == b"b"
+    (out / "train.csv").unlink()
+    assert download.unpack(out / f"{SLUG}.zip", out) == (2, 1)
+
+
+def test_a_download_needs_room_first(world, said, tmp_path):
+    with pytest.raises(ValueError, match=r"1000000.0 GiB needed"):
+        download.download(TASK, tmp_path / "data", 1_000_000, say=said.append)
+    assert world.seen == []
+
+
+def test_an_archive_that_leads_out_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as packed:
+        packed.writestr("../evil.txt", b"")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ValueError, match="leads out of"):
+        download.unpack(tmp_path / "a.zip", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("out", "error", "word"),
+    [
+        ("Kernel push error: Maximum batch GPU session count of 2 reached.", RetryLater, "retry later"),
+        ("Kernel push error: Maximum weekly GPU quota of 30.00 hours reached.", Refused, "do not retry"),
+        ("Skipping folder: pkg; use '--dir-mode' to upload folders\nDone", Refused, "Skipping folder"),
+    ],
+)
+def test_refusals_are_told_apart_by_their_words(out, error, word):
+    with pytest.raises(Refused, match=word) as refused:
+        client.expect(Said(("kernels", "push"), 0, out, ""), "Done")
+    assert type(refused.value) is error
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"enable_internet": True}, "enable_internet is True"),
+        ({"enable_gpu": "true"}, "enable_gpu is 'true'"),
+        ({"enable_interent": False}, "'enable_interent' is no key"),
+        ({"machine_shape": "NvidiaTeslaP100"}, "the image's torch cannot run there"),
+        ({"machine_shape": "NvidiaT4"}, "expected one of"),
+        ({"title": "Another"}, "comes to 'another'"),
+        ({"competition_sources": ["competitions/x"]}, "bare name"),
+        ({"dataset_sources": ["weights"]}, "1 parts"),
+        ({"model_sources": ["a/model/pyTorch/x"]}, "lacks its version"),
+        ({"docker_image": "python:3.12"}, "not an image of Kaggle's"),
+        ({"code_file": "other.py"}, "not in the folder"),
+    ],
+)
+def test_metadata_that_a_push_would_take_in_silence_is_refused(built, change, message):
+    with pytest.raises(ValueError, match=message):
+        metadata.check({**metadata.read(built), **change}, built)
+
+
+def test_a_missing_switch_is_refused_since_it_means_on(built):
+    facts = metadata.read(built)
+    del facts["enable_internet"]
+    with pytest.raises(ValueError, match="'enable_internet' is missing"):
+        metadata.check(facts, built)
+
+
+def test_a_kernel_of_nobody_becomes_the_accounts(tmp_path):
+    kernel.build("spider", None, tmp_path / "k")
+    facts = metadata.owned(metadata.read(tmp_path / "k"), "me")
+    assert facts["id"] == "me/osteograde-spider"
+    assert facts["dataset_sources"] == ["me/osteograde-spider-weights", "me/osteograde-spider-data"]
+    assert facts["competition_sources"] == []
+
+
+def test_weights_in_a_model_are_mounted_by_version(weights, tmp_path):
+    kernel.build(TASK, weights, tmp_path, source=f"{WEIGHTS_MODEL}/3")
+    assert metadata.read(tmp_path)["model_sources"] == [f"{WEIGHTS_MODEL}/3"]
+    with pytest.raises(ValueError, match="mounted by its version"):
+        kernel.build(TASK, weights, tmp_path, source=WEIGHTS_MODEL)

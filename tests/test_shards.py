@@ -1,0 +1,150 @@
+"""Several devices: every study is graded once, a process that dies costs nobody else's rows, parts merge as text."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+
+from osteograde.inference import shards, submission, worker
+from osteograde.inference.sheet import Tally
+from osteograde.inference.worker import Job
+from osteograde.tasks import TASKS
+from tests.tiny import random_bundle
+
+TASK = "knee-xray"
+CLASSES = TASKS[TASK].classes
+
+# Stands for a process that grades: does its list chunk by chunk, and dies on studies that are called so.
+FAKE = """
+import json, os, pathlib, sys
+folder = pathlib.Path(sys.argv[1])
+job = json.loads((folder / "job.json").read_text())
+done, lines = [], {}
+for name in job["ids"]:
+    lines[name] = f"{name}_left,0.9,0.025,0.025,0.025,0.025"
+    if name.startswith("poison") or (name.startswith("once") and job["chunk"] > 1):
+        os._exit(9)
+    done.append(name)
+    (folder / "part.part").write_text("head\\n" + "\\n".join(lines.values()) + "\\n")
+    (folder / "part.part").replace(folder / "part.csv")
+    facts = {"done": done, "studies": 0, "unread": 0, "on_prior": 0, "faults": {}, "seconds": {"grade": len(done)},
+             "flags": [[f"{d}_left", "why", 1] for d in done], "findings": []}
+    (folder / "progress.part").write_text(json.dumps(facts))
+    (folder / "progress.part").replace(folder / "progress.json")
+"""
+
+
+@pytest.fixture
+def jobs(monkeypatch, tmp_path) -> list[Job]:
+    """Jobs are done by FAKE; the list of all that were started."""
+    started: list[Job] = []
+    script = tmp_path / "fake.py"
+    script.write_text(FAKE)
+
+    def start(job, folder):
+        started.append(job)
+        folder.mkdir(parents=True)
+        worker.give(folder, job)
+        with (folder / "log.txt").open("wb") as log:
+            process = subprocess.Popen([sys.executable, "-S", str(script), str(folder)], stdout=log, stderr=log)
+        return shards.Running(job, folder, process)
+
+    monkeypatch.setattr(shards, "start", start)
+    return started
+
+
+def grade(names, tmp_path, monkeypatch, said=None, devices=("cuda:0", "cuda:1")) -> tuple[Tally, dict]:
+    """The tally, and the first column of each row."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in names:
+        (data / f"{name}.png").write_bytes(b"")
+    told = {"prior": {side: [0.2] * 5 for side in ("left", "right")}}
+    studies = [
+        type(study)(study.id, study.patient, study.series, targets=("left",))
+        for study in TASKS[TASK].read(data, "test")
+    ]
+    monkeypatch.setattr(shards.run, "prepare", lambda *_: (TASKS[TASK], told, studies))
+    out = tmp_path / "submission.csv"
+    tally = shards.infer(TASK, data, data, out, devices, hours=1, say=(said or []).append, poll_s=0.01)
+    return tally, {row: values[0] for row, values in submission.read(out).items()}
+
+
+def test_lists_are_dealt_evenly_and_completely():
+    dealt = shards.deal([str(i) for i in range(7)], 2)
+    assert [len(ids) for ids in dealt] == [4, 3]
+    assert sorted(sum(dealt, ())) == [str(i) for i in range(7)]
+    assert shards.deal(["a"], 2) == [("a",)]
+
+
+def test_every_study_is_graded_once_and_rows_keep_their_order(jobs, tmp_path, monkeypatch):
+    names = [f"s{i:02d}" for i in range(9)]
+    tally, rows = grade(names, tmp_path, monkeypatch)
+    assert list(rows) == [f"{name}_left" for name in names]
+    assert set(rows.values()) == {0.9}
+    assert Counter(name for job in jobs for name in job.ids) == Counter(names)
+    assert {job.device for job in jobs} == {"cuda:0", "cuda:1"}
+    assert [row for row, _, _ in tally.flags] == [f"{name}_left" for name in names]
+    assert (tally.studies, tally.faults, tally.seconds["grade"]) == (9, Counter(), 9)
+
+
+def test_the_list_of_a_dead_process_is_taken_by_the_other(jobs, tmp_path, monkeypatch):
+    said: list[str] = []
+    tally, rows = grade(["a", "b", "once1", "c", "d", "e"], tmp_path, monkeypatch, said)
+    assert set(rows.values()) == {0.9}
+    assert tally.faults == Counter()
+    died, taken = next(job for job in jobs if "once1" in job.ids), jobs[-1]
+    assert died.device != taken.device
+    assert set(taken.ids) < set(died.ids)
+    assert any("died with code 9 at study once1" in line for line in said)
+
+
+def test_a_study_that_kills_keeps_its_prior_and_costs_no_other(jobs, tmp_path, monkeypatch):
+    tally, rows = grade(["a", "b", "poison", "c", "d", "e"], tmp_path, monkeypatch)
+    assert {row for row, value in rows.items() if value != 0.9} == {"poison_left"}
+    assert tally.faults == Counter({shards.DIED: 1})
+    assert tally.on_prior == 1
+
+
+def test_a_machine_on_which_everything_dies_ends_with_priors(jobs, tmp_path, monkeypatch):
+    names = [f"poison{i:02d}" for i in range(40)]
+    tally, rows = grade(names, tmp_path, monkeypatch)
+    assert set(rows.values()) == {0.2}
+    assert tally.faults[shards.DIED] == 40
+    assert len(jobs) <= shards.MAX_PROCESSES
+
+
+def test_suspects_come_last_and_one_at_a_time():
+    job = Job(TASK, "", "", "cpu", ("a", "b", "c", "d", "e"), 1.0, 1, chunk=2)
+    left, lost = shards.rest(job, ("a",), Counter(b=1, c=1))
+    assert (left.ids, left.chunk, lost) == (("d", "e", "b", "c"), 1, [])
+    left, lost = shards.rest(left, ("d", "e"), Counter(b=2))
+    assert (left.ids, lost) == (("c",), ["b"])
+
+
+def test_a_process_sees_only_its_own_gpu(tmp_path, monkeypatch):
+    started = {}
+    monkeypatch.setattr(shards.subprocess, "Popen", lambda command, env, **_: started.update(env) or None)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    shards.start(Job(TASK, "", "", "cuda:1", ("a",), 1.0, 1), tmp_path / "one")
+    assert started["CUDA_VISIBLE_DEVICES"] == "7"
+    assert json.loads((tmp_path / "one" / worker.JOB).read_text())["device"] == "cuda:0"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    shards.start(Job(TASK, "", "", "cuda:1", ("a",), 1.0, 1), tmp_path / "two")
+    assert started["CUDA_VISIBLE_DEVICES"] == "1"
+
+
+def test_a_worker_tells_what_its_process_did(tmp_path):
+    weights = random_bundle(tmp_path / "weights", TASK)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "9000001L.png").write_bytes(b"broken")
+    (tmp_path / "job").mkdir()
+    job = Job(TASK, str(tmp_path / "data"), str(weights), "cpu", ("9000001L",), 1.0, 1)
+    worker.give(tmp_path / "job", job)
+    assert worker.main(tmp_path / "job") == 0
+    came = worker.progress(tmp_path / "job")
+    assert came.done == ("9000001L",)
+    assert came.tally.unread == 1
+    assert came.tally.flags
