@@ -27,7 +27,8 @@ for name in job["ids"]:
     if name.startswith("poison") or (name.startswith("once") and job["chunk"] > 1):
         os._exit(9)
     done.append(name)
-    (folder / "part.csv").write_text("head\\n" + "\\n".join(lines.values()) + "\\n")
+    (folder / "part.part").write_text("head\\n" + "\\n".join(lines.values()) + "\\n")
+    (folder / "part.part").replace(folder / "part.csv")
     facts = {"done": done, "studies": 0, "unread": 0, "on_prior": 0, "faults": {}, "seconds": {"grade": len(done)},
              "flags": [[f"{d}_left", "why", 1] for d in done], "findings": []}
     (folder / "progress.part").write_text(json.dumps(facts))
@@ -60,8 +61,8 @@ def grade(names, tmp_path, monkeypatch, said=None, devices=("cuda:0", "cuda:1"))
     data.mkdir()
     for name in names:
         (data / f"{name}.png").write_bytes(b"")
-    told = {"prior": {side: [0.2] * 5 for side in ("left", "right")}}
-    monkeypatch.setattr(shards.bundles, "verify", lambda folder: told)
+    manifest = {"prior": {side: [0.2] * 5 for side in ("left", "right")}}
+    monkeypatch.setattr(shards.bundles, "verify", lambda folder: manifest)
     studies = [
         type(study)(study.id, study.patient, study.series, targets=("left",))
         for study in TASKS[TASK].read(data, "test")
@@ -70,7 +71,8 @@ def grade(names, tmp_path, monkeypatch, said=None, devices=("cuda:0", "cuda:1"))
     monkeypatch.setattr(shards, "TASKS", {TASK: task})
     monkeypatch.setattr(submission, "priors_rows", lambda task, rows, prior: dict.fromkeys(rows, [0.2] * 5))
     out = tmp_path / "submission.csv"
-    tally = shards.infer(TASK, data, data, out, devices, hours=1, say=(said or []).append, poll_s=0.01)
+    told = said if said is not None else []
+    tally = shards.infer(TASK, data, data, out, devices, hours=1, say=told.append, poll_s=0.01)
     return tally, {row: values[0] for row, values in submission.read(out).items()}
 
 
