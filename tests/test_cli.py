@@ -19,7 +19,15 @@ FROZEN = {
     "report": {"WEIGHTS_DIR", "--data", "--out"},
     "validate": {"--submission", "--template"},
     "doctor": set(),
-    "kernel build": {"TASK", "--weights"},
+    "kernel build": {"TASK", "--weights", "--mount", "--images"},
+    "download": {"TASK", "--out", "--space"},
+    "kaggle upload-weights": {"WEIGHTS_DIR", "--to", "--poll"},
+    "kaggle push": {"TASK"},
+    "kaggle wait": {"TASK", "--poll"},
+    "kaggle output": {"TASK"},
+    "kaggle submit": {"TASK", "--yes"},
+    "kaggle all": {"TASK", "--weights", "--to", "--yes", "--poll"},
+    "kaggle rehearse": {"TASK", "--data", "--weights", "--copies", "--image-constraints"},
 }
 INFERENCE = {
     "TASK", "--data", "--weights", "--out", "--device", "--limit", "--workers", "--time-budget", "--max-unread",
@@ -76,6 +84,9 @@ def test_training_reads_fold_numbers():
         (cli.train_parser, ["t", "--data", "d"]),
         (cli.parser, []),
         (cli.parser, ["kernel"]),
+        (cli.parser, ["kaggle"]),
+        (cli.parser, ["kaggle", "wait", "t", "--poll", "-1"]),
+        (cli.parser, ["kaggle", "rehearse", "t", "--data", "d", "--copies", "0"]),
     ],
 )
 def test_a_wrong_command_line_is_one_line_and_exit_code_2(parser, words, capsys):
@@ -121,6 +132,10 @@ def test_an_unexpected_value_error_is_our_fault_and_keeps_its_traceback(fault, c
         ["score", "no-such-task", "--data", ".", "--submission", "x.csv"],
         ["phantom", "no-such-task", "--out", "unused"],
         ["kernel", "build", "no-such-task"],
+        ["download", "no-such-task"],
+        ["kaggle", "push", "no-such-task"],
+        ["kaggle", "all", "no-such-task", "--yes"],
+        ["kaggle", "rehearse", "no-such-task", "--data", "."],
         ["ensemble", "no-such-task", "--data", ".", "--members", "a", "b"],
     ],
 )

@@ -1,5 +1,7 @@
 """The ten commands of docs/kaggle.md and the transcript beside it, run against the stand-in of the service."""
 
+import hashlib
+import json
 import re
 import shlex
 import shutil
@@ -25,6 +27,10 @@ CSV = f"row_id,{','.join(TASKS[TASK].classes)}\n{ROWS}".encode()
 ELSEWHERE = {"doctor": "tests/test_doctor.py", "rehearse": "tests/test_rehearse.py"}  # they need no service
 
 
+def log_of(line: str) -> str:
+    return json.dumps([{"stream_name": "stdout", "time": 1.0, "data": line + "\n"}])
+
+
 @pytest.fixture
 def world(tmp_path, monkeypatch):
     """The service, as an account without anything finds it, and an empty folder to work in."""
@@ -35,6 +41,8 @@ def world(tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path / "here")
         monkeypatch.setattr(time, "sleep", lambda seconds: None)
         stub.world.outputs = {"submission.csv": CSV}
+        stub.world.log_running = log_of("312/700 studies, 409 s (cuda:1)")
+        stub.world.log = log_of(f"result     submission.csv sha256 {hashlib.sha256(CSV).hexdigest()}")
         yield stub.world
 
 

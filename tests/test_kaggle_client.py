@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from osteograde.kaggle import client, download, kernel, metadata, push, record, secrets, submit, upload
+from osteograde.kaggle import client, download, kernel, metadata, push, record, secrets, sources, submit, upload
 from osteograde.kaggle.client import Refused, RetryLater, Said
 from osteograde.models import bundle
 from osteograde.tasks import TASKS
@@ -380,6 +380,7 @@ def test_refusals_are_told_apart_by_their_words(out, error, word):
         ({"title": "Another"}, "comes to 'another'"),
         ({"competition_sources": ["competitions/x"]}, "bare name"),
         ({"dataset_sources": ["weights"]}, "1 parts"),
+        ({"dataset_sources": ["me/my-weights/2"]}, "names a version"),
         ({"model_sources": ["a/model/pyTorch/x"]}, "lacks its version"),
         ({"docker_image": "python:3.12"}, "not an image of Kaggle's"),
         ({"code_file": "other.py"}, "not in the folder"),
@@ -403,6 +404,26 @@ def test_a_kernel_of_nobody_becomes_the_accounts(tmp_path):
     assert facts["id"] == "me/osteograde-spider"
     assert facts["dataset_sources"] == ["me/osteograde-spider-weights", "me/osteograde-spider-data"]
     assert facts["competition_sources"] == []
+
+
+@pytest.mark.parametrize(
+    "name", ["me/my-weights", "me/my-weights/2", "me/net/pyTorch/default", "me/net/pyTorch/default/3"]
+)
+def test_a_source_is_written_as_it_was_read(name):
+    assert str(sources.parse(name)) == name
+
+
+@pytest.mark.parametrize(
+    "name", ["weights", "me/we", "me/My-weights", "me/my-weights/x", "me/net/keras/a", "me/net/pyTorch/a/0"]
+)
+def test_a_name_that_is_no_source_is_refused(name):
+    with pytest.raises(ValueError, match=r"expected|letters"):
+        sources.parse(name)
+
+
+def test_the_data_set_that_an_upload_names_is_mounted_in_its_latest_version(weights, tmp_path):
+    kernel.build(TASK, weights, tmp_path, source=f"{WEIGHTS_SET}/2")
+    assert metadata.read(tmp_path)["dataset_sources"] == [WEIGHTS_SET]
 
 
 def test_weights_in_a_model_are_mounted_by_version(weights, tmp_path):

@@ -61,14 +61,15 @@ def grade(names, tmp_path, monkeypatch, said=None, devices=("cuda:0", "cuda:1"))
     data.mkdir()
     for name in names:
         (data / f"{name}.png").write_bytes(b"")
-    told = {"prior": {side: [0.2] * 5 for side in ("left", "right")}}
+    manifest = {"prior": {side: [0.2] * 5 for side in ("left", "right")}}
     studies = [
         type(study)(study.id, study.patient, study.series, targets=("left",))
         for study in TASKS[TASK].read(data, "test")
     ]
-    monkeypatch.setattr(shards.run, "prepare", lambda *_: (TASKS[TASK], told, studies))
+    monkeypatch.setattr(shards.run, "prepare", lambda *_: (TASKS[TASK], manifest, studies))
     out = tmp_path / "submission.csv"
-    tally = shards.infer(TASK, data, data, out, devices, hours=1, say=(said or []).append, poll_s=0.01)
+    told = said if said is not None else []
+    tally = shards.infer(TASK, data, data, out, devices, hours=1, say=told.append, poll_s=0.01)
     return tally, {row: values[0] for row, values in submission.read(out).items()}
 
 

@@ -34,7 +34,8 @@ class World:
     ready_after: int = 1
     run: tuple[str, ...] = ("QUEUED", "RUNNING", "COMPLETE")
     failure_message: str = ""
-    log: str = LOG
+    log: str = LOG  # once the run has ended
+    log_running: str = LOG
     stale: bool = False
     unnumbered: bool = False  # a push is accepted without a version
     forget_submission: bool = False
@@ -50,6 +51,7 @@ class World:
     kernels: dict[str, dict[str, Any]] = field(default_factory=dict)
     submissions: list[dict[str, Any]] = field(default_factory=list)
     polls: int = 0
+    status: str = ""
     running: Iterator[str] = field(default_factory=lambda: iter(()))
 
     def call(self, name: str, request: dict[str, Any]) -> Reply:
@@ -200,12 +202,13 @@ class World:
     def GetKernelSessionStatus(self, r: dict[str, Any]) -> Reply:
         if f"{r['userName']}/{r['kernelSlug']}" not in self.kernels:
             return 403, REFUSED
-        status = next(self.running, self.run[-1])
-        return 200, {"status": status} | ({"failureMessage": self.failure_message} if status == "ERROR" else {})
+        self.status = next(self.running, self.run[-1])
+        failed = {"failureMessage": self.failure_message} if self.status == "ERROR" else {}
+        return 200, {"status": self.status} | failed
 
     def ListKernelSessionOutput(self, r: dict[str, Any]) -> Reply:
         files = [{"fileName": name, "url": f"{self.base}/files/output/{name}"} for name in sorted(self.outputs)]
-        return 200, {"files": files, "log": self.log}
+        return 200, {"files": files, "log": self.log_running if self.status == "RUNNING" else self.log}
 
     def GetAcceleratorQuotaStatistics(self, r: dict[str, Any]) -> Reply:
         quota = {"timeUsed": "3600s", "totalTimeAllowed": "108000s"}

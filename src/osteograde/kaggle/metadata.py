@@ -122,4 +122,6 @@ def _sources(facts: Mapping[str, Any]) -> list[str]:
                 wrong.append(f"{key}: {name!r} belongs in the other list")
             elif kind and not source.version:
                 wrong.append(f"{key}: {name!r} lacks its version")
+            elif not kind and source.version:
+                wrong.append(f"{key}: {name!r} names a version; a kernel is given the latest")
     return wrong

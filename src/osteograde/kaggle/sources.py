@@ -1,4 +1,7 @@
-"""Names of what a kernel reads: a data set ``owner/slug`` or a model ``owner/model/framework/variation[/version]``."""
+"""Names of what a kernel reads: a data set ``owner/slug`` or a model ``owner/model/framework/variation``.
+
+Either may end in a version. A kernel sees the latest one of a data set, and needs a model's.
+"""
 
 from __future__ import annotations
 
@@ -45,19 +48,20 @@ class Source:
 def parse(text: str) -> Source:
     """A source from its name. ValueError says what is wrong with it."""
     parts = text.split("/")
-    if len(parts) not in (2, 4, 5):
+    if len(parts) not in (2, 3, 4, 5):
         raise ValueError(f"{text!r} has {len(parts)} parts; {EXPECTED}")
     if not OWNER.fullmatch(parts[0]):
         raise ValueError(f"{text!r}: {parts[0]!r} is no account's name; {EXPECTED}")
-    slugs = (parts[1],) if len(parts) == 2 else (parts[1], parts[3])
+    is_set, number = len(parts) < 4, parts[-1] if len(parts) in (3, 5) else ""
+    slugs = (parts[1],) if is_set else (parts[1], parts[3])
     if bad := [slug for slug in slugs if not SLUG.fullmatch(slug)]:
         raise ValueError(f"{text!r}: {bad[0]!r} may hold small letters, digits and single '-' only")
-    if len(parts) == 2:
+    if number and not (number.isascii() and number.isdigit() and int(number)):
+        raise ValueError(f"{text!r}: version {number!r} is not a number from 1; {EXPECTED}")
+    if is_set:
         if not SHORTEST <= len(parts[1]) <= LONGEST:
             raise ValueError(f"{text!r}: a data set's name has {SHORTEST} to {LONGEST} letters, not {len(parts[1])}")
-        return Source(parts[0], parts[1])
+        return Source(parts[0], parts[1], version=int(number or 0))
     if parts[2] not in FRAMEWORKS:
         raise ValueError(f"{text!r}: framework {parts[2]!r}; expected one of {', '.join(FRAMEWORKS)}")
-    if len(parts) == 5 and not (parts[4].isascii() and parts[4].isdigit() and int(parts[4])):
-        raise ValueError(f"{text!r}: version {parts[4]!r} is not a number from 1")
-    return Source(parts[0], parts[1], parts[2], parts[3], int(parts[4]) if len(parts) == 5 else 0)
+    return Source(parts[0], parts[1], parts[2], parts[3], int(number or 0))
