@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from osteograde.imaging.memory import keep_freed_memory
 from osteograde.inference import calibration, findings, flags, pipeline, submission
 from osteograde.inference.budget import Budget, Effort
 from osteograde.inference.reading import Loaded, load_study
@@ -74,6 +75,7 @@ def infer(
     ValueError or OSError: the user's mistake, told before any work; a submission already at ``out`` is untouched.
     """
     begun = time.monotonic()
+    keep_freed_memory()
     if task not in TASKS:
         raise ValueError(f"unknown task {task!r}; known: {sorted(TASKS)}")
     if not Path(data).is_dir():
