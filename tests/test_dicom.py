@@ -130,7 +130,7 @@ def test_the_short_way_into_a_file_agrees_with_pydicom(tmp_path_factory, seed):
     rle = bool(rng.random() < 0.5)
     made = dataset(pixels, rle=rle, instance=int(rng.integers(-9, 9999)), without=gone, **tags)
     path = write(tmp_path_factory.mktemp("short") / "a", made)
-    assert header.quick_read(path.read_bytes()) is not None
+    assert header.quick_read(bytearray(path.read_bytes())) is not None
     short = read_slice(path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(slices, "quick_read", lambda data: None)

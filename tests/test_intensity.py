@@ -1,6 +1,8 @@
 """One window per series: comparable slices, blind to padding, hot pixels and NaN."""
 
 import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from osteograde.imaging.geometry import Volume
 from osteograde.imaging.intensity import window
@@ -87,3 +89,22 @@ def test_an_image_of_two_values_keeps_both():
     voxels = np.where(np.arange(64).reshape(1, 8, 8) % 3 == 0, 255, 20).astype(np.uint8)
     (seen,) = window([Volume(voxels, np.eye(4))])
     assert set(np.unique(seen.voxels)) == {0, 255}
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(0, 2**31),
+    st.sampled_from([np.uint8, np.int8, np.uint16, np.int16]),
+    st.sampled_from([(0.5, 99.5), (0, 100), (1, 99), (50, 50.0001), (33.3, 66.7)]),
+)
+def test_counting_values_gives_the_bytes_of_sorting_them(seed, dtype, percentiles):
+    rng = np.random.default_rng(seed)
+    info = np.iinfo(dtype)
+    levels = rng.integers(info.min, info.max, rng.integers(1, 40), endpoint=True)
+    voxels = rng.choice(levels, (rng.integers(1, 4), *rng.integers(1, 30, 2))).astype(dtype)
+    voxels[rng.random(voxels.shape) < rng.choice([0, 0.005, 0.5, 0.999])] = levels.min()
+    (counted,), (sorted_,) = (
+        window([volume(voxels)], *percentiles),
+        window([volume(voxels.astype(float))], *percentiles),
+    )
+    np.testing.assert_array_equal(counted.voxels, sorted_.voxels)

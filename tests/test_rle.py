@@ -83,7 +83,7 @@ def test_wrong_headers_are_refused():
 
 def test_a_bomb_is_refused_before_anything_is_built(monkeypatch):
     frame = encoded(np.zeros((64, 64), np.uint16))
-    monkeypatch.setattr(rle, "_tiff", lambda *_: pytest.fail("a TIFF was built for a frame beyond the caps"))
+    monkeypatch.setattr(rle, "_decode_strips", lambda *_: pytest.fail("a TIFF was built for a frame beyond the caps"))
     assert decode_rle(frame, 40000, 40000) is None  # more pixels than any scan has
     assert decode_rle(frame, 4000, 4000) is None  # more than PackBits can expand these bytes to
 

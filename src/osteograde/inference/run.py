@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from osteograde.imaging.memory import keep_freed_memory
 from osteograde.inference import calibration, pipeline, submission
 from osteograde.inference.budget import Budget, Effort
 from osteograde.inference.reading import Loaded, load_study
@@ -58,6 +59,7 @@ def infer(
     the end: the last submission could not be written; the one before it is in place.
     """
     begun = time.monotonic()
+    keep_freed_memory()
     chosen = None if device == "auto" else pick(device)  # looking for a GPU takes seconds: after the priors
     known, manifest, studies = prepare(task, data, weights)
     studies = studies[:limit] if limit else studies

@@ -13,11 +13,23 @@ from typing import Any
 import numpy as np
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
-from osteograde.imaging.dicom.rle import MAX_PIXELS, decode_rle
+from osteograde.imaging.dicom.rle import MAX_PIXELS, decode_rle_within
 
 Header = dict[str, Any]
 
-_LONG = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}
+
+def _code(representation: str) -> int:
+    """A value representation as the number that its two letters are in the file."""
+    return int.from_bytes(representation.encode("ascii"), "little")
+
+
+_LONG = {_code(kind) for kind in ("OB", "OD", "OF", "OL", "OV", "OW", "SQ", "SV", "UC", "UN", "UR", "UT", "UV")}
+_BRIEF = {  # two bytes of length; the others have four
+    *map(_code, ("AE", "AS", "AT", "CS", "DA", "DS", "DT", "FD", "FL", "IS", "LO", "LT", "PN", "SH", "SL", "SS", "ST")),
+    *map(_code, ("TM", "UI", "UL", "US")),
+}
+_element = struct.Struct("<HHHH").unpack_from  # group, element, representation, length where it is brief
+_length = struct.Struct("<L").unpack_from
 _META, _TRANSFER_SYNTAX, _PIXELS, _ITEM, _END = 0x0002FFFF, 0x00020010, 0x7FE00010, 0xFFFEE000, 0xFFFEE0DD
 _UNDEFINED = 0xFFFFFFFF
 _FRAMES = range(0x52009229, 0x52009231)  # functional groups: several frames, or geometry inside sequences
@@ -39,33 +51,36 @@ def _short(value: bytes) -> int:
     return struct.unpack("<H", value)[0]
 
 
-_WANTED: dict[int, tuple[str, bytes, Callable[[bytes], Any]]] = {
-    0x00020010: ("TransferSyntaxUID", b"UI", _text),
-    0x00180050: ("SliceThickness", b"DS", _decimals),
-    0x00180088: ("SpacingBetweenSlices", b"DS", _decimals),
-    0x00181164: ("ImagerPixelSpacing", b"DS", _decimals),
-    0x00200013: ("InstanceNumber", b"IS", _integers),
-    0x00200032: ("ImagePositionPatient", b"DS", _decimals),
-    0x00200037: ("ImageOrientationPatient", b"DS", _decimals),
-    0x00200052: ("FrameOfReferenceUID", b"UI", _text),
-    0x00201041: ("SliceLocation", b"DS", _decimals),
-    0x00280002: ("SamplesPerPixel", b"US", _short),
-    0x00280004: ("PhotometricInterpretation", b"CS", _text),
-    0x00280008: ("NumberOfFrames", b"IS", _integers),
-    0x00280010: ("Rows", b"US", _short),
-    0x00280011: ("Columns", b"US", _short),
-    0x00280030: ("PixelSpacing", b"DS", _decimals),
-    0x00280100: ("BitsAllocated", b"US", _short),
-    0x00280101: ("BitsStored", b"US", _short),
-    0x00280102: ("HighBit", b"US", _short),
-    0x00280103: ("PixelRepresentation", b"US", _short),
-    0x00281052: ("RescaleIntercept", b"DS", _decimals),
-    0x00281053: ("RescaleSlope", b"DS", _decimals),
+_WANTED: dict[int, tuple[str, int, Callable[[bytes], Any]]] = {
+    0x00020010: ("TransferSyntaxUID", _code("UI"), _text),
+    0x00180050: ("SliceThickness", _code("DS"), _decimals),
+    0x00180088: ("SpacingBetweenSlices", _code("DS"), _decimals),
+    0x00181164: ("ImagerPixelSpacing", _code("DS"), _decimals),
+    0x00200013: ("InstanceNumber", _code("IS"), _integers),
+    0x00200032: ("ImagePositionPatient", _code("DS"), _decimals),
+    0x00200037: ("ImageOrientationPatient", _code("DS"), _decimals),
+    0x00200052: ("FrameOfReferenceUID", _code("UI"), _text),
+    0x00201041: ("SliceLocation", _code("DS"), _decimals),
+    0x00280002: ("SamplesPerPixel", _code("US"), _short),
+    0x00280004: ("PhotometricInterpretation", _code("CS"), _text),
+    0x00280008: ("NumberOfFrames", _code("IS"), _integers),
+    0x00280010: ("Rows", _code("US"), _short),
+    0x00280011: ("Columns", _code("US"), _short),
+    0x00280030: ("PixelSpacing", _code("DS"), _decimals),
+    0x00280100: ("BitsAllocated", _code("US"), _short),
+    0x00280101: ("BitsStored", _code("US"), _short),
+    0x00280102: ("HighBit", _code("US"), _short),
+    0x00280103: ("PixelRepresentation", _code("US"), _short),
+    0x00281052: ("RescaleIntercept", _code("DS"), _decimals),
+    0x00281053: ("RescaleSlope", _code("DS"), _decimals),
 }
 
 
-def quick_read(data: bytes) -> tuple[Header, np.ndarray] | None:
-    """The wanted elements by keyword and the stored (rows, columns) pixels of a usual file, else None."""
+def quick_read(data: bytearray) -> tuple[Header, np.ndarray] | None:
+    """The wanted elements by keyword and the stored (rows, columns) pixels of a usual file, else None.
+
+    Uncompressed pixels are a view of the data; while this runs, the data are changed and put back.
+    """
     if data[128:132] != b"DICM":
         return None
     try:
@@ -79,29 +94,32 @@ def quick_read(data: bytes) -> tuple[Header, np.ndarray] | None:
     return None if pixels is None else (header, pixels)
 
 
-def _walk(data: bytes) -> tuple[Header, int, int] | None:
+def _walk(data: bytearray) -> tuple[Header, int, int] | None:
     """Elements up to the pixels, where their value starts, and its declared length."""
     header: Header = {}
-    at, last = 132, 0
+    at, last, size = 132, 0, len(data)
     while True:
-        group, element, kind = struct.unpack_from("<HH2s", data, at)
+        group, element, kind, length = _element(data, at)
         tag = group << 16 | element
-        if kind in _LONG:
-            length, start = struct.unpack_from("<L", data, at + 8)[0], at + 12
+        if kind in _BRIEF:
+            start = at + 8
+        elif kind in _LONG:
+            length, start = _length(data, at + 8)[0], at + 12
         else:
-            length, start = struct.unpack_from("<H", data, at + 6)[0], at + 8
+            return None
         if tag <= last or tag in _FRAMES or (tag > _META and last <= _META and not _is_syntax_known(header)):
             return None
         if tag == _PIXELS:
             return header, start, length
-        if length == _UNDEFINED or start + length > len(data) or not kind.isalpha() or tag > _PIXELS:
+        at = start + length
+        if at > size or tag > _PIXELS:  # an undefined length lies beyond every end
             return None
         if tag in _WANTED:
             keyword, expected, parse = _WANTED[tag]
             if kind != expected:
                 return None
-            header[keyword] = parse(data[start : start + length])
-        at, last = start + length, tag
+            header[keyword] = parse(data[start:at])
+        last = tag
 
 
 def _is_syntax_known(header: Header) -> bool:
@@ -121,11 +139,11 @@ def _is_usual(header: Header) -> bool:
     )
 
 
-def _pixels(data: bytes, header: Header, at: int, length: int) -> np.ndarray | None:
+def _pixels(data: bytearray, header: Header, at: int, length: int) -> np.ndarray | None:
     rows, columns = header["Rows"], header["Columns"]
     if header["TransferSyntaxUID"] == RLELossless:
         frame = _only_fragment(data, at) if length == _UNDEFINED else None
-        pixels = None if frame is None else decode_rle(frame, rows, columns)
+        pixels = None if frame is None else decode_rle_within(data, *frame, rows, columns)
     elif length == 2 * rows * columns and at + length <= len(data):
         pixels = np.frombuffer(data, "<u2", rows * columns, at).reshape(rows, columns)
     else:
@@ -133,16 +151,14 @@ def _pixels(data: bytes, header: Header, at: int, length: int) -> np.ndarray | N
     return pixels.view(np.int16) if pixels is not None and header["PixelRepresentation"] else pixels
 
 
-def _only_fragment(data: bytes, at: int) -> bytes | None:
-    """The one fragment behind the offset table."""
+def _only_fragment(data: bytearray, at: int) -> tuple[int, int] | None:
+    """Where the one fragment behind the offset table starts, and its length."""
     start, length = _item(data, at, _ITEM)
     start, length = _item(data, start + length, _ITEM)
-    if _item(data, start + length, _END)[1] != 0:
-        return None
-    return data[start : start + length]
+    return (start, length) if _item(data, start + length, _END)[1] == 0 else None
 
 
-def _item(data: bytes, at: int, expected: int) -> tuple[int, int]:
+def _item(data: bytearray, at: int, expected: int) -> tuple[int, int]:
     group, element, length = struct.unpack_from("<HHL", data, at)
     if group << 16 | element != expected:
         raise ValueError("another item than expected")

@@ -6,6 +6,8 @@ before anything is allocated. Errors carry a code and never a tag's value, so th
 
 from __future__ import annotations
 
+import math
+import os
 import struct
 import zlib
 from dataclasses import dataclass
@@ -61,7 +63,7 @@ def read_slice(path: Path) -> Slice:
 
 def read_slices(path: Path) -> tuple[Slice, ...]:
     """All slices of one DICOM file, which is opened once; raises UnreadableSlice."""
-    data, name = contents(path), _stem(Path(path))
+    data, name = contents(path), _stem(path)
     quick = quick_read(data)
     if quick is not None:
         header, pixels = quick
@@ -89,7 +91,8 @@ def _slices(dataset: Dataset, name: str) -> tuple[Slice, ...]:
     return tuple(_slice(dataset, pixels[k], k, frames, name, notes) for k in range(frames))
 
 
-def contents(path: Path) -> bytes:
+def contents(path: Path) -> bytearray:
+    """The bytes of a file; UnreadableSlice beyond the cap and for an empty file."""
     try:
         data = files.contents(Path(path), MAX_FILE_BYTES)
     except files.FileTooLarge:
@@ -101,7 +104,7 @@ def contents(path: Path) -> bytes:
     return data
 
 
-def parsed(data: bytes) -> Dataset:
+def parsed(data: bytearray) -> Dataset:
     """The data set with a transfer syntax, also where preamble or file meta are missing."""
     marked = data[128:132] == b"DICM"
     if DEFLATED in data[:2048]:
@@ -125,7 +128,7 @@ def _guessed_syntax(dataset: Dataset) -> UID:
     return ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
 
 
-def _check_inflation(data: bytes) -> None:
+def _check_inflation(data: bytearray) -> None:
     """pydicom inflates a deflated file whole on opening; look first how far it goes."""
     length = struct.unpack_from("<L", data, 140)[0] if len(data) > 144 else 0
     limit = min(MAX_INFLATED_BYTES, max(_FREE_INFLATED_BYTES, _MAX_INFLATION * len(data)))
@@ -143,16 +146,16 @@ def _check_inflation(data: bytes) -> None:
 
 def _slice(dataset: Source, pixels: np.ndarray, k: int, frames: int, name: str, notes: tuple[str, ...]) -> Slice:
     measures = _macro(dataset, k, "PixelMeasuresSequence")
-    spacing = _spacing(measures, dataset)
+    sources = (dataset,) if measures is dataset else (measures, dataset)
     values = _macro(dataset, k, "PixelValueTransformationSequence")
-    gaps = [number_of(source, "SpacingBetweenSlices") for source in (measures, dataset)]
-    thick = [number_of(source, "SliceThickness") for source in (measures, dataset)]
+    gaps = [number_of(source, "SpacingBetweenSlices") for source in sources]
+    thick = [number_of(source, "SliceThickness") for source in sources]
     return Slice(
         pixels=rescaled(pixels, number_of(values, "RescaleSlope"), number_of(values, "RescaleIntercept")),
         name=name if frames == 1 else f"{name}-{k + 1}",
         position_mm=numbers_of(_macro(dataset, k, "PlanePositionSequence"), "ImagePositionPatient", 3),
         orientation=_unit(numbers_of(_macro(dataset, k, "PlaneOrientationSequence"), "ImageOrientationPatient", 6)),
-        spacing_mm=spacing,
+        spacing_mm=_spacing(*sources),
         gap_mm=next((abs(gap) for gap in gaps if gap), None),
         thickness_mm=next((abs(size) for size in thick if size), None),
         frame=str(dataset.get("FrameOfReferenceUID", "") or ""),
@@ -164,6 +167,8 @@ def _slice(dataset: Source, pixels: np.ndarray, k: int, frames: int, name: str, 
 
 def _macro(dataset: Source, k: int, sequence: str) -> Source:
     """Where frame k keeps a group of tags: its own functional group, the shared one, or the data set itself."""
+    if isinstance(dataset, dict):  # of a usual file: one frame, no groups
+        return dataset
     for keyword, index in (("PerFrameFunctionalGroupsSequence", k), ("SharedFunctionalGroupsSequence", 0)):
         try:
             return dataset[keyword].value[index][sequence].value[0]
@@ -188,7 +193,7 @@ def _spacing(*sources: Source) -> np.ndarray | None:
     for source in sources:
         for keyword in ("PixelSpacing", "ImagerPixelSpacing"):
             found = numbers_of(source, keyword, 2)
-            if found is not None and np.all((found >= _SPACING_MM[0]) & (found <= _SPACING_MM[1])):
+            if found is not None and all(_SPACING_MM[0] <= step <= _SPACING_MM[1] for step in found.tolist()):
                 return found
     return None
 
@@ -198,14 +203,14 @@ def _unit(orientation: np.ndarray | None) -> np.ndarray | None:
     if orientation is None:
         return None
     row, column = orientation[:3], orientation[3:]
-    lengths = np.linalg.norm(row), np.linalg.norm(column)
+    lengths = math.sqrt(row @ row), math.sqrt(column @ column)
     if min(lengths) < 0.5 or max(lengths) > 2.0:
         return None
     row, column = row / lengths[0], column / lengths[1]
     if abs(row @ column) > 0.02:
         return None
     column = column - (row @ column) * row
-    return np.concatenate([row, column / np.linalg.norm(column)])
+    return np.concatenate([row, column / math.sqrt(column @ column)])
 
 
 def _instance(dataset: Source, k: int, frames: int) -> int | None:
@@ -217,4 +222,6 @@ def _instance(dataset: Source, k: int, frames: int) -> int | None:
 
 def _stem(path: Path) -> str:
     """The name without its extension; the last part of a UID is no extension."""
-    return path.name if path.suffix[1:].isdigit() else path.stem
+    name = os.path.basename(path)  # noqa: PTH119 (a Path's own parts cost as much as a header)
+    stem, _, extension = name.rpartition(".")
+    return stem if stem and extension and not extension.isdigit() else name

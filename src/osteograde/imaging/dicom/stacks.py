@@ -88,15 +88,21 @@ def _alike(slices: list[Slice]) -> list[list[Slice]]:
 def _same_grid(a: Slice, b: Slice) -> bool:
     assert a.orientation is not None and b.orientation is not None
     assert a.spacing_mm is not None and b.spacing_mm is not None
-    turned = max(
-        np.linalg.norm(a.orientation[:3] - b.orientation[:3]), np.linalg.norm(a.orientation[3:] - b.orientation[3:])
-    )
     return bool(
         a.pixels.shape == b.pixels.shape
-        and np.allclose(a.spacing_mm, b.spacing_mm, rtol=0.005)
-        and turned < np.radians(ANGLE_DEGREES)
         and (a.frame == b.frame or not a.frame or not b.frame)
+        and (_equal(a.spacing_mm, b.spacing_mm) or np.allclose(a.spacing_mm, b.spacing_mm, rtol=0.005))
+        and (_equal(a.orientation, b.orientation) or _turned(a.orientation, b.orientation) < np.radians(ANGLE_DEGREES))
     )
+
+
+def _equal(a: np.ndarray, b: np.ndarray) -> bool:
+    """Same to the bit: the usual case, told without arithmetic."""
+    return a.tobytes() == b.tobytes()
+
+
+def _turned(a: np.ndarray, b: np.ndarray) -> float:
+    return max(float(np.linalg.norm(a[:3] - b[:3])), float(np.linalg.norm(a[3:] - b[3:])))
 
 
 def _with_positions(slices: list[Slice], forward: np.ndarray, codes: Counter[str], told: bool) -> list[Slice]:
@@ -144,14 +150,21 @@ def _on_the_line(slices: list[Slice], known: list[Slice], codes: Counter[str]) -
 
 
 def _chains(slices: list[Slice]) -> list[list[Slice]]:
-    """Regular stacks: with the step that needs fewest of them, an uneven one counted as three."""
+    """Regular stacks: with the first step that needs fewest of them, an uneven one counted as three."""
     normal = _normal(slices[0])
     places = np.array([one.position_mm for one in slices])
     order = np.argsort(places @ normal, kind="stable")
     slices, places = [slices[k] for k in order], places[order]
     along = places @ normal
-    trials = [_linked(places, normal, step) for step in _step_candidates(slices, along)]
-    best = min(trials, key=lambda chains: len(chains) + 2 * sum(_is_uneven(places[chain], normal) for chain in chains))
+    best: list[list[int]] = []
+    fewest = len(slices) * 3 + 1
+    for step in _step_candidates(slices, along):
+        chains = _linked(places, normal, step)
+        count = len(chains) + 2 * sum(_is_uneven(places[chain], normal) for chain in chains)
+        if count < fewest:
+            best, fewest = chains, count
+        if fewest == 1:
+            break
     return [[slices[k] for k in chain] for chain in best]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import struct
 import warnings
 import zlib
@@ -44,20 +45,26 @@ class UnreadableSlice(ValueError):
         self.code = code
 
 
-def numbers_of(source: Source, keyword: str, count: int) -> np.ndarray | None:
-    """``count`` finite numbers of a tag, or None; empty values between backslashes are passed over."""
+def _floats(source: Source, keyword: str) -> list[float]:
+    """The finite numbers of a tag; none of them where one is nonsense. Empty values between backslashes are passed."""
     try:
         value = source.get(keyword)
         many = [value] if isinstance(value, (str, bytes)) or not isinstance(value, Sequence) else value
-        numbers = np.array([float(one) for one in many if one not in (None, "")])
+        numbers = [float(one) for one in many if one not in (None, "")]
     except DAMAGE:
-        return None
-    return numbers if numbers.shape == (count,) and np.isfinite(numbers).all() else None
+        return []
+    return numbers if all(map(math.isfinite, numbers)) else []
+
+
+def numbers_of(source: Source, keyword: str, count: int) -> np.ndarray | None:
+    """``count`` finite numbers of a tag, or None."""
+    numbers = _floats(source, keyword)
+    return np.array(numbers) if len(numbers) == count else None
 
 
 def number_of(source: Source, keyword: str) -> float | None:
-    numbers = numbers_of(source, keyword, 1)
-    return None if numbers is None else float(numbers[0])
+    numbers = _floats(source, keyword)
+    return numbers[0] if len(numbers) == 1 else None
 
 
 def whole_of(dataset: Source, keyword: str, default: int) -> int:
