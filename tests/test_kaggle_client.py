@@ -12,9 +12,9 @@ from osteograde.kaggle.client import Refused, RetryLater
 from osteograde.models import bundle
 from osteograde.tasks import TASKS
 from tests.kaggle_stub import ACCOUNT, SECRET, Stub, client_environment
+from tests.kaggle_stub.weights import hashed_weights
 from tests.kaggle_stub.world import CAPACITY, QUOTA
 
-ROOT = Path(__file__).resolve().parents[1]
 TASK = "lumbar-mr"
 SLUG = TASKS[TASK].slug
 WEIGHTS_SET = f"{ACCOUNT}/osteograde-lumbar-weights"
@@ -28,18 +28,7 @@ pytestmark = pytest.mark.slow  # each call of the client takes most of a second
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
-    """A folder whose hashes are right; no net is ever loaded from it."""
-    folder = tmp_path_factory.mktemp("weights")
-    files = {}
-    for name in ("locate/canal/fold0.safetensors", "grade/spinal/fold0.safetensors"):
-        (folder / name).parent.mkdir(parents=True)
-        (folder / name).write_bytes(name.encode() * 50)
-        files[name] = {"sha256": bundle.sha256(folder / name), "bytes": (folder / name).stat().st_size, "net": {}}
-    bundle.write_manifest(folder, {"task": TASK, "files": files, "pixels": {}, "test_views": 1, "prior": {}})
-    (folder / "README.md").write_text("A card.\n")
-    (folder / "work").mkdir()
-    (folder / "work" / "cache.npy").write_bytes(b"not to be sent")
-    return folder
+    return hashed_weights(tmp_path_factory.mktemp("weights"), TASK)
 
 
 @pytest.fixture(scope="module")

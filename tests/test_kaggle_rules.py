@@ -9,33 +9,17 @@ import pytest
 from osteograde.kaggle import client, download, kernel, metadata, secrets, sources, submit, upload
 from osteograde.kaggle.client import Refused, RetryLater, Said
 from osteograde.models import bundle
-from osteograde.tasks import TASKS
 from tests.kaggle_stub import ACCOUNT, SECRET
+from tests.kaggle_stub.weights import hashed_weights
 
-ROOT = Path(__file__).resolve().parents[1]
 TASK = "lumbar-mr"
-SLUG = TASKS[TASK].slug
 WEIGHTS_SET = f"{ACCOUNT}/osteograde-lumbar-weights"
 WEIGHTS_MODEL = f"{ACCOUNT}/osteograde/pyTorch/lumbar"
-WEIGHTS_MODEL_THERE = WEIGHTS_MODEL.replace("pyTorch", "MODEL_FRAMEWORK_PY_TORCH")  # as it goes over the wire
-ROW = f"1_{TASKS[TASK].targets[0]}"
-CSV = f"row_id,{','.join(TASKS[TASK].classes)}\n{ROW},0.5,0.3,0.2\n".encode()
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
-    """A folder whose hashes are right; no net is ever loaded from it."""
-    folder = tmp_path_factory.mktemp("weights")
-    files = {}
-    for name in ("locate/canal/fold0.safetensors", "grade/spinal/fold0.safetensors"):
-        (folder / name).parent.mkdir(parents=True)
-        (folder / name).write_bytes(name.encode() * 50)
-        files[name] = {"sha256": bundle.sha256(folder / name), "bytes": (folder / name).stat().st_size, "net": {}}
-    bundle.write_manifest(folder, {"task": TASK, "files": files, "pixels": {}, "test_views": 1, "prior": {}})
-    (folder / "README.md").write_text("A card.\n")
-    (folder / "work").mkdir()
-    (folder / "work" / "cache.npy").write_bytes(b"not to be sent")
-    return folder
+    return hashed_weights(tmp_path_factory.mktemp("weights"), TASK)
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +63,9 @@ def test_what_the_client_prints_is_free_of_secrets():
     assert secrets.hide(f"user:{SECRET}", [SECRET]) == f"user:{secrets.HIDDEN}"
 
 
-def test_a_task_without_a_competition_is_not_submitted(said):
+def test_a_task_without_a_competition_is_not_submitted():
     with pytest.raises(ValueError, match="no competition to submit to"):
-        submit.submit("spider", yes=True, say=said.append)
+        submit.submit("spider", yes=True, say=print)
 
 
 def test_an_archive_that_leads_out_is_refused(tmp_path):
