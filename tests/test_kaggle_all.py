@@ -63,6 +63,7 @@ def call(*words: str) -> int:
     return cli.run(lambda: cli.main(list(words)))
 
 
+@pytest.mark.slow
 def test_ten_commands_lead_from_an_empty_account_to_a_submission(world, tmp_path, capsys):
     assert len(TEN) == 10
     competition(world, tmp_path)
@@ -87,6 +88,7 @@ def plain(text: str) -> list[str]:
     return [re.sub(r"\b[0-9a-f]{12}\b|\d+(\.\d+)?", "#", line) for line in text.splitlines()]
 
 
+@pytest.mark.slow
 def test_all_in_one_says_what_the_transcript_says(world, capsys):
     weights = str(inference.shipped_weights(TASK))
     assert call("kaggle", "all", TASK, "--weights", weights, "--yes") == 0
@@ -97,10 +99,12 @@ def test_all_in_one_says_what_the_transcript_says(world, capsys):
     assert SECRET not in told
 
 
+@pytest.mark.slow
 def test_all_in_one_stops_at_the_step_that_failed(world, capsys):
-    world.push_error = CAPACITY
-    weights = str(inference.shipped_weights(TASK))
-    assert call("kaggle", "all", TASK, "--weights", weights, "--yes") == 75
+    source = f"{ACCOUNT}/osteograde-lumbar-weights"
+    assert call("kernel", "build", TASK, "--mount", source) == 0
+    world.sets[source], world.polls, world.push_error = [[]], 99, CAPACITY
+    assert call("kaggle", "all", TASK, "--yes") == 75
     assert "retry later" in capsys.readouterr().err
     assert world.sent("GetKernelSessionStatus") == []
     assert world.submissions == []

@@ -52,6 +52,13 @@ def make(task: str, slug: str, code_file: str, weights: str = "", data: str = ""
     }
 
 
+def nobodys(facts: Mapping[str, Any]) -> bool:
+    """Whether the kernel is not yet an account's."""
+    return any(
+        name.startswith(f"{OWNER}/") for name in (facts["id"], *facts["dataset_sources"], *facts["model_sources"])
+    )
+
+
 def owned(facts: Mapping[str, Any], account: str) -> dict[str, Any]:
     """The same for an account: its name where nobody's was."""
 

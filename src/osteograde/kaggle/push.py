@@ -34,7 +34,8 @@ def push(task: str, folder: Path, *, say: Say, place: Path = record.PLACE) -> in
     """
     facts = metadata.read(folder)
     metadata.check(facts, folder)
-    facts = metadata.owned(facts, client.account())
+    if metadata.nobodys(facts):
+        facts = metadata.owned(facts, client.account())
     secrets.refuse([folder / facts["code_file"], folder / metadata.NAME])
     for name in facts["dataset_sources"]:
         _ready(name)
