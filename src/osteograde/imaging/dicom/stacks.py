@@ -30,7 +30,8 @@ def stack(
     """All slices of a series as volumes, and the codes of what had to be assumed.
 
     default_directions: unit LPS rows of the (slice, row, column) axes, used where orientation or positions are missing.
-    lost: files of the series that could not be read; so many slices may be missing inside a stack without splitting it.
+    lost: files of the series that could not be read; so many slices, and those of another size, may be missing inside a
+    stack without splitting it.
     """
     codes: Counter[str] = Counter(note for one in slices for note in one.notes)
     directions = AXIAL if default_directions is None else np.asarray(default_directions, float)
@@ -41,7 +42,8 @@ def stack(
     told = any(one.position_mm is not None for one in ordered)
     for group in _alike(ordered):
         placed = _with_positions(group, directions[0], codes, told)
-        chains = _bridged(_chains(placed), lost, codes) if placed else []
+        aside = sum(_same_tilt(group[0], one) and not _same_grid(group[0], one) for one in ordered)
+        chains = _bridged(_chains(placed), lost + aside, codes) if placed else []
         volumes += [_volume(chain, series, codes) for chain in chains]
     return volumes, +codes
 
@@ -86,17 +88,21 @@ def _alike(slices: list[Slice]) -> list[list[Slice]]:
 
 
 def _same_grid(a: Slice, b: Slice) -> bool:
-    assert a.orientation is not None and b.orientation is not None
     assert a.spacing_mm is not None and b.spacing_mm is not None
-    turned = max(
-        np.linalg.norm(a.orientation[:3] - b.orientation[:3]), np.linalg.norm(a.orientation[3:] - b.orientation[3:])
-    )
     return bool(
         a.pixels.shape == b.pixels.shape
         and np.allclose(a.spacing_mm, b.spacing_mm, rtol=0.005)
-        and turned < np.radians(ANGLE_DEGREES)
+        and _same_tilt(a, b)
         and (a.frame == b.frame or not a.frame or not b.frame)
     )
+
+
+def _same_tilt(a: Slice, b: Slice) -> bool:
+    assert a.orientation is not None and b.orientation is not None
+    turned = max(
+        np.linalg.norm(a.orientation[:3] - b.orientation[:3]), np.linalg.norm(a.orientation[3:] - b.orientation[3:])
+    )
+    return bool(turned < np.radians(ANGLE_DEGREES))
 
 
 def _with_positions(slices: list[Slice], forward: np.ndarray, codes: Counter[str], told: bool) -> list[Slice]:
