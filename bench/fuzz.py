@@ -10,6 +10,7 @@ made again by its number; --keep also writes it down. Prints what came of them, 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import faulthandler
 import resource
 import signal
@@ -63,10 +64,8 @@ def read(path: Path, picture: bool) -> str:
             return "read"
         outcomes = [_slices(path)]
         for reader in (film_outline, read_film):
-            try:
+            with contextlib.suppress(raster.UnreadableImage):
                 reader(path)
-            except raster.UnreadableImage:
-                pass
         return outcomes[0]
     except raster.UnreadableImage as error:
         return error.code

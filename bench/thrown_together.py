@@ -22,17 +22,16 @@ import traceback
 from collections import Counter
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "src"))
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import inference
 import numpy as np
 import pydicom
 
+import inference
 from osteograde.inference import submission
 from osteograde.tasks import TASKS
 
+ROOT = Path(__file__).resolve().parents[1]
 DESCRIPTIONS = ("Sagittal T1", "Sagittal T2/STIR", "Axial T2")
 SECRETS = ("PatientName", "PatientBirthDate", "ReferringPhysicianName", "InstitutionName")
 
@@ -64,7 +63,7 @@ def _series(out: Path, study: str, view: int, group: list[Path]) -> tuple[str, s
 
 
 def plain(data: Path, out: Path) -> None:
-    """The files alone, called .dcm where they have no suffix that a picture has, in one folder each and all together."""
+    """The files alone, all called .dcm: every second one in one folder, the others in folders of ten."""
     for k, path in enumerate(files_of(data)):
         folder = out / ("together" if k % 2 else f"f{k // 20}")
         folder.mkdir(parents=True, exist_ok=True)

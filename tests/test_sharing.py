@@ -151,6 +151,16 @@ def test_a_grader_that_is_never_finite_costs_its_own_rows_and_is_counted(healthy
     assert "nan" not in lost.out.read_text()
 
 
+def test_a_locator_that_is_never_finite_finds_nothing_and_is_counted(healthy, tmp_path, monkeypatch):
+    data, weights, clean = healthy
+    scores = pipeline.probabilities
+    monkeypatch.setattr(pipeline, "probabilities", lambda *args, **options: scores(*args, **options) * torch.nan)
+    lost = grade("lumbar-mr", data, weights, tmp_path / "s.csv")
+    assert lost.code == 0 and "canal:not_finite x 3" in lost.said
+    assert all(lost.reasons[study]["not_graded"] == 1 for study in clean.cells)
+    assert "nan" not in lost.out.read_text()
+
+
 def test_a_gpu_that_is_lost_leaves_the_rest_to_the_cpu(healthy, tmp_path, monkeypatch):
     data, weights, clean = healthy
     work, loads = run._grade_chunk, []

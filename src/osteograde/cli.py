@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dis
+import errno
 import json
 import os
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 DEFAULT_TASK = "lumbar-mr"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # what only a user can make room for
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,11 +43,13 @@ def run(main: Callable[[], int | None]) -> int:
 
 
 def _is_users(error: ValueError | OSError) -> bool:
-    """A missing or forbidden path, or an error that a ``raise`` in our own code put into words.
+    """A missing or forbidden path, a full disk, or an error that a ``raise`` in our own code put into words.
 
     A ValueError out of numpy or torch says nothing a user could act on: that is a fault of ours and must be seen.
     """
     if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)):
+        return True
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
         return True
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:

@@ -130,8 +130,18 @@ TREE = (
     Case(8, "description STIR", described("sag_t2", "SAG STIR")),
     Case(8, "description blank", described("sag_t2", "")),
     Case(8, "description unknown", described("axi_t2", "Series 7")),
-    Case(9, "axial series described as sagittal", described("axi_t2", "Sagittal T1"), codes=("axi_t2:orientation_contradicts",)),
-    Case(9, "sagittal series described as axial", described("sag_t2", "Axial T2"), codes=("sag_t2:orientation_contradicts",)),
+    Case(
+        9,
+        "axial series described as sagittal",
+        described("axi_t2", "Sagittal T1"),
+        codes=("axi_t2:orientation_contradicts",),
+    ),
+    Case(
+        9,
+        "sagittal series described as axial",
+        described("sag_t2", "Axial T2"),
+        codes=("sag_t2:orientation_contradicts",),
+    ),
     Case(10, "strangers in the folder", strangers, codes=("sag_t2:not_dicom", "sag_t2:no_image")),
     Case(11, "names with a prefix and upper-case suffix", renamed(lambda k: b"IM-%04d.DCM" % (90 - k))),
     Case(11, "names without a suffix", renamed(lambda k: b"%d" % (900 - 7 * k))),
@@ -141,9 +151,14 @@ TREE = (
     Case(13, "a path out of the data in the table", climbing, NO_AXIAL, ("axi_t2:absent",)),
     Case(13, "pipes and devices among the files", piped),
     Case(14, "a mount that stumbles once", renamed(lambda k: b"%d_stumbles.dcm" % k)),
-    Case(14, "a file that may not be read", lambda study: study.third().rename(study.series("sag_t2") / "3_denied.dcm"),
-         DROPPED, ("sag_t2:file_unreadable", "sag_t2:slice_repeated")),
-)  # fmt: skip
+    Case(
+        14,
+        "a file that may not be read",
+        lambda study: study.third().rename(study.series("sag_t2") / "3_denied.dcm"),
+        DROPPED,
+        ("sag_t2:file_unreadable", "sag_t2:slice_repeated"),
+    ),
+)
 
 # --- files -----------------------------------------------------------------------------------------------------------
 
@@ -240,17 +255,37 @@ FILES = (
     Case(18, "RLE of garbage", third_rle(garbage), DROPPED, ("sag_t2:pixels_damaged", LOST)),
     Case(19, "RLE with wrong offsets", third_rle(wrong_offsets), DROPPED, ("sag_t2:pixels_damaged", LOST)),
     Case(19, "RLE", lambda study: study.each(rle)),
-    Case(19, "RLE with an offset table, in fragments", lambda study: study.each(lambda made: rle(made, fragments_per_frame=3, has_bot=True))),
-    Case(10, "text named like DICOM", third(lambda data: b"no DICOM, named like one\n" * 40), DROPPED, ("sag_t2:not_dicom", LOST)),
+    Case(
+        19,
+        "RLE with an offset table, in fragments",
+        lambda study: study.each(lambda made: rle(made, fragments_per_frame=3, has_bot=True)),
+    ),
+    Case(
+        10,
+        "text named like DICOM",
+        third(lambda data: b"no DICOM, named like one\n" * 40),
+        DROPPED,
+        ("sag_t2:not_dicom", LOST),
+    ),
     Case(20, "preamble missing", each_bytes(lambda data: data[132:])),
     Case(20, "file meta missing", each_bytes(without_meta)),
     Case(21, "big endian", written_as(ExplicitVRBigEndian)),
     Case(21, "implicit", written_as(ImplicitVRLittleEndian)),
     Case(21, "deflated", written_as(DeflatedExplicitVRLittleEndian)),
-    Case(22, "one file without a decoder", lambda study: rewrite(study.third(), lambda made: (rle(made), syntax(JPEGLSLossless)(made))),
-         DROPPED, ("sag_t2:no_decoder_JPEGLSLossless", LOST)),
-    Case(22, "no decoder for a series", lambda study: study.each(lambda made: (rle(made), syntax(JPEGLSLossless)(made))),
-         NO_T2, ("sag_t2:no_decoder_JPEGLSLossless", "sag_t2:absent")),
+    Case(
+        22,
+        "one file without a decoder",
+        lambda study: rewrite(study.third(), lambda made: (rle(made), syntax(JPEGLSLossless)(made))),
+        DROPPED,
+        ("sag_t2:no_decoder_JPEGLSLossless", LOST),
+    ),
+    Case(
+        22,
+        "no decoder for a series",
+        lambda study: study.each(lambda made: (rle(made), syntax(JPEGLSLossless)(made))),
+        NO_T2,
+        ("sag_t2:no_decoder_JPEGLSLossless", "sag_t2:absent"),
+    ),
     Case(23, "private sequences nested 300 deep", nested(300)),
     Case(23, "sequences of undefined length", nested(1)),
-)  # fmt: skip
+)

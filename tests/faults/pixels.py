@@ -139,7 +139,12 @@ BYTE = {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}
 NOTHING = ("sag_t2:no_contrast", "sag_t2:absent")
 PIXELS = (
     Case(35, "MONOCHROME1", all_files(words(lambda p: 4095 - p, PhotometricInterpretation="MONOCHROME1"))),
-    Case(36, "signed, 500 lower", all_files(words(lambda p: (p.astype("<i2") - 500), PixelRepresentation=1, BitsStored=16, HighBit=15)), near=1e-3),
+    Case(
+        36,
+        "signed, 500 lower",
+        all_files(words(lambda p: p.astype("<i2") - 500, PixelRepresentation=1, BitsStored=16, HighBit=15)),
+        near=1e-3,
+    ),
     Case(36, "left-aligned bits", all_files(words(lambda p: p << 4, HighBit=15))),
     Case(36, "an overlay in the unused bits", all_files(words(lambda p: p | np.uint16(0x8000)))),
     Case(37, "rescale slope 0", all_files(put(RescaleSlope=0, RescaleIntercept=0))),
@@ -159,13 +164,26 @@ PIXELS = (
     Case(43, "one hot pixel", third(hot), near=0.05),
     Case(44, "a third of the pixels NaN", all_files(floating(mostly_nan)), VALID),
     Case(44, "all pixels NaN", all_files(floating(lambda values: values * np.nan)), NO_T2, NOTHING),
-    Case(45, "65535 x 65535 declared", third(put(Rows=65535, Columns=65535)), DROPPED, ("sag_t2:image_too_large", LOST)),
+    Case(
+        45, "65535 x 65535 declared", third(put(Rows=65535, Columns=65535)), DROPPED, ("sag_t2:image_too_large", LOST)
+    ),
     Case(45, "an RLE bomb", third(bomb), DROPPED, ("sag_t2:image_too_large", LOST)),
     Case(45, "more frames than bytes", third(put(NumberOfFrames=4000)), DROPPED, ("sag_t2:pixels_cut", LOST)),
     Case(46, "Rows 0", third(put(Rows=0)), DROPPED, ("sag_t2:no_size", LOST)),
     Case(46, "Rows absent", third(drop("Rows")), DROPPED, ("sag_t2:no_image", LOST)),
     Case(46, "PixelData absent", third(drop("PixelData")), DROPPED, ("sag_t2:no_pixels", LOST)),
-    Case(46, "Rows three times what is there", third(lambda made: put(Rows=3 * made.Rows)(made)), DROPPED, ("sag_t2:pixels_cut", LOST)),
+    Case(
+        46,
+        "Rows three times what is there",
+        third(lambda made: put(Rows=3 * made.Rows)(made)),
+        DROPPED,
+        ("sag_t2:pixels_cut", LOST),
+    ),
     Case(47, "8 x 8 pixels", all_files(tiny), VALID),
-    Case(48, "a localiser and a picture of the screen", localiser, codes=("sag_t2:other_plane", "sag_t2:position_missing", "sag_t2:orientation_assumed", "sag_t2:spacing_assumed")),
-)  # fmt: skip
+    Case(
+        48,
+        "a localiser and a picture of the screen",
+        localiser,
+        codes=("sag_t2:other_plane", "sag_t2:position_missing", "sag_t2:orientation_assumed", "sag_t2:spacing_assumed"),
+    ),
+)

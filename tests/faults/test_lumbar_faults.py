@@ -97,6 +97,7 @@ def test_no_log_and_no_table_names_a_patient(runs):
         assert math.isclose(sum(map(float, next(iter(run.cells[UNTOUCHED[0]].values())))), 1, abs_tol=1e-6)
 
 
-def test_a_study_that_no_table_lists_is_counted_and_the_log_stays_short(runs, tmp_path):
+def test_the_log_stays_short(runs):
+    """A line per chunk and a few for the whole: not one per file, slice or study."""
     _, broken, _ = runs
-    assert len(broken.said.splitlines()) < 40 + len(CASES)
+    assert len(broken.said.splitlines()) < 20 + len(CASES) / 4
