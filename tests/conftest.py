@@ -1,5 +1,26 @@
 """One thread for torch: small nets on a shared machine are several times faster so, and the same bytes come out."""
 
+import shutil
+
+import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def small_studies(tmp_path_factory):
+    """(data, weights): three small healthy studies a, b and c of lumbar-mr, and nets that know nothing."""
+    from osteograde.inference import submission
+    from osteograde.tasks import TASKS
+    from tests.faults.studies import VIEWS, Study, write_healthy, write_table
+    from tests.tiny import random_bundle
+
+    folder = tmp_path_factory.mktemp("small")
+    healthy, data, task = write_healthy(folder), folder / "data", TASKS["lumbar-mr"]
+    for name in "abc":
+        shutil.copytree(healthy, data / "test_images" / name)
+    write_table(data, {name: Study(data / "test_images" / name, dict(VIEWS)) for name in "abc"})
+    rows = {row: [1 / 3] * 3 for name in "abc" for row in task.rows(name)}
+    submission.write(data / "sample_submission.csv", rows, task.classes)
+    return data, random_bundle(folder / "weights", pixels=(32, 32))

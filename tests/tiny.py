@@ -13,8 +13,10 @@ from osteograde.models.build import build
 CONFIDENT = 60_000  # scales the heads of locators: else nothing is found and every row is a prior
 
 
-def random_bundle(folder: Path, recipe_name: str = "lumbar-mr-small", folds: int = 1, test_views: int = 1) -> Path:
-    """A weights folder as training leaves it, with random nets."""
+def random_bundle(
+    folder: Path, recipe_name: str = "lumbar-mr-small", folds: int = 1, test_views: int = 1, pixels: tuple = ()
+) -> Path:
+    """A weights folder as training leaves it, with random nets. pixels: of what (locators, graders) read."""
     recipe, files = RECIPES[recipe_name](), {}
     torch.manual_seed(7)
     for kind, fits in (("locate", recipe.locate), ("grade", recipe.grade)):
@@ -25,9 +27,10 @@ def random_bundle(folder: Path, recipe_name: str = "lumbar-mr-small", folds: int
                     net.head.weight.data *= CONFIDENT
                 bundle.save_net(net, folder / name)
                 files[name] = bundle.file_entry(folder, name, bundle.config_of(fit.net))
+    own = dict.fromkeys(recipe.locate, pixels[0]) | dict.fromkeys(recipe.grade, pixels[1]) if pixels else {}
     manifest = {
         "task": recipe.task.name,
-        "pixels": {stage: fit.pixels for stage, fit in {**recipe.locate, **recipe.grade}.items()},
+        "pixels": {stage: own.get(stage, fit.pixels) for stage, fit in {**recipe.locate, **recipe.grade}.items()},
         "test_views": test_views,
         "files": files,
         "prior": {target: list(values) for target, values in recipe.task.prior.items()},

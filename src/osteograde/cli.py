@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dis
+import errno
 import json
 import os
 import sys
@@ -18,6 +19,7 @@ from typing import NoReturn
 from osteograde import cli_kaggle
 
 DEFAULT_TASK = "lumbar-mr"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # what only a user can make room for
 
 
 class Parser(argparse.ArgumentParser):
@@ -43,11 +45,13 @@ def run(main: Callable[[], int | None]) -> int:
 
 
 def _is_users(error: ValueError | OSError) -> bool:
-    """A missing or forbidden path, or an error that a ``raise`` in our own code put into words.
+    """A missing or forbidden path, a full disk, or an error that a ``raise`` in our own code put into words.
 
     A ValueError out of numpy or torch says nothing a user could act on: that is a fault of ours and must be seen.
     """
     if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)):
+        return True
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
         return True
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:

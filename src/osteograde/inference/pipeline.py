@@ -87,7 +87,8 @@ def _find(stage: Locate, looks: Sequence[Pass], nets: Nets) -> list[np.ndarray]:
     side = torch.tensor([SIGN[landmark.side] for landmark in landmarks], device=nets.device)
     folds = []
     for net in nets.nets:
-        logits = logits_of(partial(net.maps, image), nets.device)  # type: ignore[arg-type]
+        maps: Callable[..., torch.Tensor] = net.maps  # type: ignore[assignment]
+        logits = logits_of(partial(maps, image), nets.device)
         stride = image.shape[-1] // logits.shape[-1]
         folds.append(probabilities(logits, stack, channel, side, lateral, nowhere=stage.absent))
     slice_mm = torch.tensor([look.roi.spacing_mm[0] for look in looks], device=nets.device)

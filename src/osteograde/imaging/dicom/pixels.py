@@ -10,11 +10,13 @@ from pydicom.pixels import apply_color_lut
 from pydicom.pixels.utils import get_expected_length
 from pydicom.uid import RLELossless
 
+from osteograde.imaging.dicom import streams
 from osteograde.imaging.dicom.rle import MAX_EXPANSION, MAX_PIXELS, decode_rle
 from osteograde.imaging.dicom.tags import DAMAGE, UnreadableSlice, whole_of
 
 MAX_FRAMES = 4096
 MAX_FRAME_BYTES = 2 << 30  # all frames of a file
+FREE_BYTES, MAX_RATIO = 64 << 20, 200  # decoded pixels beyond so many bytes may not be more times what is there
 
 
 def checked_frames(dataset: Dataset) -> int:
@@ -30,7 +32,17 @@ def checked_frames(dataset: Dataset) -> int:
     present = len(dataset.get("PixelData") or b"")
     if dataset.file_meta.TransferSyntaxUID == RLELossless and size > MAX_EXPANSION * present * max(1, 8 // bits):
         raise UnreadableSlice("pixels_cut")
+    compressed = dataset.file_meta.TransferSyntaxUID.is_encapsulated
+    if compressed and size > max(FREE_BYTES, MAX_RATIO * present):
+        raise UnreadableSlice("image_too_large")
+    if not compressed and rows * columns * frames * samples * bits // 8 > 2 * _present(dataset):
+        raise UnreadableSlice("pixels_cut")
     return frames
+
+
+def _present(dataset: Dataset) -> int:
+    """Bytes of pixels in a file that does not compress them."""
+    return max(len(dataset.get(keyword) or b"") for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData"))
 
 
 def complete(dataset: Dataset) -> None:
@@ -72,9 +84,13 @@ def decoded_frames(dataset: Dataset, frames: int) -> np.ndarray:
             array = decode_rle(get_frame(dataset.PixelData, 0, number_of_frames=1), rows, columns, bits // 8)
             if array is not None and whole_of(dataset, "PixelRepresentation", 0) == 1:
                 array = array.view(f"i{array.itemsize}")
+        if array is None and syntax in streams.FAMILIES and not streams.sizes_agree(dataset, frames):
+            raise UnreadableSlice("pixels_damaged" if _decodable(dataset) else f"no_decoder_{syntax.keyword}")
         if array is None:
             array = dataset.pixel_array
         grey = _grey(dataset, array, samples, stored, high)
+    except UnreadableSlice:
+        raise
     except DAMAGE:
         raise UnreadableSlice("pixels_damaged" if _decodable(dataset) else f"no_decoder_{syntax.keyword}") from None
     if grey.size != frames * rows * columns:

@@ -30,7 +30,8 @@ def stack(
     """All slices of a series as volumes, and the codes of what had to be assumed.
 
     default_directions: unit LPS rows of the (slice, row, column) axes, used where orientation or positions are missing.
-    lost: files of the series that could not be read; so many slices may be missing inside a stack without splitting it.
+    lost: files of the series that could not be read; so many slices, and those of another size, may be missing inside a
+    stack without splitting it.
     """
     codes: Counter[str] = Counter(note for one in slices for note in one.notes)
     directions = AXIAL if default_directions is None else np.asarray(default_directions, float)
@@ -41,7 +42,8 @@ def stack(
     told = any(one.position_mm is not None for one in ordered)
     for group in _alike(ordered):
         placed = _with_positions(group, directions[0], codes, told)
-        chains = _bridged(_chains(placed), lost, codes) if placed else []
+        aside = sum(_same_tilt(group[0], one) and not _same_grid(group[0], one) for one in ordered)
+        chains = _bridged(_chains(placed), lost + aside, codes) if placed else []
         volumes += [_volume(chain, series, codes) for chain in chains]
     return volumes, +codes
 
@@ -86,13 +88,12 @@ def _alike(slices: list[Slice]) -> list[list[Slice]]:
 
 
 def _same_grid(a: Slice, b: Slice) -> bool:
-    assert a.orientation is not None and b.orientation is not None
     assert a.spacing_mm is not None and b.spacing_mm is not None
     return bool(
         a.pixels.shape == b.pixels.shape
         and (a.frame == b.frame or not a.frame or not b.frame)
         and (_equal(a.spacing_mm, b.spacing_mm) or np.allclose(a.spacing_mm, b.spacing_mm, rtol=0.005))
-        and (_equal(a.orientation, b.orientation) or _turned(a.orientation, b.orientation) < np.radians(ANGLE_DEGREES))
+        and _same_tilt(a, b)
     )
 
 
@@ -101,8 +102,13 @@ def _equal(a: np.ndarray, b: np.ndarray) -> bool:
     return a.tobytes() == b.tobytes()
 
 
-def _turned(a: np.ndarray, b: np.ndarray) -> float:
-    return max(float(np.linalg.norm(a[:3] - b[:3])), float(np.linalg.norm(a[3:] - b[3:])))
+def _same_tilt(a: Slice, b: Slice) -> bool:
+    assert a.orientation is not None and b.orientation is not None
+    one, other = a.orientation, b.orientation
+    if _equal(one, other):
+        return True
+    turned = max(np.linalg.norm(one[:3] - other[:3]), np.linalg.norm(one[3:] - other[3:]))
+    return bool(turned < np.radians(ANGLE_DEGREES))
 
 
 def _with_positions(slices: list[Slice], forward: np.ndarray, codes: Counter[str], told: bool) -> list[Slice]:
