@@ -1,10 +1,10 @@
-"""Where the time of inference goes, and how much of it is not the nets.
+"""The whole run against the sum of its limits, and against the same nets and weights used the usual way (usual.py).
 
-    python bench/pipeline.py --weights weights/lumbar-mr-phantom --studies 32 --repeats 3
+    python bench/pipeline.py --weights weights/lumbar-mr-phantom --studies 30 --repeats 5
 
-Prints, per study, the median over repeats: reading bytes, decoding, cutting boxes, locating and grading nets; the whole
-run as inference.py does it (reading of the next chunk overlaps the nets); the nets alone on the very batches of that
-run, so that the overhead is a ratio; and our reader against pydicom alone on the same files.
+Limits, each measured alone on what that very run reads and computes: the bytes of its files read, its frames decoded
+(one thread), its nets on its batches. The run overlaps reading with the nets, so it may come below their sum where
+there are cores to spare. Both ways must give the same probabilities to 1e-3.
 """
 
 from __future__ import annotations
@@ -18,13 +18,16 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-import pydicom
+import numpy as np
 import torch
+import usual
 
 from osteograde import phantom
-from osteograde.imaging.dicom import read_slice
+from osteograde.imaging.dicom import header, rle
+from osteograde.imaging.dicom.slices import contents
+from osteograde.imaging.memory import keep_freed_memory
 from osteograde.inference import run, views
-from osteograde.inference.budget import Budget
+from osteograde.inference.budget import Budget, Effort
 from osteograde.inference.sheet import Tally
 from osteograde.models import bundle
 from osteograde.models.device import pick
@@ -50,99 +53,145 @@ class Stopwatch:
         return timed
 
 
-def whole(weights: bundle.Bundle, studies: list, workers: int) -> dict[str, float]:
-    """One run as inference.py does it; seconds."""
+def folds_of(weights: bundle.Bundle) -> int:
+    return max(len(nets) for nets in weights.locators.values())
+
+
+def whole(weights: bundle.Bundle, studies: list, workers: int = 0) -> tuple[dict[str, float], list]:
+    """One run as inference.py does it: seconds by part, and its answers."""
     cutting, original = Stopwatch(), views.crop_stack
-    tally = Tally()
-    folds = max(len(nets) for nets in weights.locators.values())
+    tally, answers = Tally(), []
     views.crop_stack = cutting.around(original)
     try:
         begun = time.perf_counter()
-        for _ in run.run(weights, studies, Budget(None, weights.test_views, folds), tally, workers=workers):
-            pass
+        for results in run.run(
+            weights, studies, Budget(None, weights.test_views, folds_of(weights)), tally, workers=workers
+        ):
+            answers += [result.graded for result in results]
         total = time.perf_counter() - begun
     finally:
         views.crop_stack = original
-    nets = tally.seconds["locate"] + tally.seconds["grade"]
-    return {
-        "whole": total,
-        "read and decode (threads)": tally.seconds["read"],
-        "waiting to read": tally.seconds["waiting to read"],
-        "crop": cutting.seconds,
-        "locate and grade, without crop": nets - cutting.seconds,
-        "locate": tally.seconds["locate"],
-        "grade": tally.seconds["grade"],
+    parts = {
+        "whole run": total,
+        "- reading, in the background": tally.seconds["read"],
+        "- waiting to read": tally.seconds["waiting to read"],
+        "- cutting boxes": cutting.seconds,
+        "- locating": tally.seconds["locate"],
+        "- grading": tally.seconds["grade"],
     }
+    return parts, answers
 
 
-def batches(weights: bundle.Bundle, studies: list) -> list[tuple[torch.nn.Module, tuple]]:
-    """(net, input) of every call the run makes."""
-    seen: list[tuple[torch.nn.Module, tuple]] = []
+def batches(weights: bundle.Bundle, studies: list) -> list[tuple[Callable, tuple]]:
+    """(what is called, with what) of every use of a net in a run, both stages."""
+    seen: list[tuple[Callable, tuple]] = []
     nets = [net for group in (weights.locators, weights.graders) for folds in group.values() for net in folds]
-    hooks = [net.register_forward_pre_hook(lambda net, inputs: seen.append((net, inputs))) for net in nets]
-    folds = max(len(nets) for nets in weights.locators.values())
-    for _ in run.run(weights, studies, Budget(None, weights.test_views, folds), Tally()):
-        pass
-    for hook in hooks:
-        hook.remove()
+
+    def noting(call: Callable) -> Callable:
+        def noted(*args):
+            seen.append((call, args))
+            return call(*args)
+
+        return noted
+
+    used = [(net, "maps" if hasattr(net, "maps") else "forward") for net in nets]
+    for net, name in used:
+        setattr(net, name, noting(getattr(net, name)))
+    whole(weights, studies)
+    for net, name in used:
+        delattr(net, name)
     return seen
 
 
 @torch.inference_mode()
-def nets_alone(calls: list[tuple[torch.nn.Module, tuple]]) -> float:
-    begun = time.perf_counter()
-    for net, inputs in calls:
-        net(*inputs)
+def nets_alone(calls: list[tuple[Callable, tuple]]) -> None:
+    for call, args in calls:
+        call(*args)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def frames(files: list[Path]) -> list[tuple[bytearray, int, int, int, int]]:
+    """What ``decode_rle_within`` takes of every file."""
+    found = []
+    for file in files:
+        data = contents(file)
+        facts, at, _ = header._walk(data)
+        found.append((data, *header._only_fragment(data, at), facts["Rows"], facts["Columns"]))
+    return found
+
+
+def seconds(function: Callable, *args) -> float:
+    begun = time.perf_counter()
+    function(*args)
     return time.perf_counter() - begun
 
 
-def seconds(function: Callable, items: list) -> float:
-    begun = time.perf_counter()
+def each(function: Callable, items: list) -> None:
     for item in items:
         function(item)
-    return time.perf_counter() - begun
+
+
+def same(ours: list, theirs: list) -> float:
+    """The largest difference between two runs' probabilities; they must speak of the same targets."""
+    if [set(one) for one in ours] != [set(one) for one in theirs]:
+        raise SystemExit("the usual way graded other targets")
+    return max(float(np.abs(a[name] - b[name]).max()) for a, b in zip(ours, theirs, strict=True) for name in a)
+
+
+def measured(weights: bundle.Bundle, folder: Path, repeats: int, usual_studies: int) -> list[dict[str, float]]:
+    """Seconds per study of everything, repeat by repeat."""
+    studies = TASK.read(folder, "test")
+    some = studies[:usual_studies]
+    files = sorted(folder.glob("test_images/*/*/*.dcm"))
+    effort = Effort(weights.test_views, folds_of(weights))
+    calls, decodable = batches(weights, studies), frames(files)
+    rows = []
+    for _ in range(repeats):
+        parts, answers = whole(weights, studies)
+        row = {name: value / len(studies) for name, value in parts.items()}
+        row["read the bytes"] = seconds(each, Path.read_bytes, files) / len(studies)
+        row["decode alone"] = seconds(each, lambda frame: rle.decode_rle_within(*frame), decodable) / len(studies)
+        row["nets alone"] = seconds(nets_alone, calls) / len(studies)
+        row["sum of the limits"] = row["read the bytes"] + row["decode alone"] + row["nets alone"]
+        begun = time.perf_counter()
+        theirs = usual.infer(weights, some, effort)
+        row["usual loop"] = (time.perf_counter() - begun) / len(some)
+        apart = same(answers[: len(some)], theirs)
+        if apart > 1e-3:
+            raise SystemExit(f"the usual way answers otherwise, by {apart}")
+        rows.append(row)
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--studies", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--studies", type=int, default=30)
+    parser.add_argument("--usual-studies", type=int, default=8, help="of them, for the usual loop")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--data", type=Path, help="phantoms made before, instead of new ones")
     args = parser.parse_args()
+    keep_freed_memory()
     weights = bundle.load(args.weights, TASKS, pick("auto"))
-    with tempfile.TemporaryDirectory() as folder:
-        phantom.write(TASK.name, Path(folder), studies=0, test=args.studies, seed=888001, workers=os.cpu_count() or 1)
-        studies = TASK.read(Path(folder), "test")
-        files = sorted(Path(folder).glob("test_images/*/*/*.dcm"))
-        calls = batches(weights, studies)
-        rows = []
-        for _ in range(args.repeats):
-            row = whole(weights, studies, args.workers) | {"nets alone": nets_alone(calls)}
-            some = files[:: max(1, len(files) // 200)]
-            row["read bytes"] = seconds(Path.read_bytes, files)
-            row["our slice"] = seconds(read_slice, some) / len(some)
-            row["pydicom slice"] = seconds(lambda path: pydicom.dcmread(path).pixel_array, some) / len(some)
-            rows.append(row)
-    middle = {key: median(row[key] for row in rows) for key in rows[0]}
-    threads = torch.get_num_threads()
-    print(f"{len(studies)} studies, {len(files)} slices, {args.repeats} repeats, {threads} threads of torch")
-    for key, value in middle.items():
-        if "slice" not in key:
-            print(f"{key:<34}{1000 * value / len(studies):>10.1f} ms per study")
-    ratio = median(row["whole"] / row["nets alone"] for row in rows)
-    reader = median(row["pydicom slice"] / row["our slice"] for row in rows)
-    print(f"{'studies per second':<34}{len(studies) / middle['whole']:>10.2f}")
-    print(f"{'whole run / nets alone':<34}{ratio:>10.2f}")
-    print(f"{'our reader, ms per slice':<34}{1000 * middle['our slice']:>10.2f}")
-    print(f"{'pydicom alone / our reader':<34}{reader:>10.2f}")
     print(
-        json.dumps(
-            {"studies": len(studies), "slices": len(files), "whole_over_nets": ratio, "reader": reader, **middle}
-        )
+        f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}, torch {torch.get_num_threads()} threads, {pick('auto')}"
     )
+    with tempfile.TemporaryDirectory() as made:
+        folder = args.data or Path(made)
+        if not args.data:
+            phantom.write(TASK.name, folder, studies=0, test=args.studies, seed=888001, workers=os.cpu_count() or 1)
+        rows = measured(weights, folder, args.repeats, args.usual_studies)
+    print("| per study | ms |\n|---|---|")
+    for name in rows[0]:
+        print(f"| {name} | {1000 * median(row[name] for row in rows):.1f} |")
+    ratios = {
+        "usual loop / whole run": median(row["usual loop"] / row["whole run"] for row in rows),
+        "whole run / sum of the limits": median(row["whole run"] / row["sum of the limits"] for row in rows),
+    }
+    for name, ratio in ratios.items():
+        print(f"| {name} | {ratio:.2f} |")
+    print(json.dumps(ratios))
 
 
 if __name__ == "__main__":

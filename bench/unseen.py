@@ -21,7 +21,7 @@ import numpy as np
 from osteograde import phantom
 from osteograde.inference import pipeline, run
 from osteograde.inference.budget import Budget
-from osteograde.inference.sheet import Tally
+from osteograde.inference.sheet import Result, Tally
 from osteograde.models import bundle
 from osteograde.models.device import pick
 from osteograde.tasks import TASKS
@@ -42,7 +42,7 @@ def read_truth(path: Path) -> dict[str, dict[str, np.ndarray]]:
     return found
 
 
-def errors(results: list[run.Result], truth: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, dict]:
+def errors(results: list[Result], truth: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, dict]:
     """Per structure: distance of net-found points in mm (truth and marks), found share, right level share."""
     table = {}
     for stage in TASK.locate:
@@ -76,7 +76,7 @@ def errors(results: list[run.Result], truth: Mapping[str, Mapping[str, np.ndarra
     return table
 
 
-def scores(results: list[run.Result], prior: Mapping, studies: Mapping[str, Study]) -> dict:
+def scores(results: list[Result], prior: Mapping, studies: Mapping[str, Study]) -> dict:
     labels = {result.loaded.study.id: studies[result.loaded.study.id].labels for result in results}
     own = {result.loaded.study.id: pipeline.rows(TASK, result.graded, prior) for result in results}
     constant = dict.fromkeys(labels, pipeline.rows(TASK, {}, prior))

@@ -2,7 +2,7 @@
 
 One study at a time, one file at a time through pydicom. Each stage loads its own images, and opens every file twice
 for that: for its position, and again for its pixels (public solutions do so two to six times). The nets see one slice
-or site at a time. Windows, boxes, sampling and the decoding of maps are ours, so those cost the same on both sides.
+or one site at a time. Windows, boxes, sampling and the decoding of maps are ours: they cost the same on both sides.
 """
 
 from __future__ import annotations

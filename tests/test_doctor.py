@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from pydicom.uid import UID
 
 from osteograde import doctor
 from osteograde.models import device
@@ -36,10 +37,20 @@ def test_a_device_that_computes_wrongly_is_found_out(monkeypatch):
     assert "off by 1" in device.fault(torch.device("cpu"))
 
 
-def test_both_syntaxes_of_the_task_are_read_back_here():
-    for uid in (doctor.NATIVE, doctor.RLE):
+def test_what_the_reader_decodes_itself_is_read_back_here():
+    for uid in doctor.MADE:
         np.testing.assert_array_equal(doctor._round_trip(uid), doctor._sample())
     assert [finding.fault for finding in doctor.decoders()] == [""] * len(doctor.SYNTAXES)
+
+
+def test_a_syntax_without_a_decoder_is_named_with_the_code_that_counts_it():
+    found = {finding.what: finding.found for finding in doctor.decoders()}
+    assert set(found) == set(doctor.SYNTAXES.values())
+    for uid, name in doctor.SYNTAXES.items():
+        if found[name].startswith("not available"):
+            assert found[name].endswith(f"no_decoder_{UID(uid).keyword}")
+        else:
+            assert found[name].startswith(("read back right", "available, by "))
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,23 @@
 """RLE Lossless through OpenCV equals pydicom to the bit, and gives up on whatever it cannot decode."""
 
+import os
 import struct
+import sys
+from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydicom.encaps import encapsulate
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels import get_decoder, get_encoder
 from pydicom.uid import RLELossless
 
 from osteograde.imaging.dicom import rle
-from osteograde.imaging.dicom.rle import decode_rle
+from osteograde.imaging.dicom.rle import decode_rle, decode_rle_within
+
+DATA = Path(os.environ.get("OSTEOGRADE_DATA", Path(__file__).resolve().parents[1] / "../shared/data"))
 
 
 def encoded(image: np.ndarray) -> bytes:
@@ -104,3 +110,88 @@ def test_damage_is_not_written_to_the_log(capfd):
     frame = encoded(np.random.default_rng(6).integers(0, 4096, (32, 32)).astype(np.uint16))
     assert decode_rle(frame[:900], 32, 32) is None
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.skipif(not (DATA / "dicom").is_dir(), reason="no real files: set OSTEOGRADE_DATA to a folder with dicom/")
+def test_every_grey_frame_of_the_real_files_equals_pydicom():
+    frames = 0
+    for path in sorted((DATA / "dicom").rglob("*_[rR][lL][eE]*.dcm")):
+        made = pydicom.dcmread(path)
+        if made.BitsAllocated not in (8, 16) or made.SamplesPerPixel != 1:
+            continue
+        count = int(made.get("NumberOfFrames", 1))
+        expected = made.pixel_array.reshape(count, made.Rows, made.Columns)
+        for frame, image in zip(generate_frames(made.PixelData, number_of_frames=count), expected, strict=True):
+            found = decode_rle(frame, made.Rows, made.Columns, made.BitsAllocated // 8)
+            assert found is not None
+            np.testing.assert_array_equal(found, image.view(found.dtype))
+            frames += 1
+    assert frames >= 10
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**31), st.booleans())
+def test_the_buffer_is_as_it_was_after_decoding_in_place(seed, cut):
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 4096, rng.integers(1, 30, 2)).astype(np.uint16)
+    frame, before, behind = encoded(image), rng.bytes(int(rng.integers(100, 400))), rng.bytes(int(rng.integers(50)))
+    buffer = bytearray(before + frame + behind)
+    whole = bytes(buffer)
+    length = len(frame) // 2 if cut else len(frame)
+    found = decode_rle_within(buffer, len(before), length, *image.shape)
+    assert bytes(buffer) == whole
+    if found is not None:
+        np.testing.assert_array_equal(found, image)
+    assert found is not None or cut
+
+
+def test_a_frame_at_the_very_start_of_a_buffer_is_left_to_pydicom():
+    image = np.random.default_rng(7).integers(0, 4096, (8, 8)).astype(np.uint16)
+    frame = encoded(image)
+    found = decode_rle_within(bytearray(frame), 0, len(frame), 8, 8)  # no room for a header before the segments
+    assert found is None or np.array_equal(found, image)
+
+
+def test_an_accelerator_that_cannot_be_loaded_or_refuses_changes_nothing(monkeypatch):
+    image = np.random.default_rng(8).integers(0, 4096, (20, 30)).astype(np.uint16)
+    monkeypatch.setattr(rle, "accelerator", lambda: lambda *_: None)
+    np.testing.assert_array_equal(decode_rle(encoded(image), 20, 30), image)
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "numba", None)  # as if it were not installed
+    monkeypatch.delitem(sys.modules, "osteograde.imaging.dicom.rle_numba", raising=False)
+    monkeypatch.delattr(sys.modules["osteograde.imaging.dicom"], "rle_numba", raising=False)
+    assert rle.accelerator.__wrapped__() is None
+
+
+class TestNumba:
+    """Skipped where numba is not installed; what it does not take, OpenCV and pydicom judge as without it."""
+
+    @pytest.fixture(scope="class")
+    def numba_decode(self):
+        pytest.importorskip("numba", reason="numba is an optional accelerator")
+        from osteograde.imaging.dicom import rle_numba
+
+        assert rle_numba.works()
+        return rle_numba.decode
+
+    @settings(max_examples=200, deadline=None)
+    @given(seed=st.integers(0, 2**31))
+    def test_it_equals_the_image_or_takes_nothing(self, numba_decode, seed):
+        rng = np.random.default_rng(seed)
+        image = rng.integers(0, rng.choice([2, 5, 256, 65536]), rng.integers(1, 40, 2)).astype(np.uint16)
+        image[rng.random(image.shape) < rng.random()] = 0
+        frame = bytearray(encoded(image))
+        strips = rle._segments(frame, 0, len(frame))
+        np.testing.assert_array_equal(numba_decode(frame, strips, *image.shape), image)
+        for at in rng.integers(64, len(frame), rng.integers(1, 9)):
+            frame[at] = rng.integers(256)
+        cut = frame[: int(rng.integers(64, len(frame) + 1))]
+        for damaged in (frame, cut):
+            strips = rle._segments(damaged, 0, len(damaged))
+            if len(strips) == 2:
+                found = numba_decode(damaged, strips, *image.shape)
+                assert found is None or found.shape == image.shape
+
+    def test_planes_outside_the_buffer_are_refused(self, numba_decode):
+        for strips in ([(0, 2), (2, 1000)], [(-4, 2), (0, 2)], [(0, 2), (900, 2)]):
+            assert numba_decode(bytearray(100), strips, 4, 4) is None

@@ -8,6 +8,7 @@ import torch
 from osteograde.imaging.geometry import Volume, affine, apply
 from osteograde.inference import pipeline, run, views
 from osteograde.inference.reading import Loaded
+from osteograde.inference.sheet import Result
 from osteograde.models import bundle
 from osteograde.models.device import pick
 from osteograde.report import overlays
@@ -132,7 +133,7 @@ def test_an_overlay_is_drawn_with_and_without_views(weights, tmp_path):
     full = loaded(sag_t2=(stack("sag_t2"),), sag_t1=(stack("sag_t1"),), axi_t2=(stack("axi_t2", shape=(40, 60, 60)),))
     for i, study in enumerate((full, loaded())):
         _, [points] = pipeline.locate_all(TASK, [study], run.nets_of(weights, "locate", run.Effort(1, 1)))
-        overlays.drawer(tmp_path / str(i))(run.Result(study, points, {}), weights)
+        overlays.drawer(tmp_path / str(i))(Result(study, points, {}), weights)
         image = cv2.imread(str(tmp_path / str(i) / "7.png"))
         assert image is not None and image.max() > 200
 

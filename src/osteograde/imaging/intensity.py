@@ -51,7 +51,7 @@ def _limits(sample: np.ndarray, low: float, high: float) -> tuple[float, float] 
 
 
 def _limits_counted(sample: np.ndarray, low: float, high: float) -> tuple[float, float] | None:
-    """The same from how often each value of at most 16 bits occurs: in a sixth of the time, equal to the bit."""
+    """The same from how often each value of at most 16 bits occurs: equal to the bit and faster than sorting."""
     least = int(sample.min())
     counts = np.bincount(sample.astype(np.intp) - least)
     if len(counts) == 1:

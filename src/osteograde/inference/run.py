@@ -23,6 +23,7 @@ import torch
 
 from osteograde.imaging.memory import keep_freed_memory
 from osteograde.inference import calibration, pipeline, submission
+from osteograde.inference.abreast import abreast
 from osteograde.inference.budget import Budget, Effort
 from osteograde.inference.reading import Loaded, load_study
 from osteograde.inference.sheet import Result, Sheet, Tally, summary
@@ -31,7 +32,7 @@ from osteograde.models import bundle as bundles
 from osteograde.models.bundle import Bundle
 from osteograde.models.device import pick
 from osteograde.tasks import TASKS
-from osteograde.tasks.contract import Study, Task
+from osteograde.tasks.contract import Point, Study, Task
 
 log = logging.getLogger("osteograde.inference")
 CHUNK = 8  # studies that go through the nets together
@@ -226,15 +227,14 @@ def _grade_chunk(
     bundle: Bundle, loaded: list[Loaded], read_s: float, effort: Effort, budget: Budget, tally: Tally
 ) -> list[Result]:
     begun = time.monotonic()
-    _, points = pipeline.locate_all(bundle.task, loaded, nets_of(bundle, "locate", effort))
-    located = time.monotonic()
-    graded: list[dict[str, np.ndarray]] = [{} for _ in loaded]
-    graders = nets_of(bundle, "grade", effort)
-    for group in bundle.task.grade:
-        for i, new in enumerate(pipeline.grade(group, loaded, points, graders[group.name], views=effort.views)):
-            graded[i] |= new
-    ended = time.monotonic()
-    spent = {"read": read_s, "locate": located - begun, "grade": ended - located}
+    apart = [[study] for study in loaded] if bundle.device.type == "cpu" else [loaded]
+    done = abreast(partial(_answers, bundle, effort), apart)
+    points = [one for found, _, _ in done for one in found]
+    graded = [one for _, answers, _ in done for one in answers]
+    locating, grading = np.sum([seconds for _, _, seconds in done], axis=0)
+    wall_s = time.monotonic() - begun
+    locate_s = wall_s * locating / max(locating + grading, 1e-9)
+    spent = {"read": read_s, "locate": locate_s, "grade": wall_s - locate_s}
     for name, seconds in spent.items():
         tally.seconds[name] += seconds
     budget.record(len(loaded), effort, **{f"{name}_s": seconds for name, seconds in spent.items()})
@@ -242,6 +242,21 @@ def _grade_chunk(
         tally.unread += not study.readable
         tally.faults.update(study.faults)
     return [Result(*parts) for parts in zip(loaded, points, graded, strict=True)]
+
+
+def _answers(
+    bundle: Bundle, effort: Effort, loaded: Sequence[Loaded]
+) -> tuple[list[dict[str, Point]], list[dict[str, np.ndarray]], tuple[float, float]]:
+    """(points, probabilities) of each study that goes through the nets together, and the seconds of both stages."""
+    begun = time.monotonic()
+    _, points = pipeline.locate_all(bundle.task, loaded, nets_of(bundle, "locate", effort))
+    located = time.monotonic()
+    graded: list[dict[str, np.ndarray]] = [{} for _ in loaded]
+    graders = nets_of(bundle, "grade", effort)
+    for group in bundle.task.grade:
+        for i, new in enumerate(pipeline.grade(group, loaded, points, graders[group.name], views=effort.views)):
+            graded[i] |= new
+    return points, graded, (located - begun, time.monotonic() - located)
 
 
 def nets_of(bundle: Bundle, kind: str, effort: Effort) -> dict[str, pipeline.Nets]:

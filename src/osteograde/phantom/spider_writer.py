@@ -27,6 +27,9 @@ SOURCE = {
 STACK_EVERY = 4  # one patient in so many has a thin stack with masks
 STACK_SLICES, STACK_STEP_MM = 12, 1.6
 STRETCH = (0.5, 99.5)  # percentiles that become black and white, as the set's pictures are stretched
+OVERVIEW = ("new_file_name", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices")
+BOXES = ("slice", "ivd_label", "x0", "y0", "x1", "y1")
+GRADINGS = ("Patient", "IVD label", "Disc narrowing", "Disc bulging", "Pfirrman grade")
 CONTRASTS = {"t2": "t2", "t1": "t1"}  # view -> contrast
 
 
@@ -49,13 +52,10 @@ def write(out: Path, *, studies: int, test: int = 0, seed: int = 0, workers: int
     (out / "SOURCE.json").write_text(json.dumps({**SOURCE, "seed": seed}) + "\n", encoding="utf-8")
     made = [_patient(out, "slices", seed, 0, index) for index in range(studies)]
     hidden = [_patient(out, "test_images", seed, 1, index) for index in range(test)]
-    columns = ("new_file_name", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices")
-    _table(out / "overview.csv", columns, (row for one in (*made, *hidden) for row in one.overview))
+    _table(out / "overview.csv", OVERVIEW, (row for one in (*made, *hidden) for row in one.overview))
     if studies:
-        columns = ("slice", "ivd_label", "x0", "y0", "x1", "y1")
-        _table(out / "boxes.csv", columns, (row for one in made for row in one.boxes))
-        columns = ("Patient", "IVD label", "Disc narrowing", "Disc bulging", "Pfirrman grade")
-        _table(out / "gradings.csv", columns, (row for one in made for row in _gradings(one)))
+        _table(out / "boxes.csv", BOXES, (row for one in made for row in one.boxes))
+        _table(out / "gradings.csv", GRADINGS, (row for one in made for row in _gradings(one)))
     if test:
         truth = ((f"{one.patient}_{level}", grade + 1) for one in hidden
                  for level, grade in zip(LEVELS, one.body.grades, strict=True))  # fmt: skip
@@ -130,7 +130,7 @@ def _labels(spine: Spine, to_mm: np.ndarray, shape: tuple[int, int]):
 
 def _boxes(name: str, spine: Spine, to_mm: np.ndarray, shape: tuple[int, int]) -> list[tuple[object, ...]]:
     """(slice, label counted up from the lowest disc = 1, x0, y0, x1, y1) of every lumbar disc that is seen whole."""
-    found = []
+    found: list[tuple[object, ...]] = []
     _, (rows, columns), level = _labels(spine, to_mm, shape)
     for k in range(len(LEVELS)):
         x, y = columns[level == k], rows[level == k]

@@ -118,7 +118,7 @@ def _walk(data: bytearray) -> tuple[Header, int, int] | None:
             keyword, expected, parse = _WANTED[tag]
             if kind != expected:
                 return None
-            header[keyword] = parse(data[start:at])
+            header[keyword] = parse(bytes(data[start:at]))
         last = tag
 
 

@@ -76,7 +76,7 @@ def _plane(source, start, end, target, size):
                 for i in range(0, count, STEP):
                     _copy(target, at + i, source, start + i)
             start += count
-            at += count
+            at += count  # type: ignore[assignment]
         elif code > 128:
             count = 257 - code
             if start >= end or at + count > size:
@@ -84,7 +84,7 @@ def _plane(source, start, end, target, size):
             for i in range(0, count, STEP):
                 _fill(target, at + i, source[start])
             start += 1
-            at += count
+            at += count  # type: ignore[assignment]
     return at == size
 
 

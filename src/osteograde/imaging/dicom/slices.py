@@ -133,7 +133,8 @@ def _check_inflation(data: bytearray) -> None:
     length = struct.unpack_from("<L", data, 140)[0] if len(data) > 144 else 0
     limit = min(MAX_INFLATED_BYTES, max(_FREE_INFLATED_BYTES, _MAX_INFLATION * len(data)))
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    rest, written = data[144 + length :], 0
+    rest: bytes | bytearray = data[144 + length :]
+    written = 0
     try:
         while rest and not inflater.eof:
             written += len(inflater.decompress(rest, 1 << 20))

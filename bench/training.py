@@ -1,0 +1,78 @@
+"""Training against the step of the net alone: how much of an epoch is waiting for data.
+
+    python bench/training.py --recipe lumbar-mr-small --studies 12
+
+Every epoch of every net is run twice in a row by the package's own loop: with its batches as they come, and with the
+last of them again and again. The first over the second is what the data cost. Phantoms, all stages, one fold, and few
+steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from osteograde import phantom
+from osteograde.learning import fit, train
+from osteograde.learning.recipe import Recipe
+from osteograde.learning.recipes import RECIPES
+from osteograde.models.device import pick
+
+
+class TwiceOver(fit.Fetched):
+    """The batches of an epoch, then the last of them as often again."""
+
+    seen: list[tuple[str, float, float, float]] = []  # noqa: RUF012 (stage, seconds, seconds of the net alone, waited)
+
+    def __iter__(self) -> Iterator[Any]:
+        begun = time.perf_counter()
+        for batch in super().__iter__():
+            yield batch
+        middle = time.perf_counter()
+        for _ in range(self.steps):
+            yield batch
+        alone = time.perf_counter() - middle
+        self.seen.append((self.where.stage, middle - begun, alone, self.waited))
+
+
+def short(recipe: Recipe, epochs: int, steps: int) -> Recipe:
+    """The recipe's own nets, pixels and batches for a few steps."""
+    few = {"epochs": epochs, "steps": steps, "milestones": (), "restarts": (), "pretrained": "", "head_epochs": 0}
+    return replace(
+        recipe,
+        num_folds=2,
+        calibrate=False,
+        locate={name: replace(plan, **few) for name, plan in recipe.locate.items()},
+        grade={name: replace(plan, **few) for name, plan in recipe.grade.items()},
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", default="lumbar-mr-small")
+    parser.add_argument("--studies", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=6)
+    args = parser.parse_args()
+    recipe = short(RECIPES[args.recipe](), args.epochs, args.steps)
+    fit.Fetched = TwiceOver
+    with tempfile.TemporaryDirectory() as place:
+        data, out = Path(place) / "data", Path(place) / "out"
+        phantom.write(recipe.task.name, data, studies=args.studies, seed=888003, workers=os.cpu_count() or 1)
+        train.train(recipe, data, out, only=[0], device=pick("auto"), resume=False, log=lambda _: None)
+    print("| stage | ms a step | net alone | with data / net alone | waiting for data |\n|---|---|---|---|---|")
+    steps = args.epochs * args.steps
+    for stage in dict.fromkeys(name for name, *_ in TwiceOver.seen):
+        total, alone, waited = (sum(row[k] for row in TwiceOver.seen if row[0] == stage) for k in (1, 2, 3))
+        each = f"{1000 * total / steps:.0f} | {1000 * alone / steps:.0f}"
+        print(f"| {stage} | {each} | {total / alone:.2f} | {waited / total:.1%} |")
+
+
+if __name__ == "__main__":
+    main()
