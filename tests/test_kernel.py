@@ -286,7 +286,7 @@ def test_the_kernel_alone_writes_the_same_bytes_as_inference(task, devices, weig
         own, data = weights, studies
         inputs = mounted(tmp_path / "input", data, own)
     else:
-        own, data = random_bundle(tmp_path / "random", task), pictures(task, tmp_path / "pictures")
+        own, data = random_bundle(tmp_path / "random", task, present=True), pictures(task, tmp_path / "pictures")
         shutil.copytree(data, tmp_path / "input" / "datasets" / "some-one" / "some-images")
         inputs = tmp_path / "input"
         shutil.copytree(own, inputs / "models" / "some-one" / "some-net" / "pytorch" / "default" / "1")
