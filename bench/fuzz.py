@@ -37,7 +37,7 @@ from osteograde.imaging.dicom.tags import quiet_pydicom
 from osteograde.imaging.geometry import Volume
 from osteograde.imaging.intensity import window
 
-HANG_S, MEMORY_BYTES = 5.0, 1 << 30
+HANG_S, WAIT_S, MEMORY_BYTES = 5.0, 120, 1 << 30
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -101,9 +101,9 @@ def trial(number: int, kind: str, data: bytes, path: Path, picture: bool) -> str
     """What came of one input."""
     path.write_bytes(data)
     forget_peak()
-    before, begun = peak_bytes(), time.monotonic()
-    faulthandler.dump_traceback_later(60, exit=True)  # code that no alarm can interrupt
-    signal.setitimer(signal.ITIMER_REAL, HANG_S)
+    before, begun = peak_bytes(), time.process_time()
+    faulthandler.dump_traceback_later(WAIT_S, exit=True)  # for what waits, and for code that no alarm can interrupt
+    signal.setitimer(signal.ITIMER_PROF, HANG_S)  # of this process's own time: other work on the machine is no hang
     try:
         outcome = read(path, picture)
     except Hang:
@@ -111,13 +111,13 @@ def trial(number: int, kind: str, data: bytes, path: Path, picture: bool) -> str
     except Exception:  # whatever it is, it is what is looked for
         return Break(number, kind, traceback.format_exc(limit=-3))
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         faulthandler.cancel_dump_traceback_later()
     grown = peak_bytes() - before
     if grown > MEMORY_BYTES:
         return Break(number, kind, f"takes {grown >> 20} MiB")
-    if time.monotonic() - begun > HANG_S:
-        return Break(number, kind, f"takes {time.monotonic() - begun:.1f} s")
+    if time.process_time() - begun > HANG_S:
+        return Break(number, kind, f"takes {time.process_time() - begun:.1f} s")
     return outcome
 
 
@@ -126,7 +126,7 @@ def run(
 ) -> tuple[Counter[str], list[Break], int]:
     """(outcomes, breaks, inputs done) of inputs first .. first + count - 1, or as many as the limit allows."""
     bases, outcomes, broken, done = fuzz_inputs.bases(), Counter[str](), [], 0
-    begun = time.monotonic()
+    begun, before = time.monotonic(), signal.signal(signal.SIGPROF, _alarm)
     with tempfile.TemporaryDirectory(prefix="osteograde-fuzz-") as folder:
         for number in range(first, first + count):
             if time.monotonic() - begun > limit_s:
@@ -143,7 +143,12 @@ def run(
                     (keep / f"{seed}-{number}.{kind}").write_bytes(data)
             else:
                 outcomes[outcome] += 1
+    signal.signal(signal.SIGPROF, before)
     return outcomes, broken, done
+
+
+def _alarm(number: int, frame: object) -> None:
+    raise Hang
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -155,11 +160,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--keep", type=Path, help="folder for the inputs that broke a reader")
     args = parser.parse_args(argv)
     warnings.simplefilter("ignore")
-
-    def alarm(number: int, frame: object) -> None:
-        raise Hang
-
-    signal.signal(signal.SIGALRM, alarm)
     begun = time.process_time()
     outcomes, broken, done = run(args.first, args.count, args.seed, limit_s=60 * args.minutes, keep=args.keep)
     for code, times in outcomes.most_common():

@@ -9,6 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "osteograde"
 MODULES = sorted(PACKAGE.rglob("*.py"))
+BENCHES = sorted((ROOT / "bench").glob("*.py"))
 # Each imports itself and those before it. Learning comes after inference: it cuts, reads and validates with its code.
 ROOMS = ("imaging", "tasks", "models", "inference", "learning")
 SEES = {room: set(ROOMS[: index + 1]) for index, room in enumerate(ROOMS)}
@@ -88,7 +89,7 @@ def test_source_can_be_carried_in_a_raw_string(path):
     data.decode("ascii")
 
 
-@pytest.mark.parametrize("path", [*MODULES, *sorted(ROOT.glob("*.py"))], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*MODULES, *sorted(ROOT.glob("*.py")), *BENCHES], ids=lambda path: path.name)
 def test_nothing_is_unpickled_evaluated_or_given_to_a_shell(path):
     assert not {name.split(".")[0] for name in imports(path)} & {"pickle", "joblib", "dill", "shelve", "kaggle"}
     for call in calls(path):

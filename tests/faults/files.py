@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import struct
+from pathlib import Path
 
 import numpy as np
 import pydicom
@@ -233,16 +234,14 @@ def written_as(uid: str):
     return lambda study: study.each(change)
 
 
-def nested(depth: int):
+def nested(depth: int, path: Path) -> None:
     """Private sequences of undefined length inside each other, before the pixels."""
     opened = b"\x09\x00\x01\x10SQ\0\0\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff"
     closed = b"\xfe\xff\x0d\xe0\0\0\0\0\xfe\xff\xdd\xe0\0\0\0\0"
 
-    def change(data: bytes) -> bytes:
-        at = data.index(b"\x10\x00\x10\x00PN")  # group 0009 comes right before PatientName's
-        return data[:at] + opened * depth + closed * depth + data[at:]
-
-    return each_bytes(change)
+    data = path.read_bytes()
+    at = data.index(b"\x10\x00\x10\x00PN")  # group 0009 comes right before PatientName's
+    path.write_bytes(data[:at] + opened * depth + closed * depth + data[at:])
 
 
 LOST = "sag_t2:slice_repeated"  # the neighbour stands in for a lost slice inside a stack
@@ -286,6 +285,13 @@ FILES = (
         NO_T2,
         ("sag_t2:no_decoder_JPEGLSLossless", "sag_t2:absent"),
     ),
-    Case(23, "private sequences nested 300 deep", nested(300)),
-    Case(23, "sequences of undefined length", nested(1)),
+    Case(23, "private sequences nested 100 deep", lambda study: [nested(100, path) for path in study.files("sag_t2")]),
+    Case(
+        23,
+        "private sequences nested 9000 deep",
+        lambda study: nested(9000, study.third()),
+        DROPPED,
+        ("sag_t2:damaged_header", LOST),
+    ),
+    Case(23, "sequences of undefined length", lambda study: [nested(1, path) for path in study.files("sag_t2")]),
 )

@@ -20,6 +20,7 @@ from osteograde.tasks.contract import Mark, Point, Series, Study, Task, View
 SIDE_MM = 200.0  # an image of one side alone is put this far from the patient's midline: all of it lies on that side
 LATERAL = frozenset({"LL", "RL", "LATERAL", "LLD", "RLD"})  # View Position (0018,5101) of a film from the side
 ASSUMED = "size_assumed"  # code: the pixels of an image have no size in mm, the view's usual width is taken
+STEEP_DEGREES = 60.0  # slabs through the lowest disc may lean by 45 degrees and more; a stack beyond is another view's
 _SIGN = {"right": -1.0, "": 0.0, "left": 1.0}
 
 
@@ -77,10 +78,11 @@ def _in_plane(task: Task, told: str, stacks: list[Volume], codes: Counter[str]) 
     for example, is dropped.
     """
     name = told
-    if not told or not any(task.view(told).shows(stack) for stack in stacks):
-        name = task.view_of_orientation(max(stacks, key=lambda stack: stack.voxels.shape[0]))
+    if not told or not any(task.view(told).shows(stack, STEEP_DEGREES) for stack in stacks):
+        largest = sorted(stacks, key=lambda stack: -stack.voxels.shape[0])
+        name = next(filter(None, map(task.view_of_orientation, largest)), "")
         codes["orientation_contradicts"] += bool(told)
-    kept = [stack for stack in stacks if name and task.view(name).shows(stack)]
+    kept = [stack for stack in stacks if name and task.view(name).shows(stack, STEEP_DEGREES)]
     codes["no_view" if not name else "other_plane"] += _slices(stacks) - _slices(kept)
     for code in [code for code, count in codes.items() if not count]:
         del codes[code]

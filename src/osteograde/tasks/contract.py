@@ -48,9 +48,9 @@ class View:
         normal = np.cross(volume.axes[1], volume.axes[2])
         return round(abs(float(np.cross(self.directions[1], self.directions[2]) @ normal)), 6)
 
-    def shows(self, volume: Volume) -> bool:
-        """Whether a stack's slices lie within 45 degrees of the view's."""
-        return self.along(volume) > np.cos(np.pi / 4)
+    def shows(self, volume: Volume, degrees: float = 45.0) -> bool:
+        """Whether a stack's slices lie within so many degrees of the view's."""
+        return self.along(volume) > np.cos(np.radians(degrees))
 
 
 @dataclass(frozen=True)

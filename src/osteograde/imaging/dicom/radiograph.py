@@ -158,4 +158,4 @@ def _words(dataset: Dataset, keyword: str) -> list[str]:
         many = [value] if value is None or isinstance(value, str) else list(value)
     except DAMAGE:
         return [""]
-    return [str(one or "").strip().upper() for one in many] or [""]
+    return ["" if one is None else str(one).strip().upper() for one in many] or [""]
