@@ -97,5 +97,8 @@ def test_counting_values_gives_the_bytes_of_sorting_them(seed, dtype, percentile
     levels = rng.integers(info.min, info.max, rng.integers(1, 40), endpoint=True)
     voxels = rng.choice(levels, (rng.integers(1, 4), *rng.integers(1, 30, 2))).astype(dtype)
     voxels[rng.random(voxels.shape) < rng.choice([0, 0.005, 0.5, 0.999])] = levels.min()
-    (counted,), (sorted_,) = window([volume(voxels)], *percentiles), window([volume(voxels.astype(float))], *percentiles)
+    (counted,), (sorted_,) = (
+        window([volume(voxels)], *percentiles),
+        window([volume(voxels.astype(float))], *percentiles),
+    )
     np.testing.assert_array_equal(counted.voxels, sorted_.voxels)
