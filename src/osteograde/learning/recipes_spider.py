@@ -51,9 +51,7 @@ def spider_faster_rcnn() -> Recipe:
 def _judge() -> Fit:
     return Fit(
         net={"kind": "grader", "backbone": ENCODER, "dropout": 0.2},
-        pixels=112, epochs=28, common=12, early=(12, 0.72), frozen=("conv_stem", "bn1", "blocks.0"), batch=8, lr=1e-3,
-        ema=0.99,
-        loss="ordinal", balance=0.5, pretrained=STARTING,
+        pixels=112, epochs=16, batch=8, lr=1e-3, ema=0.98, loss="ordinal", balance=0.5, pretrained=STARTING,
         jitter=Jitter(turn_deg=10, scale=0.12, shift_mm=3, gamma=0.4, contrast=0.3, noise=0.03, blur=0.15,
                       drop_view=0.4),
     )  # fmt: skip
