@@ -57,7 +57,7 @@ def load_study(study: Study, task: Task, *, map: Callable[..., Iterable] = map) 
             continue
         name, stacks = _in_plane(task, series.view, stacks, codes)
         faults.update({f"{name or series.view or 'unnamed'}:{code}": count for code, count in codes.items()})
-        if UNSIZED in codes:
+        if name and UNSIZED in codes:
             unsized.append((name, stacks, series.id))
         elif name:
             marks |= marked(study.marks, series.id, stacks)
