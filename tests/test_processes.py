@@ -21,7 +21,7 @@ from osteograde.tasks import TASKS
 from tests.faults.runner import grade
 
 TASK = TASKS["lumbar-mr"]
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")]
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,6 @@ def undisturbed(small_studies, tmp_path_factory):
     return kill.Job(data, weights), grade("lumbar-mr", data, weights, tmp_path_factory.mktemp("clean") / "s.csv")
 
 
-@pytest.mark.slow
 def test_killed_at_any_moment_the_file_is_whole_and_the_next_run_undisturbed(undisturbed, tmp_path):
     job, clean = undisturbed
     assert kill.kills(job, tmp_path, clean.out.read_bytes(), 2.0, 3, random.Random(4)) == []

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from osteograde import phantom
+from osteograde.imaging.dicom import slices
 from osteograde.inference import pipeline, run, submission
 from osteograde.inference.budget import Budget
 from osteograde.inference.reading import load_study
@@ -146,3 +147,17 @@ def test_points_survive_a_missing_view(original, weights):
     found, completed = pipeline.locate_all(TASK, [run.Loaded(study.study, hidden)], nets)
     assert not any(name.startswith("recess") for name in found[0])
     assert all(np.isfinite(point.mm).all() for point in completed[0].values())
+
+
+def test_pixels_of_unknown_size_are_as_large_as_those_of_another_series_in_their_plane(small_studies):
+    data, _ = small_studies
+    study = TASK.read(data, "test")[0]
+    known = load_study(study, TASK)
+    with pytest.MonkeyPatch.context() as patch:
+        spacing = slices._spacing
+        patch.setattr(slices, "_spacing", lambda *sources: None if sources[1]["Rows"] == rows else spacing(*sources))
+        rows = known.volumes["sag_t2"][0].voxels.shape[1]
+        told = load_study(study, TASK)
+    assert told.faults["sag_t2:spacing_unknown"] == known.volumes["sag_t2"][0].voxels.shape[0]
+    np.testing.assert_allclose(told.volumes["sag_t2"][0].spacing_mm[1:], known.volumes["sag_t1"][0].spacing_mm[1:])
+    np.testing.assert_allclose(told.volumes["sag_t2"][0].spacing_mm[0], known.volumes["sag_t2"][0].spacing_mm[0])

@@ -117,6 +117,7 @@ def healthy(small_studies, tmp_path_factory):
     return data, weights, grade("lumbar-mr", data, weights, tmp_path_factory.mktemp("clean") / "s.csv")
 
 
+@pytest.mark.slow
 def test_nets_too_large_for_whole_batches_give_the_same_rows(healthy, tmp_path, monkeypatch):
     data, weights, clean = healthy
     find, judge, batches = pipeline._find, pipeline._judge, Counter()
@@ -140,6 +141,7 @@ def test_nets_too_large_for_whole_batches_give_the_same_rows(healthy, tmp_path, 
             np.testing.assert_allclose(np.array(crowd.cells[study][target], float), np.array(values, float), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_grader_that_is_never_finite_costs_its_own_rows_and_is_counted(healthy, tmp_path, monkeypatch):
     data, weights, clean = healthy
     answers = pipeline._answers
@@ -151,6 +153,7 @@ def test_a_grader_that_is_never_finite_costs_its_own_rows_and_is_counted(healthy
     assert "nan" not in lost.out.read_text()
 
 
+@pytest.mark.slow
 def test_a_locator_that_is_never_finite_finds_nothing_and_is_counted(healthy, tmp_path, monkeypatch):
     data, weights, clean = healthy
     scores = pipeline.probabilities
@@ -161,6 +164,7 @@ def test_a_locator_that_is_never_finite_finds_nothing_and_is_counted(healthy, tm
     assert "nan" not in lost.out.read_text()
 
 
+@pytest.mark.slow
 def test_a_gpu_that_is_lost_leaves_the_rest_to_the_cpu(healthy, tmp_path, monkeypatch):
     data, weights, clean = healthy
     work, loads = run._grade_chunk, []
@@ -186,6 +190,7 @@ def test_a_gpu_that_is_lost_leaves_the_rest_to_the_cpu(healthy, tmp_path, monkey
     assert lost.cells == clean.cells and "device_lost x 1" in lost.said
 
 
+@pytest.mark.slow
 def test_a_study_too_large_for_memory_is_read_twice_and_then_keeps_its_priors(healthy, tmp_path, monkeypatch):
     data, weights, clean = healthy
     read, tries = run.load_study, Counter()

@@ -8,7 +8,7 @@ import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 
-from tests.faults.case import VALID, Case
+from tests.faults.case import NO_T2, VALID, Case
 from tests.faults.studies import Study, rewrite, set_pixels, stored
 
 
@@ -28,7 +28,7 @@ def put(**values: object) -> Callable[[Dataset], None]:
     return change
 
 
-def all_files(change: Callable[[Dataset], None], view: str = "sag_t2") -> Callable[[Study], None]:
+def all_files(change: Callable[[Dataset], object], view: str = "sag_t2") -> Callable[[Study], None]:
     return lambda study: study.each(change, view)
 
 
@@ -168,6 +168,13 @@ TAGS = (
         codes=("sag_t2:spacing_assumed",),
     ),
     Case(31, "PixelSpacing missing in all", all_files(drop("PixelSpacing")), VALID, ("sag_t2:spacing_unknown",)),
+    Case(
+        31,
+        "PixelSpacing missing in a series of no view",
+        all_files(lambda made: (drop("PixelSpacing")(made), put(ImageOrientationPatient=[1, 0, 0, 0, 0, -1])(made))),
+        NO_T2,
+        tuple(f"sag_t2:{code}" for code in ("absent", "no_view", "orientation_contradicts", "spacing_unknown")),
+    ),
     Case(32, "SpacingBetweenSlices and SliceThickness missing", all_files(drop(*SPACING))),
     Case(33, "files in reversed order", reversed_files),
     Case(33, "rows from the feet up", all_files(lambda made: turned(made, 0)), near=0.02),

@@ -21,6 +21,7 @@ from tests.tiny import random_bundle
 
 LOST = "lost"  # nothing of the film can be read: its rows are the priors
 Change = Callable[[Path], None]
+pytestmark = pytest.mark.slow
 
 
 def film() -> np.ndarray:

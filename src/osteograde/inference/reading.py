@@ -57,13 +57,13 @@ def load_study(study: Study, task: Task, *, map: Callable[..., Iterable] = map) 
             continue
         name, stacks = _in_plane(task, series.view, stacks, codes)
         faults.update({f"{name or series.view or 'unnamed'}:{code}": count for code, count in codes.items()})
-        if UNSIZED in codes:
+        if name and UNSIZED in codes:
             unsized.append((name, stacks, series.id))
         elif name:
             marks |= marked(study.marks, series.id, stacks)
             volumes[name] += _seen(task.view(name), stacks, faults)
     for name, stacks, series_id in unsized:
-        stacks = [_sized(stack, _usual_mm(volumes, name)) for stack in stacks]
+        stacks = [_sized(stack, _usual_mm(task, volumes, name)) for stack in stacks]
         marks |= marked(study.marks, series_id, stacks)
         volumes[name] += _seen(task.view(name), stacks, faults)
     faults.update({f"{view.name}:absent": 1 for view in task.views if view.needed and not volumes[view.name]})
@@ -102,10 +102,13 @@ def _seen(view: View, stacks: Sequence[Volume], faults: Counter[str]) -> list[Vo
     return [oriented(slabs(volume), np.array(view.directions)) for volume in kept]
 
 
-def _usual_mm(volumes: Mapping[str, Sequence[Volume]], view: str) -> float:
-    """Median pixel size in mm of the view's other stacks, else of the study's, else 1."""
-    stacks = volumes[view] or [stack for own in volumes.values() for stack in own]
-    return float(np.median([stack.spacing_mm[1:] for stack in stacks])) if stacks else 1.0
+def _usual_mm(task: Task, volumes: Mapping[str, Sequence[Volume]], name: str) -> float:
+    """Median pixel size in mm of the view's other stacks, else of those of its plane, else of the study's, else 1."""
+    plane = [view.name for view in task.views if view.directions == task.view(name).directions]
+    for names in ([name], plane, list(volumes)):
+        if sizes := [stack.spacing_mm[1:] for one in names for stack in volumes[one]]:
+            return float(np.median(sizes))
+    return 1.0
 
 
 def _sized(volume: Volume, pixel_mm: float) -> Volume:

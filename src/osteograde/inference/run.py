@@ -166,10 +166,10 @@ def _chunks(
 
 
 def _draw(draw: Draw, result: Result, bundle: Bundle, tally: Tally) -> None:
-    """A picture that cannot be written costs that picture."""
+    """A picture that cannot be drawn or written costs that picture."""
     try:
         draw(result, bundle)
-    except OSError:
+    except (OSError, torch.OutOfMemoryError, torch.AcceleratorError):
         tally.faults["picture_not_written"] += 1
 
 
