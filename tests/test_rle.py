@@ -163,35 +163,35 @@ def test_an_accelerator_that_cannot_be_loaded_or_refuses_changes_nothing(monkeyp
     assert rle.accelerator.__wrapped__() is None
 
 
-class TestNumba:
-    """Skipped where numba is not installed; what it does not take, OpenCV and pydicom judge as without it."""
+@pytest.fixture(scope="module")
+def numba_decode():
+    """What numba compiled; what it does not take, OpenCV and pydicom judge as they do without it."""
+    pytest.importorskip("numba", reason="numba is an optional accelerator")
+    from osteograde.imaging.dicom import rle_numba
 
-    @pytest.fixture(scope="class")
-    def numba_decode(self):
-        pytest.importorskip("numba", reason="numba is an optional accelerator")
-        from osteograde.imaging.dicom import rle_numba
+    assert rle_numba.works()
+    return rle_numba.decode
 
-        assert rle_numba.works()
-        return rle_numba.decode
 
-    @settings(max_examples=200, deadline=None)
-    @given(seed=st.integers(0, 2**31))
-    def test_it_equals_the_image_or_takes_nothing(self, numba_decode, seed):
-        rng = np.random.default_rng(seed)
-        image = rng.integers(0, rng.choice([2, 5, 256, 65536]), rng.integers(1, 40, 2)).astype(np.uint16)
-        image[rng.random(image.shape) < rng.random()] = 0
-        frame = bytearray(encoded(image))
-        strips = rle._segments(frame, 0, len(frame))
-        np.testing.assert_array_equal(numba_decode(frame, strips, *image.shape), image)
-        for at in rng.integers(64, len(frame), rng.integers(1, 9)):
-            frame[at] = rng.integers(256)
-        cut = frame[: int(rng.integers(64, len(frame) + 1))]
-        for damaged in (frame, cut):
-            strips = rle._segments(damaged, 0, len(damaged))
-            if len(strips) == 2:
-                found = numba_decode(damaged, strips, *image.shape)
-                assert found is None or found.shape == image.shape
+@settings(max_examples=200, deadline=None)
+@given(seed=st.integers(0, 2**31))
+def test_numba_equals_the_image_or_takes_nothing(numba_decode, seed):
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, rng.choice([2, 5, 256, 65536]), rng.integers(1, 40, 2)).astype(np.uint16)
+    image[rng.random(image.shape) < rng.random()] = 0
+    frame = bytearray(encoded(image))
+    strips = rle._segments(frame, 0, len(frame))
+    np.testing.assert_array_equal(numba_decode(frame, strips, *image.shape), image)
+    for at in rng.integers(64, len(frame), rng.integers(1, 9)):
+        frame[at] = rng.integers(256)
+    cut = frame[: int(rng.integers(64, len(frame) + 1))]
+    for damaged in (frame, cut):
+        strips = rle._segments(damaged, 0, len(damaged))
+        if len(strips) == 2:
+            found = numba_decode(damaged, strips, *image.shape)
+            assert found is None or found.shape == image.shape
 
-    def test_planes_outside_the_buffer_are_refused(self, numba_decode):
-        for strips in ([(0, 2), (2, 1000)], [(-4, 2), (0, 2)], [(0, 2), (900, 2)]):
-            assert numba_decode(bytearray(100), strips, 4, 4) is None
+
+def test_numba_refuses_planes_outside_the_buffer(numba_decode):
+    for strips in ([(0, 2), (2, 1000)], [(-4, 2), (0, 2)], [(0, 2), (900, 2)]):
+        assert numba_decode(bytearray(100), strips, 4, 4) is None
