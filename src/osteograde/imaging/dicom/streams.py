@@ -1,4 +1,4 @@
-"""What a compressed frame says of its size, read before a decoder allocates by it (ISO 10918-1, 14495-1, 15444-1)."""
+"""What a compressed frame says of its own size, read before a decoder allocates (ISO 10918-1, 14495-1, 15444-1)."""
 
 from __future__ import annotations
 
