@@ -61,7 +61,7 @@ def _compiled(function):
 @_compiled
 def _plane(source, start, end, target, size):
     """Unpack source[start:end] into target[:size], which has SPARE bytes more; whether it is exactly that."""
-    at = 0
+    at = np.int64(0)
     while start < end and at < size:
         code = np.int64(source[start])
         start += 1
