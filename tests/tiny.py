@@ -13,10 +13,8 @@ from osteograde.models.build import build
 CONFIDENT = 60_000  # scales the heads of locators: else nothing is found and every row is a prior
 
 
-def random_bundle(
-    folder: Path, recipe_name: str = "lumbar-mr-small", folds: int = 1, test_views: int = 1, present: bool = False
-) -> Path:
-    """A weights folder as training leaves it, with random nets. present: no landmark is said to be absent."""
+def random_bundle(folder: Path, recipe_name: str = "lumbar-mr-small", folds: int = 1, test_views: int = 1) -> Path:
+    """A weights folder as training leaves it, with random nets."""
     recipe, files = RECIPES[recipe_name](), {}
     torch.manual_seed(7)
     for kind, fits in (("locate", recipe.locate), ("grade", recipe.grade)):
@@ -25,7 +23,6 @@ def random_bundle(
                 net, name = build(dict(fit.net)), f"{kind}/{stage}/fold{k}.safetensors"
                 if kind == "locate":
                     net.head.weight.data *= CONFIDENT
-                    net.head.bias.data += CONFIDENT * present
                 bundle.save_net(net, folder / name)
                 files[name] = bundle.file_entry(folder, name, bundle.config_of(fit.net))
     manifest = {
