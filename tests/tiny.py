@@ -20,11 +20,10 @@ def random_bundle(
     test_views: int = 1,
     *,
     pixels: tuple[int, int] | tuple[()] = (),
-    present: bool = False,
 ) -> Path:
     """A weights folder as training leaves it, with random nets.
 
-    pixels: of what (locators, graders) read, where not those of the recipe. present: no landmark is said to be absent.
+    pixels: of what (locators, graders) read, where not those of the recipe.
     """
     recipe, files = RECIPES[recipe_name](), {}
     torch.manual_seed(7)
@@ -34,7 +33,6 @@ def random_bundle(
                 net, name = build(dict(fit.net)), f"{kind}/{stage}/fold{k}.safetensors"
                 if kind == "locate":
                     net.head.weight.data *= CONFIDENT
-                    net.head.bias.data += CONFIDENT * present
                 bundle.save_net(net, folder / name)
                 files[name] = bundle.file_entry(folder, name, bundle.config_of(fit.net))
     own = dict.fromkeys(recipe.locate, pixels[0]) | dict.fromkeys(recipe.grade, pixels[1]) if pixels else {}
