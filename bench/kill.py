@@ -35,7 +35,7 @@ from osteograde.inference import submission
 
 ROOT = Path(__file__).resolve().parents[1]
 TASK = "lumbar-mr"
-FIRST_SECOND = 1.0  # from here on a valid file must be there
+FIRST_SECOND = 1.0  # of a run's own time (a busy machine may give it none): from here on a valid file must be there
 SMALL = 4096  # bytes a file may have where the disk is full: less than any submission
 NOBODY = 65534
 
@@ -86,13 +86,13 @@ def finish(child: int) -> int:
 
 
 def interrupt(job: Job, out: Path, after_s: float, number: int) -> tuple[int, float]:
-    """Start a run and send it a signal after a while; (exit code, seconds it had)."""
+    """Start a run and send it a signal after a while; (exit code, seconds of processor time it had)."""
     begun = time.monotonic()
     child = start(job, out)
     time.sleep(max(0.0, after_s - (time.monotonic() - begun)))
     os.kill(child, number)
-    had = time.monotonic() - begun
-    return finish(child), had
+    _, status, used = os.wait4(child, 0)
+    return os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime
 
 
 def is_whole(job: Job, out: Path) -> bool:
