@@ -4,6 +4,7 @@
 
 TASK = 'lumbar-mr'
 MANIFEST = ''  # sha256 of the only manifest.json that is taken; '': any of this task
+DATA = ''  # the data set that holds the images; '': a competition, or wherever there are any
 SOURCE = {}
 
 SOURCE['osteograde/__init__.py'] = r'''"""Find the joint, crop it, grade it, submit it: a two-stage competition kit for spine and knee images."""
@@ -35,11 +36,23 @@ from typing import Any
 import numpy as np
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
-from osteograde.imaging.dicom.rle import MAX_PIXELS, decode_rle
+from osteograde.imaging.dicom.rle import MAX_PIXELS, decode_rle_within
 
 Header = dict[str, Any]
 
-_LONG = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}
+
+def _code(representation: str) -> int:
+    """A value representation as the number that its two letters are in the file."""
+    return int.from_bytes(representation.encode("ascii"), "little")
+
+
+_LONG = {_code(kind) for kind in ("OB", "OD", "OF", "OL", "OV", "OW", "SQ", "SV", "UC", "UN", "UR", "UT", "UV")}
+_BRIEF = {  # two bytes of length; the others have four
+    *map(_code, ("AE", "AS", "AT", "CS", "DA", "DS", "DT", "FD", "FL", "IS", "LO", "LT", "PN", "SH", "SL", "SS", "ST")),
+    *map(_code, ("TM", "UI", "UL", "US")),
+}
+_element = struct.Struct("<HHHH").unpack_from  # group, element, representation, length where it is brief
+_length = struct.Struct("<L").unpack_from
 _META, _TRANSFER_SYNTAX, _PIXELS, _ITEM, _END = 0x0002FFFF, 0x00020010, 0x7FE00010, 0xFFFEE000, 0xFFFEE0DD
 _UNDEFINED = 0xFFFFFFFF
 _FRAMES = range(0x52009229, 0x52009231)  # functional groups: several frames, or geometry inside sequences
@@ -61,33 +74,36 @@ def _short(value: bytes) -> int:
     return struct.unpack("<H", value)[0]
 
 
-_WANTED: dict[int, tuple[str, bytes, Callable[[bytes], Any]]] = {
-    0x00020010: ("TransferSyntaxUID", b"UI", _text),
-    0x00180050: ("SliceThickness", b"DS", _decimals),
-    0x00180088: ("SpacingBetweenSlices", b"DS", _decimals),
-    0x00181164: ("ImagerPixelSpacing", b"DS", _decimals),
-    0x00200013: ("InstanceNumber", b"IS", _integers),
-    0x00200032: ("ImagePositionPatient", b"DS", _decimals),
-    0x00200037: ("ImageOrientationPatient", b"DS", _decimals),
-    0x00200052: ("FrameOfReferenceUID", b"UI", _text),
-    0x00201041: ("SliceLocation", b"DS", _decimals),
-    0x00280002: ("SamplesPerPixel", b"US", _short),
-    0x00280004: ("PhotometricInterpretation", b"CS", _text),
-    0x00280008: ("NumberOfFrames", b"IS", _integers),
-    0x00280010: ("Rows", b"US", _short),
-    0x00280011: ("Columns", b"US", _short),
-    0x00280030: ("PixelSpacing", b"DS", _decimals),
-    0x00280100: ("BitsAllocated", b"US", _short),
-    0x00280101: ("BitsStored", b"US", _short),
-    0x00280102: ("HighBit", b"US", _short),
-    0x00280103: ("PixelRepresentation", b"US", _short),
-    0x00281052: ("RescaleIntercept", b"DS", _decimals),
-    0x00281053: ("RescaleSlope", b"DS", _decimals),
+_WANTED: dict[int, tuple[str, int, Callable[[bytes], Any]]] = {
+    0x00020010: ("TransferSyntaxUID", _code("UI"), _text),
+    0x00180050: ("SliceThickness", _code("DS"), _decimals),
+    0x00180088: ("SpacingBetweenSlices", _code("DS"), _decimals),
+    0x00181164: ("ImagerPixelSpacing", _code("DS"), _decimals),
+    0x00200013: ("InstanceNumber", _code("IS"), _integers),
+    0x00200032: ("ImagePositionPatient", _code("DS"), _decimals),
+    0x00200037: ("ImageOrientationPatient", _code("DS"), _decimals),
+    0x00200052: ("FrameOfReferenceUID", _code("UI"), _text),
+    0x00201041: ("SliceLocation", _code("DS"), _decimals),
+    0x00280002: ("SamplesPerPixel", _code("US"), _short),
+    0x00280004: ("PhotometricInterpretation", _code("CS"), _text),
+    0x00280008: ("NumberOfFrames", _code("IS"), _integers),
+    0x00280010: ("Rows", _code("US"), _short),
+    0x00280011: ("Columns", _code("US"), _short),
+    0x00280030: ("PixelSpacing", _code("DS"), _decimals),
+    0x00280100: ("BitsAllocated", _code("US"), _short),
+    0x00280101: ("BitsStored", _code("US"), _short),
+    0x00280102: ("HighBit", _code("US"), _short),
+    0x00280103: ("PixelRepresentation", _code("US"), _short),
+    0x00281052: ("RescaleIntercept", _code("DS"), _decimals),
+    0x00281053: ("RescaleSlope", _code("DS"), _decimals),
 }
 
 
-def quick_read(data: bytes) -> tuple[Header, np.ndarray] | None:
-    """The wanted elements by keyword and the stored (rows, columns) pixels of a usual file, else None."""
+def quick_read(data: bytearray) -> tuple[Header, np.ndarray] | None:
+    """The wanted elements by keyword and the stored (rows, columns) pixels of a usual file, else None.
+
+    Uncompressed pixels are a view of the data; while this runs, the data are changed and put back.
+    """
     if data[128:132] != b"DICM":
         return None
     try:
@@ -101,29 +117,32 @@ def quick_read(data: bytes) -> tuple[Header, np.ndarray] | None:
     return None if pixels is None else (header, pixels)
 
 
-def _walk(data: bytes) -> tuple[Header, int, int] | None:
+def _walk(data: bytearray) -> tuple[Header, int, int] | None:
     """Elements up to the pixels, where their value starts, and its declared length."""
     header: Header = {}
-    at, last = 132, 0
+    at, last, size = 132, 0, len(data)
     while True:
-        group, element, kind = struct.unpack_from("<HH2s", data, at)
+        group, element, kind, length = _element(data, at)
         tag = group << 16 | element
-        if kind in _LONG:
-            length, start = struct.unpack_from("<L", data, at + 8)[0], at + 12
+        if kind in _BRIEF:
+            start = at + 8
+        elif kind in _LONG:
+            length, start = _length(data, at + 8)[0], at + 12
         else:
-            length, start = struct.unpack_from("<H", data, at + 6)[0], at + 8
+            return None
         if tag <= last or tag in _FRAMES or (tag > _META and last <= _META and not _is_syntax_known(header)):
             return None
         if tag == _PIXELS:
             return header, start, length
-        if length == _UNDEFINED or start + length > len(data) or not kind.isalpha() or tag > _PIXELS:
+        at = start + length
+        if at > size or tag > _PIXELS:  # an undefined length lies beyond every end
             return None
         if tag in _WANTED:
             keyword, expected, parse = _WANTED[tag]
             if kind != expected:
                 return None
-            header[keyword] = parse(data[start : start + length])
-        at, last = start + length, tag
+            header[keyword] = parse(bytes(data[start:at]))
+        last = tag
 
 
 def _is_syntax_known(header: Header) -> bool:
@@ -143,11 +162,11 @@ def _is_usual(header: Header) -> bool:
     )
 
 
-def _pixels(data: bytes, header: Header, at: int, length: int) -> np.ndarray | None:
+def _pixels(data: bytearray, header: Header, at: int, length: int) -> np.ndarray | None:
     rows, columns = header["Rows"], header["Columns"]
     if header["TransferSyntaxUID"] == RLELossless:
         frame = _only_fragment(data, at) if length == _UNDEFINED else None
-        pixels = None if frame is None else decode_rle(frame, rows, columns)
+        pixels = None if frame is None else decode_rle_within(data, *frame, rows, columns)
     elif length == 2 * rows * columns and at + length <= len(data):
         pixels = np.frombuffer(data, "<u2", rows * columns, at).reshape(rows, columns)
     else:
@@ -155,16 +174,14 @@ def _pixels(data: bytes, header: Header, at: int, length: int) -> np.ndarray | N
     return pixels.view(np.int16) if pixels is not None and header["PixelRepresentation"] else pixels
 
 
-def _only_fragment(data: bytes, at: int) -> bytes | None:
-    """The one fragment behind the offset table."""
+def _only_fragment(data: bytearray, at: int) -> tuple[int, int] | None:
+    """Where the one fragment behind the offset table starts, and its length."""
     start, length = _item(data, at, _ITEM)
     start, length = _item(data, start + length, _ITEM)
-    if _item(data, start + length, _END)[1] != 0:
-        return None
-    return data[start : start + length]
+    return (start, length) if _item(data, start + length, _END)[1] == 0 else None
 
 
-def _item(data: bytes, at: int, expected: int) -> tuple[int, int]:
+def _item(data: bytearray, at: int, expected: int) -> tuple[int, int]:
     group, element, length = struct.unpack_from("<HHL", data, at)
     if group << 16 | element != expected:
         raise ValueError("another item than expected")
@@ -183,11 +200,13 @@ from pydicom.pixels import apply_color_lut
 from pydicom.pixels.utils import get_expected_length
 from pydicom.uid import RLELossless
 
+from osteograde.imaging.dicom import streams
 from osteograde.imaging.dicom.rle import MAX_EXPANSION, MAX_PIXELS, decode_rle
 from osteograde.imaging.dicom.tags import DAMAGE, UnreadableSlice, whole_of
 
 MAX_FRAMES = 4096
 MAX_FRAME_BYTES = 2 << 30  # all frames of a file
+FREE_BYTES, MAX_RATIO = 64 << 20, 200  # decoded pixels beyond so many bytes may not be more times what is there
 
 
 def checked_frames(dataset: Dataset) -> int:
@@ -203,7 +222,17 @@ def checked_frames(dataset: Dataset) -> int:
     present = len(dataset.get("PixelData") or b"")
     if dataset.file_meta.TransferSyntaxUID == RLELossless and size > MAX_EXPANSION * present * max(1, 8 // bits):
         raise UnreadableSlice("pixels_cut")
+    compressed = dataset.file_meta.TransferSyntaxUID.is_encapsulated
+    if compressed and size > max(FREE_BYTES, MAX_RATIO * present):
+        raise UnreadableSlice("image_too_large")
+    if not compressed and rows * columns * frames * samples * bits // 8 > 2 * _present(dataset):
+        raise UnreadableSlice("pixels_cut")
     return frames
+
+
+def _present(dataset: Dataset) -> int:
+    """Bytes of pixels in a file that does not compress them."""
+    return max(len(dataset.get(keyword) or b"") for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData"))
 
 
 def complete(dataset: Dataset) -> None:
@@ -245,9 +274,13 @@ def decoded_frames(dataset: Dataset, frames: int) -> np.ndarray:
             array = decode_rle(get_frame(dataset.PixelData, 0, number_of_frames=1), rows, columns, bits // 8)
             if array is not None and whole_of(dataset, "PixelRepresentation", 0) == 1:
                 array = array.view(f"i{array.itemsize}")
+        if array is None and syntax in streams.FAMILIES and not streams.sizes_agree(dataset, frames):
+            raise UnreadableSlice("pixels_damaged" if _decodable(dataset) else f"no_decoder_{syntax.keyword}")
         if array is None:
             array = dataset.pixel_array
         grey = _grey(dataset, array, samples, stored, high)
+    except UnreadableSlice:
+        raise
     except DAMAGE:
         raise UnreadableSlice("pixels_damaged" if _decodable(dataset) else f"no_decoder_{syntax.keyword}") from None
     if grey.size != frames * rows * columns:
@@ -454,71 +487,105 @@ def _words(dataset: Dataset, keyword: str) -> list[str]:
         many = [value] if value is None or isinstance(value, str) else list(value)
     except DAMAGE:
         return [""]
-    return [str(one or "").strip().upper() for one in many] or [""]
+    return ["" if one is None else str(one).strip().upper() for one in many] or [""]
 '''
 
 SOURCE['osteograde/imaging/dicom/rle.py'] = r'''"""RLE Lossless frames through OpenCV: the same bytes, dressed as a TIFF file in memory.
 
 An RLE frame (PS3.5 annex G) is sixteen uint32 - the number of segments and their offsets - and one PackBits segment per
-byte plane, most significant first. TIFF knows PackBits as compression 32773, so a header of 200 bytes in front of the
+byte plane, most significant first. TIFF knows PackBits as compression 32773, so a header of 150 bytes in front of the
 unchanged segments lets libtiff decode them outside the interpreter's lock. Declared as 16-bit samples: OpenCV then
 copies the strips and refuses damaged ones, where 8-bit samples would be converted and missing data become zeros.
+
+Nearly all the time is memory traffic, so nothing is copied on the way: the header is written over the bytes in front of
+the segments, which are read by then, and they are put back. Where numba is installed its code does the same
+(``rle_numba``).
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import pairwise
+from functools import cache
+from itertools import accumulate, pairwise
 
 import cv2
 import numpy as np
 
 MAX_PIXELS = 64 << 20
 MAX_EXPANSION = 64  # PackBits writes at most 128 bytes for 2
+Strip = tuple[int, int]  # where the PackBits of a plane start and how long they are
 _SHORT, _LONG = 3, 4
 _HEADER_BYTES = 64
 _DIRECTORY_AT, _ENTRIES = 8, 10
 _DATA_AT = _DIRECTORY_AT + 2 + 12 * _ENTRIES + 4
+_HEADS = {count: struct.Struct("<2sHLH" + "HHLL" * _ENTRIES + "L" * (1 + 2 * count)) for count in (1, 2)}
 
 
-def decode_rle(data: bytes, rows: int, columns: int, bytes_per_sample: int = 2) -> np.ndarray | None:
+@cache
+def accelerator() -> Callable[[bytearray, list[Strip], int, int], np.ndarray | None] | None:
+    """The decoder that numba compiles (seconds, once), tried out; None where there is none or it does not work."""
+    try:
+        from osteograde.imaging.dicom import rle_numba
+    except (ImportError, AttributeError):  # no numba, or one that this numpy or this code does not go with
+        return None
+    return rle_numba.decode if rle_numba.works() else None
+
+
+def decoder() -> str:
+    """What decodes RLE here, for a report."""
+    return "numba" if accelerator() else "OpenCV"
+
+
+def decode_rle(data: bytes | memoryview, rows: int, columns: int, bytes_per_sample: int = 2) -> np.ndarray | None:
     """One grey RLE Lossless frame as (rows, columns) uint8 or uint16, exact to the bit.
 
     None where this route cannot decode it: damaged or other segments than one per byte, sizes beyond the caps
     (``MAX_PIXELS``, ``MAX_EXPANSION``; checked before anything is allocated). The caller then asks pydicom.
     """
-    planes = _segments(data)
-    if bytes_per_sample not in (1, 2) or len(planes) != bytes_per_sample or rows < 1 or columns < 1:
+    room = _HEADS[2].size
+    return decode_rle_within(bytearray(room) + data, room, len(data), rows, columns, bytes_per_sample)
+
+
+def decode_rle_within(
+    buffer: bytearray, at: int, length: int, rows: int, columns: int, bytes_per_sample: int = 2
+) -> np.ndarray | None:
+    """The same for a frame of ``length`` bytes that starts at ``at``; the buffer is changed while this runs."""
+    strips = _segments(buffer, at, length)
+    if bytes_per_sample not in (1, 2) or len(strips) != bytes_per_sample or rows < 1 or columns < 1:
         return None
     size = rows * columns
-    if size > MAX_PIXELS or any(size > MAX_EXPANSION * len(plane) for plane in planes):
+    if size > MAX_PIXELS or any(size > MAX_EXPANSION * count for _, count in strips):
         return None
-    pixels = _unpack(planes, rows, columns)
-    if pixels is None and size % 2 and all(plane[-1:] == b"\0" for plane in planes):
-        pixels = _unpack([plane[:-1] for plane in planes], rows, columns)  # an even-length pad hid the fill bytes
-    if pixels is None and size % 2 and len(planes) == 2:
+    faster = accelerator() if bytes_per_sample == 2 else None
+    if faster is not None and (pixels := faster(buffer, strips, rows, columns)) is not None:
+        return pixels
+    pixels = _unpack(buffer, strips, rows, columns)
+    if pixels is None and size % 2 and all(buffer[start + count - 1] == 0 for start, count in strips):
+        # an even-length pad hid the fill bytes
+        pixels = _unpack(buffer, [(start, count - 1) for start, count in strips], rows, columns)
+    if pixels is None and size % 2 and len(strips) == 2:
         for cut in ((1, 0), (0, 1)):  # only one of the two segments was padded
-            trimmed = [plane[: len(plane) - n] for plane, n in zip(planes, cut, strict=True)]
-            pixels = _unpack(trimmed, rows, columns) if pixels is None else pixels
+            trimmed = [(start, count - n) for (start, count), n in zip(strips, cut, strict=True)]
+            pixels = _unpack(buffer, trimmed, rows, columns) if pixels is None else pixels
     return pixels
 
 
-def _segments(data: bytes) -> list[bytes]:
+def _segments(buffer: bytearray, at: int, length: int) -> list[Strip]:
     """The segments of a frame, or an empty list where the header makes no sense."""
-    if len(data) < _HEADER_BYTES:
+    if length < _HEADER_BYTES or at + length > len(buffer):
         return []
-    count, *offsets = struct.unpack_from("<16L", data)
+    count, *offsets = struct.unpack_from("<16L", buffer, at)
     if not 1 <= count <= 15:
         return []
-    edges = [*offsets[:count], len(data)]
+    edges = [*offsets[:count], length]
     if edges[0] < _HEADER_BYTES or any(a >= b for a, b in pairwise(edges)):
         return []
-    return [data[a:b] for a, b in pairwise(edges)]
+    return [(at + a, b - a) for a, b in pairwise(edges)]
 
 
-def _unpack(planes: list[bytes], rows: int, columns: int) -> np.ndarray | None:
+def _unpack(buffer: bytearray, strips: list[Strip], rows: int, columns: int) -> np.ndarray | None:
     size = rows * columns
     width, height = columns, rows  # of the 16-bit image that holds one plane
     if columns % 2 == 0:
@@ -527,53 +594,65 @@ def _unpack(planes: list[bytes], rows: int, columns: int) -> np.ndarray | None:
         height //= 2
     else:  # an odd number of bytes: one more per row, written as PackBits runs behind the data
         width = (columns + 1) // 2
-        planes = [plane + _zeros(rows) for plane in planes]
-    image = _decode_tiff(_tiff(planes, width, height))
-    if image is None or image.dtype != np.uint16 or image.shape != (height * len(planes), width):
+        buffer, strips = _lengthened(buffer, strips, rows)
+    image = _decode_strips(buffer, strips, width, height)
+    if image is None or image.dtype != np.uint16 or image.shape != (height * len(strips), width):
         return None
-    stacked = image.view(np.uint8).reshape(len(planes), -1)[:, :size].reshape(len(planes), rows, columns)
-    if len(planes) == 1:
+    stacked = image.view(np.uint8).reshape(len(strips), -1)[:, :size].reshape(len(strips), rows, columns)
+    if len(strips) == 1:
         return np.ascontiguousarray(stacked[0])
     merged = cv2.merge([stacked[1], stacked[0]])  # low byte first
     return merged.reshape(rows, columns * 2).view("<u2")
 
 
-def _zeros(count: int) -> bytes:
-    """PackBits for exactly ``count`` zeros."""
-    full, rest = divmod(count, 128)
+def _lengthened(buffer: bytearray, strips: list[Strip], zeros: int) -> tuple[bytearray, list[Strip]]:
+    """A buffer of the strips alone, each followed by PackBits for that many zeros."""
+    full, rest = divmod(zeros, 128)
     tail = b"" if rest == 0 else b"\0\0" if rest == 1 else bytes([257 - rest, 0])
-    return b"\x81\0" * full + tail
+    more = b"\x81\0" * full + tail
+    parts = [buffer[start : start + count] + more for start, count in strips]
+    starts = accumulate(map(len, parts[:-1]), initial=_HEADS[2].size)
+    return bytearray(_HEADS[2].size) + b"".join(parts), [(a, len(part)) for a, part in zip(starts, parts, strict=True)]
 
 
-def _tiff(planes: list[bytes], width: int, height: int) -> bytes:
-    """A little-endian TIFF file: one PackBits strip per plane, planes below each other, 16-bit samples."""
-    count = len(planes)
-    starts = [_DATA_AT + 8 * count + sum(map(len, planes[:k])) for k in range(count)]
-    lengths = [len(plane) for plane in planes]
-    pointers = (starts[0], lengths[0]) if count == 1 else (_DATA_AT, _DATA_AT + 4 * count)
-    entries = (
-        (256, _LONG, 1, width),
-        (257, _LONG, 1, height * count),
-        (258, _SHORT, 1, 16),  # bits per sample
-        (259, _SHORT, 1, 32773),  # PackBits
-        (262, _SHORT, 1, 1),  # black is zero
-        (273, _LONG, count, pointers[0]),  # strip offsets
-        (277, _SHORT, 1, 1),  # samples per pixel
-        (278, _LONG, 1, height),  # rows per strip
-        (279, _LONG, count, pointers[1]),  # strip lengths
-        (284, _SHORT, 1, 1),  # planar configuration
+def _decode_strips(buffer: bytearray, strips: list[Strip], width: int, height: int) -> np.ndarray | None:
+    """The image (planes * height, width) of 16-bit samples that OpenCV makes of PackBits strips, one per plane."""
+    head = _HEADS[len(strips)]
+    first, last = strips[0][0] - head.size, sum(strips[-1])
+    if first < 0:
+        return None
+    covered = buffer[first : first + head.size]
+    buffer[first : first + head.size] = _tiff_head([(start - first, count) for start, count in strips], width, height)
+    try:
+        with _quiet_opencv():
+            return cv2.imdecode(np.frombuffer(buffer, np.uint8)[first:last], cv2.IMREAD_UNCHANGED)
+    except cv2.error:  # the image is too wide or too large for OpenCV's own limits
+        return None
+    finally:
+        buffer[first : first + head.size] = covered
+
+
+def _tiff_head(strips: list[Strip], width: int, height: int) -> bytes:
+    """The start of a little-endian TIFF file: one PackBits strip per plane, planes below each other."""
+    count = len(strips)
+    starts, lengths = zip(*strips, strict=True)
+    starts_at, lengths_at = (starts[0], lengths[0]) if count == 1 else (_DATA_AT, _DATA_AT + 4 * count)
+    # fmt: off
+    return _HEADS[count].pack(
+        b"II", 42, _DIRECTORY_AT, _ENTRIES,
+        256, _LONG, 1, width,
+        257, _LONG, 1, height * count,
+        258, _SHORT, 1, 16,  # bits per sample
+        259, _SHORT, 1, 32773,  # PackBits
+        262, _SHORT, 1, 1,  # black is zero
+        273, _LONG, count, starts_at,  # of the strips
+        277, _SHORT, 1, 1,  # samples per pixel
+        278, _LONG, 1, height,  # rows per strip
+        279, _LONG, count, lengths_at,  # of the strips
+        284, _SHORT, 1, 1,  # planar configuration
+        0, *starts, *lengths,
     )
-    head = struct.pack("<2sHLH", b"II", 42, _DIRECTORY_AT, len(entries))
-    head += b"".join(struct.pack("<HHLL", *entry) for entry in entries) + struct.pack("<L", 0)
-    return b"".join([head, struct.pack(f"<{2 * count}L", *starts, *lengths), *planes])
-
-
-def _decode_tiff(content: bytes) -> np.ndarray | None:
-    with _quiet_opencv():
-        try:
-            return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-        except cv2.error:  # the image is too wide or too large for OpenCV's own limits
-            return None
+    # fmt: on
 
 
 @contextmanager
@@ -586,6 +665,138 @@ def _quiet_opencv() -> Iterator[None]:
         yield
     finally:
         logging.setLogLevel(level)
+'''
+
+SOURCE['osteograde/imaging/dicom/rle_numba.py'] = r'''"""RLE Lossless at the speed of C, for environments that have numba; the package does not ask for it.
+
+A run is copied 16 bytes at a time and may be written beyond its end, onto what the next run overwrites or into spare
+room behind the plane: most runs are short, and copying byte by byte takes ten times longer. Whatever is not exactly one
+plane per segment is left to the other decoders. Importing this module without numba is an ImportError.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.core.errors import NumbaError
+from numba.extending import intrinsic
+
+STEP = 16
+SPARE = STEP  # bytes behind a plane that the last copy may reach
+_BYTES = ir.VectorType(ir.IntType(8), STEP)
+
+
+def _pointer(context, builder, kind, array, index):
+    data = cgutils.create_struct_proxy(kind)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [index]), _BYTES.as_pointer())
+
+
+@intrinsic
+def _copy(_, target, at, source, start):
+    """target[at : at + 16] = source[start : start + 16], of bytes and without a check."""
+
+    def made(context, builder, signature, values):
+        first, _, second, _ = signature.args
+        block = builder.load(_pointer(context, builder, second, values[2], values[3]), align=1)
+        builder.store(block, _pointer(context, builder, first, values[0], values[1]), align=1)
+        return context.get_dummy_value()
+
+    return types.void(target, types.intp, source, types.intp), made
+
+
+@intrinsic
+def _fill(_, target, at, value):
+    """target[at : at + 16] = value, of bytes and without a check."""
+
+    def made(context, builder, signature, values):
+        empty = ir.Constant(_BYTES, ir.Undefined)
+        one = builder.insert_element(empty, values[2], ir.Constant(ir.IntType(32), 0))
+        block = builder.shuffle_vector(one, empty, ir.Constant(ir.VectorType(ir.IntType(32), STEP), [0] * STEP))
+        builder.store(block, _pointer(context, builder, signature.args[0], values[0], values[1]), align=1)
+        return context.get_dummy_value()
+
+    return types.void(target, types.intp, types.uint8), made
+
+
+def _compiled(function):
+    try:
+        return numba.njit(nogil=True, cache=True)(function)
+    except RuntimeError:  # no folder to keep the code in: compiled anew by every process
+        return numba.njit(nogil=True)(function)
+
+
+@_compiled
+def _plane(source, start, end, target, size):
+    """Unpack source[start:end] into target[:size], which has SPARE bytes more; whether it is exactly that."""
+    at = np.int64(0)
+    while start < end and at < size:
+        code = np.int64(source[start])
+        start += 1
+        if code < 128:
+            count = code + 1
+            if start + count > end or at + count > size:
+                return False
+            if start + count + STEP > source.size:
+                for i in range(count):
+                    target[at + i] = source[start + i]
+            else:
+                for i in range(0, count, STEP):
+                    _copy(target, at + i, source, start + i)
+            start += count
+            at += count  # type: ignore[assignment]
+        elif code > 128:
+            count = 257 - code
+            if start >= end or at + count > size:
+                return False
+            for i in range(0, count, STEP):
+                _fill(target, at + i, source[start])
+            start += 1
+            at += count  # type: ignore[assignment]
+    return at == size
+
+
+@_compiled
+def _frame(source, high, low, scratch, pixels):
+    """Two planes, (start, length) each, to words; whether both are whole."""
+    size = pixels.size
+    upper, lower = scratch[: size + SPARE], scratch[size + SPARE :]
+    if not _plane(source, high[0], high[0] + high[1], upper, size):
+        return False
+    if not _plane(source, low[0], low[0] + low[1], lower, size):
+        return False
+    for i in range(size):
+        pixels[i] = np.uint16(upper[i]) << 8 | np.uint16(lower[i])
+    return True
+
+
+def decode(buffer: bytearray, strips: list[tuple[int, int]], rows: int, columns: int) -> np.ndarray | None:
+    """(rows, columns) uint16 of the PackBits of the high and the low plane, each (start, length) in the buffer.
+
+    None where one of them is not exactly rows x columns bytes. The interpreter's lock is released meanwhile.
+    """
+    (high, low), size = strips, rows * columns
+    source = np.frombuffer(buffer, np.uint8)
+    if min(*high, *low) < 0 or max(sum(high), sum(low)) > source.size:
+        return None
+    scratch, pixels = np.empty(2 * (size + SPARE), np.uint8), np.empty(size, np.uint16)
+    return pixels.reshape(rows, columns) if _frame(source, high, low, scratch, pixels) else None
+
+
+def works() -> bool:
+    """Compile it and try it: literals, repeats, and three frames that are damaged."""
+    literal = bytes(range(100))
+    buffer = bytearray(b"\x81\x07" + b"\x63" + literal + b"\x80" + b"\xe5\xff" + b"\x81\x07" * 2)
+    high, low, longer = (0, 2), (2, 104), (106, 4)
+    words = np.frombuffer(literal + b"\xff" * 28, np.uint8).reshape(8, 16) + np.uint16(0x0700)
+    try:
+        found = decode(buffer, [high, low], 8, 16)
+        damaged = [decode(buffer, [longer, low], 16, 16), decode(buffer, [high, (2, 50)], 8, 16)]
+        damaged.append(decode(buffer, [high, low], 8, 15))
+    except (NumbaError, AttributeError, TypeError, OSError):  # made for another numba
+        return False
+    return found is not None and np.array_equal(found, words) and all(one is None for one in damaged)
 '''
 
 SOURCE['osteograde/imaging/dicom/series.py'] = r'''"""A folder of DICOM files to volumes. Each file is opened once; one that cannot be read costs its own slice only."""
@@ -675,6 +886,7 @@ before anything is allocated. Errors carry a code and never a tag's value, so th
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 import zlib
@@ -687,6 +899,7 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from osteograde.imaging import files
 from osteograde.imaging.dicom.header import quick_read
 from osteograde.imaging.dicom.pixels import checked_frames, complete, decoded_frames, fill_cut_pixels, grey_values
 from osteograde.imaging.dicom.tags import DAMAGE, Source, UnreadableSlice, number_of, numbers_of
@@ -730,7 +943,7 @@ def read_slice(path: Path) -> Slice:
 
 def read_slices(path: Path) -> tuple[Slice, ...]:
     """All slices of one DICOM file, which is opened once; raises UnreadableSlice."""
-    data, name = contents(path), _stem(Path(path))
+    data, name = contents(path), _stem(path)
     quick = quick_read(data)
     if quick is not None:
         header, pixels = quick
@@ -751,19 +964,19 @@ def _slices(dataset: Dataset, name: str) -> tuple[Slice, ...]:
         raise UnreadableSlice("unknown_syntax")
     complete(dataset)
     frames = checked_frames(dataset)
-    if frames > 1 and not _frames_are_placed(dataset, frames):
-        raise UnreadableSlice("frames_without_position")
     notes = fill_cut_pixels(dataset)
+    if frames > 1 and not _frames_are_placed(dataset, frames):
+        notes = (*notes, "frame_without_position")  # all lie where the file lies, if it says that much
     pixels = decoded_frames(dataset, frames)
     return tuple(_slice(dataset, pixels[k], k, frames, name, notes) for k in range(frames))
 
 
-def contents(path: Path) -> bytes:
+def contents(path: Path) -> bytearray:
+    """The bytes of a file; UnreadableSlice beyond the cap and for an empty file."""
     try:
-        with Path(path).open("rb") as file:
-            if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
-                raise UnreadableSlice("file_too_large")
-            data = file.read()
+        data = files.contents(Path(path), MAX_FILE_BYTES)
+    except files.FileTooLarge:
+        raise UnreadableSlice("file_too_large") from None
     except OSError:
         raise UnreadableSlice("file_unreadable") from None
     if not data:
@@ -771,7 +984,7 @@ def contents(path: Path) -> bytes:
     return data
 
 
-def parsed(data: bytes) -> Dataset:
+def parsed(data: bytearray) -> Dataset:
     """The data set with a transfer syntax, also where preamble or file meta are missing."""
     marked = data[128:132] == b"DICM"
     if DEFLATED in data[:2048]:
@@ -795,12 +1008,13 @@ def _guessed_syntax(dataset: Dataset) -> UID:
     return ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
 
 
-def _check_inflation(data: bytes) -> None:
+def _check_inflation(data: bytearray) -> None:
     """pydicom inflates a deflated file whole on opening; look first how far it goes."""
     length = struct.unpack_from("<L", data, 140)[0] if len(data) > 144 else 0
     limit = min(MAX_INFLATED_BYTES, max(_FREE_INFLATED_BYTES, _MAX_INFLATION * len(data)))
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    rest, written = data[144 + length :], 0
+    rest: bytes | bytearray = data[144 + length :]
+    written = 0
     try:
         while rest and not inflater.eof:
             written += len(inflater.decompress(rest, 1 << 20))
@@ -813,16 +1027,16 @@ def _check_inflation(data: bytes) -> None:
 
 def _slice(dataset: Source, pixels: np.ndarray, k: int, frames: int, name: str, notes: tuple[str, ...]) -> Slice:
     measures = _macro(dataset, k, "PixelMeasuresSequence")
-    spacing = _spacing(measures, dataset)
+    sources = (dataset,) if measures is dataset else (measures, dataset)
     values = _macro(dataset, k, "PixelValueTransformationSequence")
-    gaps = [number_of(source, "SpacingBetweenSlices") for source in (measures, dataset)]
-    thick = [number_of(source, "SliceThickness") for source in (measures, dataset)]
+    gaps = [number_of(source, "SpacingBetweenSlices") for source in sources]
+    thick = [number_of(source, "SliceThickness") for source in sources]
     return Slice(
         pixels=rescaled(pixels, number_of(values, "RescaleSlope"), number_of(values, "RescaleIntercept")),
         name=name if frames == 1 else f"{name}-{k + 1}",
         position_mm=numbers_of(_macro(dataset, k, "PlanePositionSequence"), "ImagePositionPatient", 3),
         orientation=_unit(numbers_of(_macro(dataset, k, "PlaneOrientationSequence"), "ImageOrientationPatient", 6)),
-        spacing_mm=spacing,
+        spacing_mm=_spacing(*sources),
         gap_mm=next((abs(gap) for gap in gaps if gap), None),
         thickness_mm=next((abs(size) for size in thick if size), None),
         frame=str(dataset.get("FrameOfReferenceUID", "") or ""),
@@ -834,6 +1048,8 @@ def _slice(dataset: Source, pixels: np.ndarray, k: int, frames: int, name: str, 
 
 def _macro(dataset: Source, k: int, sequence: str) -> Source:
     """Where frame k keeps a group of tags: its own functional group, the shared one, or the data set itself."""
+    if isinstance(dataset, dict):  # of a usual file: one frame, no groups
+        return dataset
     for keyword, index in (("PerFrameFunctionalGroupsSequence", k), ("SharedFunctionalGroupsSequence", 0)):
         try:
             return dataset[keyword].value[index][sequence].value[0]
@@ -858,7 +1074,7 @@ def _spacing(*sources: Source) -> np.ndarray | None:
     for source in sources:
         for keyword in ("PixelSpacing", "ImagerPixelSpacing"):
             found = numbers_of(source, keyword, 2)
-            if found is not None and np.all((found >= _SPACING_MM[0]) & (found <= _SPACING_MM[1])):
+            if found is not None and all(_SPACING_MM[0] <= step <= _SPACING_MM[1] for step in found.tolist()):
                 return found
     return None
 
@@ -868,14 +1084,14 @@ def _unit(orientation: np.ndarray | None) -> np.ndarray | None:
     if orientation is None:
         return None
     row, column = orientation[:3], orientation[3:]
-    lengths = np.linalg.norm(row), np.linalg.norm(column)
+    lengths = math.sqrt(row @ row), math.sqrt(column @ column)
     if min(lengths) < 0.5 or max(lengths) > 2.0:
         return None
     row, column = row / lengths[0], column / lengths[1]
     if abs(row @ column) > 0.02:
         return None
     column = column - (row @ column) * row
-    return np.concatenate([row, column / np.linalg.norm(column)])
+    return np.concatenate([row, column / math.sqrt(column @ column)])
 
 
 def _instance(dataset: Source, k: int, frames: int) -> int | None:
@@ -887,7 +1103,9 @@ def _instance(dataset: Source, k: int, frames: int) -> int | None:
 
 def _stem(path: Path) -> str:
     """The name without its extension; the last part of a UID is no extension."""
-    return path.name if path.suffix[1:].isdigit() else path.stem
+    name = os.path.basename(path)  # noqa: PTH119 (a Path's own parts cost as much as a header)
+    stem, _, extension = name.rpartition(".")
+    return stem if stem and extension and not extension.isdigit() else name
 '''
 
 SOURCE['osteograde/imaging/dicom/stacks.py'] = r'''"""Slices to volumes: ordered along the slice normal, one volume per regular stack.
@@ -912,6 +1130,7 @@ ANGLE_DEGREES = 0.25  # directions closer than this are the same tilt; 0.5 mm at
 STEP_RANGE = (0.6, 1.5)  # of the stack's step: nearer is another stack, further a gap
 DEFAULT_STEP_MM = 4.0
 SAME_PLACE_MM = 0.05
+UNSIZED = "spacing_unknown"  # code: no slice of the series has a pixel spacing, all were taken for 1 mm
 AXIAL = np.array([[0.0, 0.0, -1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
 
 
@@ -921,7 +1140,8 @@ def stack(
     """All slices of a series as volumes, and the codes of what had to be assumed.
 
     default_directions: unit LPS rows of the (slice, row, column) axes, used where orientation or positions are missing.
-    lost: files of the series that could not be read; so many slices may be missing inside a stack without splitting it.
+    lost: files of the series that could not be read; so many slices, and those of another size, may be missing inside a
+    stack without splitting it.
     """
     codes: Counter[str] = Counter(note for one in slices for note in one.notes)
     directions = AXIAL if default_directions is None else np.asarray(default_directions, float)
@@ -929,9 +1149,11 @@ def stack(
     ordered = _with_orientation(ordered, directions, codes)
     ordered = _with_spacing(ordered, codes)
     volumes = []
+    told = any(one.position_mm is not None for one in ordered)
     for group in _alike(ordered):
-        placed = _with_positions(group, directions[0], codes)
-        chains = _bridged(_chains(placed), lost, codes) if placed else []
+        placed = _with_positions(group, directions[0], codes, told)
+        aside = sum(_same_tilt(group[0], one) and not _same_grid(group[0], one) for one in ordered)
+        chains = _bridged(_chains(placed), lost + aside, codes) if placed else []
         volumes += [_volume(chain, series, codes) for chain in chains]
     return volumes, +codes
 
@@ -956,8 +1178,8 @@ def _with_spacing(slices: list[Slice], codes: Counter[str]) -> list[Slice]:
     lost = sum(one.spacing_mm is None for one in slices)
     if not lost:
         return slices
-    codes["spacing_assumed"] += lost
     known = [one.spacing_mm for one in slices if one.spacing_mm is not None]
+    codes["spacing_assumed" if known else UNSIZED] += lost
     usual = np.median(known, axis=0) if known else np.ones(2)
     return [one if one.spacing_mm is not None else replace(one, spacing_mm=usual) for one in slices]
 
@@ -976,22 +1198,40 @@ def _alike(slices: list[Slice]) -> list[list[Slice]]:
 
 
 def _same_grid(a: Slice, b: Slice) -> bool:
-    assert a.orientation is not None and b.orientation is not None
     assert a.spacing_mm is not None and b.spacing_mm is not None
-    turned = max(
-        np.linalg.norm(a.orientation[:3] - b.orientation[:3]), np.linalg.norm(a.orientation[3:] - b.orientation[3:])
-    )
     return bool(
         a.pixels.shape == b.pixels.shape
-        and np.allclose(a.spacing_mm, b.spacing_mm, rtol=0.005)
-        and turned < np.radians(ANGLE_DEGREES)
         and (a.frame == b.frame or not a.frame or not b.frame)
+        and (_equal(a.spacing_mm, b.spacing_mm) or np.allclose(a.spacing_mm, b.spacing_mm, rtol=0.005))
+        and _same_tilt(a, b)
     )
 
 
-def _with_positions(slices: list[Slice], forward: np.ndarray, codes: Counter[str]) -> list[Slice]:
-    """Every slice with a position: its own, on the line through the others, or one step after another."""
+def _equal(a: np.ndarray, b: np.ndarray) -> bool:
+    """Same to the bit: the usual case, told without arithmetic."""
+    return a.tobytes() == b.tobytes()
+
+
+def _same_tilt(a: Slice, b: Slice) -> bool:
+    assert a.orientation is not None and b.orientation is not None
+    one, other = a.orientation, b.orientation
+    if _equal(one, other):
+        return True
+    turned = max(np.linalg.norm(one[:3] - other[:3]), np.linalg.norm(one[3:] - other[3:]))
+    return bool(turned < np.radians(ANGLE_DEGREES))
+
+
+def _with_positions(slices: list[Slice], forward: np.ndarray, codes: Counter[str], told: bool) -> list[Slice]:
+    """Every slice with a position: its own, on the line through the others, or one step after another.
+
+    told: some slice of the series has a position. A group of another size that has none, such as a picture of the
+    screen, could lie anywhere and is dropped.
+    """
     known = [one for one in slices if one.position_mm is not None]
+    if told and not known:
+        codes["position_missing"] += len(slices)
+        return []
+    start = np.zeros(3) if not known else np.asarray(known[0].position_mm)
     if len(known) > 1 and len({one.instance for one in known}) == len(known) and _span_mm(known) < SAME_PLACE_MM:
         codes["positions_equal"] += len(known)
         known = []
@@ -1006,7 +1246,7 @@ def _with_positions(slices: list[Slice], forward: np.ndarray, codes: Counter[str
             slices = sorted(slices, key=lambda one: one.location_mm or 0.0)
     normal = _normal(slices[0])
     step = normal * (_step_mm(slices) * (1.0 if normal @ forward >= 0 else -1.0))
-    return [replace(one, position_mm=k * step) for k, one in enumerate(slices)]
+    return [replace(one, position_mm=start + k * step) for k, one in enumerate(slices)]
 
 
 def _on_the_line(slices: list[Slice], known: list[Slice], codes: Counter[str]) -> list[Slice]:
@@ -1026,14 +1266,21 @@ def _on_the_line(slices: list[Slice], known: list[Slice], codes: Counter[str]) -
 
 
 def _chains(slices: list[Slice]) -> list[list[Slice]]:
-    """Regular stacks: with the step that needs fewest of them, an uneven one counted as three."""
+    """Regular stacks: with the first step that needs fewest of them, an uneven one counted as three."""
     normal = _normal(slices[0])
     places = np.array([one.position_mm for one in slices])
     order = np.argsort(places @ normal, kind="stable")
     slices, places = [slices[k] for k in order], places[order]
     along = places @ normal
-    trials = [_linked(places, normal, step) for step in _step_candidates(slices, along)]
-    best = min(trials, key=lambda chains: len(chains) + 2 * sum(_is_uneven(places[chain], normal) for chain in chains))
+    best: list[list[int]] = []
+    fewest = len(slices) * 3 + 1
+    for step in _step_candidates(slices, along):
+        chains = _linked(places, normal, step)
+        count = len(chains) + 2 * sum(_is_uneven(places[chain], normal) for chain in chains)
+        if count < fewest:
+            best, fewest = chains, count
+        if fewest == 1:
+            break
     return [[slices[k] for k in chain] for chain in best]
 
 
@@ -1141,11 +1388,64 @@ def _span_mm(slices: list[Slice]) -> float:
     return float(np.linalg.norm(places - places[0], axis=1).max())
 '''
 
+SOURCE['osteograde/imaging/dicom/streams.py'] = r'''"""What a compressed frame says of its own size, read before a decoder allocates (ISO 10918-1, 14495-1, 15444-1)."""
+
+from __future__ import annotations
+
+import struct
+
+from pydicom.dataset import Dataset
+from pydicom.encaps import generate_frames
+from pydicom.uid import (
+    HTJ2K,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
+    JPEG2000TransferSyntaxes,
+    JPEGLSTransferSyntaxes,
+    JPEGTransferSyntaxes,
+)
+
+FAMILIES = frozenset({*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntaxes})
+FAMILIES |= {HTJ2K, HTJ2KLossless, HTJ2KLosslessRPCL}
+_SIZES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # markers of a frame header, JPEG-LS's among them
+_BARE = {0x01, *range(0xD0, 0xD9)}  # markers without a length
+_J2K = b"\xff\x4f\xff\x51"  # start of code stream, then its size
+_J2K_WITHIN = 4096  # bytes that a container may put in front
+
+
+def sizes_agree(dataset: Dataset, frames: int) -> bool:
+    """Whether every frame of a JPEG, JPEG-LS or JPEG 2000 data set declares the Rows and Columns of the tags."""
+    wanted = (int(dataset.Rows), int(dataset.Columns))
+    return all(stream_size(frame) == wanted for frame in generate_frames(dataset.PixelData, number_of_frames=frames))
+
+
+def stream_size(frame: bytes) -> tuple[int, int] | None:
+    """(rows, columns) that a code stream declares; None where it is none.
+
+    >>> stream_size(bytes.fromhex("ffd8ffc0000b08000300050101 1100"))
+    (3, 5)
+    """
+    at = frame.find(_J2K, 0, _J2K_WITHIN)
+    if at >= 0 and len(frame) >= at + 24:
+        right, bottom, left, top = struct.unpack_from(">4L", frame, at + 8)
+        return bottom - top, right - left
+    if frame[:2] != b"\xff\xd8":
+        return None
+    at = 2
+    while at + 9 <= len(frame) and frame[at] == 0xFF:
+        marker = frame[at + 1]
+        if marker in _SIZES:
+            return struct.unpack_from(">2H", frame, at + 5)
+        at += 1 if marker == 0xFF else 2 if marker in _BARE else 2 + struct.unpack_from(">H", frame, at + 2)[0]
+    return None
+'''
+
 SOURCE['osteograde/imaging/dicom/tags.py'] = r'''"""Numbers out of DICOM tags, where any tag may be missing, empty or nonsense; and what damaged files raise."""
 
 from __future__ import annotations
 
 import logging
+import math
 import struct
 import warnings
 import zlib
@@ -1187,20 +1487,26 @@ class UnreadableSlice(ValueError):
         self.code = code
 
 
-def numbers_of(source: Source, keyword: str, count: int) -> np.ndarray | None:
-    """``count`` finite numbers of a tag, or None; empty values between backslashes are passed over."""
+def _floats(source: Source, keyword: str) -> list[float]:
+    """The finite numbers of a tag; none of them where one is nonsense. Empty values between backslashes are passed."""
     try:
         value = source.get(keyword)
         many = [value] if isinstance(value, (str, bytes)) or not isinstance(value, Sequence) else value
-        numbers = np.array([float(one) for one in many if one not in (None, "")])
+        numbers = [float(one) for one in many if one not in (None, "")]
     except DAMAGE:
-        return None
-    return numbers if numbers.shape == (count,) and np.isfinite(numbers).all() else None
+        return []
+    return numbers if all(map(math.isfinite, numbers)) else []
+
+
+def numbers_of(source: Source, keyword: str, count: int) -> np.ndarray | None:
+    """``count`` finite numbers of a tag, or None."""
+    numbers = _floats(source, keyword)
+    return np.array(numbers) if len(numbers) == count else None
 
 
 def number_of(source: Source, keyword: str) -> float | None:
-    numbers = numbers_of(source, keyword, 1)
-    return None if numbers is None else float(numbers[0])
+    numbers = _floats(source, keyword)
+    return numbers[0] if len(numbers) == 1 else None
 
 
 def whole_of(dataset: Source, keyword: str, default: int) -> int:
@@ -1219,6 +1525,55 @@ def quiet_pydicom() -> Iterator[None]:
             yield
     finally:
         logger.propagate = propagate
+'''
+
+SOURCE['osteograde/imaging/files.py'] = r'''"""Whole files into memory: regular files only, held against a cap, asked again where a network mount stumbles."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from io import FileIO
+from pathlib import Path
+
+ASK_AGAIN_S = (0.1, 0.4)  # waits before the second and the third try
+PASSING = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY})
+
+
+class FileTooLarge(OSError):
+    """A file that has more bytes than the caller takes."""
+
+
+def contents(path: Path, most: int) -> bytearray:
+    """The bytes of a regular file of at most ``most`` bytes; raises OSError (FileTooLarge where it has more).
+
+    Errors that pass on a network mount are tried twice more, after a moment; others, such as a forbidden file, are not.
+    """
+    for wait_s in (*ASK_AGAIN_S, None):
+        try:
+            return _read(path, most)
+        except OSError as error:
+            if wait_s is None or error.errno not in PASSING:
+                raise
+            time.sleep(wait_s)
+    raise AssertionError("the last try returns or raises")
+
+
+def _read(path: Path, most: int) -> bytearray:
+    # Without O_NONBLOCK opening a named pipe would wait for ever; regular files ignore it. Reading into a buffer of the
+    # file's size takes half the time of a buffered file.
+    with FileIO(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
+        told = os.fstat(file.fileno())
+        if not stat.S_ISREG(told.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        if told.st_size > most:
+            raise FileTooLarge(errno.EFBIG, "larger than expected")
+        data, filled = bytearray(told.st_size), 0
+        while filled < len(data) and (count := file.readinto(memoryview(data)[filled:])):
+            filled += count
+        return data[:filled] if filled < len(data) else data
 '''
 
 SOURCE['osteograde/imaging/geometry.py'] = r'''"""Where a scan is: grids of voxels and regions of interest in patient millimetres.
@@ -1420,26 +1775,58 @@ def window(volumes: Sequence[Volume], low: float = 0.5, high: float = 99.5) -> l
     All volumes of the series share one window. Constant padding does not count, nor do NaN and infinity, which become
     0; a series without contrast becomes zeros.
     """
-    sample = _sample(volumes)
-    if sample.size == 0:
+    limits = _limits(_sample(volumes), low, high)
+    if limits is None:
         return [replace(volume, voxels=np.zeros(volume.voxels.shape, np.uint8)) for volume in volumes]
-    floor, ceiling = np.percentile(sample, [low, high])
-    if ceiling <= floor:  # nearly all one value: whatever differs is the image
-        floor, ceiling = float(sample.min()), float(sample.max())
-    return [replace(volume, voxels=_bytes(volume.voxels, floor, ceiling)) for volume in volumes]
+    return [replace(volume, voxels=_bytes(volume.voxels, *limits)) for volume in volumes]
 
 
 def _sample(volumes: Sequence[Volume]) -> np.ndarray:
-    """Evenly spread finite values of all volumes without their padding; empty where all are equal."""
+    """Evenly spread values of all volumes."""
     total = sum(volume.voxels.size for volume in volumes)
     step = max(1, round((total / SAMPLED) ** 0.5))  # the same in rows and columns; every slice counts
-    parts = [volume.voxels[:, ::step, ::step].ravel().astype(np.float64) for volume in volumes]
-    values = np.concatenate(parts) if parts else np.empty(0)
+    parts = [volume.voxels[:, ::step, ::step].ravel() for volume in volumes]
+    return np.concatenate(parts) if parts else np.empty(0)
+
+
+def _limits(sample: np.ndarray, low: float, high: float) -> tuple[float, float] | None:
+    """The two percentiles of the finite values without their padding; None where all are equal."""
+    if sample.dtype.kind in "iu" and sample.itemsize <= 2 and sample.size:
+        return _limits_counted(sample, low, high)
+    values = sample.astype(np.float64)
     values = values[np.isfinite(values)]
     if values.size == 0 or values.min() == values.max():
-        return np.empty(0)
-    padding = values == values.min()
-    return values[~padding] if padding.mean() > PADDING_SHARE else values
+        return None
+    inside = values[values > values.min()]
+    padded = inside.size < (1 - PADDING_SHARE) * values.size
+    values = inside if padded and inside.min() < inside.max() else values  # of two values both are the image
+    floor, ceiling = np.percentile(values, [low, high])
+    if ceiling <= floor:  # nearly all one value: whatever differs is the image
+        floor, ceiling = values.min(), values.max()
+    return float(floor), float(ceiling)
+
+
+def _limits_counted(sample: np.ndarray, low: float, high: float) -> tuple[float, float] | None:
+    """The same from how often each value of at most 16 bits occurs: equal to the bit and faster than sorting."""
+    least = int(sample.min())
+    counts = np.bincount(sample.astype(np.intp) - least)
+    if len(counts) == 1:
+        return None
+    padded = sample.size - counts[0] < (1 - PADDING_SHARE) * sample.size
+    if padded and np.count_nonzero(counts) > 2:  # of two values both are the image
+        counts[0] = 0
+    behind = np.cumsum(counts)  # how many values are at most this
+
+    def ranked(rank: np.ndarray) -> np.ndarray:
+        return (np.searchsorted(behind, rank, side="right") + least).astype(np.float64)
+
+    place = (behind[-1] - 1) * np.true_divide([low, high], 100)  # as numpy's percentile, rounding included
+    before = np.floor(place)
+    a, b, part = ranked(before), ranked(np.minimum(before + 1, behind[-1] - 1)), place - before
+    floor, ceiling = np.where(part < 0.5, a + (b - a) * part, b - (b - a) * (1 - part))
+    if ceiling <= floor:  # nearly all one value: whatever differs is the image
+        floor, ceiling = np.flatnonzero(counts)[[0, -1]] + least
+    return float(floor), float(ceiling)
 
 
 def _bytes(voxels: np.ndarray, floor: float, ceiling: float) -> np.ndarray:
@@ -1451,11 +1838,30 @@ def _bytes(voxels: np.ndarray, floor: float, ceiling: float) -> np.ndarray:
         values = plane.astype(np.float32)
         values -= np.float32(floor)
         values *= np.float32(scale)
-        values[~np.isfinite(values)] = 0.0
+        if plane.dtype.kind == "f":
+            values[~np.isfinite(values)] = 0.0
         np.clip(values, 0.0, 255.0, out=values)
         np.rint(values, out=values)
         out[k] = values
     return out
+'''
+
+SOURCE['osteograde/imaging/memory.py'] = r'''"""Memory that was given back stays with the process, so that the next scan does not have to be paged in anew."""
+
+from __future__ import annotations
+
+import numpy as np
+
+_BYTES = (32 << 20) - (64 << 10)  # the largest block that still moves glibc's threshold is 32 MiB
+
+
+def keep_freed_memory() -> None:
+    """Tell the allocator by example: glibc keeps freed blocks up to the largest that it ever had to return.
+
+    Until then every array beyond 128 kB comes from the operating system as new pages, and touching those costs more
+    than decoding into them (reading a study: 51 ms, afterwards 35). Elsewhere this does nothing.
+    """
+    np.empty(_BYTES, np.uint8)
 '''
 
 SOURCE['osteograde/imaging/raster.py'] = r'''"""Pictures without a header of their own (PNG, JPEG, WebP, BMP, TIFF) as grey values and as volumes.
@@ -1478,6 +1884,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from osteograde.imaging.files import FileTooLarge, contents
 from osteograde.imaging.geometry import Volume, roi_at
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})  # compare in lower case
@@ -1554,15 +1961,13 @@ def read_images(
     return volumes
 
 
-def _contents(path: Path) -> bytes:
+def _contents(path: Path) -> bytearray:
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
+        return contents(path, MAX_FILE_BYTES)
+    except FileTooLarge:
+        raise UnreadableImage("file_too_large") from None
     except OSError:
         raise UnreadableImage("file_unreadable") from None
-    if len(data) > MAX_FILE_BYTES:
-        raise UnreadableImage("file_too_large")
-    return data
 
 
 @contextmanager
@@ -1807,6 +2212,39 @@ def slabs(volume: Volume, thin_mm: float = THIN_MM, slab_mm: float = SLAB_MM) ->
 SOURCE['osteograde/inference/__init__.py'] = r'''"""How weights are used: volumes to points to boxes to probabilities to submission.csv."""
 '''
 
+SOURCE['osteograde/inference/abreast.py'] = r'''"""Studies side by side on a CPU: one small net does not keep several cores busy, several of them do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def abreast(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """``work(item)`` of every item, in order, as many at a time as torch has threads, each with one of them.
+
+    Sums over many values come out differently, in the seventh digit, on another number of threads. With one each, also
+    where there is but one item, an answer depends neither on the machine's cores nor on what is done beside it. An
+    error ends it; items that are being worked on are not waited for.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or not items:
+        return [work(item) for item in items]
+    pool = ThreadPoolExecutor(min(threads, len(items)))
+    torch.set_num_threads(1)  # of this thread and of those that begin after it
+    try:
+        return list(pool.map(work, items))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        torch.set_num_threads(threads)
+'''
+
 SOURCE['osteograde/inference/budget.py'] = r'''"""How much work a deadline allows: test-time views are shed first, then folds, and never the submission."""
 
 from __future__ import annotations
@@ -1886,10 +2324,11 @@ class Budget:
         return self.cost(effort) * studies <= self.left()
 '''
 
-SOURCE['osteograde/inference/calibration.py'] = r'''"""Probabilities made honest by one temperature and one bias per class, fitted on out-of-fold answers.
+SOURCE['osteograde/inference/calibration.py'] = r'''"""Probabilities made honest by a small map of their logarithms, fitted on out-of-fold answers.
 
-Vector scaling of Guo et al. (ICML 2017) with a shared temperature: softmax(log p / T + b). Nets taught with softened
-targets say softened probabilities; this takes the softening back, and the class frequencies right.
+Matrix scaling of Guo et al. (ICML 2017), softmax(M log p + b), held near one shared temperature. Nets taught with
+softened targets say softened probabilities; this takes the softening back, gets the class frequencies right, and
+knows which neighbouring classes a net mixes up.
 """
 
 from __future__ import annotations
@@ -1903,41 +2342,65 @@ from scipy.optimize import minimize
 
 SMALLEST = 1e-6  # probability
 STIFFNESS = 1e-3  # of the penalty on the squared bias: keeps classes that hardly occur where they are
+MIXING = 1e-2  # of the penalty on the squared distance of the map from a temperature alone
 
 
 @dataclass(frozen=True)
 class Calibration:
-    temperature: float
+    """mix (K, K) and bias (K,): scores = mix @ centred log p + bias."""
+
+    mix: tuple[tuple[float, ...], ...]
     bias: tuple[float, ...]
 
     def __call__(self, probs: np.ndarray) -> np.ndarray:
         """(..., K) probabilities -> (..., K), rows sum to 1."""
-        scores = np.log(np.maximum(probs, SMALLEST)) / self.temperature + np.asarray(self.bias)
+        scores = _centred(probs) @ np.asarray(self.mix).T + np.asarray(self.bias)
         scores = np.exp(scores - scores.max(-1, keepdims=True))
         return scores / scores.sum(-1, keepdims=True)
 
     def plain(self) -> dict[str, Any]:
-        return {"temperature": round(self.temperature, 5), "bias": [round(value, 5) for value in self.bias]}
+        mix = [[round(value, 5) for value in row] for row in self.mix]
+        return {"mix": mix, "bias": [round(value, 5) for value in self.bias]}
 
 
 def read(plain: Mapping[str, Any]) -> Calibration:
-    return Calibration(float(plain["temperature"]), tuple(float(value) for value in plain["bias"]))
+    """From a manifest. Those of before the map hold a temperature in its place."""
+    bias = tuple(float(value) for value in plain["bias"])
+    mix = plain["mix"] if "mix" in plain else np.eye(len(bias)) / float(plain["temperature"])
+    return Calibration(tuple(tuple(float(value) for value in row) for row in mix), bias)
 
 
 def fit(probs: np.ndarray, labels: np.ndarray, weights: Sequence[float]) -> Calibration:
-    """The calibration with the lowest class-weighted log loss: probs (n, K), labels (n,), weights (K,)."""
-    logs, own = np.log(np.maximum(probs, SMALLEST)), np.asarray(weights, float)[labels]
-    rows, classes = np.arange(len(labels)), probs.shape[1]
+    """The calibration with the lowest class-weighted log loss, penalties added: probs (n, K), labels (n,), weights
+    (K,)."""
+    logs, own = _centred(probs), np.asarray(weights, float)[labels]
+    own = own / own.sum()
+    k = probs.shape[1]
+    wanted = np.eye(k)[labels]
 
-    def loss(parameters: np.ndarray) -> float:
-        scores = logs * np.exp(-parameters[0]) + parameters[1:]
-        top = scores.max(1, keepdims=True)
-        logp = scores - top - np.log(np.exp(scores - top).sum(1, keepdims=True))
-        return float(-(own * logp[rows, labels]).sum() / own.sum() + STIFFNESS * (parameters[1:] ** 2).sum())
+    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        """Value and gradient; parameters: log of 1 / temperature, bias (K), distance of the map from it (K * K)."""
+        sharp, bias, apart = np.exp(parameters[0]), parameters[1 : k + 1], parameters[k + 1 :].reshape(k, k)
+        scores = logs @ (sharp * np.eye(k) + apart).T + bias
+        scores = scores - scores.max(1, keepdims=True)
+        logp = scores - np.log(np.exp(scores).sum(1, keepdims=True))
+        value = -(own * (wanted * logp).sum(1)).sum() + STIFFNESS * (bias**2).sum() + MIXING * (apart**2).sum()
+        error = own[:, None] * (np.exp(logp) - wanted)
+        by_map = error.T @ logs
+        slope = [[sharp * np.trace(by_map)], error.sum(0) + 2 * STIFFNESS * bias, (by_map + 2 * MIXING * apart).ravel()]
+        return float(value), np.concatenate(slope)
 
-    best = minimize(loss, np.zeros(classes + 1), method="L-BFGS-B", bounds=[(-2, 2)] * (classes + 1)).x
-    bias = best[1:] - best[1:].mean()
-    return Calibration(float(np.exp(best[0])), tuple(float(value) for value in bias))
+    bounds = [(-2.0, 2.0)] * (k + 1) + [(None, None)] * (k * k)
+    best = minimize(loss, np.zeros(1 + k + k * k), jac=True, method="L-BFGS-B", bounds=bounds).x
+    mix = np.exp(best[0]) * np.eye(k) + best[k + 1 :].reshape(k, k)
+    bias = best[1 : k + 1] - best[1 : k + 1].mean()
+    return Calibration(tuple(tuple(map(float, row)) for row in mix), tuple(map(float, bias)))
+
+
+def _centred(probs: np.ndarray) -> np.ndarray:
+    """Logarithms less their mean over the classes: a factor common to all classes says nothing."""
+    logs = np.log(np.maximum(probs, SMALLEST))
+    return logs - logs.mean(-1, keepdims=True)
 '''
 
 SOURCE['osteograde/inference/findings.py'] = r'''"""What graders say beside the grade: a table of yes/no findings next to the submission, for tasks that have any."""
@@ -1949,6 +2412,7 @@ from pathlib import Path
 
 import numpy as np
 
+from osteograde.inference import whole
 from osteograde.tasks.contract import Task
 
 Finding = tuple[str, tuple[float, ...]]  # row id, probability of each finding
@@ -1973,7 +2437,7 @@ def findings_of(task: Task, study: str, graded: Mapping[str, np.ndarray]) -> lis
 def write(path: Path, columns: Sequence[str], rows: Sequence[Finding]) -> None:
     lines = [",".join(["row_id", *columns])]
     lines += [",".join([row, *("" if np.isnan(v) else f"{v:.6f}" for v in values)]) for row, values in rows]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    whole.write(path, "\n".join(lines) + "\n")
 
 
 def path_beside(out: Path) -> Path:
@@ -1990,8 +2454,9 @@ from pathlib import Path
 
 import numpy as np
 
+from osteograde.inference import whole
 from osteograde.inference.reading import Loaded
-from osteograde.tasks.contract import Point, Site, Task
+from osteograde.tasks.contract import Point, Site, Study, Task
 
 Flag = tuple[str, str, int]  # row id, reason, how often
 COLUMNS = ("row_id", "reason", "count")
@@ -2014,6 +2479,11 @@ def flags_of(task: Task, loaded: Loaded, points: Mapping[str, Point], graded: Ma
     return found
 
 
+def not_reached(task: Task, study: Study, why: str) -> list[Flag]:
+    """The flags of a study that the run ended before."""
+    return [(row, reason, 1) for row in task.rows(study.id, study.targets) for reason in (why, NOT_GRADED)]
+
+
 def _doubts(task: Task, site: Site, points: Mapping[str, Point], graded: Mapping[str, np.ndarray]) -> list[str]:
     if site.target not in graded:
         return [NOT_GRADED]
@@ -2025,7 +2495,7 @@ def _doubts(task: Task, site: Site, points: Mapping[str, Point], graded: Mapping
 def write(path: Path, flags: Sequence[Flag]) -> None:
     """The flags as a table of ``COLUMNS``; only its first line where there are none."""
     lines = [",".join(COLUMNS), *(f"{row},{reason},{count}" for row, reason, count in flags)]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    whole.write(path, "\n".join(lines) + "\n")
 
 
 def path_beside(out: Path) -> Path:
@@ -2033,7 +2503,10 @@ def path_beside(out: Path) -> Path:
     return out.with_name(out.stem + ".flags.csv")
 '''
 
-SOURCE['osteograde/inference/kernel.py'] = r'''"""The main job inside an offline kernel: find data and weights below the input folder, then what inference.py does."""
+SOURCE['osteograde/inference/kernel.py'] = r'''"""The main job inside an offline kernel: find data and weights below the input folder, then what inference.py does.
+
+With two GPUs each gets a process and half of the studies (shards.py). The log ends with one screen for its reader.
+"""
 
 from __future__ import annotations
 
@@ -2041,57 +2514,96 @@ import importlib
 import json
 import os
 import platform
+import resource
 import shutil
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from osteograde.inference import run
+from osteograde.inference import run, shards, submission
+from osteograde.inference.sheet import Sheet, Tally
 from osteograde.models import bundle, device
 from osteograde.tasks import TASKS
+from osteograde.tasks.image_files import images
 
 TIME_BUDGET_HOURS = 8.5  # of the 9 a code competition gives
-MAX_UNREAD = 1_000_000  # a kernel that stops scores nothing; the count is in its log
 MARKERS = ("test_series_descriptions.csv", "sample_submission.csv")
 SHOWN = ("torch", "torchvision", "timm", "numpy", "pandas", "scipy", "pydicom", "cv2", "safetensors")
+WIDTH = 78
 
 
-def kernel_main(task: str, manifest_sha256: str = "") -> int:
-    """Grade the competition's test studies into submission.csv of the working folder; the exit code is returned.
+def kernel_main(task: str, manifest_sha256: str = "", data_set: str = "") -> int:
+    """Grade the test studies into submission.csv of the working folder; the exit code is returned.
 
-    The environment variables OSTEOGRADE_KAGGLE_INPUT and OSTEOGRADE_KAGGLE_WORKING move both folders, to rehearse.
+    data_set: owner/name of the data set that holds the images, for a task without a competition. The variables
+    OSTEOGRADE_KAGGLE_INPUT and OSTEOGRADE_KAGGLE_WORKING move both folders, to rehearse; OSTEOGRADE_DEVICES names the
+    devices to use ("cpu,cpu"), where they are not to be tried out.
     """
+    begun = time.monotonic()
     root = Path(os.environ.get("OSTEOGRADE_KAGGLE_INPUT", "/kaggle/input"))
     out = Path(os.environ.get("OSTEOGRADE_KAGGLE_WORKING", "/kaggle/working")) / "submission.csv"
     try:
-        data = find_data(root, TASKS[task].slug)
-        weights = find_weights(root, task, manifest_sha256, skip=data)
-        preflight(data, weights, out.parent)
-        return run.infer(task, data, weights, out, time_budget_hours=TIME_BUDGET_HOURS, max_unread=MAX_UNREAD, say=_say)
+        weights = find_weights(root, task, manifest_sha256)
+        data = find_data(root, TASKS[task].slug, data_set, skip=weights)
+        devices = preflight(data, weights, out.parent)
+        tally, left = grade(task, data, weights, out, devices, TIME_BUDGET_HOURS - (time.monotonic() - begun) / 3600)
     except (ValueError, OSError) as error:  # whatever was written stays; the log is all its reader has
         traceback.print_exc()
         print(f"error: {error}\nbelow {root}:", *tree(root), sep="\n  ", file=sys.stderr, flush=True)
         return 2
+    print(*closing(task, data, out, tally, left, devices, time.monotonic() - begun), sep="\n", flush=True)
+    return 0
 
 
-def find_data(root: Path, slug: str) -> Path:
-    """The competition's folder: the new mount, the old mount, else the only folder that holds a marker file."""
+def grade(task: str, data: Path, weights: Path, out: Path, devices: list[str], hours: float) -> tuple[Tally, int]:
+    """What happened, and how many studies keep their priors: one process per device, or all in this one."""
+    if len(devices) > 1:
+        tally = shards.infer(task, data, weights, out, devices, hours=hours, say=_say)
+        return tally, tally.faults[shards.DIED] + tally.faults[shards.DEADLINE]
+    known, manifest, studies = run.prepare(task, data, weights)
+    tally = Tally(studies=len(studies))
+    sheet = Sheet(known, manifest["prior"], studies, out, submission.template_ids(data) or (), tally)
+    sheet.write()
+    run.fill(weights, manifest, sheet, device=device.pick(devices[0]), seconds=hours * 3600, say=_say)
+    return tally, len(studies) - sheet.done
+
+
+def find_data(root: Path, slug: str, data_set: str = "", skip: Path | None = None) -> Path:
+    """The folder of the studies: the competition's or data set's new mount, its old one, else the only folder that
+    holds a marker file or, for a task without a competition, the only one that holds images."""
+    owner, _, name = data_set.partition("/")
     for folder in (root / "competitions" / slug, root / slug):
         if slug and any((folder / marker).is_file() for marker in MARKERS):
             return folder
-    found = sorted({path.parent for marker in MARKERS for path in search(root, marker)})
+    for folder in (root / "datasets" / owner / name, root / name):
+        if name and folder.is_dir():
+            return folder
+    found = sorted({path.parent for marker in MARKERS for path in search(root, marker, skip)})
+    expected = " or ".join(MARKERS)
+    if not found and not slug:
+        found, expected = [folder for folder in mounts(root) if folder != skip and images(folder)], "images"
     if len(found) != 1:
-        raise ValueError(f"{len(found)} folders hold {' or '.join(MARKERS)}, expected 1: {[str(p) for p in found]}")
+        raise ValueError(f"{len(found)} folders hold {expected}, expected 1: {[str(path) for path in found]}")
     return found[0]
 
 
-def find_weights(root: Path, task: str, manifest_sha256: str = "", skip: Path | None = None) -> Path:
+def mounts(root: Path) -> list[Path]:
+    """What is attached: below the folders of kinds and owners in the new layout, right below the root in the old."""
+    kinds = {"competitions": 1, "datasets": 2, "models": 5, "notebooks": 2}
+    folders = [path for path in root.iterdir() if path.is_dir() and path.name not in kinds] if root.is_dir() else []
+    for kind, depth in kinds.items():
+        folders += [path for path in root.glob("/".join([kind, *["*"] * depth])) if path.is_dir()]
+    return sorted(folders)
+
+
+def find_weights(root: Path, task: str, manifest_sha256: str = "") -> Path:
     """The folder of the only manifest.json of ``task`` (and of that sha256, if given)."""
     found = []
-    for path in search(root, bundle.MANIFEST, skip):
+    for path in search(root, bundle.MANIFEST):
         facts = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(facts, dict) and facts.get("task") == task:
             found.append(path)
@@ -2113,17 +2625,48 @@ def search(root: Path, name: str, skip: Path | None = None, depth: int = 8) -> I
                 yield from search(folder, name, skip, depth - 1)
 
 
-def preflight(data: Path, weights: Path, working: Path) -> None:
-    """Print what a reader of the log will ask first; the GPU is tried by a real operation."""
+def preflight(data: Path, weights: Path, working: Path) -> list[str]:
+    """Print what a reader of the log will ask first, and return the devices to use: each GPU that a real operation
+    works on, else the CPU."""
     versions = ", ".join(f"{name} {getattr(importlib.import_module(name), '__version__', '?')}" for name in SHOWN)
     print(f"python {platform.python_version()}, {versions}")
+    works = []
     for index in range(torch.cuda.device_count()):
         gpu = torch.device("cuda", index)
-        print(f"{gpu} {torch.cuda.get_device_name(gpu)}: {device.fault(gpu) or 'works'}")
-    print(f"device {device.pick('auto')}, torch built for {torch.cuda.get_arch_list() or 'the CPU'}")
+        fault = device.fault(gpu)
+        works += [] if fault else [str(gpu)]
+        print(f"{gpu} {torch.cuda.get_device_name(gpu)}: {fault or 'works'}")
+    chosen = [name for name in os.environ.get("OSTEOGRADE_DEVICES", "").split(",") if name] or works or ["cpu"]
+    print(f"devices {', '.join(chosen)}; torch built for {torch.cuda.get_arch_list() or 'the CPU'}")
     kaggle = {name: os.environ.get(name, "") for name in ("KAGGLE_KERNEL_RUN_TYPE", "KAGGLE_IS_COMPETITION_RERUN")}
     print(f"{os.cpu_count()} CPUs, {shutil.disk_usage(working).free / 2**30:.0f} GiB free, {kaggle}")
     print(f"data {data}\nweights {weights}, manifest {bundle.sha256(weights / bundle.MANIFEST)[:12]}", flush=True)
+    return chosen
+
+
+def closing(task: str, data: Path, out: Path, tally: Tally, left: int, devices: list[str], seconds: float) -> list[str]:
+    """One screen at the end of the log: studies, faults, times, and the hash that a downloaded file must have."""
+    template = data / submission.TEMPLATE
+    problems = submission.validate(out, template) if submission.template_ids(data) else []
+    state = f"{len(problems)} problems, such as {problems[0]}" if problems else "valid"
+    stages = ", ".join(f"{name} {spent:.1f} s" for name, spent in tally.seconds.items()) or "none"
+    faults = ", ".join(f"{code} x {count}" for code, count in sorted(tally.faults.items())) or "none"
+    return [
+        f"== osteograde {task} ".ljust(WIDTH, "="),
+        f"studies    {tally.studies - left} of {tally.studies} graded, {tally.unread} unreadable",
+        f"rows       {len(submission.read(out))}, {tally.on_prior} on their prior; {state}",
+        f"faults     {faults}",
+        f"stages     {stages}",
+        f"time       {seconds:.0f} s on {', '.join(devices)}, peak memory {peak_mib():.0f} MiB a process",
+        f"result     {out.name} sha256 {bundle.sha256(out)}",
+        "=" * WIDTH,
+    ]
+
+
+def peak_mib() -> float:
+    """Most memory that this process or one of its children held at once."""
+    most = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return most / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def tree(root: Path) -> list[str]:
@@ -2149,20 +2692,19 @@ Shapes: N slices, B passes, L landmarks, S sites, K classes. Folds are averaged 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import nn
 
-from osteograde.imaging.geometry import apply, to_index
-from osteograde.inference.calibration import Calibration
+from osteograde.imaging.geometry import Roi, Volume, apply, to_index
 from osteograde.inference.reading import Loaded
+from osteograde.inference.sharing import Nets, in_memory, logits_of, mean_of
 from osteograde.inference.views import SIGN, Pass, pass_images, passes, site_boxes, site_crops, test_views, turned
 from osteograde.models.locator import probabilities
 from osteograde.models.peaks import candidates, in_order, refined, stack_peaks
-from osteograde.tasks.contract import Grade, Locate, Pixels, Point, Points, Task, sides
+from osteograde.tasks.contract import Grade, Locate, Point, Points, Task, sides
 
 T = TypeVar("T")
 ABSENT_BELOW = 0.05  # a landmark with less of the heatmap's mass near its peak was not found
@@ -2170,31 +2712,22 @@ SLICES_PER_BATCH = 96
 CROPS_PER_BATCH = 256
 
 
-@dataclass(frozen=True)
-class Nets:
-    """The folds of one stage, the pixels of what they read, and how their answers are calibrated."""
-
-    nets: Sequence[nn.Module]
-    pixels: Pixels
-    device: torch.device
-    calibration: Calibration | None = None
-
-
-def _autocast(device: torch.device):
-    # fp16 and never bf16: the T4 only emulates the latter.
-    return torch.autocast(device.type, torch.float16, enabled=device.type == "cuda")
-
-
 def locate(stage: Locate, studies: Sequence[Loaded], points: Sequence[Points], nets: Nets) -> list[dict[str, Point]]:
-    """What one locator finds in each study. ``points``: what earlier locators found there."""
+    """What one locator finds in each study. ``points``: what earlier locators found there.
+
+    What could not be computed is counted in the faults of its study and not found.
+    """
     side = max(sides(nets.pixels))
     looks = [(i, look) for i, loaded in enumerate(studies) for look in passes(stage, loaded.volumes, points[i], side)]
     found: list[dict[str, Point]] = [{} for _ in studies]
     for batch in _batched(looks, lambda look: look.roi.shape[0], SLICES_PER_BATCH, nets.device):
-        for (i, look), indices, confidences in zip(batch, *_find(stage, [p for _, p in batch], nets), strict=True):
-            for landmark, index, confidence in zip(look.landmarks, indices, confidences, strict=True):
+        answers = in_memory(partial(_find, stage), [look for _, look in batch], nets)
+        for (i, look), answer in zip(batch, answers, strict=True):
+            if _is_lost(answer, studies[i], stage.name) or answer is None:
+                continue
+            for landmark, (*index, confidence) in zip(look.landmarks, answer, strict=True):
                 if confidence >= ABSENT_BELOW:
-                    found[i][landmark.name] = Point(apply(look.roi.to_mm, index), float(confidence))
+                    found[i][landmark.name] = Point(apply(look.roi.to_mm, np.array(index)), float(confidence))
     return found
 
 
@@ -2219,9 +2752,17 @@ def _batched(
         yield batch
 
 
+def _is_lost(answer: np.ndarray | None, study: Loaded, stage: str) -> bool:
+    """Whether there is no answer, or none in numbers; counted in the study's faults."""
+    if answer is not None and not np.isnan(answer).all():
+        return False
+    study.faults[f"{stage}:{'out_of_memory' if answer is None else 'not_finite'}"] += 1
+    return True
+
+
 @torch.inference_mode()
-def _find(stage: Locate, looks: Sequence[Pass], nets: Nets) -> tuple[np.ndarray, np.ndarray]:
-    """(B, L, 3) index of each landmark in its pass's box and (B, L) confidence."""
+def _find(stage: Locate, looks: Sequence[Pass], nets: Nets) -> list[np.ndarray]:
+    """Per pass (L, 4): index of each landmark in the pass's box, and the confidence; NaN where no fold is finite."""
     images, laterals = zip(*(pass_images(look, nets.device) for look in looks), strict=True)
     image = torch.cat(images).contiguous(memory_format=torch.channels_last)
     lateral = torch.cat(laterals)
@@ -2232,12 +2773,14 @@ def _find(stage: Locate, looks: Sequence[Pass], nets: Nets) -> tuple[np.ndarray,
     side = torch.tensor([SIGN[landmark.side] for landmark in landmarks], device=nets.device)
     folds = []
     for net in nets.nets:
-        with _autocast(nets.device):
-            logits = net.maps(image)  # type: ignore[operator]
+        maps: Callable[..., torch.Tensor] = net.maps  # type: ignore[assignment]
+        logits = logits_of(partial(maps, image), nets.device)
         stride = image.shape[-1] // logits.shape[-1]
-        folds.append(probabilities(logits.float(), stack, channel, side, lateral, nowhere=stage.absent))
+        folds.append(probabilities(logits, stack, channel, side, lateral, nowhere=stage.absent))
     slice_mm = torch.tensor([look.roi.spacing_mm[0] for look in looks], device=nets.device)
-    found, pixel_mm = torch.stack(folds).mean(0), stage.field_mm[1] / max(sides(nets.pixels))
+    found, pixel_mm = mean_of(folds), stage.field_mm[1] / max(sides(nets.pixels))
+    lost = {int(k) for k in stack[found.isnan().flatten(1).any(1)]}
+    found = found.nan_to_num() if lost else found
     found = _beside(found, looks, stage, stride, pixel_mm)
     peaks = stack_peaks(found, stack)
     if stage.apart_mm is not None:  # a chain of levels: the likeliest places that are in order
@@ -2245,7 +2788,9 @@ def _find(stage: Locate, looks: Sequence[Pass], nets: Nets) -> tuple[np.ndarray,
         chains, step_mm = stage.chains(landmarks), stride * pixel_mm
         peaks = in_order(several, scores, chains, map_pixel_mm=step_mm, spacing_mm=stage.apart_mm)
     index, confidence = refined(found, stack, peaks, stride=stride, pixel_mm=pixel_mm, slice_mm=slice_mm)
-    return index.cpu().numpy().astype(float), confidence.cpu().numpy().astype(float)
+    answers = torch.cat([index, confidence[..., None]], -1).cpu().numpy().astype(float)
+    answers[sorted(lost)] = np.nan
+    return list(answers)
 
 
 def _beside(found: torch.Tensor, looks: Sequence[Pass], stage: Locate, stride: int, pixel_mm: float) -> torch.Tensor:
@@ -2293,31 +2838,45 @@ def grade(
     views: int = 1,
 ) -> list[dict[str, np.ndarray]]:
     """What one grader says of every site that can be seen, per study: target -> (K + F,), the probabilities of the
-    classes and then of each of the group's findings."""
+    classes and then of each of the group's findings. What could not be computed is counted in its study's faults."""
     graded: list[dict[str, np.ndarray]] = [{} for _ in studies]
     boxes = [site_boxes(group, loaded.volumes, points[i], nets.pixels) for i, loaded in enumerate(studies)]
     seen = [(i, target) for i, found in enumerate(boxes) for target in found]
     for batch in _batched(seen, lambda _: 1, CROPS_PER_BATCH, nets.device):
-        answers = []
-        for look in test_views(group, views):
-            turned_boxes = {
-                f"{i} {target}": {
-                    view: (volume, turned(roi, *look)) for view, (volume, roi) in boxes[i][target].items()
-                }
-                for i, target in batch
-            }
-            crops = site_crops(group, turned_boxes, nets.pixels, nets.device)
-            for net in nets.nets:
-                with _autocast(nets.device):
-                    logits = net(list(crops.views), crops.present)
-                answers.append(_answers(logits.float(), len(group.findings)))
-        for (i, target), answer in zip(batch, np.mean(answers, 0), strict=True):
+        answers = in_memory(partial(_judge, group, views), [boxes[i][target] for i, target in batch], nets)
+        for (i, target), answer in zip(batch, answers, strict=True):
+            if _is_lost(answer, studies[i], group.name) or answer is None:
+                continue
             if nets.calibration is not None:
                 classes = len(answer) - len(group.findings)
                 answer[:classes] = nets.calibration(answer[:classes])
-            if np.isfinite(answer).all():
-                graded[i][target] = answer
+            graded[i][target] = answer
     return graded
+
+
+@torch.inference_mode()
+def _judge(group: Grade, views: int, boxes: Sequence[Mapping[str, tuple[Volume, Roi]]], nets: Nets) -> list[np.ndarray]:
+    """(K + F,) probabilities of each box: the mean over test-time views and folds; NaN where none is finite."""
+    answers = []
+    for look in test_views(group, views):
+        seen = {
+            str(k): {view: (volume, turned(roi, *look)) for view, (volume, roi) in box.items()}
+            for k, box in enumerate(boxes)
+        }
+        crops = site_crops(group, seen, nets.pixels, nets.device)
+        for net in nets.nets:
+            logits = logits_of(partial(net, list(crops.views), crops.present), nets.device)
+            answers.append(_answers(logits, len(group.findings)))
+    return list(_finite_mean(np.array(answers)))
+
+
+def _finite_mean(answers: np.ndarray) -> np.ndarray:
+    """(S, K + F) mean of (M, S, K + F) over the members whose answer is finite; NaN where none is."""
+    if np.isfinite(answers).all():
+        return answers.mean(0)
+    good = np.isfinite(answers).all(-1, keepdims=True)
+    total = np.where(good, answers, 0.0).sum(0)
+    return np.divide(total, good.sum(0), out=np.full_like(total, np.nan), where=good.sum(0) > 0)
 
 
 def _answers(logits: torch.Tensor, findings: int) -> np.ndarray:
@@ -2348,6 +2907,7 @@ import numpy as np
 from osteograde.imaging import raster
 from osteograde.imaging.dicom import UnreadableSeries, read_series
 from osteograde.imaging.dicom.radiograph import read_film
+from osteograde.imaging.dicom.stacks import UNSIZED
 from osteograde.imaging.geometry import LEFT, Volume, apply, oriented, roi_at
 from osteograde.imaging.intensity import window
 from osteograde.imaging.slabs import slabs
@@ -2356,6 +2916,7 @@ from osteograde.tasks.contract import Mark, Point, Series, Study, Task, View
 SIDE_MM = 200.0  # an image of one side alone is put this far from the patient's midline: all of it lies on that side
 LATERAL = frozenset({"LL", "RL", "LATERAL", "LLD", "RLD"})  # View Position (0018,5101) of a film from the side
 ASSUMED = "size_assumed"  # code: the pixels of an image have no size in mm, the view's usual width is taken
+STEEP_DEGREES = 60.0  # slabs through the lowest disc may lean by 45 degrees and more; a stack beyond is another view's
 _SIGN = {"right": -1.0, "": 0.0, "left": 1.0}
 
 
@@ -2382,6 +2943,7 @@ def load_study(study: Study, task: Task, *, map: Callable[..., Iterable] = map) 
     volumes: dict[str, list[Volume]] = {view.name: [] for view in task.views}
     faults: Counter[str] = Counter()
     marks: dict[str, Point] = {}
+    unsized: list[tuple[str, list[Volume], str]] = []
     for series in study.series:
         told = task.view(series.view) if series.view else task.views[0]  # a folder that no table names
         try:
@@ -2389,19 +2951,65 @@ def load_study(study: Study, task: Task, *, map: Callable[..., Iterable] = map) 
         except (UnreadableSeries, raster.UnreadableImage) as error:
             faults[f"{series.view or 'unnamed'}:{error.code}"] += 1
             continue
-        name = series.view or task.view_of_orientation(stacks[0])
-        if not name:
-            faults["unnamed:no_view"] += 1
-            continue
-        view = task.view(name)
-        faults.update({f"{name}:{code}": count for code, count in codes.items()})
-        marks |= marked(study.marks, series.id, stacks)
-        grey = window(stacks, *view.window)
-        faults.update({f"{name}:no_contrast": 1 for volume in grey if not volume.voxels.any()})
-        volumes[name] += [oriented(slabs(volume), np.array(view.directions)) for volume in grey]
+        name, stacks = _in_plane(task, series.view, stacks, codes)
+        faults.update({f"{name or series.view or 'unnamed'}:{code}": count for code, count in codes.items()})
+        if name and UNSIZED in codes:
+            unsized.append((name, stacks, series.id))
+        elif name:
+            marks |= marked(study.marks, series.id, stacks)
+            volumes[name] += _seen(task.view(name), stacks, faults)
+    for name, stacks, series_id in unsized:
+        stacks = [_sized(stack, _usual_mm(task, volumes, name)) for stack in stacks]
+        marks |= marked(study.marks, series_id, stacks)
+        volumes[name] += _seen(task.view(name), stacks, faults)
     faults.update({f"{view.name}:absent": 1 for view in task.views if view.needed and not volumes[view.name]})
     absent = frozenset(mark.landmark for mark in study.marks if np.isnan(mark.x))
     return Loaded(study, {name: tuple(stacks) for name, stacks in volumes.items()}, faults, marks, absent)
+
+
+def _in_plane(task: Task, told: str, stacks: list[Volume], codes: Counter[str]) -> tuple[str, list[Volume]]:
+    """The view of a series and those of its stacks that lie in its plane; ("", []) where they lie in no view's.
+
+    Where table and files contradict each other, the files are right. What lies across the other stacks, a localizer
+    for example, is dropped.
+    """
+    name = told
+    if not told or not any(task.view(told).shows(stack, STEEP_DEGREES) for stack in stacks):
+        largest = sorted(stacks, key=lambda stack: -stack.voxels.shape[0])
+        name = next(filter(None, map(task.view_of_orientation, largest)), "")
+        codes["orientation_contradicts"] += bool(told)
+    kept = [stack for stack in stacks if name and task.view(name).shows(stack, STEEP_DEGREES)]
+    codes["no_view" if not name else "other_plane"] += _slices(stacks) - _slices(kept)
+    for code in [code for code, count in codes.items() if not count]:
+        del codes[code]
+    return name, kept
+
+
+def _slices(stacks: Sequence[Volume]) -> int:
+    return sum(stack.voxels.shape[0] for stack in stacks)
+
+
+def _seen(view: View, stacks: Sequence[Volume], faults: Counter[str]) -> list[Volume]:
+    """Stacks as the nets see them; those without any contrast show nothing and are left out."""
+    grey = window(stacks, *view.window)
+    kept = [volume for volume in grey if volume.voxels.any()]
+    if len(kept) < len(grey):
+        faults[f"{view.name}:no_contrast"] += len(grey) - len(kept)
+    return [oriented(slabs(volume), np.array(view.directions)) for volume in kept]
+
+
+def _usual_mm(task: Task, volumes: Mapping[str, Sequence[Volume]], name: str) -> float:
+    """Median pixel size in mm of the view's other stacks, else of those of its plane, else of the study's, else 1."""
+    plane = [view.name for view in task.views if view.directions == task.view(name).directions]
+    for names in ([name], plane, list(volumes)):
+        if sizes := [stack.spacing_mm[1:] for one in names for stack in volumes[one]]:
+            return float(np.median(sizes))
+    return 1.0
+
+
+def _sized(volume: Volume, pixel_mm: float) -> Volume:
+    """A stack read at 1 mm a pixel with the pixels of that size; its first pixel stays where it is."""
+    return replace(volume, to_mm=volume.to_mm @ np.diag([1.0, pixel_mm, pixel_mm, 1.0]))
 
 
 def read(series: Series, view: View, *, map: Callable[..., Iterable] = map) -> tuple[list[Volume], Counter[str]]:
@@ -2464,9 +3072,10 @@ def marked(marks: Sequence[Mark], series: str, stacks: Sequence[Volume]) -> dict
 
 SOURCE['osteograde/inference/run.py'] = r'''"""A folder of studies and a folder of weights to one submission.csv. Nothing that is written is ever lost.
 
-A full, valid submission of class priors stands on disk before the first image is opened; it is replaced atomically
-after every chunk. One unreadable series costs that series; a study of which nothing can be read keeps its priors and
-is counted. Nothing else is caught.
+A full, valid submission of class priors stands on disk before a net is built or an image opened; it is replaced
+atomically after every chunk. One unreadable series costs that series; a study of which nothing can be read keeps its
+priors and is counted. SIGTERM and deadlines end the run with what is done. Memory that runs out, a device that is lost
+and a disk that is full for a while are lived through, and counted. Nothing else is caught.
 """
 
 from __future__ import annotations
@@ -2474,27 +3083,602 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from osteograde.imaging.memory import keep_freed_memory
+from osteograde.inference import calibration, pipeline, submission
+from osteograde.inference.abreast import abreast
+from osteograde.inference.budget import Budget, Effort
+from osteograde.inference.reading import Loaded, load_study
+from osteograde.inference.sheet import Result, Sheet, Tally, summary
+from osteograde.inference.stop import Stopped, on_sigterm
+from osteograde.models import bundle as bundles
+from osteograde.models.bundle import Bundle
+from osteograde.models.device import pick
+from osteograde.tasks import TASKS
+from osteograde.tasks.contract import Point, Study, Task
+
+log = logging.getLogger("osteograde.inference")
+CHUNK = 8  # studies that go through the nets together
+Draw = Callable[[Result, Bundle], None]
+
+
+def infer(
+    task: str,
+    data: Path,
+    weights: Path,
+    out: Path,
+    *,
+    device: str = "auto",
+    limit: int = 0,
+    workers: int = 0,
+    time_budget_hours: float | None = None,
+    max_unread: int = 0,
+    draw: Draw | None = None,
+    say: Callable[[str], None] = log.info,
+) -> int:
+    """Grade ``data`` with ``weights`` into ``out``; returns the exit code (1: more than max_unread studies unread).
+
+    ValueError or OSError: the user's mistake, told before any work; a submission already at ``out`` is untouched. (Only
+    weights that are whole and yet do not fit their own manifest are found out after the priors are written.) OSError at
+    the end: the last submission could not be written; the one before it is in place.
+    """
+    begun = time.monotonic()
+    keep_freed_memory()
+    chosen = None if device == "auto" else pick(device)  # looking for a GPU takes seconds: after the priors
+    known, manifest, studies = prepare(task, data, weights)
+    studies = studies[:limit] if limit else studies
+    template = () if limit else submission.template_ids(Path(data)) or ()
+    tally = Tally(studies=len(studies))
+    sheet = Sheet(known, manifest["prior"], studies, out, template, tally)
+    sheet.write()
+    seconds = None if time_budget_hours is None else time_budget_hours * 3600 - (time.monotonic() - begun)
+    fill(weights, manifest, sheet, device=chosen, seconds=seconds, workers=workers, draw=draw, say=say)
+    for line in summary(tally, sheet.done, out):
+        say(line)
+    if tally.unread > max_unread:
+        say(f"{tally.unread} studies could not be read, --max-unread is {max_unread}; their rows are class priors")
+        return 1
+    return 0
+
+
+def prepare(task: str, data: Path, weights: Path) -> tuple[Task, dict[str, Any], list[Study]]:
+    """(task, manifest of the verified weights, all studies of the test part). ValueError: the user's mistake."""
+    if task not in TASKS:
+        raise ValueError(f"unknown task {task!r}; known: {sorted(TASKS)}")
+    if not Path(data).is_dir():
+        raise ValueError(f"{data}: no such folder; --data is the folder that holds the tables and the images")
+    manifest = bundles.verify(Path(weights))
+    known = bundles.task_of(Path(weights), manifest, TASKS)
+    if known.name != task:
+        raise ValueError(f"{weights}: weights are of task {known.name!r}, asked for {task!r}")
+    return known, manifest, known.read(Path(data), "test")
+
+
+def fill(
+    weights: Path,
+    manifest: Mapping[str, Any],
+    sheet: Sheet,
+    *,
+    device: torch.device | None,
+    seconds: float | None,
+    workers: int = 0,
+    chunk: int = CHUNK,
+    draw: Draw | None = None,
+    after: Callable[[Sequence[str]], None] | None = None,
+    say: Callable[[str], None] = log.info,
+) -> None:
+    """Grade the studies of a sheet and write it after every chunk. device None: one that works. seconds: to spend.
+
+    after: called with the ids of finished studies, once their rows are written. OSError: the last writing failed.
+    """
+    begun, late, unwritten = time.monotonic(), "deadline", list[str]()
+
+    def written() -> None:
+        if after is not None and unwritten:
+            after(tuple(unwritten))
+        unwritten.clear()
+
+    try:
+        with on_sigterm():
+            budget = _budget(manifest, seconds, begun)
+            load = partial(bundles.load, Path(weights), TASKS, manifest=manifest)
+            for results, bundle in _chunks(load, device or pick("auto"), sheet, budget, workers, chunk):
+                for result in results:
+                    sheet.put(result)
+                    unwritten.append(result.loaded.study.id)
+                    if draw is not None:
+                        _draw(draw, result, bundle, sheet.tally)
+                if sheet.try_to_write():
+                    written()
+                say(f"{sheet.done}/{len(sheet.studies)} studies, {time.monotonic() - begun:.0f} s")
+    except Stopped:
+        late = "stopped"
+        say("told to stop: what is done is written, all other rows are class priors")
+    sheet.leave(late)
+    sheet.write()
+    written()
+
+
+def _budget(manifest: Mapping[str, Any], seconds: float | None, begun: float) -> Budget:
+    """What may be spent: of ``seconds``, what is left since ``begun``; at most the views and folds of the weights."""
+    folds = Counter(name.rpartition("/")[0] for name in manifest["files"])
+    left = None if seconds is None else seconds - (time.monotonic() - begun)
+    return Budget(left, views=int(manifest["test_views"]), folds=max(folds.values()))
+
+
+def _chunks(
+    load: Callable[[torch.device], Bundle],
+    device: torch.device,
+    sheet: Sheet,
+    budget: Budget,
+    workers: int,
+    most: int,
+) -> Iterator[tuple[list[Result], Bundle]]:
+    """Finished chunks and the nets that did them. A GPU that is lost is not asked again: the CPU does the rest."""
+    bundle = load(device)
+    while True:
+        try:
+            for results in run(bundle, sheet.studies[sheet.done :], budget, sheet.tally, workers=workers, most=most):
+                yield results, bundle
+            return
+        except torch.AcceleratorError:
+            if bundle.device.type == "cpu":
+                raise
+            sheet.tally.faults["device_lost"] += 1
+            bundle = load(torch.device("cpu"))
+
+
+def _draw(draw: Draw, result: Result, bundle: Bundle, tally: Tally) -> None:
+    """A picture that cannot be drawn or written costs that picture."""
+    try:
+        draw(result, bundle)
+    except (OSError, torch.OutOfMemoryError, torch.AcceleratorError):
+        tally.faults["picture_not_written"] += 1
+
+
+def run(
+    bundle: Bundle, studies: Sequence[Study], budget: Budget, tally: Tally, *, workers: int = 0, most: int = CHUNK
+) -> Iterator[list[Result]]:
+    """Chunk by chunk: the next chunk is read in a pool of threads while the nets work on this one."""
+    threads = workers or min(8, os.cpu_count() or 1)
+    pool, ahead = ThreadPoolExecutor(threads), ThreadPoolExecutor(1)
+
+    def fetch(start: int) -> tuple[Sequence[Study], Future[tuple[list[Loaded], float]] | None]:
+        chunk = studies[start : start + budget.chunk(most)]
+        return chunk, ahead.submit(_read, chunk, bundle.task, pool) if chunk else None
+
+    try:
+        done, (chunk, reading) = 0, fetch(0)
+        while reading is not None:
+            effort = budget.effort(len(studies) - done)
+            if effort is None or not budget.fits(len(chunk), effort):
+                return
+            begun = time.monotonic()
+            try:
+                loaded, read_s = reading.result(None if budget.seconds is None else budget.left())
+            except TimeoutError:  # a disk that does not answer
+                return
+            tally.seconds["waiting to read"] += time.monotonic() - begun
+            done += len(chunk)
+            chunk, reading = fetch(done)
+            yield _grade_chunk(bundle, loaded, read_s, effort, budget, tally)
+    finally:  # told to stop, or late: what is still being read is not waited for
+        for executor in (ahead, pool):
+            executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _read(chunk: Sequence[Study], task: Task, pool: ThreadPoolExecutor) -> tuple[list[Loaded], float]:
+    begun = time.monotonic()
+    return [_load(study, task, pool) for study in chunk], time.monotonic() - begun
+
+
+def _load(study: Study, task: Task, pool: ThreadPoolExecutor) -> Loaded:
+    """One study; where memory runs out once more, file by file; where that fails too, nothing of it."""
+    try:
+        return load_study(study, task, map=pool.map)
+    except MemoryError:
+        pass
+    try:
+        loaded = load_study(study, task)
+    except MemoryError:
+        return Loaded(study, {}, Counter(out_of_memory=1))
+    loaded.faults["read_twice"] += 1
+    return loaded
+
+
+def _grade_chunk(
+    bundle: Bundle, loaded: list[Loaded], read_s: float, effort: Effort, budget: Budget, tally: Tally
+) -> list[Result]:
+    begun = time.monotonic()
+    apart = [[study] for study in loaded] if bundle.device.type == "cpu" else [loaded]
+    done = abreast(partial(_answers, bundle, effort), apart)
+    points = [one for found, _, _ in done for one in found]
+    graded = [one for _, answers, _ in done for one in answers]
+    locating, grading = np.sum([seconds for _, _, seconds in done], axis=0)
+    wall_s = time.monotonic() - begun
+    locate_s = wall_s * locating / max(locating + grading, 1e-9)
+    spent = {"read": read_s, "locate": locate_s, "grade": wall_s - locate_s}
+    for name, seconds in spent.items():
+        tally.seconds[name] += seconds
+    budget.record(len(loaded), effort, **{f"{name}_s": seconds for name, seconds in spent.items()})
+    for study in loaded:
+        tally.unread += not study.readable
+        tally.faults.update(study.faults)
+    return [Result(*parts) for parts in zip(loaded, points, graded, strict=True)]
+
+
+def _answers(
+    bundle: Bundle, effort: Effort, loaded: Sequence[Loaded]
+) -> tuple[list[dict[str, Point]], list[dict[str, np.ndarray]], tuple[float, float]]:
+    """(points, probabilities) of each study that goes through the nets together, and the seconds of both stages."""
+    begun = time.monotonic()
+    _, points = pipeline.locate_all(bundle.task, loaded, nets_of(bundle, "locate", effort))
+    located = time.monotonic()
+    graded: list[dict[str, np.ndarray]] = [{} for _ in loaded]
+    graders = nets_of(bundle, "grade", effort)
+    for group in bundle.task.grade:
+        for i, new in enumerate(pipeline.grade(group, loaded, points, graders[group.name], views=effort.views)):
+            graded[i] |= new
+    return points, graded, (located - begun, time.monotonic() - located)
+
+
+def nets_of(bundle: Bundle, kind: str, effort: Effort) -> dict[str, pipeline.Nets]:
+    """The nets of every stage, at most as many folds as the effort says."""
+    nets = bundle.locators if kind == "locate" else bundle.graders
+    return {
+        stage: pipeline.Nets(
+            folds[: effort.folds],
+            bundle.pixels[stage],
+            bundle.device,
+            calibration.read(bundle.calibration[stage]) if stage in bundle.calibration else None,
+        )
+        for stage, folds in nets.items()
+    }
+'''
+
+SOURCE['osteograde/inference/shards.py'] = r'''"""Several devices, one process each: lists of studies are dealt out, and their parts become one submission.
+
+A process that dies (no memory, a broken driver, a file that kills a library) loses nothing that it had finished. What
+is left of its list goes to another device, the studies it died on last and one at a time; a study that two processes
+died on keeps its priors. Rows are merged as text, so the bytes are those of one process.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from osteograde.inference import run, submission, whole, worker
+from osteograde.inference.sheet import Sheet, Tally, write_beside
+from osteograde.inference.worker import Job
+
+POLL_S = 0.5
+MAX_DEATHS = 2  # of processes on one study
+MAX_PROCESSES = 16  # started in all: where they die for a reason that no study has, it ends here
+LAST_LINES = 12
+DIED, DEADLINE = "process_died", "deadline"
+PACKAGE = Path(run.__file__).resolve().parents[2]
+
+
+@dataclass(eq=False)
+class Running:
+    """A process and its job; ``seen``: studies whose rows were taken over already."""
+
+    job: Job
+    folder: Path
+    process: subprocess.Popen[bytes]
+    seen: int = 0
+
+
+@dataclass(eq=False)
+class Plan:
+    """Who works on what. ``orphans``: jobs whose process died, to be taken by a device that is free."""
+
+    free: list[str]
+    orphans: list[Job]
+    running: list[Running] = field(default_factory=list)
+    ended: list[worker.Progress] = field(default_factory=list)
+    deaths: Counter[str] = field(default_factory=Counter)
+    lost: list[str] = field(default_factory=list)  # studies that stay on their priors
+    retired: list[str] = field(default_factory=list)  # devices that a process died on, the last one last
+
+
+def deal(ids: Sequence[str], count: int) -> list[tuple[str, ...]]:
+    """Lists of nearly equal length, neighbours apart: studies of one scanner lie together and take equally long.
+
+    >>> deal(["a", "b", "c"], 2)
+    [('a', 'c'), ('b',)]
+    """
+    return [tuple(ids[k::count]) for k in range(min(count, len(ids)))]
+
+
+def rest(job: Job, done: Sequence[str], deaths: Mapping[str, int]) -> tuple[Job, list[str]]:
+    """What is left of a dead process's job, and those it died on once too often. Suspects come last, one at a time."""
+    left = [name for name in job.ids if name not in set(done)]
+    suspects = left[: job.chunk]
+    lost = [name for name in suspects if deaths[name] >= MAX_DEATHS]
+    again = [*left[job.chunk :], *(name for name in suspects if name not in lost)]
+    return replace(job, ids=tuple(again), chunk=1), lost
+
+
+def infer(
+    task: str,
+    data: Path,
+    weights: Path,
+    out: Path,
+    devices: Sequence[str],
+    *,
+    hours: float,
+    say: Callable[[str], None],
+    poll_s: float = POLL_S,
+) -> Tally:
+    """Grade ``data`` on all ``devices`` into ``out``, as ``run.infer`` does on one; what happened is returned.
+
+    ValueError or OSError: the user's mistake, told before any work.
+    """
+    begun = time.monotonic()
+    known, manifest, studies = run.prepare(task, data, weights)
+    Sheet(known, manifest["prior"], studies, out, submission.template_ids(data) or (), Tally()).write()
+    table = Table(out, {study.id: known.rows(study.id, study.targets) for study in studies})
+    threads = max(1, min(8, (os.cpu_count() or 1) // len(devices)))
+    jobs = [
+        Job(task, str(data), str(weights), device, ids, hours, threads)
+        for device, ids in zip(devices, deal([study.id for study in studies], len(devices)), strict=False)
+    ]
+    with tempfile.TemporaryDirectory(prefix="osteograde-") as home:
+        plan = Plan(free=list(devices), orphans=jobs)
+        try:
+            _supervise(plan, table, Path(home), begun + hours * 3600, poll_s, say)
+        finally:
+            for one in plan.running:
+                one.process.kill()
+                one.process.wait()
+    tally = total([part.tally for part in plan.ended], [study.id for study in studies], table.rows)
+    tally.studies = len(studies)
+    tally.faults[DIED] += len(plan.lost)
+    tally.faults[DEADLINE] += max(0, len(studies) - len(table.done) - len(plan.lost) - tally.faults[DEADLINE])
+    tally.faults = +tally.faults
+    tally.on_prior += sum(len(table.rows[study.id]) for study in studies if study.id not in table.done)
+    write_beside(known, tally, out)
+    return tally
+
+
+def _supervise(
+    plan: Plan, table: Table, home: Path, deadline: float, poll_s: float, say: Callable[[str], None]
+) -> None:
+    begun, count = time.monotonic(), 0
+    while plan.orphans or plan.running:
+        if count >= MAX_PROCESSES and plan.orphans:
+            say(f"{count} processes were started: what is left of the lists keeps its priors")
+            plan.lost += [name for job in plan.orphans for name in job.ids]
+            plan.orphans.clear()
+        if not plan.free and not plan.running and plan.retired:
+            plan.free.append(plan.retired.pop(0))  # none is left: try the one that died longest ago
+        while plan.orphans and plan.free and count < MAX_PROCESSES and time.monotonic() < deadline:
+            job = replace(plan.orphans.pop(0), device=plan.free.pop(0), hours=(deadline - time.monotonic()) / 3600)
+            plan.running.append(start(job, home / str(count)))
+            count += 1
+        time.sleep(poll_s)
+        for one in list(plan.running):
+            code = one.process.poll()  # before the parts are read: what it wrote last is then there
+            if table.take(one):
+                say(f"{len(table.done)}/{len(table.rows)} studies, {time.monotonic() - begun:.0f} s ({one.job.device})")
+            if code is not None:
+                _ended(plan, one, code, say)
+        if time.monotonic() > deadline + 60:
+            say("out of time: what is not graded keeps its priors")
+            plan.ended += [worker.progress(one.folder) for one in plan.running]
+            return
+        if time.monotonic() > deadline and not plan.running:
+            return
+
+
+def _ended(plan: Plan, one: Running, code: int, say: Callable[[str], None]) -> None:
+    plan.running.remove(one)
+    came = worker.progress(one.folder)
+    plan.ended.append(came)
+    if code == 0:
+        plan.free.append(one.job.device)
+        return
+    plan.retired.append(one.job.device)
+    left = [name for name in one.job.ids if name not in set(came.done)]
+    plan.deaths.update(left[: one.job.chunk])
+    job, lost = rest(one.job, came.done, plan.deaths)
+    plan.lost += lost
+    say(f"the process on {one.job.device} died with code {code} at study {left[0] if left else '-'}; it said last:")
+    for line in (one.folder / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]:
+        say(f"  {line}")
+    if job.ids:
+        say(f"{len(job.ids)} studies of its list go to another device")
+        plan.orphans.append(job)
+
+
+def start(job: Job, folder: Path) -> Running:
+    """Start a process on a job. A GPU is the only one that its process sees."""
+    folder.mkdir(parents=True)
+    kind, _, number = job.device.partition(":")
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(PACKAGE), os.environ.get("PYTHONPATH", ""))))}
+    if kind == "cuda":
+        seen = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        env["CUDA_VISIBLE_DEVICES"] = seen[int(number)] if seen else number
+    worker.give(folder, replace(job, device="cuda:0" if kind == "cuda" else "cpu"))
+    command = [sys.executable, "-m", "osteograde.inference.worker", str(folder)]
+    with (folder / "log.txt").open("wb") as log:
+        process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+    return Running(job, folder, process)
+
+
+class Table:
+    """The lines of the submission, as they were written with priors, and then as the parts have them."""
+
+    def __init__(self, out: Path, rows: Mapping[str, Sequence[str]]) -> None:
+        self.out, self.rows, self.done = out, rows, dict[str, None]()
+        self.head, *lines = out.read_text(encoding="utf-8").splitlines()
+        self.lines = {line.partition(",")[0]: line for line in lines}
+
+    def take(self, one: Running) -> bool:
+        """Take over the rows of studies that a process has finished since; whether there were any."""
+        new = worker.progress(one.folder).done[one.seen :]
+        if not new:
+            return False
+        own = (one.folder / worker.PART).read_text(encoding="utf-8").splitlines()[1:]
+        part = {line.partition(",")[0]: line for line in own}
+        for study in new:
+            self.lines |= {row: part[row] for row in self.rows[study]}
+        self.done |= dict.fromkeys(new)
+        one.seen += len(new)
+        whole.write(self.out, "\n".join((self.head, *self.lines.values())) + "\n")
+        return True
+
+
+def total(parts: Sequence[Tally], order: Sequence[str], rows: Mapping[str, Sequence[str]]) -> Tally:
+    """All tallies as one, flags and findings in the order of the studies. Seconds add up over processes."""
+    every, place = Tally(), {name: i for i, name in enumerate(order)}
+    study_of = {row: place[study] for study, own in rows.items() for row in own}
+    for part in parts:
+        every.unread += part.unread
+        every.on_prior += part.on_prior
+        every.faults += part.faults
+        every.flags += part.flags
+        every.findings += part.findings
+        for name, seconds in part.seconds.items():
+            every.seconds[name] += seconds
+    every.flags.sort(key=lambda flag: study_of[flag[0]])
+    every.findings.sort(key=lambda finding: study_of[finding[0]])
+    return every
+'''
+
+SOURCE['osteograde/inference/sharing.py'] = r'''"""Work on a device whose memory may be too small, with nets that may overflow: halve, move, redo; then give up on one.
+
+What is given up is counted in the faults of its study; its rows keep the prior.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from osteograde.inference.calibration import Calibration
+from osteograde.tasks.contract import Pixels
+
+T = TypeVar("T")
+R = TypeVar("R")
+_CPU = torch.device("cpu")
+_CPU_FULL = "can't allocate memory"  # torch's words where the machine's own memory is too small
+
+
+@dataclass(frozen=True)
+class Nets:
+    """The folds of one stage, the pixels of what they read, and how their answers are calibrated."""
+
+    nets: Sequence[nn.Module]
+    pixels: Pixels
+    device: torch.device
+    calibration: Calibration | None = None
+
+
+def in_memory(work: Callable[[Sequence[T], Nets], Sequence[R]], batch: Sequence[T], nets: Nets) -> list[R | None]:
+    """``work(batch, nets)``, one answer per item, whatever the size of the device's memory.
+
+    Where memory runs out the batch is halved, down to one item; one that is still too large goes to the CPU, and where
+    that fails as well its answer is None. Other errors are not caught.
+    """
+    try:
+        return list(work(batch, nets))
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        if not is_memory(error):
+            raise
+    _free(nets.device)  # here and not above: the error holds the tensors of the frames it came through
+    if len(batch) > 1:
+        half = len(batch) // 2
+        return in_memory(work, batch[:half], nets) + in_memory(work, batch[half:], nets)
+    if nets.device.type == "cpu":
+        return [None] * len(batch)
+    with _on_cpu(nets) as slower:
+        return in_memory(work, batch, slower)
+
+
+def is_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a device or on the machine."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or _CPU_FULL in str(error)
+
+
+def logits_of(call: Callable[[], torch.Tensor], device: torch.device) -> torch.Tensor:
+    """``call()`` in half precision where the device is faster so; once more in full where that overflows. float32."""
+    half = is_half(device)
+    # fp16 and never bf16: the T4 only emulates the latter.
+    with torch.autocast(device.type, torch.float16, enabled=half):
+        logits = call().float()
+    if half and not torch.isfinite(logits).all():
+        logits = call().float()
+    return logits
+
+
+def is_half(device: torch.device) -> bool:
+    return device.type == "cuda"
+
+
+def mean_of(folds: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The mean over folds of equal shape; of those that are finite where some are not, NaN where none is."""
+    stacked = torch.stack(list(folds))
+    return stacked.mean(0) if torch.isfinite(stacked).all() else stacked.nanmean(0)
+
+
+def _free(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+@contextmanager
+def _on_cpu(nets: Nets) -> Iterator[Nets]:
+    """The same nets on the CPU for a while: moved, since a copy would need the memory that is not there."""
+    try:
+        for net in nets.nets:
+            net.to(_CPU)
+        yield replace(nets, device=_CPU)
+    finally:
+        for net in nets.nets:
+            net.to(nets.device)
+'''
+
+SOURCE['osteograde/inference/sheet.py'] = r'''"""What a run writes: rows that are priors until their study is done, flags and findings, and the summary."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from osteograde.inference import calibration, findings, flags, pipeline, submission
-from osteograde.inference.budget import Budget, Effort
-from osteograde.inference.reading import Loaded, load_study
-from osteograde.models import bundle as bundles
-from osteograde.models.bundle import Bundle
-from osteograde.models.device import pick
-from osteograde.tasks import TASKS
-from osteograde.tasks.contract import Point, Study
-
-log = logging.getLogger("osteograde.inference")
-CHUNK = 8  # studies that go through the nets together
-Draw = Callable[["Result", Bundle], None]
+from osteograde.inference import findings, flags, pipeline, submission
+from osteograde.inference.reading import Loaded
+from osteograde.tasks.contract import Point, Study, Task
 
 
 @dataclass(frozen=True, eq=False)
@@ -2519,71 +3703,23 @@ class Tally:
     findings: list[findings.Finding] = field(default_factory=list)
 
 
-def infer(
-    task: str,
-    data: Path,
-    weights: Path,
-    out: Path,
-    *,
-    device: str = "auto",
-    limit: int = 0,
-    workers: int = 0,
-    time_budget_hours: float | None = None,
-    max_unread: int = 0,
-    draw: Draw | None = None,
-    say: Callable[[str], None] = log.info,
-) -> int:
-    """Grade ``data`` with ``weights`` into ``out``; returns the exit code (1: more than max_unread studies unread).
-
-    ValueError or OSError: the user's mistake, told before any work; a submission already at ``out`` is untouched.
-    """
-    begun = time.monotonic()
-    if task not in TASKS:
-        raise ValueError(f"unknown task {task!r}; known: {sorted(TASKS)}")
-    if not Path(data).is_dir():
-        raise ValueError(f"{data}: no such folder; --data is the folder that holds the tables and the images")
-    bundle = bundles.load(Path(weights), TASKS, pick(device))
-    if bundle.task.name != task:
-        raise ValueError(f"{weights}: weights are of task {bundle.task.name!r}, asked for {task!r}")
-    studies = bundle.task.read(Path(data), "test")
-    studies = studies[:limit] if limit else studies
-    sheet = Sheet(bundle, studies, out, () if limit else submission.template_ids(Path(data)) or ())
-    sheet.write()
-    budget = Budget(
-        None if time_budget_hours is None else time_budget_hours * 3600 - (time.monotonic() - begun),
-        views=bundle.test_views,
-        folds=max(len(nets) for nets in (*bundle.locators.values(), *bundle.graders.values())),
-    )
-    tally = Tally(studies=len(studies))
-    for results in run(bundle, studies, budget, tally, workers=workers):
-        for result in results:
-            sheet.put(result)
-            tally.findings += findings.findings_of(bundle.task, result.loaded.study.id, result.graded)
-            tally.flags += flags.flags_of(bundle.task, result.loaded, result.points, result.graded)
-            tally.on_prior += len(bundle.task.asked(result.loaded.study.targets)) - len(result.graded)
-            if draw is not None:
-                draw(result, bundle)
-        sheet.write()
-        say(f"{sheet.done}/{len(studies)} studies, {time.monotonic() - begun:.0f} s")
-    flags.write(flags.path_beside(out), tally.flags)
-    if columns := findings.names(bundle.task):
-        findings.write(findings.path_beside(out), columns, tally.findings)
-    for line in summary(tally, sheet.done, out):
-        say(line)
-    if tally.unread > max_unread:
-        say(f"{tally.unread} studies could not be read, --max-unread is {max_unread}; their rows are class priors")
-        return 1
-    return 0
-
-
 class Sheet:
     """The rows of the submission: priors at first, replaced study by study, written whole each time.
 
-    Rows are those of the template, in its order, and then those of studies that a stale template does not know.
+    Rows are those of the template, in its order, and then those of studies that a stale template does not know. The
+    tables of flags and findings lie beside it and are written with it.
     """
 
-    def __init__(self, bundle: Bundle, studies: Sequence[Study], out: Path, template: Sequence[str]) -> None:
-        self.task, self.prior, self.out, self.done = bundle.task, bundle.prior, out, 0
+    def __init__(
+        self,
+        task: Task,
+        prior: Mapping[str, Sequence[float]],
+        studies: Sequence[Study],
+        out: Path,
+        template: Sequence[str],
+        tally: Tally,
+    ) -> None:
+        self.task, self.prior, self.studies, self.out, self.tally, self.done = task, prior, studies, out, tally, 0
         own = [row for study in studies for row in self.task.rows(study.id, study.targets)]
         self.rows = submission.priors_rows(self.task, dict.fromkeys((*template, *own)), self.prior)
 
@@ -2592,78 +3728,39 @@ class Sheet:
         self.rows |= dict(zip(self.task.rows(study.id, study.targets), table, strict=True))
 
     def put(self, result: Result) -> None:
-        self._set(result.loaded.study, result.graded)
+        study, tally = result.loaded.study, self.tally
+        self._set(study, result.graded)
         self.done += 1
+        tally.findings += findings.findings_of(self.task, study.id, result.graded)
+        tally.flags += flags.flags_of(self.task, result.loaded, result.points, result.graded)
+        tally.on_prior += len(self.task.asked(study.targets)) - len(result.graded)
+
+    def leave(self, why: str) -> None:
+        """Flag the rows of studies that were not reached."""
+        left = self.studies[self.done :]
+        self.tally.flags += [flag for study in left for flag in flags.not_reached(self.task, study, why)]
+        if left:
+            self.tally.faults[why] += len(left)
 
     def write(self) -> None:
         submission.write(self.out, self.rows, self.task.classes)
+        write_beside(self.task, self.tally, self.out)
+
+    def try_to_write(self) -> bool:
+        """Write, unless the disk is full or gone for the moment: what was written before stays, grading goes on."""
+        try:
+            self.write()
+        except OSError:
+            self.tally.faults["not_written_yet"] += 1
+            return False
+        return True
 
 
-def run(
-    bundle: Bundle, studies: Sequence[Study], budget: Budget, tally: Tally, *, workers: int = 0
-) -> Iterator[list[Result]]:
-    """Chunk by chunk: the next chunk is read in a pool of threads while the nets work on this one."""
-    threads = workers or min(8, os.cpu_count() or 1)
-    with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(1) as ahead:
-
-        def fetch(start: int) -> tuple[Sequence[Study], Future[tuple[list[Loaded], float]] | None]:
-            chunk = studies[start : start + budget.chunk(CHUNK)]
-            return chunk, ahead.submit(_read, chunk, bundle, pool) if chunk else None
-
-        done, (chunk, reading) = 0, fetch(0)
-        while reading is not None:
-            effort = budget.effort(len(studies) - done)
-            if effort is None or not budget.fits(len(chunk), effort):
-                tally.faults["deadline"] += len(studies) - done
-                reading.cancel()
-                return
-            begun = time.monotonic()
-            loaded, read_s = reading.result()
-            tally.seconds["waiting to read"] += time.monotonic() - begun
-            done += len(chunk)
-            chunk, reading = fetch(done)
-            yield _grade_chunk(bundle, loaded, read_s, effort, budget, tally)
-
-
-def _read(chunk: Sequence[Study], bundle: Bundle, pool: ThreadPoolExecutor) -> tuple[list[Loaded], float]:
-    begun = time.monotonic()
-    return [load_study(study, bundle.task, map=pool.map) for study in chunk], time.monotonic() - begun
-
-
-def _grade_chunk(
-    bundle: Bundle, loaded: list[Loaded], read_s: float, effort: Effort, budget: Budget, tally: Tally
-) -> list[Result]:
-    begun = time.monotonic()
-    _, points = pipeline.locate_all(bundle.task, loaded, nets_of(bundle, "locate", effort))
-    located = time.monotonic()
-    graded: list[dict[str, np.ndarray]] = [{} for _ in loaded]
-    graders = nets_of(bundle, "grade", effort)
-    for group in bundle.task.grade:
-        for i, new in enumerate(pipeline.grade(group, loaded, points, graders[group.name], views=effort.views)):
-            graded[i] |= new
-    ended = time.monotonic()
-    spent = {"read": read_s, "locate": located - begun, "grade": ended - located}
-    for name, seconds in spent.items():
-        tally.seconds[name] += seconds
-    budget.record(len(loaded), effort, **{f"{name}_s": seconds for name, seconds in spent.items()})
-    for study in loaded:
-        tally.unread += not study.readable
-        tally.faults.update(study.faults)
-    return [Result(*parts) for parts in zip(loaded, points, graded, strict=True)]
-
-
-def nets_of(bundle: Bundle, kind: str, effort: Effort) -> dict[str, pipeline.Nets]:
-    """The nets of every stage, at most as many folds as the effort says."""
-    nets = bundle.locators if kind == "locate" else bundle.graders
-    return {
-        stage: pipeline.Nets(
-            folds[: effort.folds],
-            bundle.pixels[stage],
-            bundle.device,
-            calibration.read(bundle.calibration[stage]) if stage in bundle.calibration else None,
-        )
-        for stage, folds in nets.items()
-    }
+def write_beside(task: Task, tally: Tally, out: Path) -> None:
+    """The tables beside the submission: flags, and findings of tasks that have any."""
+    flags.write(flags.path_beside(out), tally.flags)
+    if columns := findings.names(task):
+        findings.write(findings.path_beside(out), columns, tally.findings)
 
 
 def summary(tally: Tally, done: int, out: Path) -> list[str]:
@@ -2679,19 +3776,52 @@ def summary(tally: Tally, done: int, out: Path) -> list[str]:
     return lines
 '''
 
+SOURCE['osteograde/inference/stop.py'] = r'''"""A run that is told to stop (SIGTERM: a notebook's limit, a queue's) writes down what it has, instead of dying."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Stopped(BaseException):
+    """Raised wherever the run is when the signal arrives. No Exception: nothing that repairs faults may swallow it."""
+
+
+def _stop(number: int, frame: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt the writing
+    raise Stopped
+
+
+@contextmanager
+def on_sigterm() -> Iterator[None]:
+    """SIGTERM raises ``Stopped`` inside; the handler that was there before comes back. Other threads see no change."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+'''
+
 SOURCE['osteograde/inference/submission.py'] = r'''"""submission.csv: written whole or not at all, the same bytes for the same numbers, and checked against a template."""
 
 from __future__ import annotations
 
 import csv
 import logging
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 
+from osteograde.inference import whole
 from osteograde.tasks import rows as tables
 from osteograde.tasks.contract import Task
 from osteograde.tasks.rows import ROW_ID, twice
@@ -2758,19 +3888,11 @@ def write(path: Path, rows: Rows, columns: Sequence[str]) -> None:
     table = written(np.stack(list(rows.values()))) if rows else np.zeros((0, len(columns)))
     if table.shape[1] != len(columns):
         raise ValueError(f"{path}: rows have {table.shape[1]} classes, the columns are {list(columns)}")
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("w", encoding="utf-8", newline="") as file:
-            out = csv.writer(file, lineterminator="\n")
-            out.writerow((ROW_ID, *columns))
-            out.writerows((row, *(f"{p:.{DIGITS}f}" for p in ps)) for row, ps in zip(rows, table.tolist(), strict=True))
-            file.flush()
-            os.fsync(file.fileno())
-        if path.exists():
-            part.chmod(path.stat().st_mode & 0o777)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    text = StringIO()
+    out = csv.writer(text, lineterminator="\n")
+    out.writerow((ROW_ID, *columns))
+    out.writerows((row, *(f"{p:.{DIGITS}f}" for p in ps)) for row, ps in zip(rows, table.tolist(), strict=True))
+    whole.write(path, text.getvalue())
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
@@ -3017,6 +4139,135 @@ def test_views(group: Grade, count: int) -> list[tuple[float, float, bool]]:
     return [(degrees, scale, mirror) for degrees, scale in TEST_VIEWS for mirror in ways][:count]
 '''
 
+SOURCE['osteograde/inference/whole.py'] = r'''"""Files that are there whole or not at all: whoever reads them, or is killed while writing, meets no half of one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def write(path: Path, text: str) -> None:
+    """Replace ``path`` by ``text`` in UTF-8, keeping its mode. OSError: what was there before is still there.
+
+    Bytes of a file name that are no text, which Python keeps as lone surrogates, are written as escapes.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")  # two runs at once do not write into each other's
+    try:
+        with part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            part.chmod(path.stat().st_mode & 0o777)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+'''
+
+SOURCE['osteograde/inference/worker.py'] = r'''"""One process of several: grades the studies of its list on its device, and tells after every chunk how far it came.
+
+    python -m osteograde.inference.worker FOLDER
+
+reads FOLDER/job.json and leaves FOLDER/part.csv and FOLDER/progress.json, each replaced in one step.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from osteograde.inference import run
+from osteograde.inference.sheet import Sheet, Tally
+from osteograde.models.device import pick
+
+JOB, PART, PROGRESS = "job.json", "part.csv", "progress.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one process does. ``hours``: what it may take; ``chunk``: studies that go through the nets together."""
+
+    task: str
+    data: str
+    weights: str
+    device: str
+    ids: tuple[str, ...]
+    hours: float
+    workers: int
+    chunk: int = run.CHUNK
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Studies that are finished, and what happened up to them."""
+
+    done: tuple[str, ...]
+    tally: Tally
+
+
+def give(folder: Path, job: Job) -> None:
+    (folder / JOB).write_text(json.dumps(asdict(job)), encoding="utf-8")
+
+
+def progress(folder: Path) -> Progress:
+    """How far a process came; nothing done where it has not said anything."""
+    path = folder / PROGRESS
+    if not path.is_file():
+        return Progress((), Tally())
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    tally = Tally(facts["studies"], facts["unread"], facts["on_prior"])
+    tally.faults = Counter(facts["faults"])
+    tally.seconds = defaultdict(float, facts["seconds"])
+    tally.flags = [(row, reason, count) for row, reason, count in facts["flags"]]
+    tally.findings = [(row, tuple(values)) for row, values in facts["findings"]]
+    return Progress(tuple(facts["done"]), tally)
+
+
+def main(folder: Path) -> int:
+    """Do the job in ``folder``. Errors are not caught: what was written stays, and whoever started it sees the code."""
+    facts: dict[str, Any] = json.loads((folder / JOB).read_text(encoding="utf-8"))
+    job = Job(**{**facts, "ids": tuple(facts["ids"])})
+    task, manifest, studies = run.prepare(job.task, Path(job.data), Path(job.weights))
+    by_id = {study.id: study for study in studies}
+    mine = [by_id[name] for name in job.ids]
+    tally = Tally(studies=len(mine))
+    sheet = Sheet(task, manifest["prior"], mine, folder / PART, (), tally)
+    sheet.write()
+    done: list[str] = []
+
+    def after(ids: Sequence[str]) -> None:
+        done.extend(ids)
+        _tell(folder, done, tally)
+
+    run.fill(
+        Path(job.weights), manifest, sheet, device=pick(job.device), seconds=job.hours * 3600, workers=job.workers,
+        chunk=job.chunk, after=after, say=_say,
+    )  # fmt: skip
+    _tell(folder, done, tally)
+    return 0
+
+
+def _tell(folder: Path, done: Sequence[str], tally: Tally) -> None:
+    part = folder / (PROGRESS + ".part")
+    facts = {"done": list(done), **vars(tally)}  # counters are dicts to JSON
+    part.write_text(json.dumps(facts), encoding="utf-8")
+    part.replace(folder / PROGRESS)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
+'''
+
 SOURCE['osteograde/models/__init__.py'] = r'''"""Nets, their losses, and weights that describe themselves."""
 '''
 
@@ -3259,7 +4510,7 @@ class Bundle:
 
     @property
     def calibration(self) -> Mapping[str, Mapping[str, Any]]:
-        """Grader -> temperature and bias of its answers (inference/calibration.py); none where it is not calibrated."""
+        """Grader -> what makes its answers honest (inference/calibration.py); none where it is not calibrated."""
         return self.manifest.get("calibration", {})
 
     @property
@@ -3270,6 +4521,22 @@ class Bundle:
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def flat(name: str) -> str:
+    """The name of a bundle's file where there are no folders: in a data set or a model on Kaggle.
+
+    >>> flat("grade/spinal/fold0.safetensors")
+    'grade__spinal__fold0.safetensors'
+    """
+    return name.replace("/", "__")
+
+
+def place(folder: Path, name: str) -> Path:
+    """Where a file of a bundle lies: in its folders, or flat."""
+    path = Path(folder) / name
+    beside = Path(folder) / flat(name)
+    return beside if beside.is_file() and not path.is_file() else path
 
 
 def save_net(net: nn.Module, path: Path, *, half: bool = True) -> None:
@@ -3346,7 +4613,7 @@ def verify(folder: Path) -> dict[str, Any]:
     """Check every file of a weights folder against its manifest; return the manifest. ValueError names the file."""
     manifest = read_manifest(folder)
     for name, entry in manifest["files"].items():
-        path = Path(folder) / name
+        path = place(folder, name)
         if not path.resolve().is_relative_to(Path(folder).resolve()):
             raise ValueError(f"{folder}: the manifest names {name}, which is outside of the folder; do not use it")
         if not path.is_file():
@@ -3360,24 +4627,34 @@ def verify(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def load(folder: Path, tasks: Mapping[str, Task], device: torch.device) -> Bundle:
-    """Verify all hashes, then rebuild and load every net. ValueError names what does not fit."""
-    manifest = verify(folder)
+def task_of(folder: Path, manifest: Mapping[str, Any], tasks: Mapping[str, Task]) -> Task:
+    """The task that weights were trained for. ValueError where this version has none with their targets."""
     name = manifest["task"]
     if name not in tasks:
         raise ValueError(f"{folder}: weights are of task {name!r}; known tasks: {sorted(tasks)}")
-    task = tasks[name]
-    if sorted(manifest["prior"]) != sorted(task.targets):
+    if sorted(manifest["prior"]) != sorted(tasks[name].targets):
         raise ValueError(f"{folder}: its targets are not those of task {name!r}; train again with this version")
+    return tasks[name]
+
+
+def load(
+    folder: Path, tasks: Mapping[str, Task], device: torch.device, manifest: Mapping[str, Any] | None = None
+) -> Bundle:
+    """Verify all hashes, then rebuild and load every net. ValueError names what does not fit.
+
+    manifest: what ``verify`` returned for this folder a moment ago; it is not verified again.
+    """
+    manifest = verify(folder) if manifest is None else manifest
+    task = task_of(folder, manifest, tasks)
     nets: dict[str, dict[str, list[nn.Module]]] = {"locate": {}, "grade": {}}
     for file, entry in sorted(manifest["files"].items()):
         kind, stage, _ = file.split("/")
-        net = on_device(load_net(Path(folder) / file, entry["net"]), device)
+        net = on_device(load_net(place(folder, file), entry["net"]), device)
         nets[kind].setdefault(stage, []).append(net)
     wanted = {"locate": {stage.name for stage in task.locate}, "grade": {group.name for group in task.grade}}
     for kind, stages in wanted.items():
         if stages != set(nets[kind]):
-            raise ValueError(f"{folder}: {kind} nets are {sorted(nets[kind])}, task {name!r} needs {sorted(stages)}")
+            raise ValueError(f"{folder}: {kind} nets are {sorted(nets[kind])}, {task.name!r} needs {sorted(stages)}")
     return Bundle(
         task=task,
         manifest=manifest,
@@ -4715,6 +5992,15 @@ class View:
     film: bool = False
     needed: bool = True
 
+    def along(self, volume: Volume) -> float:
+        """How nearly parallel a stack's slices lie to those of the view: |cosine|, 1 = parallel."""
+        normal = np.cross(volume.axes[1], volume.axes[2])
+        return round(abs(float(np.cross(self.directions[1], self.directions[2]) @ normal)), 6)
+
+    def shows(self, volume: Volume, degrees: float = 45.0) -> bool:
+        """Whether a stack's slices lie within so many degrees of the view's."""
+        return self.along(volume) > np.cos(np.radians(degrees))
+
 
 @dataclass(frozen=True)
 class Landmark:
@@ -4832,7 +6118,7 @@ class Task:
     """A competition: what a study may hold, what is found, what is graded, how it is read and scored."""
 
     name: str
-    slug: str  # the competition's name on Kaggle
+    slug: str  # the competition's name on Kaggle; "" where there is none
     views: tuple[View, ...]
     classes: tuple[str, ...]  # columns of the submission
     weights: tuple[float, ...]  # of the classes, in loss and metric
@@ -4890,13 +6176,8 @@ class Task:
     def view_of_orientation(self, volume: Volume) -> str:
         """The view that a stack of unknown description most likely is: the first whose slices lie most nearly
         parallel to its own; "" where all are more than 45 degrees away."""
-        normal = np.cross(volume.axes[1], volume.axes[2])
-        along = {
-            view.name: round(abs(float(np.cross(view.directions[1], view.directions[2]) @ normal)), 6)
-            for view in self.views
-        }
-        best = max(along, key=lambda name: along[name])  # the first of equals
-        return best if along[best] > np.cos(np.pi / 4) else ""
+        best = max(self.views, key=lambda view: view.along(volume))  # the first of equals
+        return best.name if best.shows(volume) else ""
 
     def rows(self, study: str, targets: Sequence[str] = ()) -> list[str]:
         """The submitted row ids of a study, in the template's order; ``targets``: those asked, if not all."""
@@ -4948,7 +6229,8 @@ def images(root: Path) -> list[Path]:
     found = []
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [path for name in sorted(files) if not name.startswith(".") and _is_image(path := Path(folder, name))]
+        paths = (Path(folder, name) for name in sorted(files) if not name.startswith("."))
+        found += [path for path in paths if path.is_file() and _is_image(path)]  # a named pipe would never end
     return found
 
 
@@ -5133,7 +6415,7 @@ def complete(points: Points) -> Points:
 
 TASK = Task(
     name="knee-xray",
-    slug="knee-xray",
+    slug="",
     views=(View(VIEW, "AP or PA radiograph", CORONAL, WINDOW, WIDTH_MM, film=True),),
     classes=tuple(f"kl_{grade}" for grade in GRADES),
     weights=(1.0,) * len(GRADES),
@@ -6157,7 +7439,7 @@ METRIC = OrdinalMetric(LEVELS, spider_files.GRADES)
 
 TASK = Task(
     name="spider",
-    slug="spider",
+    slug="",
     views=tuple(View(view, f"sagittal {view.upper()}", SAGITTAL, needed=False) for view in VIEWS),
     classes=tuple(f"pfirrmann_{grade}" for grade in spider_files.GRADES),
     weights=(1.0,) * len(spider_files.GRADES),
@@ -6751,5 +8033,5 @@ if __name__ == "__main__":  # worker processes may import this file again and mu
         sys.path.insert(0, home)
         from osteograde.inference.kernel import kernel_main
 
-        code = kernel_main(TASK, MANIFEST)
+        code = kernel_main(TASK, MANIFEST, DATA)
     sys.exit(code)
