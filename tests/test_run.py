@@ -155,7 +155,7 @@ def test_pixels_of_unknown_size_are_as_large_as_those_of_another_series_in_their
     known = load_study(study, TASK)
     with pytest.MonkeyPatch.context() as patch:
         spacing = slices._spacing
-        patch.setattr(slices, "_spacing", lambda *sources: None if sources[1]["Rows"] == rows else spacing(*sources))
+        patch.setattr(slices, "_spacing", lambda *sources: None if sources[-1]["Rows"] == rows else spacing(*sources))
         rows = known.volumes["sag_t2"][0].voxels.shape[1]
         told = load_study(study, TASK)
     assert told.faults["sag_t2:spacing_unknown"] == known.volumes["sag_t2"][0].voxels.shape[0]

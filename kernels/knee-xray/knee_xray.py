@@ -3171,12 +3171,13 @@ def fill(
     device: torch.device | None,
     seconds: float | None,
     workers: int = 0,
-    chunk: int = CHUNK,
+    chunk: int = 0,
     draw: Draw | None = None,
     after: Callable[[Sequence[str]], None] | None = None,
     say: Callable[[str], None] = log.info,
 ) -> None:
     """Grade the studies of a sheet and write it after every chunk. device None: one that works. seconds: to spend.
+    chunk: studies that go through the nets together, 0: CHUNK.
 
     after: called with the ids of finished studies, once their rows are written. OSError: the last writing failed.
     """
@@ -3191,7 +3192,7 @@ def fill(
         with on_sigterm():
             budget = _budget(manifest, seconds, begun)
             load = partial(bundles.load, Path(weights), TASKS, manifest=manifest)
-            for results, bundle in _chunks(load, device or pick("auto"), sheet, budget, workers, chunk):
+            for results, bundle in _chunks(load, device or pick("auto"), sheet, budget, workers, chunk or CHUNK):
                 for result in results:
                     sheet.put(result)
                     unwritten.append(result.loaded.study.id)
