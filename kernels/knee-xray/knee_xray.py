@@ -291,7 +291,7 @@ def decoded_frames(dataset: Dataset, frames: int) -> np.ndarray:
 def _decodable(dataset: Dataset) -> bool:
     try:
         return bool(pydicom.pixels.get_decoder(dataset.file_meta.TransferSyntaxUID).is_available)
-    except NotImplementedError:
+    except NotImplementedError:  # so pydicom says that it knows no such transfer syntax
         return False
 
 

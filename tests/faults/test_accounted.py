@@ -114,10 +114,10 @@ CANNOT: dict[int, str] = {
     57: "one process works on one device; a second GPU is not used, so it cannot be lost",
     59: "files are read by threads of one process; no shared memory is asked for",
     60: "inference never forks: threads only",
-    67: "no cache of compiled code is needed: nothing in the kernel is compiled at run time",
+    67: "where numba finds no folder for compiled code, each process compiles anew (imaging/dicom/rle_numba.py)",
     78: "time is measured with time.monotonic alone (inference/budget.py, inference/run.py)",
     80: "inference keeps no cache between runs; the caches of training are keyed (learning/cache.py)",
-    81: "one GPU; on a CPU a batch holds one study, so its bytes do not depend on its neighbours",
+    81: "on a CPU a batch holds one study and one thread; parts of several devices are merged as text (shards.py)",
 }
 
 
