@@ -72,20 +72,20 @@ def test_epochs_in_common_are_learnt_once_per_half(tmp_path, monkeypatch):
     calls = []
 
     def train(build_net, plan, data, held_out, loss, where, *, resume, log):
-        calls.append((where.title, plan.epochs, plan.early[0], plan.lr, len(data)))
+        calls.append((where.title, plan.epochs, plan.early[0], plan.lr, len(data), plan.restarts))
         return nn.Linear(1, 1)
 
     monkeypatch.setattr(cross_fit.fit, "train", train)
     monkeypatch.setattr(bundle, "load_net", lambda path, config: nn.Linear(1, 1))
-    plan = Fit(net={}, pixels=32, epochs=5, common=3, batch=2, lr=0.1, early=(4, 0.5))
+    plan = Fit(net={}, pixels=32, epochs=5, common=3, batch=2, lr=0.1, early=(4, 0.5), restarts=(4,))
     run = Run(RECIPES["knee-xray"](), STUDIES, [], SPLIT, tuple(range(5)), tmp_path, torch.device("cpu"), False, print)
     (tmp_path / "work" / "nets").mkdir(parents=True)
     list(cross_fit.cross_fit(run, "grade", "kl", plan, lambda part: list(part), lambda *_: None))
-    assert calls[0] == ("kl folds 0, 1, 2", 3, 4, 0.1, 8)
+    assert calls[0] == ("kl folds 0, 1, 2", 3, 4, 0.1, 8, ())
     assert [title for title, *_ in calls] == [
         "kl folds 0, 1, 2", "kl fold 0", "kl fold 1", "kl fold 2", "kl folds 3, 4", "kl fold 3", "kl fold 4",
     ]  # fmt: skip
-    assert calls[1][1:] == (2, 1, 0.05, 16)
+    assert calls[1][1:] == (2, 1, 0.05, 16, (1,))  # a restart counts the epochs of the whole plan
 
 
 def test_nets_that_begin_in_common_differ_afterwards():

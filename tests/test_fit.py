@@ -221,7 +221,7 @@ def test_an_epoch_counts_as_bad_only_beyond_the_slack(tmp_path, slack, epochs, k
     assert torch.equal(weights(best), weights(to_there))
 
 
-def test_restarts_begin_the_cosine_anew_from_half_the_rate_and_leave_the_first_cycle_as_it_was():
+def test_restarts_begin_the_cosine_anew_from_a_share_of_the_rate_and_leave_the_first_cycle_as_it_was():
     short = Fit(net={}, pixels=8, epochs=3, batch=1, lr=1.0, warmup=0.1)
     long = replace(short, epochs=5, restarts=(3,))
     steps = 20
@@ -229,6 +229,8 @@ def test_restarts_begin_the_cosine_anew_from_half_the_rate_and_leave_the_first_c
     both = [fit.rate(long, step, steps) for step in range(5 * steps)]
     assert both[: 3 * steps] == first
     assert max(both[3 * steps :]) == pytest.approx(0.5) and both[3 * steps - 1] < 0.02 and both[-1] < 0.01
+    whole = replace(long, restart_share=1.0)
+    assert max(fit.rate(whole, step, steps) for step in range(3 * steps, 5 * steps)) == pytest.approx(1.0)
 
 
 class Trunked(nn.Module):

@@ -151,7 +151,7 @@ class Fetched:
 
 def rate(plan: Fit, step: int, steps: int) -> float:
     """Learning rate of a step, ``steps`` of them an epoch: of the head alone in its epochs, then falling at the
-    milestones, or by ``schedule``; at every restart that begins anew from half the rate (SGDR, Loshchilov 2017)."""
+    milestones, or by ``schedule``, begun anew at every restart from a share of the rate (SGDR, Loshchilov 2017)."""
     head = plan.head_epochs * steps
     if step < head:
         return plan.head_lr
@@ -160,7 +160,7 @@ def rate(plan: Fit, step: int, steps: int) -> float:
     begins = [plan.head_epochs, *plan.restarts]
     cycle = sum(step >= epoch * steps for epoch in begins) - 1
     begin, end = begins[cycle], [*begins, plan.epochs][cycle + 1]
-    return plan.lr * 0.5**cycle * schedule(step - begin * steps, (end - begin) * steps, plan.warmup)
+    return plan.lr * plan.restart_share**cycle * schedule(step - begin * steps, (end - begin) * steps, plan.warmup)
 
 
 def _sized(data: Any, plan: Fit, epoch: int) -> Data:

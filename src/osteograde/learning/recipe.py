@@ -58,7 +58,8 @@ class Fit:
     head_lr: float = 0.0
     frozen: tuple[str, ...] = ()  # modules of the trunk that keep their starting weights and statistics
     early: tuple[int, float] = (0, 1.0)  # graders: the first epochs read images with this share of ``pixels``
-    restarts: tuple[int, ...] = ()  # epochs after which the cosine starts anew, from half the lr
+    restarts: tuple[int, ...] = ()  # epochs after which the cosine starts anew, from ``restart_share`` of the lr
+    restart_share: float = 0.5
     milestones: tuple[int, ...] = ()  # epochs after which lr falls to a tenth, instead of the half cosine
     jitter: Jitter = field(default_factory=Jitter)
 
