@@ -17,6 +17,7 @@ from osteograde import cli
 from osteograde.learning import starting, train
 from osteograde.learning.recipe import shrink
 from osteograde.learning.recipes import RECIPES
+from osteograde.learning.take_over import take_over
 from osteograde.models.device import pick
 
 
@@ -31,9 +32,10 @@ def main(argv: list[str] | None = None) -> int:
         raise ValueError(f"recipe {name!r} is of task {recipe.task.name!r}, asked for {args.task!r}")
     say = partial(print, flush=True)
     recipe = starting.or_nothing(shrink(recipe), say) if args.debug else recipe
-    scores = train.train(
-        recipe, args.data, args.out, only=args.folds, device=pick(args.device), resume=args.resume, log=say
-    )
+    if args.like:
+        say(f"taken over from {args.like}: folds and {len(take_over(args.like, args.out, recipe))} nets")
+    resume = args.resume or args.like is not None
+    scores = train.train(recipe, args.data, args.out, only=args.folds, device=pick(args.device), resume=resume, log=say)
     print(train.table(scores))
     return 0
 

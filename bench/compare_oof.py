@@ -43,6 +43,17 @@ def compare(answers: Answers, bootstrap: int, seed: int = 0) -> dict[str, dict[s
     }
 
 
+def told(answers: Answers, table: dict[str, dict[str, object]]) -> str:
+    """The comparison for people."""
+    patients = answers.group.max() + 1
+    lines = [f"{len(answers.studies)} studies of {patients} patients: {' against '.join(answers.members)}"]
+    for part, row in table.items():
+        low, high = row["interval_95"]  # type: ignore[misc]
+        values = f"{row['first']:>9}{row['second']:>9}{row['difference']:>+9.4f}"
+        lines.append(f"{part:<22}{values}   {low:+.4f} .. {high:+.4f}")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=sorted(TASKS))
@@ -52,10 +63,7 @@ def main() -> None:
     args = parser.parse_args()
     answers = gather(TASKS[args.task], [args.first, args.second], args.data)
     table = compare(answers, args.bootstrap)
-    print(f"{len(answers.studies)} studies of {answers.group.max() + 1} patients: {' against '.join(answers.members)}")
-    for part, row in table.items():
-        low, high = row["interval_95"]  # type: ignore[misc]
-        print(f"{part:<22}{row['first']:>9}{row['second']:>9}{row['difference']:>+9.4f}   {low:+.4f} .. {high:+.4f}")
+    print(told(answers, table))
     print(json.dumps(table))
 
 

@@ -92,6 +92,9 @@ def train_parser() -> argparse.ArgumentParser:
     parser.add_argument("--folds", type=_folds, metavar="0,2", help="only these folds; default: all")
     _device(parser)
     parser.add_argument("--resume", action="store_true", help="go on from the last finished epoch")
+    parser.add_argument(
+        "--like", type=Path, metavar="WEIGHTS_DIR", help="with its folds, and its nets where the recipes agree; resumes"
+    )
     parser.add_argument("--debug", action="store_true", help="a few minutes on a CPU, from nothing to weights")
     return parser
 

@@ -120,12 +120,14 @@ def in_common(run: Run, kind: str, stage: str, plan: Fit, data_of, loss: Loss, t
 
 def _rest(plan: Fit) -> Fit:
     """What a fold learns by itself after the epochs in common: the rest of them, from half the rate as at a restart."""
-    own = {
-        "epochs": plan.epochs - plan.common,
-        "early": (max(0, plan.early[0] - plan.common), plan.early[1]),
-        "restarts": tuple(epoch - plan.common for epoch in plan.restarts if epoch > plan.common),
-    }
-    return replace(plan, **own, head_epochs=0, lr=plan.lr / 2)
+    return replace(
+        plan,
+        epochs=plan.epochs - plan.common,
+        early=(max(0, plan.early[0] - plan.common), plan.early[1]),
+        restarts=tuple(epoch - plan.common for epoch in plan.restarts if epoch > plan.common),
+        head_epochs=0,
+        lr=plan.lr / 2,
+    )
 
 
 def _again(net: nn.Module) -> nn.Module:

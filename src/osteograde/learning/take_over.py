@@ -1,0 +1,63 @@
+"""Nets of an earlier training that another recipe would make anew: taken over instead."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from osteograde.learning.cross_fit import net_name
+from osteograde.learning.recipe import Fit, Recipe
+from osteograde.models import bundle
+
+DEFAULTS = asdict(Fit(net={}, pixels=0, epochs=0, batch=0, lr=0.0))
+
+
+def take_over(weights: Path, out: Path, recipe: Recipe) -> list[str]:
+    """Copy the folds of ``weights`` into ``out``, and every net of a stage that was trained by the same plan.
+
+    The nets are vouched for as finished, so ``--resume`` uses them. Returns their names; what is in ``out`` already
+    stays. ValueError where the weights are of another task or seed, were changed, or ``out`` has other folds.
+    """
+    manifest = bundle.verify(weights)
+    known = manifest["recipe"]
+    for what, got, wanted in (
+        ("task", manifest["task"], recipe.task.name),
+        ("seed", known["seed"], recipe.seed),
+        ("number of folds", known["num_folds"], recipe.num_folds),
+    ):
+        if got != wanted:
+            raise ValueError(f"{weights}: {what} is {got!r}, recipe {recipe.name!r} has {wanted!r}; nothing fits")
+    (out / "work" / "nets").mkdir(parents=True, exist_ok=True)
+    folds = out / "folds.csv"
+    if not folds.is_file():
+        shutil.copy(weights / "folds.csv", folds)
+    elif folds.read_bytes() != (weights / "folds.csv").read_bytes():
+        raise ValueError(f"{folds}: not the folds of {weights}; a net may have seen what it would be judged on")
+    same = [
+        (kind, stage)
+        for kind, plans in (("locate", recipe.locate), ("grade", recipe.grade))
+        for stage, plan in plans.items()
+        if _same(plan, known[kind].get(stage, {}))
+    ]
+    return [net_name(*one, k) for one in same for k in range(recipe.num_folds) if _taken(weights, out, *one, k)]
+
+
+def _taken(weights: Path, out: Path, kind: str, stage: str, k: int) -> bool:
+    """Copy one net and vouch for it; False where there is none, or one in ``out`` already."""
+    name = net_name(kind, stage, k)
+    source, copy = bundle.place(weights, name), out / name
+    if copy.is_file() or not source.is_file():
+        return False
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(source, copy)
+    (out / "work" / "nets" / f"{kind}-{stage}-{k}.sha256").write_text(bundle.sha256(copy))
+    return True
+
+
+def _same(plan: Fit, other: Mapping[str, Any]) -> bool:
+    """Whether a plan is the one of a manifest, where choices that were not yet known then had their defaults."""
+    return bool(other) and json.loads(json.dumps(asdict(plan))) == json.loads(json.dumps({**DEFAULTS, **other}))

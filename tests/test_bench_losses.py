@@ -1,0 +1,20 @@
+"""bench/losses.py: every loss it compares is another one, and nothing but the loss differs."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
+
+from losses import LOSSES, with_loss
+
+from osteograde.learning.recipes import RECIPES
+
+
+def test_only_the_loss_differs():
+    recipe = RECIPES["spider"]()
+    plans = [with_loss(recipe, name).grade["pfirrmann"] for name in LOSSES]
+    assert len({(plan.loss, plan.balance) for plan in plans}) == len(LOSSES)
+    own = recipe.grade["pfirrmann"]
+    assert all(replace(plan, loss=own.loss, balance=own.balance) == own for plan in plans)
+    assert own in plans  # so trained weights need not be trained again

@@ -1,0 +1,91 @@
+"""train_folds.py --like: nets are taken over where the recipes agree, with their folds, and nowhere else."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from osteograde.learning import folds
+from osteograde.learning.recipes import RECIPES
+from osteograde.learning.take_over import take_over
+from osteograde.models import bundle
+
+RECIPE = RECIPES["spider"]()
+NETS = {"locate": "disc", "grade": "pfirrmann"}
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A weights folder of two trained folds whose nets are any bytes."""
+    folder = tmp_path / "trained"
+    files = {}
+    for kind, stage in NETS.items():
+        for k in (0, 1):
+            name = f"{kind}/{stage}/fold{k}.safetensors"
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(name.encode())
+            files[name] = bundle.file_entry(folder, name, {})
+    (folder / "folds.csv").write_text("the folds")
+    recipe = json.loads(json.dumps(RECIPE.plain()))
+    manifest = dict.fromkeys(bundle.NEEDED) | {"task": "spider", "files": files, "recipe": recipe}
+    manifest["folds"] = {"file": "folds.csv", "sha256": folds.digest(folder / "folds.csv")}
+    bundle.write_manifest(folder, manifest)
+    return folder
+
+
+def with_loss(loss):
+    return replace(RECIPE, grade={"pfirrmann": replace(RECIPE.grade["pfirrmann"], loss=loss)})
+
+
+@pytest.mark.parametrize(("recipe", "kinds"), [(RECIPE, ["locate", "grade"]), (with_loss("classes"), ["locate"])])
+def test_nets_of_the_same_plan_are_taken_and_vouched_for(trained, tmp_path, recipe, kinds):
+    out = tmp_path / "out"
+    wanted = [f"{kind}/{NETS[kind]}/fold{k}.safetensors" for kind in kinds for k in (0, 1)]
+    assert take_over(trained, out, recipe) == wanted
+    assert sorted(str(path.relative_to(out)) for path in out.rglob("*.safetensors")) == sorted(wanted)
+    assert (out / "folds.csv").read_text() == "the folds"
+    for name in wanted:
+        kind, stage, k = name.removesuffix(".safetensors").replace("fold", "").split("/")
+        assert (out / "work" / "nets" / f"{kind}-{stage}-{k}.sha256").read_text() == bundle.sha256(out / name)
+
+
+def test_choices_that_a_manifest_does_not_know_yet_had_their_defaults(trained, tmp_path):
+    manifest = json.loads((trained / bundle.MANIFEST).read_text())
+    del manifest["recipe"]["grade"]["pfirrmann"]["restart_share"]
+    bundle.write_manifest(trained, {key: value for key, value in manifest.items() if key != "format"})
+    assert len(take_over(trained, tmp_path / "out", RECIPE)) == 4
+
+
+def test_a_net_that_is_there_stays(trained, tmp_path):
+    out = tmp_path / "out"
+    (out / "locate" / "disc").mkdir(parents=True)
+    (out / "locate" / "disc" / "fold0.safetensors").write_bytes(b"newer")
+    assert "locate/disc/fold0.safetensors" not in take_over(trained, out, RECIPE)
+    assert (out / "locate" / "disc" / "fold0.safetensors").read_bytes() == b"newer"
+    assert not (out / "work" / "nets" / "locate-disc-0.sha256").exists()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        (RECIPES["knee-xray"](), "task is 'spider'"),
+        (replace(RECIPE, seed=1), "seed is 0"),
+        (replace(RECIPE, num_folds=3), "number of folds is 5"),
+    ],
+)
+def test_weights_of_another_task_seed_or_number_of_folds_are_refused(trained, tmp_path, recipe, said):
+    with pytest.raises(ValueError, match=said):
+        take_over(trained, tmp_path / "out", recipe)
+
+
+def test_other_folds_are_refused(trained, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "folds.csv").write_text("others")
+    with pytest.raises(ValueError, match="not the folds of"):
+        take_over(trained, tmp_path / "out", RECIPE)
+
+
+def test_a_changed_net_is_refused(trained, tmp_path):
+    (trained / "grade" / "pfirrmann" / "fold1.safetensors").write_bytes(b"other")
+    with pytest.raises(ValueError, match=r"fold1\.safetensors"):
+        take_over(trained, tmp_path / "out", RECIPE)
