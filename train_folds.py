@@ -3,7 +3,7 @@
     python train_folds.py lumbar-mr --data DIR --out weights/lumbar-mr
     python train_folds.py lumbar-mr --data DIR --out runs/try --debug
 
-Writes folds.csv, locate/<stage>/fold*.safetensors, grade/<group>/fold*.safetensors, oof.csv, oof_points.csv and
+Writes folds.csv, locate/<stage>/fold*.safetensors, grade/<group>/*fold*.safetensors, oof.csv, oof_points.csv and
 manifest.json. ``OUT/work`` holds caches and checkpoints; delete it when the run is finished.
 """
 

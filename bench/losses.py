@@ -34,8 +34,10 @@ LOSSES: dict[str, dict[str, Any]] = {
 
 
 def with_loss(recipe: Recipe, name: str) -> Recipe:
-    """The recipe with every grader's loss replaced."""
-    return replace(recipe, grade={group: replace(plan, **LOSSES[name]) for group, plan in recipe.grade.items()})
+    """The recipe with one net a fold for every grader, learning by another loss."""
+    return replace(
+        recipe, grade={group: replace(plan, also=(), **LOSSES[name]) for group, plan in recipe.grade.items()}
+    )
 
 
 def main() -> None:

@@ -43,7 +43,8 @@ class TwiceOver(fit.Fetched):
 
 def short(recipe: Recipe, epochs: int, steps: int) -> Recipe:
     """The recipe's own nets, pixels and batches for a few steps."""
-    few = {"epochs": epochs, "steps": steps, "milestones": (), "restarts": (), "pretrained": "", "head_epochs": 0}
+    few = {"epochs": epochs, "steps": steps, "common": 0, "head_epochs": 0, "pretrained": ""}
+    few |= {"milestones": (), "restarts": (), "also": ()}
     return replace(
         recipe,
         num_folds=2,

@@ -15,6 +15,6 @@ def test_only_the_loss_differs():
     recipe = RECIPES["spider"]()
     plans = [with_loss(recipe, name).grade["pfirrmann"] for name in LOSSES]
     assert len({(plan.loss, plan.balance) for plan in plans}) == len(LOSSES)
-    own = recipe.grade["pfirrmann"]
+    own = recipe.grade["pfirrmann"].members[0]
     assert all(replace(plan, loss=own.loss, balance=own.balance) == own for plan in plans)
-    assert own in plans  # so trained weights need not be trained again
+    assert own in plans  # so nets of trained weights need not be trained again

@@ -1,6 +1,6 @@
 """Epochs that several folds learn in common: nothing a fold holds out is ever seen by a net it goes on from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -39,6 +39,10 @@ class Rows:
         return self
 
 
+def mean(net, batch):
+    return net(batch).mean()
+
+
 @pytest.fixture
 def taught(tmp_path, monkeypatch):
     """(fold -> studies its net or the net it began from has learnt from, log) of a run with epochs in common."""
@@ -49,12 +53,12 @@ def taught(tmp_path, monkeypatch):
     monkeypatch.setattr(bundle, "load_net", lambda path, config: nn.Linear(1, 1))
     made: list[tuple[tuple[str, ...], Rows]] = []
 
-    def data_of(studies):
+    def data_of(studies, own):
         rows = Rows([study.id for study in studies], set())
         made.append((tuple(rows.studies), rows))
         return rows
 
-    for k, _, held in cross_fit.cross_fit(run, "grade", "kl", plan, data_of, lambda net, batch: net(batch).mean()):
+    for k, _, held in cross_fit.cross_fit(run, "grade", "kl", plan, data_of, lambda own: mean):
         together = set(cross_fit.sharing(5, k))
         begun = {s.id for s in STUDIES if SPLIT.fold_of(s) not in together}
         learnt[k] = set().union(
@@ -80,7 +84,7 @@ def test_epochs_in_common_are_learnt_once_per_half(tmp_path, monkeypatch):
     plan = Fit(net={}, pixels=32, epochs=5, common=3, batch=2, lr=0.1, early=(4, 0.5), restarts=(4,))
     run = Run(RECIPES["knee-xray"](), STUDIES, [], SPLIT, tuple(range(5)), tmp_path, torch.device("cpu"), False, print)
     (tmp_path / "work" / "nets").mkdir(parents=True)
-    list(cross_fit.cross_fit(run, "grade", "kl", plan, lambda part: list(part), lambda *_: None))
+    list(cross_fit.cross_fit(run, "grade", "kl", plan, lambda part, own: list(part), lambda own: None))
     assert calls[0] == ("kl folds 0, 1, 2", 3, 4, 0.1, 8, ())
     assert [title for title, *_ in calls] == [
         "kl folds 0, 1, 2", "kl fold 0", "kl fold 1", "kl fold 2", "kl folds 3, 4", "kl fold 3", "kl fold 4",
@@ -95,3 +99,49 @@ def test_nets_that_begin_in_common_differ_afterwards():
         again.weight += 1
     assert again.weight.requires_grad and not torch.equal(again.weight, start.weight)
     assert np.isfinite(again.weight.detach().numpy()).all()
+
+
+def test_every_fold_has_a_net_by_each_plan_and_is_judged_by_all_of_them(tmp_path, monkeypatch):
+    calls = []
+
+    def train(build_net, plan, data, held_out, loss, where, *, resume, log):
+        calls.append((where.title, where.checkpoint.name, where.seed, plan.epochs, loss))
+        return nn.Linear(1, 1)
+
+    monkeypatch.setattr(cross_fit.fit, "train", train)
+    monkeypatch.setattr(bundle, "load_net", lambda path, config: path.name)
+    monkeypatch.setattr(bundle, "on_device", lambda net, device: net)
+    first = Fit(net={}, pixels=32, epochs=5, batch=2, lr=0.1)
+    plan = replace(first, also=(replace(first, epochs=7, common=3, seed=4),))
+    run = Run(RECIPES["knee-xray"](), STUDIES, [], SPLIT, (0, 3), tmp_path, torch.device("cpu"), False, print)
+    (tmp_path / "work" / "nets").mkdir(parents=True)
+    said = list(cross_fit.cross_fit(run, "grade", "kl", plan, lambda part, own: part, lambda own: own.epochs))
+    assert [(k, nets) for k, nets, _ in said] == [
+        (k, [f"fold{k}.safetensors", f"member1-fold{k}.safetensors"]) for k in (0, 3)
+    ]
+    assert calls == [
+        ("kl fold 0", "grade-kl-0.pt", 0, 5, 5),
+        ("kl folds 0, 1, 2", "grade-kl-member1-common-0.pt", 4, 3, 7),
+        ("kl fold 0", "grade-kl-member1-0.pt", 4, 4, 7),
+        ("kl fold 3", "grade-kl-3.pt", 0, 5, 5),
+        ("kl folds 3, 4", "grade-kl-member1-common-3.pt", 4, 3, 7),
+        ("kl fold 3", "grade-kl-member1-3.pt", 4, 4, 7),
+    ]
+    vouched = sorted(path.name for path in (tmp_path / "work" / "nets").glob("*.sha256"))
+    assert vouched == [f"grade-kl-{name}{k}.sha256" for name in ("", "member1-") for k in (0, 3)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "said"),
+    [
+        ("grade", {}, "are the same"),
+        ("grade", {"pixels": 64, "seed": 1}, "pixels"),
+        ("locate", {"seed": 1}, "one net a fold"),
+    ],
+)
+def test_further_nets_that_cannot_be_averaged_are_refused(kind, changes, said):
+    recipe = RECIPES["spider"]()
+    (stage,) = getattr(recipe, kind)
+    plan = replace(getattr(recipe, kind)[stage], also=())
+    with pytest.raises(ValueError, match=said):
+        replace(recipe, **{kind: {stage: replace(plan, also=(replace(plan, **changes),))}})

@@ -4479,7 +4479,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from osteograde.models.build import build
@@ -4547,7 +4547,9 @@ def save_net(net: nn.Module, path: Path, *, half: bool = True) -> None:
         for key, value in net.state_dict().items()
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path)
+    part = path.with_suffix(".part")  # save_file would write in place, readable by its owner alone
+    part.write_bytes(save(tensors))
+    part.replace(path)
 
 
 def load_net(path: Path, config: Mapping[str, Any]) -> nn.Module:

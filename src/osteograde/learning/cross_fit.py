@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import csv
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from osteograde.models.losses import any_severe_loss, finding_loss, target_cross
 from osteograde.tasks.contract import Grade, Point, Points, Study
 
 Log = Callable[[str], None]
+DataOf = Callable[[Sequence[Study], Fit], Data]  # some studies as a plan learns from them
 FINDINGS_SHARE = 0.5  # of a grader's yes/no findings in its loss
 
 
@@ -68,32 +69,71 @@ class OutOfFold:
     graded: Mapping[str, Mapping[str, np.ndarray]]
 
 
-def net_name(kind: str, stage: str, k: int) -> str:
-    return f"{kind}/{stage}/fold{k}.safetensors"
+@dataclass(frozen=True)
+class Net:
+    """One net of a fold: what it is called and how it learns. member: its place among the nets of the fold."""
+
+    kind: str
+    stage: str
+    plan: Fit
+    member: int = 0
+
+    def file(self, k: int) -> str:
+        """Its name in the weights; those of further members sort behind the first ones of all folds.
+
+        >>> Net("grade", "kl", None, 1).file(0)
+        'grade/kl/member1-fold0.safetensors'
+        """
+        return f"{self.kind}/{self.stage}/{f'member{self.member}-' if self.member else ''}fold{k}.safetensors"
+
+    def work(self, name: str | int) -> str:
+        """Its name among checkpoints and vouchers."""
+        return f"{self.kind}-{self.stage}-{f'member{self.member}-' if self.member else ''}{name}"
 
 
-def cross_fit(run: Run, kind: str, stage: str, plan: Fit, data_of: Callable[[Sequence[Study]], Data], loss: Loss):
-    """Train one net per fold, or load those that are there; yields (fold, net as shipped, held-out studies)."""
+def nets_of(kind: str, stage: str, plan: Fit) -> list[Net]:
+    return [Net(kind, stage, own, member) for member, own in enumerate(plan.members)]
+
+
+def cross_fit(
+    run: Run,
+    kind: str,
+    stage: str,
+    plan: Fit,
+    data_of: DataOf,
+    loss_of: Callable[[Fit], Loss],
+) -> Iterator[tuple[int, list[nn.Module], list[Study]]]:
+    """Train the nets of every fold, or load those that are there; yields (fold, nets as shipped, held-out studies)."""
     starts: dict[tuple[int, ...], nn.Module] = {}
     for k in run.folds:
-        path = run.out / net_name(kind, stage, k)
-        done = run.work / "nets" / f"{kind}-{stage}-{k}.sha256"  # vouches for a net that was finished
-        if not (run.resume and done.is_file() and path.is_file() and done.read_text() == bundle.sha256(path)):
-            where = Where(stage, k, run.recipe.seed, run.device, run.work / "nets" / f"{kind}-{stage}-{k}.pt")
-            train, held = (data_of(part(run.everything, k)) for part in (run.split.training, run.split.held_out))
-            begin: Callable[[], nn.Module] = partial(starting.net_of, plan, train, where)
-            own = plan
-            if plan.common:
-                together = sharing(run.recipe.num_folds, k)
-                if together not in starts:
-                    starts[together] = in_common(run, kind, stage, plan, data_of, loss, together)
-                begin, own = partial(_again, starts[together]), _rest(plan)
-            net = fit.train(begin, own, train, held, loss, where, resume=run.resume, log=run.log)
-            bundle.save_net(net, path)
-            done.write_text(bundle.sha256(path))
-        # What ships is judged: the fp16 file as it will be loaded, not the net in memory.
-        net = bundle.on_device(bundle.load_net(path, plan.net), run.device)
-        yield k, net, run.split.held_out(run.everything, k)
+        nets = []
+        for one in nets_of(kind, stage, plan):
+            path = run.out / one.file(k)
+            done = run.work / "nets" / f"{one.work(k)}.sha256"  # vouches for a net that was finished
+            if not (run.resume and done.is_file() and path.is_file() and done.read_text() == bundle.sha256(path)):
+                net = _trained(run, one, k, data_of, loss_of(one.plan), starts)
+                bundle.save_net(net, path)
+                done.write_text(bundle.sha256(path))
+            # What ships is judged: the fp16 file as it will be loaded, not the net in memory.
+            nets.append(bundle.on_device(bundle.load_net(path, one.plan.net), run.device))
+        yield k, nets, run.split.held_out(run.everything, k)
+
+
+def _trained(
+    run: Run, one: Net, k: int, data_of: DataOf, loss: Loss, starts: dict[tuple[int, ...], nn.Module]
+) -> nn.Module:
+    """A net of fold k. starts: nets that several folds go on from, made when the first of them asks."""
+    where = Where(one.stage, k, run.recipe.seed + one.plan.seed, run.device, run.work / "nets" / f"{one.work(k)}.pt")
+    train, held = (data_of(part(run.everything, k), one.plan) for part in (run.split.training, run.split.held_out))
+    begin: Callable[[], nn.Module] = partial(starting.net_of, one.plan, train, where)
+    own = one.plan
+    if own.common:
+        together = sharing(run.recipe.num_folds, k)
+        key = (one.member, *together)
+        if key not in starts:
+            starts[key] = in_common(run, one, data_of, loss, together)
+        begin, own = partial(_again, starts[key]), _rest(own)
+    return fit.train(begin, own, train, held, loss, where, resume=run.resume, log=run.log)
 
 
 def sharing(count: int, k: int) -> tuple[int, ...]:
@@ -106,15 +146,15 @@ def sharing(count: int, k: int) -> tuple[int, ...]:
     return first if k in first else tuple(range(len(first), count))
 
 
-def in_common(run: Run, kind: str, stage: str, plan: Fit, data_of, loss: Loss, together: tuple[int, ...]) -> nn.Module:
+def in_common(run: Run, one: Net, data_of: DataOf, loss: Loss, together: tuple[int, ...]) -> nn.Module:
     """A net that several folds go on from. It learns from the studies that none of them holds out, so each fold's
     held-out studies stay unseen; its epochs are paid for once and not per fold, and over fewer studies."""
     seen = [study for study in run.everything if run.split.fold_of(study) not in together]
-    checkpoint = run.work / "nets" / f"{kind}-{stage}-common-{together[0]}.pt"
-    where = Where(stage, together[0], run.recipe.seed, run.device, checkpoint, together)
-    data = data_of(seen)
-    first = replace(plan, epochs=plan.common, restarts=(), patience=0)
-    begin = partial(starting.net_of, plan, data, where)
+    checkpoint = run.work / "nets" / f"{one.work(f'common-{together[0]}')}.pt"
+    where = Where(one.stage, together[0], run.recipe.seed + one.plan.seed, run.device, checkpoint, together)
+    data = data_of(seen, one.plan)
+    first = replace(one.plan, epochs=one.plan.common, restarts=(), patience=0)
+    begin = partial(starting.net_of, one.plan, data, where)
     return fit.train(begin, first, data, None, loss, where, resume=run.resume, log=run.log)
 
 
@@ -145,9 +185,9 @@ def locate_out_of_fold(run: Run) -> tuple[dict[str, dict[str, Point]], dict[str,
         some = [*run.studies[:: plan.thin], *run.practice]
         every = (loaded for study in some for loaded in run.loaded([study]))
         data = locate_data.store(stage, task.view(stage.view), plan, every, run.work / "locate", log=run.log)
-        part = lambda studies, data=data: data.of({study.id for study in studies})  # noqa: E731
-        for _, net, studies in cross_fit(run, "locate", stage.name, plan, part, _own_loss):
-            nets = pipeline.Nets([net], plan.pixels, run.device)
+        part = lambda studies, own, data=data: data.of({study.id for study in studies})  # noqa: E731
+        for _, trained, studies in cross_fit(run, "locate", stage.name, plan, part, lambda own: _own_loss):
+            nets = pipeline.Nets(trained, plan.pixels, run.device)
             for chunk in _chunks(studies):
                 new = pipeline.locate(stage, run.loaded(chunk), [points[study.id] for study in chunk], nets)
                 for study, landmarks in zip(chunk, new, strict=True):
@@ -173,9 +213,10 @@ def grade_out_of_fold(run: Run, found: Mapping[str, Points], points: Mapping[str
         data = grade_data.store(group, task, plan, every, run.work / "grade", log=run.log)
         landmarks = {site.landmark for site in group.sites}
         data = data.with_errors(np.array([e for name, e in errors if name in landmarks]).reshape(-1, 3))
-        part = lambda studies, data=data: data.of({study.id for study in studies})  # noqa: E731
-        for _, net, studies in cross_fit(run, "grade", group.name, plan, part, grade_loss(group, run.recipe, plan)):
-            nets = pipeline.Nets([net], plan.pixels, run.device)
+        part = lambda studies, own, data=data: data.learnt_by(own).of({study.id for study in studies})  # noqa: E731
+        loss_of = partial(grade_loss, group, run.recipe)
+        for _, trained, studies in cross_fit(run, "grade", group.name, plan, part, loss_of):
+            nets = pipeline.Nets(trained, plan.pixels, run.device)
             for chunk in _chunks([study for study in studies if study.id in own]):
                 where = [points[study.id] for study in chunk]
                 new = pipeline.grade(group, run.loaded(chunk), where, nets, views=run.recipe.test_views)

@@ -57,6 +57,10 @@ class GradeData:
     studies: tuple[str, ...]
     share: float = 1.0  # of the pixels' sides that batches have, over the same millimetres
 
+    def learnt_by(self, fit: Fit) -> GradeData:
+        """The same crops as another plan of the same pixels reads them."""
+        return self._with(fit=fit)
+
     def of(self, studies: set[str]) -> GradeData:
         return self._with(studies=tuple(study for study in self.studies if study in studies))
 

@@ -62,6 +62,13 @@ class Fit:
     restart_share: float = 0.5
     milestones: tuple[int, ...] = ()  # epochs after which lr falls to a tenth, instead of the half cosine
     jitter: Jitter = field(default_factory=Jitter)
+    seed: int = 0  # added to the recipe's
+    also: tuple[Fit, ...] = ()  # graders: further nets of every fold, learnt by these plans; their answers are averaged
+
+    @property
+    def members(self) -> tuple[Fit, ...]:
+        """The plans of all nets of a fold, each on its own."""
+        return replace(self, also=()), *self.also
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,17 @@ class Recipe:
                 raise ValueError(
                     f"recipe {self.name!r}: {kind} names {sorted(fits)}, task {self.task.name!r} has {sorted(wanted)}"
                 )
+            for name, fit in fits.items():
+                self._check_members(kind, name, fit.members)
+
+    def _check_members(self, kind: str, stage: str, members: Sequence[Fit]) -> None:
+        where = f"recipe {self.name!r}: {kind} {stage!r}"
+        if kind == "locate" and len(members) > 1:
+            raise ValueError(f"{where}: a locator has one net a fold; leave out also")
+        if odd := [plan.pixels for plan in members if plan.pixels != members[0].pixels]:
+            raise ValueError(f"{where}: all nets of a fold read {members[0].pixels} pixels, one of also {odd[0]}")
+        if any(plan in members[:i] for i, plan in enumerate(members)):
+            raise ValueError(f"{where}: two plans of also are the same, and so would be their nets; give one a seed")
 
     def plain(self) -> dict[str, Any]:
         """The recipe as JSON data for the manifest."""
@@ -137,4 +155,7 @@ def _small(fit: Fit) -> Fit:
         early=(min(fit.early[0], 1), fit.early[1]),
         common=min(fit.common, 1),
         pretrained="" if nothing else fit.pretrained,
+        also=tuple(
+            replace(_small(one), seed=one.seed + i) for i, one in enumerate(fit.also, 1)
+        ),  # plans may become alike
     )

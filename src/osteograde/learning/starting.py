@@ -51,6 +51,7 @@ def or_nothing(recipe: Recipe, log: Callable[[str], None]) -> Recipe:
     """The recipe with nets that start from nothing where their file of starting weights is not there; says which."""
 
     def there(stage: str, plan: Fit) -> Fit:
+        plan = replace(plan, also=tuple(there(f"{stage} (further net)", one) for one in plan.also))
         if plan.pretrained in ("", IMAGENET) or path_of(plan.pretrained).is_file():
             return plan
         log(f"{stage}: no {path_of(plan.pretrained)}; starts from nothing (set {FOLDER} to the folder that holds it)")

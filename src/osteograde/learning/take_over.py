@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from osteograde.learning.cross_fit import net_name
+from osteograde.learning.cross_fit import Net, nets_of
 from osteograde.learning.recipe import Fit, Recipe
 from osteograde.models import bundle
 
@@ -38,26 +38,29 @@ def take_over(weights: Path, out: Path, recipe: Recipe) -> list[str]:
     elif folds.read_bytes() != (weights / "folds.csv").read_bytes():
         raise ValueError(f"{folds}: not the folds of {weights}; a net may have seen what it would be judged on")
     same = [
-        (kind, stage)
+        one
         for kind, plans in (("locate", recipe.locate), ("grade", recipe.grade))
         for stage, plan in plans.items()
-        if _same(plan, known[kind].get(stage, {}))
+        for one in nets_of(kind, stage, plan)
+        if _same(one, known[kind].get(stage, {}))
     ]
-    return [net_name(*one, k) for one in same for k in range(recipe.num_folds) if _taken(weights, out, *one, k)]
+    return [one.file(k) for one in same for k in range(recipe.num_folds) if _taken(weights, out, one, k)]
 
 
-def _taken(weights: Path, out: Path, kind: str, stage: str, k: int) -> bool:
+def _taken(weights: Path, out: Path, one: Net, k: int) -> bool:
     """Copy one net and vouch for it; False where there is none, or one in ``out`` already."""
-    name = net_name(kind, stage, k)
-    source, copy = bundle.place(weights, name), out / name
+    source, copy = bundle.place(weights, one.file(k)), out / one.file(k)
     if copy.is_file() or not source.is_file():
         return False
     copy.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(source, copy)
-    (out / "work" / "nets" / f"{kind}-{stage}-{k}.sha256").write_text(bundle.sha256(copy))
+    (out / "work" / "nets" / f"{one.work(k)}.sha256").write_text(bundle.sha256(copy))
     return True
 
 
-def _same(plan: Fit, other: Mapping[str, Any]) -> bool:
-    """Whether a plan is the one of a manifest, where choices that were not yet known then had their defaults."""
-    return bool(other) and json.loads(json.dumps(asdict(plan))) == json.loads(json.dumps({**DEFAULTS, **other}))
+def _same(one: Net, stage: Mapping[str, Any]) -> bool:
+    """Whether a net's plan is the one of a manifest's stage, where choices not yet known then had their defaults."""
+    members = [{**stage, "also": ()}, *stage.get("also", ())] if stage else []
+    if one.member >= len(members):
+        return False
+    return json.loads(json.dumps(asdict(one.plan))) == json.loads(json.dumps({**DEFAULTS, **members[one.member]}))

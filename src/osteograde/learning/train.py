@@ -165,10 +165,10 @@ def seal(run: Run, data: Path, scores: Mapping[str, Any], calibrations: Mapping[
     files = {}
     for kind, fits in (("locate", recipe.locate), ("grade", recipe.grade)):
         for stage, plan in fits.items():
-            config = bundle.config_of(plan.net)
-            for k in run.folds:
-                name = cross_fit.net_name(kind, stage, k)
-                files[name] = bundle.file_entry(run.out, name, config)
+            for one in cross_fit.nets_of(kind, stage, plan):
+                config = bundle.config_of(one.plan.net)
+                for k in run.folds:
+                    files[one.file(k)] = bundle.file_entry(run.out, one.file(k), config)
     prior = weighted_prior(run.studies, task.targets, task.weights)
     bundle.write_manifest(
         run.out,

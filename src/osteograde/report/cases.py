@@ -7,6 +7,7 @@ fold found: nothing on the page was seen in training.
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -81,7 +82,7 @@ def _pictures(
             heat.explained(
                 group,
                 boxes,
-                [nets.of(group.name, int(graded.fold[rows[0]]))],
+                nets.of(group.name, int(graded.fold[rows[0]])),
                 pixels,
                 CPU,
                 {target: int(of(own[target])) for target in boxes},
@@ -101,10 +102,15 @@ class _Nets:
         self.files: Mapping[str, Mapping] = evidence.manifest["files"]
         self.loaded: dict[str, nn.Module] = {}
 
-    def of(self, group: str, fold: int) -> nn.Module:
-        name = f"grade/{group}/fold{fold}.safetensors"
-        if name not in self.files:
-            raise ValueError(f"{self.folder}: oof.csv speaks of fold {fold}, the manifest has no {name}; train again")
+    def of(self, group: str, fold: int) -> list[nn.Module]:
+        """All nets of a fold: its first one, and further members where the recipe has them."""
+        first = f"grade/{group}/fold{fold}.safetensors"
+        if first not in self.files:
+            raise ValueError(f"{self.folder}: oof.csv speaks of fold {fold}, the manifest has no {first}; train again")
+        further = re.compile(rf"grade/{re.escape(group)}/member\d+-fold{fold}\.safetensors")
+        return [self._loaded(name) for name in (first, *sorted(filter(further.fullmatch, self.files)))]
+
+    def _loaded(self, name: str) -> nn.Module:
         if name not in self.loaded:
             if bundle.sha256(self.folder / name) != self.files[name]["sha256"]:
                 raise ValueError(f"{self.folder / name}: not the file that the manifest describes; fetch it again")
