@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from osteograde.inference import pipeline
-from osteograde.learning import cross_fit, folds, train
+from osteograde.learning import cross_fit, folds, out_of_fold, train
 from osteograde.learning.recipes import RECIPES
 from osteograde.models import bundle
 from osteograde.tasks import TASKS
@@ -53,9 +53,9 @@ def judged_folder(data: Path, out: Path) -> Path:
             for study, new in zip(held, pipeline.grade(group, volumes, completed, nets[group.name]), strict=True):
                 graded[study.id] |= new
     priors = {k: weighted_prior(split.training(studies, k), task.targets, task.weights) for k in run.folds}
-    cross_fit.save_points(run, found, out / "oof_points.csv")
-    cross_fit.save_graded(run, graded, priors, out / "oof.csv")
-    oof = cross_fit.OutOfFold(found, points, graded)
+    out_of_fold.save_points(run, found, out / "oof_points.csv")
+    out_of_fold.save_graded(run, graded, priors, out / "oof.csv")
+    oof = out_of_fold.OutOfFold(found, points, graded)
     manifest = json.loads((out / bundle.MANIFEST).read_text())
     manifest["scores"] = {"locate": train.point_errors(run, found), "grade": train.grade_scores(run, oof, priors)}
     bundle.write_manifest(out, manifest)

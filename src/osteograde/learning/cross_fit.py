@@ -1,32 +1,28 @@
-"""Every fold of every stage, and what each fold says of studies it never saw.
+"""The nets of every fold of every stage, each with the studies it never saw.
 
-The leakage rule lives in ``cross_fit``: nothing is ever said of a study by a net that trained on it. All stages use the
-same folds.csv.
+The leakage rule lives in ``cross_fit``: a net is only ever handed out with studies that it did not train on. All stages
+use the same folds.csv.
 """
 
 from __future__ import annotations
 
 import copy
-import csv
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from osteograde.inference import pipeline
 from osteograde.inference.reading import Loaded
-from osteograde.learning import fit, folds, grade_data, locate_data, starting
+from osteograde.learning import fit, folds, grade_data, starting
 from osteograde.learning.cache import cached
 from osteograde.learning.fit import Data, Loss, Where
 from osteograde.learning.recipe import Fit, Recipe
 from osteograde.models import bundle
 from osteograde.models.losses import any_severe_loss, finding_loss, target_cross_entropy, targets_of
-from osteograde.tasks.contract import Grade, Point, Points, Study
+from osteograde.tasks.contract import Grade, Study
 
 Log = Callable[[str], None]
 DataOf = Callable[[Sequence[Study], Fit], Data]  # some studies as a plan learns from them
@@ -58,15 +54,6 @@ class Run:
 
     def loaded(self, studies: Sequence[Study]) -> list[Loaded]:
         return [cached(study, self.recipe.task, self.work / "volumes") for study in studies]
-
-
-@dataclass(frozen=True, eq=False)
-class OutOfFold:
-    """What nets said of held-out studies: landmarks found, completed by geometry, and graded targets."""
-
-    found: Mapping[str, Mapping[str, Point]]
-    points: Mapping[str, Points]
-    graded: Mapping[str, Mapping[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -174,57 +161,6 @@ def _again(net: nn.Module) -> nn.Module:
     return copy.deepcopy(net).requires_grad_(True)
 
 
-def locate_out_of_fold(run: Run) -> tuple[dict[str, dict[str, Point]], dict[str, dict[str, Point]]]:
-    """Train every locator in order; (found, completed) landmarks of every held-out study."""
-    task = run.recipe.task
-    held = [study for k in run.folds for study in run.split.held_out(run.everything, k)]
-    found: dict[str, dict[str, Point]] = {study.id: {} for study in held}
-    points: dict[str, dict[str, Point]] = {study.id: {} for study in held}
-    for stage in task.locate:
-        plan = run.recipe.locate[stage.name]
-        some = [*run.studies[:: plan.thin], *run.practice]
-        every = (loaded for study in some for loaded in run.loaded([study]))
-        data = locate_data.store(stage, task.view(stage.view), plan, every, run.work / "locate", log=run.log)
-        part = lambda studies, own, data=data: data.of({study.id for study in studies})  # noqa: E731
-        for _, trained, studies in cross_fit(run, "locate", stage.name, plan, part, lambda own: _own_loss):
-            nets = pipeline.Nets(trained, plan.pixels, run.device)
-            for chunk in _chunks(studies):
-                new = pipeline.locate(stage, run.loaded(chunk), [points[study.id] for study in chunk], nets)
-                for study, landmarks in zip(chunk, new, strict=True):
-                    found[study.id] |= landmarks
-                    points[study.id] = dict(task.complete(found[study.id]))
-    return found, points
-
-
-def grade_out_of_fold(run: Run, found: Mapping[str, Points], points: Mapping[str, Points]) -> dict[str, dict]:
-    """Train every grader on crops around annotated points; graded targets of every held-out study, on crops around
-    the points that nets found which never saw it."""
-    task = run.recipe.task
-    own = {study.id for study in run.studies}
-    graded: dict[str, dict[str, np.ndarray]] = {study: {} for study in points if study in own}
-    errors = errors_mm(run, found)
-    for group in task.grade:
-        plan = run.recipe.grade[group.name]
-        every = (
-            (loaded, dict(task.complete({**points.get(study.id, {}), **loaded.marks})))
-            for study in run.studies
-            for loaded in run.loaded([study])
-        )
-        data = grade_data.store(group, task, plan, every, run.work / "grade", log=run.log)
-        landmarks = {site.landmark for site in group.sites}
-        data = data.with_errors(np.array([e for name, e in errors if name in landmarks]).reshape(-1, 3))
-        part = lambda studies, own, data=data: data.learnt_by(own).of({study.id for study in studies})  # noqa: E731
-        loss_of = partial(grade_loss, group, run.recipe)
-        for _, trained, studies in cross_fit(run, "grade", group.name, plan, part, loss_of):
-            nets = pipeline.Nets(trained, plan.pixels, run.device)
-            for chunk in _chunks([study for study in studies if study.id in own]):
-                where = [points[study.id] for study in chunk]
-                new = pipeline.grade(group, run.loaded(chunk), where, nets, views=run.recipe.test_views)
-                for study, targets in zip(chunk, new, strict=True):
-                    graded[study.id] |= targets
-    return graded
-
-
 def grade_loss(group: Grade, recipe: Recipe, plan: Fit) -> Loss:
     """The metric as a loss: weighted cross entropy, plus the any-severe term where the grader has it."""
     weights = torch.tensor(recipe.task.weights)
@@ -251,54 +187,3 @@ def _any_severe(group: Grade, logits: torch.Tensor, batch: grade_data.GradeBatch
     table = table.index_put((batch.study, place), logits)
     labels = labels.index_put((batch.study, place), batch.labels)
     return any_severe_loss(table, labels, own)
-
-
-def errors_mm(run: Run, found: Mapping[str, Points]) -> list[tuple[str, np.ndarray]]:
-    """(landmark, predicted - annotated (3,) mm) of held-out studies; gross misses (over 15 mm) are not jitter."""
-    errors = []
-    for study in run.everything:
-        if study.id in found:
-            marks = run.loaded([study])[0].marks
-            errors += [(name, p.mm - marks[name].mm) for name, p in found[study.id].items() if name in marks]
-    return [(name, error) for name, error in errors if np.linalg.norm(error) < 15]
-
-
-def save_points(run: Run, found: Mapping[str, Points], path: Path) -> None:
-    """oof_points.csv: study, fold, landmark, confidence, predicted and annotated mm (empty where there is none)."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        axes = ("x_mm", "y_mm", "z_mm")
-        writer.writerow(["study_id", "fold", "landmark", "confidence", *axes, *(f"true_{axis}" for axis in axes)])
-        for study in run.everything:
-            marks = run.loaded([study])[0].marks if study.id in found else {}
-            for name in sorted({*found.get(study.id, {}), *marks}):
-                point, mark = found[study.id].get(name), marks.get(name)
-                mm = [f"{v:.3f}" for v in point.mm] if point else [""] * 3
-                true = [f"{v:.3f}" for v in mark.mm] if mark else [""] * 3
-                confidence = f"{point.confidence:.4f}" if point else "0"
-                writer.writerow([study.id, run.split.fold_of(study), name, confidence, *mm, *true])
-
-
-def save_graded(run: Run, graded: Mapping[str, Mapping[str, np.ndarray]], priors: Mapping, path: Path) -> None:
-    """oof.csv: row_id, class probabilities, fold, label (a class index; empty where there is none).
-
-    Targets that could not be seen hold the prior of their fold.
-    """
-    task = run.recipe.task
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["row_id", *task.classes, "fold", "label"])
-        for study in run.studies:
-            if study.id in graded:
-                table = pipeline.rows(task, graded[study.id], priors[run.split.fold[study.id]])
-                for row, target, values in zip(task.rows(study.id), task.targets, table, strict=True):
-                    known = (run.split.fold[study.id], study.labels.get(target, ""))
-                    writer.writerow([row, *(f"{v:.6f}" for v in values), *known])
-
-
-def _chunks(studies: Sequence[Study], size: int = 8) -> list[Sequence[Study]]:
-    return [studies[i : i + size] for i in range(0, len(studies), size)]
-
-
-def _own_loss(net: Any, batch: Any) -> torch.Tensor:
-    return net.loss(batch)

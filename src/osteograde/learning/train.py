@@ -14,9 +14,10 @@ import torch
 
 from osteograde.inference import pipeline
 from osteograde.inference.calibration import Calibration
-from osteograde.learning import cross_fit, folds, judged
+from osteograde.learning import cross_fit, folds, judged, out_of_fold
 from osteograde.learning.calibrate import calibrated
-from osteograde.learning.cross_fit import OutOfFold, Run
+from osteograde.learning.cross_fit import Run
+from osteograde.learning.out_of_fold import OutOfFold
 from osteograde.learning.recipe import Recipe
 from osteograde.models import bundle
 from osteograde.tasks.bootstrap import groups_of, interval
@@ -47,16 +48,16 @@ def train(
     run = Run(recipe, studies, _practice(recipe, studies, out), split, chosen, out, device, resume, log)
     for study in run.everything:
         run.loaded([study])  # every file is decoded here, once
-    found, points = cross_fit.locate_out_of_fold(run)
-    cross_fit.save_points(run, found, out / "oof_points.csv")
-    graded = cross_fit.grade_out_of_fold(run, found, points)
+    found, points = out_of_fold.locate_out_of_fold(run)
+    out_of_fold.save_points(run, found, out / "oof_points.csv")
+    graded = out_of_fold.grade_out_of_fold(run, found, points)
     calibrations: dict[str, Calibration] = {}
     if recipe.calibrate:
         fold_of = {study.id: split.fold_of(study) for study in studies}
         graded, calibrations = calibrated(recipe.task, studies, fold_of, graded)
     oof = OutOfFold(found, points, graded)
     priors = {k: weighted_prior(split.training(studies, k), recipe.task.targets, recipe.task.weights) for k in chosen}
-    cross_fit.save_graded(run, graded, priors, out / "oof.csv")
+    out_of_fold.save_graded(run, graded, priors, out / "oof.csv")
     scores = {"locate": point_errors(run, found), "grade": grade_scores(run, oof, priors)}
     if findings := judged.finding_scores(
         recipe.task, [study for study in studies if study.id in graded], graded, BOOTSTRAP, recipe.seed
