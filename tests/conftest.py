@@ -1,11 +1,15 @@
-"""One thread for torch: small nets on a shared machine are several times faster so, and the same bytes come out."""
+"""One thread for torch: small nets on a shared machine are several times faster so, and the same bytes come out. And no
+deadline for examples of property tests."""
 
 import shutil
 
+import hypothesis
 import pytest
 import torch
 
 torch.set_num_threads(1)
+hypothesis.settings.register_profile("shared machine", deadline=None)  # a busy machine is not a fault of the code
+hypothesis.settings.load_profile("shared machine")
 
 
 @pytest.fixture(scope="session")
