@@ -24,14 +24,14 @@ def knee_xray() -> Recipe:
             "kind": "grader", "backbone": "torchvision/mobilenet_v2", "views": 1, "classes": 5, "dropout": 0.2,
             "pool": "mean", "width": 256,
         },
-        pixels=(112, 224), epochs=10, common=6, early=(6, 0.7), frozen=STEM, batch=32, lr=1e-3,
-        weight_decay=0.02, warmup=0.15, ema=0.99,
+        pixels=(112, 224), epochs=16, restarts=(10,), restart_share=1.0, common=6, early=(6, 0.7), frozen=STEM,
+        batch=32, lr=1e-3, weight_decay=0.02, warmup=0.15, ema=0.99,
         loss="ordinal", pretrained=STARTING,
         jitter=Jitter(
             turn_deg=8, scale=0.1, shift_mm=5, gamma=0.25, contrast=0.2, noise=0.02, blur=0.1, use_measured_error=False,
         ),
     )  # fmt: skip
-    return _knee("knee-xray", _look(), judge, test_views=2)
+    return _knee("knee-xray", _look(), judge, test_views=6)
 
 
 def _look() -> Fit:
