@@ -33,7 +33,7 @@ INFERENCE = {
     "TASK", "--data", "--weights", "--out", "--device", "--limit", "--workers", "--time-budget", "--max-unread",
     "--overlays", "--explain",
 }  # fmt: skip
-TRAIN = {"TASK", "--data", "--out", "--recipe", "--folds", "--device", "--resume", "--debug"}
+TRAIN = {"TASK", "--data", "--out", "--recipe", "--folds", "--device", "--resume", "--like", "--debug"}
 
 
 def options(parser: argparse.ArgumentParser) -> set[str]:
