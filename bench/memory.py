@@ -2,7 +2,8 @@
 
     python bench/memory.py --weights weights/lumbar-mr-phantom --studies 30 300
 
-A few phantoms are made and their folders linked under new ids as often as needed; every run is a process of its own.
+A few phantoms are made and their files linked under new ids as often as needed (hard links: folders that lead out of
+the data are refused); every run is a process of its own.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import csv
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,7 +25,7 @@ TABLE, IMAGES = "test_series_descriptions.csv", "test_images"
 
 
 def repeated(source: Path, out: Path, count: int) -> None:
-    """A data set of ``count`` studies whose folders are links to those of ``source``."""
+    """A data set of ``count`` studies whose files are those of ``source``."""
     with (source / TABLE).open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     studies = sorted({row["study_id"] for row in rows})
@@ -33,8 +35,16 @@ def repeated(source: Path, out: Path, count: int) -> None:
         writer.writeheader()
         for k in range(count):
             study, name = studies[k % len(studies)], str(100_000 + k)
-            (out / IMAGES / name).symlink_to((source / IMAGES / study).resolve(), target_is_directory=True)
+            shutil.copytree(source / IMAGES / study, out / IMAGES / name, copy_function=link)
             writer.writerows({**row, "study_id": name} for row in rows if row["study_id"] == study)
+
+
+def link(source: str, out: str) -> None:
+    """The same file under another name; a copy where that is on another disk."""
+    try:
+        os.link(source, out)
+    except OSError:
+        shutil.copy(source, out)
 
 
 def peak_mib(data: Path, weights: Path, out: Path) -> tuple[float, float]:
