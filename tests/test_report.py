@@ -8,6 +8,7 @@ import shutil
 from datetime import datetime
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -382,3 +383,12 @@ def test_a_map_of_zeros_leaves_the_image_as_it_is():
     grey = np.arange(64, dtype=np.uint8).reshape(8, 8)
     assert np.array_equal(heat.tinted(grey, np.zeros((8, 8))), np.repeat(grey[..., None], 3, -1))
     assert not np.array_equal(heat.tinted(grey, np.ones((8, 8))), np.repeat(grey[..., None], 3, -1))
+
+
+def test_a_map_is_made_by_every_net_of_the_fold_and_by_no_other(monkeypatch):
+    names = [f"grade/kl/{member}fold{k}.safetensors" for member in ("", "member1-") for k in (1, 11)]
+    nets = cases._Nets(SimpleNamespace(folder=Path("w"), manifest={"files": dict.fromkeys(names)}))
+    monkeypatch.setattr(nets, "_loaded", lambda name: name)
+    assert nets.of("kl", 1) == ["grade/kl/fold1.safetensors", "grade/kl/member1-fold1.safetensors"]
+    with pytest.raises(ValueError, match=r"no grade/kl/fold2\.safetensors"):
+        nets.of("kl", 2)

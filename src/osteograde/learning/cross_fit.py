@@ -56,6 +56,19 @@ class Run:
         return [cached(study, self.recipe.task, self.work / "volumes") for study in studies]
 
 
+def net_name(kind: str, stage: str, k: int, member: int = 0) -> str:
+    """The name of a net in the weights; those of further members sort behind the first ones of all folds.
+
+    >>> net_name("grade", "kl", 0), net_name("grade", "kl", 0, 1)
+    ('grade/kl/fold0.safetensors', 'grade/kl/member1-fold0.safetensors')
+    """
+    return f"{kind}/{stage}/{_prefix(member)}fold{k}.safetensors"
+
+
+def _prefix(member: int) -> str:
+    return f"member{member}-" if member else ""
+
+
 @dataclass(frozen=True)
 class Net:
     """One net of a fold: what it is called and how it learns. member: its place among the nets of the fold."""
@@ -66,16 +79,11 @@ class Net:
     member: int = 0
 
     def file(self, k: int) -> str:
-        """Its name in the weights; those of further members sort behind the first ones of all folds.
-
-        >>> Net("grade", "kl", None, 1).file(0)
-        'grade/kl/member1-fold0.safetensors'
-        """
-        return f"{self.kind}/{self.stage}/{f'member{self.member}-' if self.member else ''}fold{k}.safetensors"
+        return net_name(self.kind, self.stage, k, self.member)
 
     def work(self, name: str | int) -> str:
         """Its name among checkpoints and vouchers."""
-        return f"{self.kind}-{self.stage}-{f'member{self.member}-' if self.member else ''}{name}"
+        return f"{self.kind}-{self.stage}-{_prefix(self.member)}{name}"
 
 
 def nets_of(kind: str, stage: str, plan: Fit) -> list[Net]:

@@ -7,10 +7,10 @@ fold found: nothing on the page was seen in training.
 from __future__ import annotations
 
 import base64
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import count, takewhile
 
 import cv2
 import numpy as np
@@ -19,6 +19,7 @@ from torch import nn
 
 from osteograde.inference.reading import Loaded, load_study
 from osteograde.inference.views import site_boxes
+from osteograde.learning.cross_fit import net_name
 from osteograde.models import bundle
 from osteograde.report import heat
 from osteograde.report.charts import number
@@ -104,11 +105,11 @@ class _Nets:
 
     def of(self, group: str, fold: int) -> list[nn.Module]:
         """All nets of a fold: its first one, and further members where the recipe has them."""
-        first = f"grade/{group}/fold{fold}.safetensors"
-        if first not in self.files:
+        names = list(takewhile(self.files.__contains__, (net_name("grade", group, fold, m) for m in count())))
+        if not names:
+            first = net_name("grade", group, fold)
             raise ValueError(f"{self.folder}: oof.csv speaks of fold {fold}, the manifest has no {first}; train again")
-        further = re.compile(rf"grade/{re.escape(group)}/member\d+-fold{fold}\.safetensors")
-        return [self._loaded(name) for name in (first, *sorted(filter(further.fullmatch, self.files)))]
+        return [self._loaded(name) for name in names]
 
     def _loaded(self, name: str) -> nn.Module:
         if name not in self.loaded:
