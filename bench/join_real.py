@@ -1,12 +1,12 @@
 """Phantoms and real sagittal stacks in one folder, to train `lumbar-mr` on both.
 
-    python bench/join_real.py --phantoms PHANTOMS --out JOINED [--data DIR] [--folds weights/.../folds.csv --run W]
-    python train_folds.py lumbar-mr --recipe lumbar-mr-small --data JOINED --out W --resume
+    python bench/join_real.py --phantoms PHANTOMS --out JOINED [--data DIR] [--like weights/lumbar-mr-phantom --run W]
+    python train_folds.py lumbar-mr --recipe lumbar-mr-small --data JOINED --out W --folds 0,1 --resume
 
 The real stacks are SPIDER's T2-SPACE slices (--data, default OSTEOGRADE_DATA or ../shared/data), written as series of
 sagittal T2 with the canal point of each level marked, where the disc's long axis meets the canal of the mask. They
-carry no grades. Phantoms are linked, not copied. --folds: keep the phantoms in the folds of earlier weights and spread
-the real patients over them, into W/folds.csv, so that nets of the earlier folds may be used again.
+carry no grades. Phantoms are linked, not copied. --like: keep the phantoms in the folds of earlier weights, spread the
+real patients over them, and take over every net but the canal's, which alone has something to learn from the real ones.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the writer of real studies, which tests share
 
 from osteograde.learning import folds
+from osteograde.learning.recipes import RECIPES
+from osteograde.learning.take_over import take_over
 from osteograde.tasks.lumbar_names import LEVELS
 from tests.spider_studies import Reference, patients, slices, spacings, write_studies
 
@@ -79,18 +81,19 @@ def main() -> None:
     parser.add_argument("--phantoms", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--data", type=Path, default=default)
-    parser.add_argument("--folds", type=Path)
+    parser.add_argument("--like", type=Path)
     parser.add_argument("--run", type=Path)
     args = parser.parse_args()
     real = join(args.phantoms, args.data / "spider", args.out)
     print(f"{len(real)} real patients, {len(LEVELS)} levels -> {args.out}")
-    if args.folds and args.run:
-        old = folds.read(args.folds)
+    if args.like and args.run:
+        old = folds.read(args.like / folds.FILE)
         order = np.random.default_rng(0).permutation(len(real))
         fold = {real[i]: int(k % old.count) for k, i in enumerate(order)}
         split = folds.Split({**old.fold, **fold}, {**old.patient, **dict(zip(real, real, strict=True))})
-        folds.save(split, args.run / "folds.csv")
-        print(f"folds of {len(split.fold)} studies -> {args.run / 'folds.csv'}")
+        folds.save(split, args.run / folds.FILE)
+        taken = take_over(args.like, args.run, RECIPES["lumbar-mr-small"](), without=("canal",))
+        print(f"folds of {len(split.fold)} studies and {len(taken)} nets -> {args.run}")
 
 
 if __name__ == "__main__":

@@ -43,10 +43,13 @@ def mean(net, batch):
     return net(batch).mean()
 
 
-@pytest.fixture
-def taught(tmp_path, monkeypatch):
-    """(fold -> studies its net or the net it began from has learnt from, log) of a run with epochs in common."""
-    plan = Fit(net={}, pixels=32, epochs=3, common=2, batch=2, lr=0.1, early=(2, 0.5))
+IN_COMMON = Fit(net={}, pixels=32, epochs=3, common=2, batch=2, lr=0.1, early=(2, 0.5))
+
+
+@pytest.fixture(params=[IN_COMMON, replace(IN_COMMON, common=0, epochs=1, begin=IN_COMMON)])
+def taught(tmp_path, monkeypatch, request):
+    """fold -> studies that its net, or any net it goes on from, has learnt from."""
+    plan = request.param
     run = Run(RECIPES["knee-xray"](), STUDIES, [], SPLIT, tuple(range(5)), tmp_path, torch.device("cpu"), True, print)
     learnt: dict[int, set[str]] = {}
     monkeypatch.setattr(cross_fit.starting, "net_of", lambda *_: nn.Linear(1, 1))
@@ -145,3 +148,58 @@ def test_further_nets_that_cannot_be_averaged_are_refused(kind, changes, said):
     plan = replace(getattr(recipe, kind)[stage], also=())
     with pytest.raises(ValueError, match=said):
         replace(recipe, **{kind: {stage: replace(plan, also=(replace(plan, **changes),))}})
+
+
+def test_a_net_goes_on_from_the_one_its_fold_learnt_by_the_plan_before(tmp_path, monkeypatch):
+    calls = []
+
+    def train(build_net, plan, data, held_out, loss, where, *, resume, log):
+        net = build_net()
+        calls.append((where.title, where.checkpoint.name, plan.epochs, float(net.weight.detach()), loss))
+        with torch.no_grad():
+            net.weight += plan.epochs
+        return net.requires_grad_(False)
+
+    def begun(*_):
+        net = nn.Linear(1, 1)
+        nn.init.zeros_(net.weight)
+        return net
+
+    monkeypatch.setattr(cross_fit.fit, "train", train)
+    monkeypatch.setattr(cross_fit.starting, "net_of", begun)
+    monkeypatch.setattr(bundle, "load_net", lambda path, config: path.name)
+    monkeypatch.setattr(bundle, "on_device", lambda net, device: net)
+    first = Fit(net={}, pixels=32, epochs=5, batch=2, lr=0.1, common=4)
+    plan = replace(first, common=0, epochs=2, begin=replace(first, common=0, epochs=10, begin=first))
+    run = Run(RECIPES["knee-xray"](), STUDIES, [], SPLIT, (3, 4), tmp_path, torch.device("cpu"), False, print)
+    (tmp_path / "work" / "nets").mkdir(parents=True)
+    said = list(cross_fit.cross_fit(run, "grade", "kl", plan, lambda part, own: part, lambda own: own.epochs))
+    assert [nets for _, nets, _ in said] == [["fold3.safetensors"], ["fold4.safetensors"]]
+    assert calls == [
+        ("kl begin begin folds 3, 4", "grade-kl-begin-begin-common-3.pt", 4, 0, 5),
+        ("kl begin begin fold 3", "grade-kl-begin-begin-3.pt", 1, 4, 5),
+        ("kl begin fold 3", "grade-kl-begin-3.pt", 10, 5, 10),
+        ("kl fold 3", "grade-kl-3.pt", 2, 15, 2),
+        ("kl begin begin fold 4", "grade-kl-begin-begin-4.pt", 1, 4, 5),
+        ("kl begin fold 4", "grade-kl-begin-4.pt", 10, 5, 10),
+        ("kl fold 4", "grade-kl-4.pt", 2, 15, 2),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "said"),
+    [
+        ("grade", {"pretrained": "imagenet"}, "belong to begin"),
+        ("grade", {"common": 1}, "belong to begin"),
+        ("grade", {"pixels": (64, 64)}, "another net or shape"),
+        ("grade", {"net": {"kind": "grader"}}, "another net or shape"),
+        ("locate", {}, "no other net"),
+    ],
+)
+def test_a_plan_that_cannot_go_on_from_another_is_refused(kind, changes, said):
+    recipe = RECIPES["knee-xray"]()
+    (stage,) = getattr(recipe, kind)
+    plan = getattr(recipe, kind)[stage]
+    whole = replace(plan, begin=plan.begin or plan, pretrained="", common=0)
+    with pytest.raises(ValueError, match=said):
+        replace(recipe, **{kind: {stage: replace(whole, **changes)}})

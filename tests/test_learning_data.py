@@ -1,6 +1,7 @@
 """Training samples: whatever is turned, shifted or mirrored, a landmark stays on what it marks, on its side."""
 
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,9 @@ def test_a_smaller_batch_shows_the_same_field(tmp_path):
     assert little.shape[-2:] == (32, 32) and large.shape[-2:] == (48, 48)
     again = torch.nn.functional.interpolate(large, size=(32, 32), mode="bilinear", align_corners=False)
     assert (again - little).abs().max() < 0.05 * large.amax()
+    plan = replace(data.fit, pixels=32)  # an earlier plan that reads fewer pixels of the same stored crops
+    begun = data.learnt_by(plan).batch([0], np.random.default_rng(3), CPU, augment=True)
+    assert torch.equal(begun.crops[view], little)
 
 
 def test_a_measured_error_moves_the_crop_by_itself(tmp_path):

@@ -11,6 +11,7 @@ from osteograde.learning.take_over import take_over
 from osteograde.models import bundle
 
 RECIPE = RECIPES["spider"]()
+FOLDS = "study_id,patient,fold\na,p,0\nb,q,1\n"
 NETS = {"locate": "disc", "grade": "pfirrmann"}
 
 
@@ -25,7 +26,7 @@ def trained(tmp_path):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(name.encode())
             files[name] = bundle.file_entry(folder, name, {})
-    (folder / "folds.csv").write_text("the folds")
+    (folder / "folds.csv").write_text(FOLDS)
     recipe = json.loads(json.dumps(RECIPE.plain()))
     manifest = dict.fromkeys(bundle.NEEDED) | {"task": "spider", "files": files, "recipe": recipe}
     manifest["folds"] = {"file": "folds.csv", "sha256": folds.digest(folder / "folds.csv")}
@@ -43,7 +44,7 @@ def test_nets_of_the_same_plan_are_taken_and_vouched_for(trained, tmp_path, reci
     wanted = [f"{kind}/{NETS[kind]}/fold{k}.safetensors" for kind in kinds for k in (0, 1)]
     assert take_over(trained, out, recipe) == wanted
     assert sorted(str(path.relative_to(out)) for path in out.rglob("*.safetensors")) == sorted(wanted)
-    assert (out / "folds.csv").read_text() == "the folds"
+    assert (out / "folds.csv").read_text() == FOLDS
     for name in wanted:
         kind, stage, k = name.removesuffix(".safetensors").replace("fold", "").split("/")
         assert (out / "work" / "nets" / f"{kind}-{stage}-{k}.sha256").read_text() == bundle.sha256(out / name)
@@ -80,7 +81,7 @@ def test_weights_of_another_task_seed_or_number_of_folds_are_refused(trained, tm
 
 def test_other_folds_are_refused(trained, tmp_path):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "folds.csv").write_text("others")
+    (tmp_path / "out" / "folds.csv").write_text("study_id,patient,fold\nother,other,0\n")
     with pytest.raises(ValueError, match="not the folds of"):
         take_over(trained, tmp_path / "out", RECIPE)
 
@@ -89,3 +90,19 @@ def test_a_changed_net_is_refused(trained, tmp_path):
     (trained / "grade" / "pfirrmann" / "fold1.safetensors").write_bytes(b"other")
     with pytest.raises(ValueError, match=r"fold1\.safetensors"):
         take_over(trained, tmp_path / "out", RECIPE)
+
+
+def spread(text, path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("study_id,patient,fold\n" + text)
+
+
+def test_folds_may_hold_further_studies_but_none_elsewhere(trained, tmp_path):
+    out = tmp_path / "out"
+    for other in ("a,p,0\n", "a,p,1\nb,q,1\n", "a,z,0\nb,q,1\n"):
+        spread(other, out / "folds.csv")
+        with pytest.raises(ValueError, match="not the folds"):
+            take_over(trained, out, RECIPE)
+    spread("a,p,0\nb,q,1\nc,r,0\n", out / "folds.csv")
+    assert len(take_over(trained, out, RECIPE, without=("disc",))) == 2
+    assert not (out / "locate").exists()

@@ -71,19 +71,31 @@ def _prefix(member: int) -> str:
 
 @dataclass(frozen=True)
 class Net:
-    """One net of a fold: what it is called and how it learns. member: its place among the nets of the fold."""
+    """One net of a fold: what it is called and how it learns. member: its place among the nets of the fold; begins:
+    how many nets go on from it, one after the other."""
 
     kind: str
     stage: str
     plan: Fit
     member: int = 0
+    begins: int = 0
 
     def file(self, k: int) -> str:
         return net_name(self.kind, self.stage, k, self.member)
 
+    @property
+    def title(self) -> str:
+        """Its name in the log; all its randomness hangs on it as well."""
+        return f"{self.stage}{' begin' * self.begins}"
+
+    @property
+    def first(self) -> Net | None:
+        """The net it goes on from, which does not ship."""
+        return replace(self, plan=self.plan.begin, begins=self.begins + 1) if self.plan.begin else None
+
     def work(self, name: str | int) -> str:
         """Its name among checkpoints and vouchers."""
-        return f"{self.kind}-{self.stage}-{_prefix(self.member)}{name}"
+        return f"{self.kind}-{self.stage}-{_prefix(self.member)}{'begin-' * self.begins}{name}"
 
 
 def nets_of(kind: str, stage: str, plan: Fit) -> list[Net]:
@@ -99,14 +111,14 @@ def cross_fit(
     loss_of: Callable[[Fit], Loss],
 ) -> Iterator[tuple[int, list[nn.Module], list[Study]]]:
     """Train the nets of every fold, or load those that are there; yields (fold, nets as shipped, held-out studies)."""
-    starts: dict[tuple[int, ...], nn.Module] = {}
+    starts: dict[str, nn.Module] = {}
     for k in run.folds:
         nets = []
         for one in nets_of(kind, stage, plan):
             path = run.out / one.file(k)
             done = run.work / "nets" / f"{one.work(k)}.sha256"  # vouches for a net that was finished
             if not (run.resume and done.is_file() and path.is_file() and done.read_text() == bundle.sha256(path)):
-                net = _trained(run, one, k, data_of, loss_of(one.plan), starts)
+                net = _trained(run, one, k, data_of, loss_of, starts)
                 bundle.save_net(net, path)
                 done.write_text(bundle.sha256(path))
             # What ships is judged: the fp16 file as it will be loaded, not the net in memory.
@@ -115,16 +127,19 @@ def cross_fit(
 
 
 def _trained(
-    run: Run, one: Net, k: int, data_of: DataOf, loss: Loss, starts: dict[tuple[int, ...], nn.Module]
+    run: Run, one: Net, k: int, data_of: DataOf, loss_of: Callable[[Fit], Loss], starts: dict[str, nn.Module]
 ) -> nn.Module:
     """A net of fold k. starts: nets that several folds go on from, made when the first of them asks."""
-    where = Where(one.stage, k, run.recipe.seed + one.plan.seed, run.device, run.work / "nets" / f"{one.work(k)}.pt")
+    loss = loss_of(one.plan)
+    where = Where(one.title, k, run.recipe.seed + one.plan.seed, run.device, run.work / "nets" / f"{one.work(k)}.pt")
     train, held = (data_of(part(run.everything, k), one.plan) for part in (run.split.training, run.split.held_out))
     begin: Callable[[], nn.Module] = partial(starting.net_of, one.plan, train, where)
     own = one.plan
-    if own.common:
+    if one.first:
+        begin = partial(_again, _trained(run, one.first, k, data_of, loss_of, starts))
+    elif own.common:
         together = sharing(run.recipe.num_folds, k)
-        key = (one.member, *together)
+        key = one.work(together[0])
         if key not in starts:
             starts[key] = in_common(run, one, data_of, loss, together)
         begin, own = partial(_again, starts[key]), _rest(own)
@@ -146,7 +161,7 @@ def in_common(run: Run, one: Net, data_of: DataOf, loss: Loss, together: tuple[i
     held-out studies stay unseen; its epochs are paid for once and not per fold, and over fewer studies."""
     seen = [study for study in run.everything if run.split.fold_of(study) not in together]
     checkpoint = run.work / "nets" / f"{one.work(f'common-{together[0]}')}.pt"
-    where = Where(one.stage, together[0], run.recipe.seed + one.plan.seed, run.device, checkpoint, together)
+    where = Where(one.title, together[0], run.recipe.seed + one.plan.seed, run.device, checkpoint, together)
     data = data_of(seen, one.plan)
     first = replace(one.plan, epochs=one.plan.common, restarts=(), patience=0)
     begin = partial(starting.net_of, one.plan, data, where)

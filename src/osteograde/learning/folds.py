@@ -17,6 +17,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from osteograde.tasks.contract import Grade, Study, Task
 
 FEW_SITES = 2  # of one grader: a right and a left one
+FILE = "folds.csv"
 COLUMNS = ("study_id", "patient", "fold")
 
 

@@ -45,6 +45,7 @@ class GradeData:
 
     group: Grade
     fit: Fit
+    stored: tuple[int, int]  # (H, W) of the nets' crops that the stored ones are, without their margin
     crops: tuple[np.ndarray, ...]  # per view (N, D', H', W') uint8, memory-mapped
     present: np.ndarray  # (N, V)
     to_index: np.ndarray  # (N, V, 3, 3): mm displacement -> displacement in stored index (d, h, w)
@@ -58,7 +59,7 @@ class GradeData:
     share: float = 1.0  # of the pixels' sides that batches have, over the same millimetres
 
     def learnt_by(self, fit: Fit) -> GradeData:
-        """The same crops as another plan of the same pixels reads them."""
+        """The same crops as another plan reads them, perhaps with fewer or more pixels over the same millimetres."""
         return self._with(fit=fit)
 
     def of(self, studies: set[str]) -> GradeData:
@@ -121,7 +122,7 @@ class GradeData:
 
     def _view(self, v, rows, errors_mm, mirror, rng, device, *, augment) -> torch.Tensor:
         spec, size, jitter = self.group.crops[v], self.size, self.fit.jitter
-        full = sides(self.fit.pixels)
+        full = self.stored
         margin = _slice_margin(spec)
         offset = np.einsum("nij,nj->ni", self.to_index[rows, v], errors_mm)
         step = np.clip(np.rint(offset[:, 0]), -margin, margin).astype(int)
@@ -189,6 +190,7 @@ def store(
     return GradeData(
         group=group,
         fit=fit,
+        stored=(height, width),
         crops=crops,
         present=np.array(present),
         to_index=np.array(to_index),

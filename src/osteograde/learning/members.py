@@ -54,7 +54,7 @@ def gather(task: Task, folders: Sequence[Path], data: Path) -> Answers:
             f"{some(odd)}: not trained on the folds of {folders[0]} (folds.csv differs), so what it says out-of-fold "
             f"is not comparable; copy {folders[0] / 'folds.csv'} into a new folder and train into that"
         )
-    split = folds.read(folders[0] / "folds.csv")
+    split = folds.read(folders[0] / folds.FILE)
     known = {study.id: study.labels for study in task.read(data, "train")}
     judged = [_judged(task, folder, split) for folder in folders]
     for folder, table in zip(folders, judged, strict=True):
@@ -92,10 +92,10 @@ def _digest(task: Task, folder: Path) -> str:
     manifest = bundle.read_manifest(folder)
     if manifest["task"] != task.name:
         raise ValueError(f"{folder}: weights are of task {manifest['task']!r}, asked for {task.name!r}")
-    for name in ("folds.csv", OOF):
+    for name in (folds.FILE, OOF):
         if not (folder / name).is_file():
             raise ValueError(f"{folder}: no {name}; an ensemble is chosen from folders as train_folds.py left them")
-    digest = folds.digest(folder / "folds.csv")
+    digest = folds.digest(folder / folds.FILE)
     if digest != manifest.get("folds", {}).get("sha256", digest):
         raise ValueError(f"{folder / 'folds.csv'}: not the one the manifest knows; it was changed after training")
     return digest

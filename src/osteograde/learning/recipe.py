@@ -63,12 +63,18 @@ class Fit:
     milestones: tuple[int, ...] = ()  # epochs after which lr falls to a tenth, instead of the half cosine
     jitter: Jitter = field(default_factory=Jitter)
     seed: int = 0  # added to the recipe's
+    begin: Fit | None = None  # graders: the plan of the net that this one goes on from, learnt by the same studies
     also: tuple[Fit, ...] = ()  # graders: further nets of every fold, learnt by these plans; their answers are averaged
 
     @property
     def members(self) -> tuple[Fit, ...]:
         """The plans of all nets of a fold, each on its own."""
         return replace(self, also=()), *self.also
+
+    @property
+    def origin(self) -> Fit:
+        """The plan that has the starting weights: this one, or the first of those that go on from one another."""
+        return self.begin.origin if self.begin else self
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,10 @@ class Recipe:
         where = f"recipe {self.name!r}: {kind} {stage!r}"
         if kind == "locate" and len(members) > 1:
             raise ValueError(f"{where}: a locator has one net a fold; leave out also")
+        if kind == "locate" and any(plan.begin for plan in members):
+            raise ValueError(f"{where}: a locator goes on from no other net; leave out begin")
+        for plan in members:
+            _check_begin(where, plan)
         if odd := [plan.pixels for plan in members if plan.pixels != members[0].pixels]:
             raise ValueError(f"{where}: all nets of a fold read {members[0].pixels} pixels, one of also {odd[0]}")
         if any(plan in members[:i] for i, plan in enumerate(members)):
@@ -119,6 +129,26 @@ class Recipe:
             "locate": {stage: asdict(fit) for stage, fit in self.locate.items()},
             "grade": {stage: asdict(fit) for stage, fit in self.grade.items()},
         }
+
+
+def _check_begin(where: str, plan: Fit) -> None:
+    """What a plan that goes on from another net can ask for. ValueError for anything it would have no effect in."""
+    first = plan.begin
+    if first is None:
+        return
+    if plan.pretrained or plan.common or plan.head_epochs:
+        raise ValueError(
+            f"{where}: a plan with begin starts where that one ends; pretrained, common and head_epochs belong to begin"
+        )
+    if first.also:
+        raise ValueError(f"{where}: begin is the plan of one net; leave out its also")
+    (height, width), (own_height, own_width) = sides(first.pixels), sides(plan.pixels)
+    if first.net != plan.net or height * own_width != width * own_height:
+        raise ValueError(
+            f"{where}: begin has another net or shape than the plan that goes on from it "
+            f"({dict(first.net)} at {first.pixels}, {dict(plan.net)} at {plan.pixels})"
+        )
+    _check_begin(where, first)
 
 
 def shrink(recipe: Recipe) -> Recipe:
@@ -141,13 +171,14 @@ def _small(fit: Fit) -> Fit:
     share = min(1.0, 64 / max(height, width))
     nothing = fit.pretrained == IMAGENET
     small = max(32, round(height * share / 32) * 32), max(32, round(width * share / 32) * 32)
+    pixels = small[0] if isinstance(fit.pixels, int) else small
     return replace(
         fit,
         epochs=2,
         steps=2,
         batch=min(fit.batch, 2),
         window=min(fit.window, 3),
-        pixels=small[0] if isinstance(fit.pixels, int) else small,
+        pixels=pixels,
         head_epochs=0 if nothing else min(fit.head_epochs, 1),
         milestones=(),
         restarts=(),
@@ -155,6 +186,7 @@ def _small(fit: Fit) -> Fit:
         early=(min(fit.early[0], 1), fit.early[1]),
         common=min(fit.common, 1),
         pretrained="" if nothing else fit.pretrained,
+        begin=None if fit.begin is None else replace(_small(fit.begin), pixels=pixels),
         also=tuple(
             replace(_small(one), seed=one.seed + i) for i, one in enumerate(fit.also, 1)
         ),  # plans may become alike

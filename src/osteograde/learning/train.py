@@ -69,7 +69,7 @@ def train(
 
 def _split(recipe: Recipe, studies: Sequence[Study], out: Path, *, resume: bool) -> folds.Split:
     """The folds of this run: read where they were written before, never repaired."""
-    path = out / "folds.csv"
+    path = out / folds.FILE
     if path.is_file():
         if not resume and (out / bundle.MANIFEST).is_file():
             raise ValueError(f"{out}: finished weights are here; give another --out, or --resume to add folds to them")
@@ -179,7 +179,7 @@ def seal(run: Run, data: Path, scores: Mapping[str, Any], calibrations: Mapping[
             "pixels": {stage: plan.pixels for stage, plan in {**recipe.locate, **recipe.grade}.items()},
             "test_views": recipe.test_views,
             "files": files,
-            "folds": {"file": "folds.csv", "sha256": folds.digest(run.out / "folds.csv"), "trained": list(run.folds)},
+            "folds": {"file": folds.FILE, "sha256": folds.digest(run.out / folds.FILE), "trained": list(run.folds)},
             "scores": scores,
             "calibration": {group: calibration.plain() for group, calibration in calibrations.items()},
             "prior": {target: [round(p, 6) for p in values] for target, values in prior.items()},

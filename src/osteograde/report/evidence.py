@@ -96,7 +96,7 @@ def read(folder: Path, known: Mapping[str, Task], labels: Mapping[str, Mapping[s
     if manifest["task"] not in known:
         raise ValueError(f"{folder}: weights are of task {manifest['task']!r}; known tasks: {sorted(known)}")
     task = known[manifest["task"]]
-    fold, patient = _folds(folder / "folds.csv")
+    fold, patient = _folds(folder / folds.FILE)
     graded, points = folder / "oof.csv", folder / "oof_points.csv"
     return Evidence(
         folder=folder,
