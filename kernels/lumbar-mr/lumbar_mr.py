@@ -2025,12 +2025,14 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from scipy.ndimage import map_coordinates
+from scipy.sparse import csr_array
 from torch.nn import functional
 
 from osteograde.imaging.geometry import Roi, Volume, apply
 
 MAX_OVERSAMPLE = 4
 CHUNK_SAMPLES = 1 << 22  # sampled values held at once
+_UPRIGHT = 1e-6  # voxels that the far end of a row may lie above or below its beginning
 _ON_SLICE = 1e-3  # slices; a plane this close to a slice of the volume lies on it
 
 
@@ -2133,9 +2135,12 @@ def _fill_from_slices(
         y, x = (_touched(row, (height, width), size) for row, size in zip(plane, size_ZYX[1:], strict=True))
         if y.start >= y.stop or x.start >= x.stop:
             continue
-        slices = gather(z[chunk], y, x).float()  # as channels of one image: the weights are computed once
+        slices = gather(z[chunk], y, x)  # as channels of one image: the weights are computed once
         plane = plane - np.array([[0, 0, y.start], [0, 0, x.start]])
-        values = _interpolated(slices, plane, (height, width), oversample)
+        upright = (
+            slices.device.type == "cpu" and max(abs(plane[0, 1]), abs(plane[1, 0])) * max(height, width) < _UPRIGHT
+        )
+        values = (_stretched if upright else _interpolated)(slices, plane, (height, width), oversample)
         out_DHW[torch.from_numpy(chunk).to(out_DHW.device)] = values
 
 
@@ -2143,6 +2148,32 @@ def _touched(row: np.ndarray, shape: tuple[int, ...], size: int) -> slice:
     """The range of voxels along one axis that a plane's samples, a cell beyond its ends included, can reach."""
     ends = [row[:2] @ corner + row[2] for corner in ((a, b) for a in (-1, shape[0]) for b in (-1, shape[1]))]
     return slice(max(0, math.floor(min(ends)) - 1), min(size, math.ceil(max(ends)) + 2))
+
+
+def _stretched(images: torch.Tensor, move: np.ndarray, shape: tuple[int, int], oversample: int) -> torch.Tensor:
+    """The same of images (C, Y, X) on a CPU, for a ``move`` without a turn: rows and columns one after the other.
+
+    Either is a sparse matrix of a few weights a row, which reads every pixel about once, where sampling in two
+    dimensions reads four for each of oversample^2 points.
+    """
+    rows, columns = (_weights(move[i, i], move[i, 2], shape[i], images.shape[i + 1], oversample) for i in (0, 1))
+    count, height, width = images.shape
+    values = images.numpy().transpose(1, 0, 2).astype(np.float32, order="C")  # (Y, C, X)
+    values = (rows @ values.reshape(height, count * width)).reshape(shape[0], count, width)
+    values = np.ascontiguousarray(values.transpose(2, 1, 0)).reshape(width, count * shape[0])
+    values = (columns @ values).reshape(shape[1], count, shape[0])
+    return torch.from_numpy(np.ascontiguousarray(values.transpose(1, 2, 0)))
+
+
+def _weights(step: float, start: float, count: int, size: int, oversample: int) -> csr_array:
+    """(count, size) weights of linear interpolation at start + step * i, each the mean of ``oversample`` points."""
+    at = step * ((np.arange(count * oversample) + 0.5) / oversample - 0.5) + start
+    index = (np.floor(at)[:, None] + (0.0, 1.0)).ravel()
+    weight = (1.0 - abs(np.repeat(at, 2) - index)) / oversample
+    weight[(index < 0) | (index >= size)] = 0.0
+    index = index.clip(0, size - 1).astype(np.int32)
+    ends = np.arange(0, len(index) + 1, 2 * oversample, dtype=np.int32)  # a column may come twice in a row: they add up
+    return csr_array((weight.astype(np.float32), index, ends), shape=(count, size))
 
 
 def _fill_from_volume(out_DHW: torch.Tensor, volume_ZYX: torch.Tensor, move: np.ndarray, oversample: int) -> None:
@@ -2158,6 +2189,7 @@ def _fill_from_volume(out_DHW: torch.Tensor, volume_ZYX: torch.Tensor, move: np.
 
 def _interpolated(images: torch.Tensor, move: np.ndarray, shape: tuple[int, ...], oversample: int) -> torch.Tensor:
     """(C, *size) images sampled at ``move`` (n, n + 1) of the grid ``shape`` of n axes, zero outside: (C, *shape)."""
+    images = images.float()
     size = np.array(images.shape[1:])
     extent = np.array(shape)
     theta = np.empty_like(move)  # between units: both grids from -1 to 1, edge to edge
@@ -3644,7 +3676,8 @@ def is_half(device: torch.device) -> bool:
 def mean_of(folds: Sequence[torch.Tensor]) -> torch.Tensor:
     """The mean over folds of equal shape; of those that are finite where some are not, NaN where none is."""
     stacked = torch.stack(list(folds))
-    return stacked.mean(0) if torch.isfinite(stacked).all() else stacked.nanmean(0)
+    mean = stacked.mean(0)
+    return mean if torch.isfinite(mean.sum()) else stacked.nanmean(0)  # a sum is finite only where all of it is
 
 
 def _free(device: torch.device) -> None:
@@ -5418,18 +5451,25 @@ def candidates(
     (N, L, h, w) -> peaks (B, L, K, 3) and their probability (B, L, K), highest first; (-1, -1, -1) and 0 when there
     are fewer.
     """
-    left = found.clone()
+    counts = torch.bincount(stack, minlength=int(stack.max()) + 1 if len(stack) else 0).tolist()
+    best = [part.max(0) for part in found.split(counts)]  # a place taken is taken on all slices: one map a stack
+    left, depth = torch.stack([value for value, _ in best]), torch.stack([where for _, where in best])
+    free, alone = torch.ones_like(left), torch.arange(len(left), device=found.device)
     peaks, scores = [], []
     rows, columns = (torch.arange(n, device=found.device) for n in found.shape[-2:])
     for _ in range(count):
-        peak = stack_peaks(left, stack)
-        patch, _ = _patches(left, stack, peak)
+        flat = stack_peaks(left, alone)  # (B, L, 3)
+        place = (flat[..., 1] * found.shape[-1] + flat[..., 2]).clamp_min(0)
+        z = depth.flatten(2).gather(2, place[..., None])[..., 0]
+        peak = torch.where(flat[..., :1] < 0, flat, torch.stack([z, flat[..., 1], flat[..., 2]], -1))
+        kept = _patches(free, alone, flat)[0].amax(2, keepdim=True)  # the free map has one slice: the middle of three
+        patch = _patches(found, stack, peak)[0] * kept
         peaks.append(peak)
         scores.append(patch.sum((2, 3, 4)) * (peak[..., 0] >= 0))
-        here = peak[stack]  # (N, L, 3)
-        near_row = (rows - here[..., 1:2]).abs() <= apart_px
-        near_column = (columns - here[..., 2:3]).abs() <= apart_px
-        left = left.masked_fill(near_row[..., None] & near_column[..., None, :], 0.0)
+        near_row = (rows - peak[..., 1:2]).abs() <= apart_px
+        near_column = (columns - peak[..., 2:3]).abs() <= apart_px
+        taken = near_row[..., None] & near_column[..., None, :]
+        left, free = left.masked_fill(taken, 0.0), free.masked_fill(taken, 0.0)
     return torch.stack(peaks, 2), torch.stack(scores, 2)
 
 

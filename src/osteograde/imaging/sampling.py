@@ -13,12 +13,14 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from scipy.ndimage import map_coordinates
+from scipy.sparse import csr_array
 from torch.nn import functional
 
 from osteograde.imaging.geometry import Roi, Volume, apply
 
 MAX_OVERSAMPLE = 4
 CHUNK_SAMPLES = 1 << 22  # sampled values held at once
+_UPRIGHT = 1e-6  # voxels that the far end of a row may lie above or below its beginning
 _ON_SLICE = 1e-3  # slices; a plane this close to a slice of the volume lies on it
 
 
@@ -121,9 +123,12 @@ def _fill_from_slices(
         y, x = (_touched(row, (height, width), size) for row, size in zip(plane, size_ZYX[1:], strict=True))
         if y.start >= y.stop or x.start >= x.stop:
             continue
-        slices = gather(z[chunk], y, x).float()  # as channels of one image: the weights are computed once
+        slices = gather(z[chunk], y, x)  # as channels of one image: the weights are computed once
         plane = plane - np.array([[0, 0, y.start], [0, 0, x.start]])
-        values = _interpolated(slices, plane, (height, width), oversample)
+        upright = (
+            slices.device.type == "cpu" and max(abs(plane[0, 1]), abs(plane[1, 0])) * max(height, width) < _UPRIGHT
+        )
+        values = (_stretched if upright else _interpolated)(slices, plane, (height, width), oversample)
         out_DHW[torch.from_numpy(chunk).to(out_DHW.device)] = values
 
 
@@ -131,6 +136,32 @@ def _touched(row: np.ndarray, shape: tuple[int, ...], size: int) -> slice:
     """The range of voxels along one axis that a plane's samples, a cell beyond its ends included, can reach."""
     ends = [row[:2] @ corner + row[2] for corner in ((a, b) for a in (-1, shape[0]) for b in (-1, shape[1]))]
     return slice(max(0, math.floor(min(ends)) - 1), min(size, math.ceil(max(ends)) + 2))
+
+
+def _stretched(images: torch.Tensor, move: np.ndarray, shape: tuple[int, int], oversample: int) -> torch.Tensor:
+    """The same of images (C, Y, X) on a CPU, for a ``move`` without a turn: rows and columns one after the other.
+
+    Either is a sparse matrix of a few weights a row, which reads every pixel about once, where sampling in two
+    dimensions reads four for each of oversample^2 points.
+    """
+    rows, columns = (_weights(move[i, i], move[i, 2], shape[i], images.shape[i + 1], oversample) for i in (0, 1))
+    count, height, width = images.shape
+    values = images.numpy().transpose(1, 0, 2).astype(np.float32, order="C")  # (Y, C, X)
+    values = (rows @ values.reshape(height, count * width)).reshape(shape[0], count, width)
+    values = np.ascontiguousarray(values.transpose(2, 1, 0)).reshape(width, count * shape[0])
+    values = (columns @ values).reshape(shape[1], count, shape[0])
+    return torch.from_numpy(np.ascontiguousarray(values.transpose(1, 2, 0)))
+
+
+def _weights(step: float, start: float, count: int, size: int, oversample: int) -> csr_array:
+    """(count, size) weights of linear interpolation at start + step * i, each the mean of ``oversample`` points."""
+    at = step * ((np.arange(count * oversample) + 0.5) / oversample - 0.5) + start
+    index = (np.floor(at)[:, None] + (0.0, 1.0)).ravel()
+    weight = (1.0 - abs(np.repeat(at, 2) - index)) / oversample
+    weight[(index < 0) | (index >= size)] = 0.0
+    index = index.clip(0, size - 1).astype(np.int32)
+    ends = np.arange(0, len(index) + 1, 2 * oversample, dtype=np.int32)  # a column may come twice in a row: they add up
+    return csr_array((weight.astype(np.float32), index, ends), shape=(count, size))
 
 
 def _fill_from_volume(out_DHW: torch.Tensor, volume_ZYX: torch.Tensor, move: np.ndarray, oversample: int) -> None:
@@ -146,6 +177,7 @@ def _fill_from_volume(out_DHW: torch.Tensor, volume_ZYX: torch.Tensor, move: np.
 
 def _interpolated(images: torch.Tensor, move: np.ndarray, shape: tuple[int, ...], oversample: int) -> torch.Tensor:
     """(C, *size) images sampled at ``move`` (n, n + 1) of the grid ``shape`` of n axes, zero outside: (C, *shape)."""
+    images = images.float()
     size = np.array(images.shape[1:])
     extent = np.array(shape)
     theta = np.empty_like(move)  # between units: both grids from -1 to 1, edge to edge

@@ -77,7 +77,8 @@ def is_half(device: torch.device) -> bool:
 def mean_of(folds: Sequence[torch.Tensor]) -> torch.Tensor:
     """The mean over folds of equal shape; of those that are finite where some are not, NaN where none is."""
     stacked = torch.stack(list(folds))
-    return stacked.mean(0) if torch.isfinite(stacked).all() else stacked.nanmean(0)
+    mean = stacked.mean(0)
+    return mean if torch.isfinite(mean.sum()) else stacked.nanmean(0)  # a sum is finite only where all of it is
 
 
 def _free(device: torch.device) -> None:

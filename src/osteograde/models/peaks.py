@@ -92,18 +92,25 @@ def candidates(
     (N, L, h, w) -> peaks (B, L, K, 3) and their probability (B, L, K), highest first; (-1, -1, -1) and 0 when there
     are fewer.
     """
-    left = found.clone()
+    counts = torch.bincount(stack, minlength=int(stack.max()) + 1 if len(stack) else 0).tolist()
+    best = [part.max(0) for part in found.split(counts)]  # a place taken is taken on all slices: one map a stack
+    left, depth = torch.stack([value for value, _ in best]), torch.stack([where for _, where in best])
+    free, alone = torch.ones_like(left), torch.arange(len(left), device=found.device)
     peaks, scores = [], []
     rows, columns = (torch.arange(n, device=found.device) for n in found.shape[-2:])
     for _ in range(count):
-        peak = stack_peaks(left, stack)
-        patch, _ = _patches(left, stack, peak)
+        flat = stack_peaks(left, alone)  # (B, L, 3)
+        place = (flat[..., 1] * found.shape[-1] + flat[..., 2]).clamp_min(0)
+        z = depth.flatten(2).gather(2, place[..., None])[..., 0]
+        peak = torch.where(flat[..., :1] < 0, flat, torch.stack([z, flat[..., 1], flat[..., 2]], -1))
+        kept = _patches(free, alone, flat)[0].amax(2, keepdim=True)  # the free map has one slice: the middle of three
+        patch = _patches(found, stack, peak)[0] * kept
         peaks.append(peak)
         scores.append(patch.sum((2, 3, 4)) * (peak[..., 0] >= 0))
-        here = peak[stack]  # (N, L, 3)
-        near_row = (rows - here[..., 1:2]).abs() <= apart_px
-        near_column = (columns - here[..., 2:3]).abs() <= apart_px
-        left = left.masked_fill(near_row[..., None] & near_column[..., None, :], 0.0)
+        near_row = (rows - peak[..., 1:2]).abs() <= apart_px
+        near_column = (columns - peak[..., 2:3]).abs() <= apart_px
+        taken = near_row[..., None] & near_column[..., None, :]
+        left, free = left.masked_fill(taken, 0.0), free.masked_fill(taken, 0.0)
     return torch.stack(peaks, 2), torch.stack(scores, 2)
 
 
