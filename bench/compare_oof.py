@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from osteograde.learning.members import Answers, gather
+from osteograde.learning.judging.members import Answers, gather
 from osteograde.tasks import TASKS
-from osteograde.tasks.bootstrap import interval
+from osteograde.tasks.scores.bootstrap import interval
 
 
 def compare(answers: Answers, bootstrap: int, seed: int = 0) -> dict[str, dict[str, object]]:

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the writer o
 from osteograde.learning import folds
 from osteograde.learning.recipes import RECIPES
 from osteograde.learning.take_over import take_over
-from osteograde.tasks.lumbar_names import LEVELS
+from osteograde.tasks.lumbar.names import LEVELS
 from tests.spider_studies import Reference, patients, slices, spacings, write_studies
 
 TABLES = ("train.csv", "train_label_coordinates.csv", "train_series_descriptions.csv")

@@ -31,7 +31,7 @@ import torch
 
 import inference
 from osteograde import cli, phantom
-from osteograde.inference import submission
+from osteograde.inference.answers import submission
 
 ROOT = Path(__file__).resolve().parents[1]
 TASK = "lumbar-mr"

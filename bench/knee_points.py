@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from osteograde.learning.recipes import RECIPES
-from osteograde.phantom.knee_practice import films
+from osteograde.phantom.knees.knee_practice import films
 from osteograde.tasks import TASKS
 
 TASK = TASKS["knee-xray"]

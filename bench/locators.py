@@ -32,14 +32,15 @@ from osteograde.imaging.geometry import apply, to_index
 from osteograde.inference import pipeline
 from osteograde.inference.reading import Loaded, load_study
 from osteograde.inference.views import Pass, pass_images, passes
-from osteograde.learning import folds, judged
-from osteograde.learning.masks import UNKNOWN, cut_labels, label_volume
+from osteograde.learning import folds
+from osteograde.learning.data.masks import UNKNOWN, cut_labels, label_volume
+from osteograde.learning.judging import judged
 from osteograde.models import bundle
-from osteograde.models.unet import disc_components
+from osteograde.models.locators.unet import disc_components
 from osteograde.tasks import TASKS
-from osteograde.tasks.bootstrap import groups_of, interval
-from osteograde.tasks.lumbar_names import LEVELS
-from osteograde.tasks.spider_rois import apart_mm
+from osteograde.tasks.lumbar.names import LEVELS
+from osteograde.tasks.scores.bootstrap import groups_of, interval
+from osteograde.tasks.spider.rois import apart_mm
 
 TASK = TASKS["spider"]
 STAGE = TASK.locate[0]

@@ -19,7 +19,7 @@ from typing import Any
 from compare_oof import compare, told
 
 from osteograde.learning import train
-from osteograde.learning.members import gather
+from osteograde.learning.judging.members import gather
 from osteograde.learning.recipe import Fit, Recipe
 from osteograde.learning.recipes import RECIPES
 from osteograde.learning.take_over import take_over

@@ -27,8 +27,8 @@ from osteograde.imaging.dicom import header, rle
 from osteograde.imaging.dicom.slices import contents
 from osteograde.imaging.memory import keep_freed_memory
 from osteograde.inference import run, views
+from osteograde.inference.answers.sheet import Tally
 from osteograde.inference.budget import Budget, Effort
-from osteograde.inference.sheet import Tally
 from osteograde.models import bundle
 from osteograde.models.device import pick
 from osteograde.tasks import TASKS

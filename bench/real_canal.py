@@ -25,7 +25,7 @@ from osteograde.models import bundle
 from osteograde.models.device import pick
 from osteograde.report import overlays
 from osteograde.tasks import TASKS
-from osteograde.tasks.lumbar_names import LEVELS, landmark
+from osteograde.tasks.lumbar.names import LEVELS, landmark
 from tests.spider_studies import Reference, write_studies
 
 

@@ -28,7 +28,7 @@ import numpy as np
 import pydicom
 
 import inference
-from osteograde.inference import submission
+from osteograde.inference.answers import submission
 from osteograde.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -20,13 +20,13 @@ import numpy as np
 
 from osteograde import phantom
 from osteograde.inference import pipeline, run
+from osteograde.inference.answers.sheet import Result, Tally
 from osteograde.inference.budget import Budget
-from osteograde.inference.sheet import Result, Tally
 from osteograde.models import bundle
 from osteograde.models.device import pick
 from osteograde.tasks import TASKS
-from osteograde.tasks.bootstrap import interval
 from osteograde.tasks.contract import Study
+from osteograde.tasks.scores.bootstrap import interval
 
 TASK = TASKS["lumbar-mr"]
 REMOVED = {"all views": (), "no axial": ("axi_t2",), "no sagittal T1": ("sag_t1",)}

@@ -15,7 +15,7 @@ hypothesis.settings.load_profile("shared machine")
 @pytest.fixture(scope="session")
 def small_studies(tmp_path_factory):
     """(data, weights): three small healthy studies a, b and c of lumbar-mr, and nets that know nothing."""
-    from osteograde.inference import submission
+    from osteograde.inference.answers import submission
     from osteograde.tasks import TASKS
     from tests.faults.studies import VIEWS, Study, write_healthy, write_table
     from tests.tiny import random_bundle

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from osteograde.inference import pipeline
-from osteograde.learning import cross_fit, folds, out_of_fold, train
+from osteograde.learning import cross_fit, folds, train
+from osteograde.learning.judging import out_of_fold
 from osteograde.learning.recipes import RECIPES
 from osteograde.models import bundle
 from osteograde.tasks import TASKS

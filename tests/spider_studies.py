@@ -15,7 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from osteograde.tasks.lumbar_names import CLASSES, LEVELS, SERIES_DESCRIPTIONS, TEMPLATE_TARGETS
+from osteograde.tasks.lumbar.names import CLASSES, LEVELS, SERIES_DESCRIPTIONS, TEMPLATE_TARGETS
 from tests.dicom_files import SAGITTAL, dataset, write
 
 DISC, CANAL = 1, 3

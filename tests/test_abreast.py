@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from osteograde.inference.abreast import abreast
+from osteograde.inference.processes.abreast import abreast
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ SEES = {room: set(ROOMS[: index + 1]) for index, room in enumerate(ROOMS)}
 SEES["learning"] = {*SEES["learning"], "phantom"}  # recipes practise on films made of the data's own crops
 SEES |= {"kaggle": {*ROOMS, "kaggle"}, "report": {*ROOMS, "report"}, "phantom": {"imaging", "tasks", "phantom"}}
 TASK_WORDS = re.compile(r"lumbar|knee|spider|l4_l5|stenosis", re.IGNORECASE)
-MAY_NAME_TASKS = re.compile(r"(tasks|phantom)/.*|learning/recipes\w*\.py|cli\.py|__init__\.py")
+MAY_NAME_TASKS = re.compile(r"(tasks|phantom)/.*|learning/recipes/.*|cli\.py|__init__\.py")
 # cli.py: help and the default task; the package's own __init__.py: one sentence that says what it is for
 TORCH_IN = {"imaging/sampling.py"}  # of the rooms that describe scans and tasks
 
@@ -58,6 +58,14 @@ def test_a_room_imports_only_rooms_to_its_left(path):
         return  # the command line may see everything
     seen = {name.split(".")[1] for name in imports(path) if name.startswith("osteograde.")}
     assert seen <= SEES[room] | {"__version__"}
+
+
+def test_no_room_has_over_ten_modules():
+    rooms: dict[Path, list[str]] = {}
+    for path in MODULES:
+        if path.name != "__init__.py":
+            rooms.setdefault(path.parent, []).append(path.name)
+    assert {name_of(room): names for room, names in rooms.items() if len(names) > 10} == {}
 
 
 def test_scans_and_tasks_do_not_need_torch():

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from osteograde.tasks import TASKS
-from osteograde.tasks.bootstrap import groups_of, interval
-from osteograde.tasks.score_table import score_submission
+from osteograde.tasks.scores.bootstrap import groups_of, interval
+from osteograde.tasks.scores.table import score_submission
 
 KNEES = TASKS["knee-xray"]
 

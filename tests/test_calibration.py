@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from osteograde.inference import calibration
-from osteograde.learning.calibrate import calibrated
+from osteograde.learning.judging.calibrate import calibrated
 from osteograde.tasks import TASKS
 from osteograde.tasks.contract import Study
 

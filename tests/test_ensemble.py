@@ -11,7 +11,8 @@ import pytest
 
 from osteograde import cli
 from osteograde.inference import voting
-from osteograde.learning import ensemble, folds, members
+from osteograde.learning import folds
+from osteograde.learning.judging import ensemble, members
 from osteograde.models import bundle
 from osteograde.tasks import TASKS
 from osteograde.tasks.contract import Study

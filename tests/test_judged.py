@@ -5,11 +5,11 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from osteograde.inference.reading import Loaded
-from osteograde.learning import judged
+from osteograde.learning.judging import judged
 from osteograde.tasks import TASKS
 from osteograde.tasks.contract import Point, Study
-from osteograde.tasks.lumbar_names import LEVELS
-from osteograde.tasks.spider_marks import landmark
+from osteograde.tasks.lumbar.names import LEVELS
+from osteograde.tasks.spider.marks import landmark
 
 SPIDER, KNEES = TASKS["spider"], TASKS["knee-xray"]
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from osteograde.kaggle import client, download, kernel, push, record, submit, upload
-from osteograde.kaggle.client import Refused, RetryLater
+from osteograde.kaggle import kernel
+from osteograde.kaggle.remote import client, download, push, record, submit, upload
+from osteograde.kaggle.remote.client import Refused, RetryLater
 from osteograde.models import bundle
 from osteograde.tasks import TASKS
 from tests.kaggle_stub import ACCOUNT, SECRET, Stub, client_environment

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from osteograde.kaggle import client, download, kernel, metadata, secrets, sources, submit, upload
-from osteograde.kaggle.client import Refused, RetryLater, Said
+from osteograde.kaggle import kernel, metadata, sources
+from osteograde.kaggle.remote import client, download, secrets, submit, upload
+from osteograde.kaggle.remote.client import Refused, RetryLater, Said
 from osteograde.models import bundle
 from tests.kaggle_stub import ACCOUNT, SECRET
 from tests.kaggle_stub.weights import hashed_weights

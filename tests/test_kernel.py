@@ -15,7 +15,8 @@ import pytest
 
 from osteograde import phantom
 from osteograde.inference import kernel as offline
-from osteograde.inference import run, submission
+from osteograde.inference import run
+from osteograde.inference.answers import submission
 from osteograde.kaggle import kernel
 from osteograde.models import bundle
 from osteograde.tasks import TASKS

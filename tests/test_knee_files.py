@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from osteograde.inference.reading import ASSUMED, SIDE_MM, load_study
-from osteograde.tasks import TASKS, score_table
-from osteograde.tasks.knee_files import labels, read
+from osteograde.tasks import TASKS
+from osteograde.tasks.knee.files import labels, read
+from osteograde.tasks.scores import table as score_table
 
 TASK = TASKS["knee-xray"]
 

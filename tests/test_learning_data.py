@@ -10,13 +10,14 @@ import torch
 
 from osteograde.imaging.geometry import Volume, affine, to_index
 from osteograde.inference.reading import Loaded
-from osteograde.learning import cross_fit, grade_data, locate_data
+from osteograde.learning import cross_fit
+from osteograde.learning.data import grade_data, locate_data
 from osteograde.learning.recipe import Fit, Jitter
 from osteograde.learning.recipes import RECIPES
 from osteograde.models.losses import metric_loss
 from osteograde.tasks import TASKS
 from osteograde.tasks.contract import Point, Study
-from osteograde.tasks.lumbar_names import LEVELS, SIDES, TARGET_OF, landmark
+from osteograde.tasks.lumbar.names import LEVELS, SIDES, TARGET_OF, landmark
 
 TASK = TASKS["lumbar-mr"]
 CPU = torch.device("cpu")

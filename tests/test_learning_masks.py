@@ -16,14 +16,14 @@ from osteograde.imaging.raster import read_pixels
 from osteograde.imaging.sampling import crop_stack
 from osteograde.inference.reading import load_study
 from osteograde.learning import fit as loop
-from osteograde.learning import locate_data, masks
-from osteograde.learning.augment import draw_move, resample
-from osteograde.learning.cache import cached
+from osteograde.learning.data import locate_data, masks
+from osteograde.learning.data.augment import draw_move, resample
+from osteograde.learning.data.cache import cached
 from osteograde.learning.recipe import Fit, Jitter, shrink
 from osteograde.learning.recipes import RECIPES
 from osteograde.models.build import build
 from osteograde.tasks import TASKS
-from osteograde.tasks.spider_marks import of_masks
+from osteograde.tasks.spider.marks import of_masks
 from osteograde.tasks.study import Series, Study
 
 TASK = TASKS["spider"]

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from osteograde.models.locator import (
+from osteograde.models.locators.locator import (
     LocatorBatch,
     decode,
     decode_probabilities,
@@ -18,7 +18,7 @@ from osteograde.models.locator import (
     side_mask,
     targets,
 )
-from osteograde.models.peaks import candidates, in_order, refined, stack_peaks
+from osteograde.models.locators.peaks import candidates, in_order, refined, stack_peaks
 
 PIXEL_MM, SLICE_MM, STRIDE = 1.5, 4.0, 4
 DEPTHS = (5, 3)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from osteograde.inference import run
-from osteograde.phantom.knee_film import compose
+from osteograde.phantom.knees.knee_film import compose
 from osteograde.tasks import TASKS
 from tests.tiny import random_bundle
 

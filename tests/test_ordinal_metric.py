@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics
 
-from osteograde.inference import submission
-from osteograde.tasks import bootstrap, confusion
-from osteograde.tasks.lumbar_mr import TASK
-from osteograde.tasks.ordinal_metric import BINS, EPS, OrdinalMetric
-from osteograde.tasks.score_table import format_table, score_submission
+from osteograde.inference.answers import submission
+from osteograde.tasks.lumbar.task import TASK
+from osteograde.tasks.scores import bootstrap, confusion
+from osteograde.tasks.scores.ordinal import BINS, EPS, OrdinalMetric
+from osteograde.tasks.scores.table import format_table, score_submission
 from tests import test_task_contract
 
 METRIC = OrdinalMetric(("right", "left"), tuple("01234"))

@@ -8,7 +8,7 @@ import torch
 
 from osteograde.learning import folds
 from osteograde.learning.cross_fit import Run, nets_of
-from osteograde.learning.out_of_fold import CHUNK, _told
+from osteograde.learning.judging.out_of_fold import CHUNK, _told
 from osteograde.learning.recipes import RECIPES
 from osteograde.tasks.contract import Point, Study
 

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from osteograde import phantom
 from osteograde.imaging.dicom.rle import decode_rle
 from osteograde.inference.reading import load_study
-from osteograde.phantom import grades, planes, render
-from osteograde.phantom.annotate import REACH_MM
-from osteograde.phantom.rle_encode import encode_rle
-from osteograde.phantom.spine import spine
+from osteograde.phantom.spines import grades, planes, render
+from osteograde.phantom.spines.annotate import REACH_MM
+from osteograde.phantom.spines.spine import spine
+from osteograde.phantom.writers.rle_encode import encode_rle
 from osteograde.tasks import TASKS
-from osteograde.tasks.lumbar_mr import COUNTS, SEVERE_PERCENT
-from osteograde.tasks.lumbar_names import LEVELS, SIDES, TARGET_OF, landmark
+from osteograde.tasks.lumbar.names import LEVELS, SIDES, TARGET_OF, landmark
+from osteograde.tasks.lumbar.task import COUNTS, SEVERE_PERCENT
 
 TASK = TASKS["lumbar-mr"]
 

@@ -16,7 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 import kill
 
 from osteograde import cli
-from osteograde.inference import run, stop, submission, whole
+from osteograde.inference import run, whole
+from osteograde.inference.answers import submission
+from osteograde.inference.processes import stop
 from osteograde.tasks import TASKS
 from tests.faults.runner import grade
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from osteograde.imaging.dicom import UnreadableSeries, read_series
-from osteograde.inference import run, submission
+from osteograde.inference import run
+from osteograde.inference.answers import submission
 from osteograde.inference.reading import load_study
 from osteograde.tasks import TASKS
-from osteograde.tasks.lumbar_names import LEVELS
+from osteograde.tasks.lumbar.names import LEVELS
 from tests.spider_studies import CANAL, patients, slices, spacings, write_studies
 from tests.tiny import random_bundle
 

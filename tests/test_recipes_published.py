@@ -7,9 +7,10 @@ import pytest
 import torch
 import torchvision
 
-from osteograde.learning import fit, recipes_knee_published, starting
+from osteograde.learning import fit, starting
 from osteograde.learning.recipe import IMAGENET, shrink
 from osteograde.learning.recipes import RECIPES
+from osteograde.learning.recipes import knee_published as recipes_knee_published
 from osteograde.models.build import build
 from osteograde.tasks.contract import sides
 

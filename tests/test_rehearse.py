@@ -10,9 +10,10 @@ import cv2
 import numpy as np
 import pytest
 
-from osteograde.kaggle import guard, jail, kernel, rehearse, staging
+from osteograde.kaggle import kernel
+from osteograde.kaggle.rehearsal import guard, jail, rehearse, staging
+from osteograde.kaggle.rehearsal.watch import Run
 from osteograde.kaggle.sources import parse
-from osteograde.kaggle.watch import Run
 from osteograde.tasks import TASKS
 from tests.tiny import random_bundle
 

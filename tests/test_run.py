@@ -10,10 +10,11 @@ import pytest
 
 from osteograde import phantom
 from osteograde.imaging.dicom import slices
-from osteograde.inference import pipeline, run, submission
+from osteograde.inference import pipeline, run
+from osteograde.inference.answers import submission
+from osteograde.inference.answers.sheet import Tally
 from osteograde.inference.budget import Budget
 from osteograde.inference.reading import load_study
-from osteograde.inference.sheet import Tally
 from osteograde.models import bundle
 from osteograde.models.device import pick
 from osteograde.tasks import TASKS

@@ -7,9 +7,10 @@ from collections import Counter
 
 import pytest
 
-from osteograde.inference import shards, submission, worker
-from osteograde.inference.sheet import Tally
-from osteograde.inference.worker import Job
+from osteograde.inference.answers import submission
+from osteograde.inference.answers.sheet import Tally
+from osteograde.inference.processes import shards, worker
+from osteograde.inference.processes.worker import Job
 from osteograde.tasks import TASKS
 from tests.tiny import random_bundle
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from osteograde.inference import submission
-from osteograde.tasks.lumbar_mr import TASK
-from osteograde.tasks.score_table import format_table, score_submission
+from osteograde.inference.answers import submission
+from osteograde.tasks.lumbar.task import TASK
+from osteograde.tasks.scores.table import format_table, score_submission
 
 COLUMNS = TASK.classes
 IDS = [*TASK.rows("1002"), *TASK.rows("1001")]

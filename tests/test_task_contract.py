@@ -250,14 +250,14 @@ def test_unknown_views_landmarks_and_priors_are_refused(task):
 @pytest.mark.parametrize(
     "module",
     [
-        "lumbar_names",
-        "lumbar_tables",
+        "lumbar.names",
+        "lumbar.tables",
         "boxes",
         "image_files",
-        "spider_files",
+        "spider.files",
         "tables",
-        "score_table",
-        "ordinal_metric",
+        "scores.table",
+        "scores.ordinal",
     ],
 )
 def test_examples_in_docstrings_are_true(module):

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from osteograde.models.build import build
-from osteograde.models.locator import LocatorBatch, decode
-from osteograde.models.unet import (
+from osteograde.models.locators.locator import LocatorBatch, decode
+from osteograde.models.locators.unet import (
     DISC,
     Component,
     UnetLocator,

@@ -7,8 +7,8 @@ import torch
 
 from osteograde.imaging.geometry import Volume, affine, apply
 from osteograde.inference import pipeline, run, views
+from osteograde.inference.answers.sheet import Result
 from osteograde.inference.reading import Loaded
-from osteograde.inference.sheet import Result
 from osteograde.models import bundle
 from osteograde.models.device import pick
 from osteograde.report import overlays

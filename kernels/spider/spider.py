@@ -2244,37 +2244,383 @@ def slabs(volume: Volume, thin_mm: float = THIN_MM, slab_mm: float = SLAB_MM) ->
 SOURCE['osteograde/inference/__init__.py'] = r'''"""How weights are used: volumes to points to boxes to probabilities to submission.csv."""
 '''
 
-SOURCE['osteograde/inference/abreast.py'] = r'''"""Studies side by side on a CPU: one small net does not keep several cores busy, several of them do."""
+SOURCE['osteograde/inference/answers/__init__.py'] = r'''"""What is written down: submission, flags, findings."""
+'''
+
+SOURCE['osteograde/inference/answers/findings.py'] = r'''"""What graders say beside the grade: a table of yes/no findings next to the submission, for tasks that have any."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-import torch
+import numpy as np
 
-T = TypeVar("T")
-R = TypeVar("R")
+from osteograde.inference import whole
+from osteograde.tasks.contract import Task
+
+Finding = tuple[str, tuple[float, ...]]  # row id, probability of each finding
 
 
-def abreast(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """``work(item)`` of every item, in order, as many at a time as torch has threads, each with one of them.
+def names(task: Task) -> tuple[str, ...]:
+    """The findings of a task, in the order of its graders."""
+    return tuple(dict.fromkeys(name for group in task.grade for name in group.findings))
 
-    Sums over many values come out differently, in the seventh digit, on another number of threads. With one each, also
-    where there is but one item, an answer depends neither on the machine's cores nor on what is done beside it. An
-    error ends it; items that are being worked on are not waited for.
+
+def findings_of(task: Task, study: str, graded: Mapping[str, np.ndarray]) -> list[Finding]:
+    """The findings of one study's graded rows; NaN where a row's grader does not ask."""
+    columns, found = names(task), []
+    for group in task.grade:
+        for site in group.sites:
+            if group.findings and site.target in graded:
+                said = dict(zip(group.findings, graded[site.target][len(task.classes) :], strict=True))
+                found.append((f"{study}_{site.target}", tuple(float(said.get(name, np.nan)) for name in columns)))
+    return found
+
+
+def write(path: Path, columns: Sequence[str], rows: Sequence[Finding]) -> None:
+    lines = [",".join(["row_id", *columns])]
+    lines += [",".join([row, *("" if np.isnan(v) else f"{v:.6f}" for v in values)]) for row, values in rows]
+    whole.write(path, "\n".join(lines) + "\n")
+
+
+def path_beside(out: Path) -> Path:
+    """submission.csv -> submission.findings.csv."""
+    return out.with_name(out.stem + ".findings.csv")
+'''
+
+SOURCE['osteograde/inference/answers/flags.py'] = r'''"""Rows that a person should look at before believing them, and why. No patient data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from osteograde.inference import whole
+from osteograde.inference.reading import Loaded
+from osteograde.tasks.contract import Point, Site, Study, Task
+
+Flag = tuple[str, str, int]  # row id, reason, how often
+COLUMNS = ("row_id", "reason", "count")
+LOW_CONFIDENCE = 0.5  # of a landmark: less than this share of its probability lies within 10 mm of it
+UNCERTAIN = 0.35  # no class is more probable than this
+
+NOT_GRADED = "not_graded"  # the row holds the class prior
+NOT_SEEN = "low_confidence"
+UNSURE = "uncertain_grade"
+
+
+def flags_of(task: Task, loaded: Loaded, points: Mapping[str, Point], graded: Mapping[str, np.ndarray]) -> list[Flag]:
+    """The flags of one study's rows: what was lost in reading it, rows on the prior, landmarks and grades in doubt."""
+    sites = {site.target: site for group in task.grade for site in group.sites}
+    study, found = loaded.study, []
+    for target in task.asked(study.targets):
+        row = f"{study.id}_{target}"
+        found += [(row, code, count) for code, count in sorted(loaded.faults.items())]
+        found += [(row, reason, 1) for reason in _doubts(task, sites[target], points, graded)]
+    return found
+
+
+def not_reached(task: Task, study: Study, why: str) -> list[Flag]:
+    """The flags of a study that the run ended before."""
+    return [(row, reason, 1) for row in task.rows(study.id, study.targets) for reason in (why, NOT_GRADED)]
+
+
+def _doubts(task: Task, site: Site, points: Mapping[str, Point], graded: Mapping[str, np.ndarray]) -> list[str]:
+    if site.target not in graded:
+        return [NOT_GRADED]
+    seen = [points[name].confidence for name in site.landmarks if name in points]
+    low = [NOT_SEEN] if max(seen, default=0.0) < LOW_CONFIDENCE else []
+    return low + ([UNSURE] if graded[site.target][: len(task.classes)].max() < UNCERTAIN else [])
+
+
+def write(path: Path, flags: Sequence[Flag]) -> None:
+    """The flags as a table of ``COLUMNS``; only its first line where there are none."""
+    lines = [",".join(COLUMNS), *(f"{row},{reason},{count}" for row, reason, count in flags)]
+    whole.write(path, "\n".join(lines) + "\n")
+
+
+def path_beside(out: Path) -> Path:
+    """Where the flags of a submission go: submission.csv -> submission.flags.csv."""
+    return out.with_name(out.stem + ".flags.csv")
+'''
+
+SOURCE['osteograde/inference/answers/sheet.py'] = r'''"""What a run writes: rows that are priors until their study is done, flags and findings, and the summary."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from osteograde.inference import pipeline
+from osteograde.inference.answers import findings, flags, submission
+from osteograde.inference.reading import Loaded
+from osteograde.tasks.contract import Point, Study, Task
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """Everything one study came to."""
+
+    loaded: Loaded
+    points: Mapping[str, Point]  # found and completed
+    graded: Mapping[str, np.ndarray]  # target -> (K + F,) of the targets that could be seen, see ``pipeline.grade``
+
+
+@dataclass
+class Tally:
+    """What happened, for the log, the flags file and the benchmark."""
+
+    studies: int = 0
+    unread: int = 0
+    on_prior: int = 0  # targets
+    faults: Counter[str] = field(default_factory=Counter)
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    flags: list[flags.Flag] = field(default_factory=list)
+    findings: list[findings.Finding] = field(default_factory=list)
+
+
+class Sheet:
+    """The rows of the submission: priors at first, replaced study by study, written whole each time.
+
+    Rows are those of the template, in its order, and then those of studies that a stale template does not know. The
+    tables of flags and findings lie beside it and are written with it.
     """
-    threads = torch.get_num_threads()
-    if threads == 1 or not items:
-        return [work(item) for item in items]
-    pool = ThreadPoolExecutor(min(threads, len(items)))
-    torch.set_num_threads(1)  # of this thread and of those that begin after it
+
+    def __init__(
+        self,
+        task: Task,
+        prior: Mapping[str, Sequence[float]],
+        studies: Sequence[Study],
+        out: Path,
+        template: Sequence[str],
+        tally: Tally,
+    ) -> None:
+        self.task, self.prior, self.studies, self.out, self.tally, self.done = task, prior, studies, out, tally, 0
+        own = [row for study in studies for row in self.task.rows(study.id, study.targets)]
+        self.rows = submission.priors_rows(self.task, dict.fromkeys((*template, *own)), self.prior)
+
+    def _set(self, study: Study, graded: Mapping[str, np.ndarray]) -> None:
+        table = pipeline.rows(self.task, graded, self.prior, study.targets)
+        self.rows |= dict(zip(self.task.rows(study.id, study.targets), table, strict=True))
+
+    def put(self, result: Result) -> None:
+        study, tally = result.loaded.study, self.tally
+        self._set(study, result.graded)
+        self.done += 1
+        tally.findings += findings.findings_of(self.task, study.id, result.graded)
+        tally.flags += flags.flags_of(self.task, result.loaded, result.points, result.graded)
+        tally.on_prior += len(self.task.asked(study.targets)) - len(result.graded)
+
+    def leave(self, why: str) -> None:
+        """Flag the rows of studies that were not reached."""
+        left = self.studies[self.done :]
+        self.tally.flags += [flag for study in left for flag in flags.not_reached(self.task, study, why)]
+        if left:
+            self.tally.faults[why] += len(left)
+
+    def write(self) -> None:
+        submission.write(self.out, self.rows, self.task.classes)
+        write_beside(self.task, self.tally, self.out)
+
+    def try_to_write(self) -> bool:
+        """Write, unless the disk is full or gone for the moment: what was written before stays, grading goes on."""
+        try:
+            self.write()
+        except OSError:
+            self.tally.faults["not_written_yet"] += 1
+            return False
+        return True
+
+
+def write_beside(task: Task, tally: Tally, out: Path) -> None:
+    """The tables beside the submission: flags, and findings of tasks that have any."""
+    flags.write(flags.path_beside(out), tally.flags)
+    if columns := findings.names(task):
+        findings.write(findings.path_beside(out), columns, tally.findings)
+
+
+def summary(tally: Tally, done: int, out: Path) -> list[str]:
+    """What a reader of the log wants to know."""
+    spent: dict[str, Any] = {name: f"{seconds:.1f} s" for name, seconds in tally.seconds.items()}
+    lines = [f"time: {', '.join(f'{name} {seconds}' for name, seconds in spent.items())}"]
+    if tally.faults:
+        lines.append("faults: " + ", ".join(f"{code} x {count}" for code, count in sorted(tally.faults.items())))
+    lines.append(
+        f"{done} of {tally.studies} studies graded ({tally.unread} unreadable), "
+        f"{tally.on_prior} targets on the prior -> {out}"
+    )
+    return lines
+'''
+
+SOURCE['osteograde/inference/answers/submission.py'] = r'''"""submission.csv: written whole or not at all, the same bytes for the same numbers, and checked against a template."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+
+from osteograde.inference import whole
+from osteograde.tasks import rows as tables
+from osteograde.tasks.contract import Task
+from osteograde.tasks.rows import ROW_ID, twice
+from osteograde.tasks.tables import some
+
+log = logging.getLogger(__name__)
+
+TEMPLATE = "sample_submission.csv"
+FLOOR = 1e-6  # the least probability written: what one confident mistake may cost is bounded
+SUM_TOLERANCE = 1e-3  # how far a row may be from summing to 1
+DIGITS = 9  # rows still sum to 1 within 1e-6 after rounding
+
+Rows = Mapping[str, np.ndarray]  # row id -> (classes,) probabilities, in the order of writing
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with a submission. ``repairable``: nothing but the order has to change (see ``ordered``)."""
+
+    what: str
+    repairable: bool = False
+
+    def __str__(self) -> str:
+        return self.what
+
+
+def priors_rows(
+    task: Task, row_ids: Iterable[str], prior: Mapping[str, Sequence[float]] | None = None
+) -> dict[str, np.ndarray]:
+    """{row id: the prior of its target}; the task's own prior where none is given.
+
+    ValueError where a row id ends in no target of the task: then the template is another competition's.
+    """
+    table = task.prior if prior is None else prior
+    return {row: np.asarray(table[tables.split_id(task, row)[1]], dtype=float) for row in row_ids}
+
+
+def ordered(rows: Rows, ids: Sequence[str]) -> dict[str, np.ndarray]:
+    """The same rows: those a template names first, in its order, then the rest in theirs."""
+    first = [row for row in ids if row in rows]
+    named = set(first)
+    return {row: rows[row] for row in (*first, *(row for row in rows if row not in named))}
+
+
+def written(probs: np.ndarray) -> np.ndarray:
+    """Probabilities (rows, classes) as they are written: at least ``FLOOR`` (before the last division), summing to 1.
+
+    ValueError where one is not finite or negative, or a row is all zero.
+    """
+    probs = np.asarray(probs, dtype=np.float64)
+    if not np.isfinite(probs).all() or (probs < 0).any() or not (probs.sum(-1) > 0).all():
+        raise ValueError("probabilities to be written are not finite, negative, or all zero in some row")
+    clipped = np.clip(probs / probs.sum(-1, keepdims=True), FLOOR, 1.0)
+    return clipped / clipped.sum(-1, keepdims=True)
+
+
+def write(path: Path, rows: Rows, columns: Sequence[str]) -> None:
+    """Replace ``path`` by a table of all rows in one step: at every moment it is the old file or the new one.
+
+    columns: names of the classes. An existing file's permissions are kept. Raises ValueError before touching the file
+    where a probability cannot be written (see ``written``), OSError where the folder cannot be written.
+    """
+    path = Path(path).resolve()
+    table = written(np.stack(list(rows.values()))) if rows else np.zeros((0, len(columns)))
+    if table.shape[1] != len(columns):
+        raise ValueError(f"{path}: rows have {table.shape[1]} classes, the columns are {list(columns)}")
+    text = StringIO()
+    out = csv.writer(text, lineterminator="\n")
+    out.writerow((ROW_ID, *columns))
+    out.writerows((row, *(f"{p:.{DIGITS}f}" for p in ps)) for row, ps in zip(rows, table.tolist(), strict=True))
+    whole.write(path, text.getvalue())
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """{row id: (classes,)} of a submission, in its order. ValueError where it is unreadable or a row appears twice."""
+    _, ids, values = tables.read(path)
+    if doubled := twice(ids):
+        raise ValueError(f"{path}: row ids more than once: {some(doubled)}")
+    return dict(zip(ids, values, strict=True))
+
+
+def template_ids(path: Path) -> list[str] | None:
+    """The row ids of a template, in its order; ValueError where it is unreadable.
+
+    Of a folder of data: those of its sample_submission.csv, None where there is none, where it cannot be read (this is
+    logged), or where the folder has no test part (the template then speaks of other studies).
+    """
+    if not Path(path).is_dir():
+        return tables.read(path)[1]
+    if not (Path(path) / TEMPLATE).is_file() or not (Path(path) / "test_images").is_dir():
+        return None
     try:
-        return list(pool.map(work, items))
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        torch.set_num_threads(threads)
+        return tables.read(Path(path) / TEMPLATE)[1]
+    except ValueError as error:
+        log.warning("%s; rows are written in the order of the studies", error)
+        return None
+
+
+def validate(submission: Path, template: Path) -> list[Problem]:
+    """Everything that is wrong with a submission; an empty list says it may be sent.
+
+    ValueError where the template itself cannot be read: then nothing can be said about the submission.
+    """
+    columns, wanted, _ = tables.read(template)
+    if doubled := twice(wanted):
+        raise ValueError(f"{template}: the template names row ids more than once: {some(doubled)}")
+    try:
+        found, ids, values = tables.read(submission)
+    except ValueError as error:
+        return [Problem(str(error))]
+    if found != columns:
+        return [Problem(f"wrong columns: expected {','.join(columns)}, found {','.join(found)}")]
+    return _id_problems(ids, wanted) + _value_problems(ids, values)
+
+
+def _id_problems(ids: list[str], wanted: list[str]) -> list[Problem]:
+    given, needed = set(ids), set(wanted)
+    problems = []
+    for what, rows in (
+        ("missing", [row for row in wanted if row not in given]),
+        ("that the template does not have", [row for row in dict.fromkeys(ids) if row not in needed]),
+        ("more than once", twice(ids)),
+    ):
+        if rows:
+            problems.append(Problem(f"{len(rows)} row ids {what}: {some(rows)}"))
+    if not problems and ids != wanted:
+        first = next(i for i, (a, b) in enumerate(zip(ids, wanted, strict=True)) if a != b)
+        problems.append(
+            Problem(
+                f"wrong order: row {first + 1} is {ids[first]}, the template has {wanted[first]}; "
+                "repairable: all rows are there, sort them like the template",
+                repairable=True,
+            )
+        )
+    return problems
+
+
+def _value_problems(ids: list[str], values: np.ndarray) -> list[Problem]:
+    finite = np.isfinite(values).all(1)
+    negative = finite & (values < 0).any(1)
+    off = finite & ~negative & ~(np.abs(values.sum(1) - 1) <= SUM_TOLERANCE)
+    named = (("not a finite number", ~finite), ("negative", negative), ("not summing to 1", off))
+    return [
+        Problem(f"{int(bad.sum())} rows with values {what}: {some(np.array(ids)[bad])}")
+        for what, bad in named
+        if bad.any()
+    ]
 '''
 
 SOURCE['osteograde/inference/budget.py'] = r'''"""How much work a deadline allows: test-time views are shed first, then folds, and never the submission."""
@@ -2435,106 +2781,6 @@ def _centred(probs: np.ndarray) -> np.ndarray:
     return logs - logs.mean(-1, keepdims=True)
 '''
 
-SOURCE['osteograde/inference/findings.py'] = r'''"""What graders say beside the grade: a table of yes/no findings next to the submission, for tasks that have any."""
-
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-
-import numpy as np
-
-from osteograde.inference import whole
-from osteograde.tasks.contract import Task
-
-Finding = tuple[str, tuple[float, ...]]  # row id, probability of each finding
-
-
-def names(task: Task) -> tuple[str, ...]:
-    """The findings of a task, in the order of its graders."""
-    return tuple(dict.fromkeys(name for group in task.grade for name in group.findings))
-
-
-def findings_of(task: Task, study: str, graded: Mapping[str, np.ndarray]) -> list[Finding]:
-    """The findings of one study's graded rows; NaN where a row's grader does not ask."""
-    columns, found = names(task), []
-    for group in task.grade:
-        for site in group.sites:
-            if group.findings and site.target in graded:
-                said = dict(zip(group.findings, graded[site.target][len(task.classes) :], strict=True))
-                found.append((f"{study}_{site.target}", tuple(float(said.get(name, np.nan)) for name in columns)))
-    return found
-
-
-def write(path: Path, columns: Sequence[str], rows: Sequence[Finding]) -> None:
-    lines = [",".join(["row_id", *columns])]
-    lines += [",".join([row, *("" if np.isnan(v) else f"{v:.6f}" for v in values)]) for row, values in rows]
-    whole.write(path, "\n".join(lines) + "\n")
-
-
-def path_beside(out: Path) -> Path:
-    """submission.csv -> submission.findings.csv."""
-    return out.with_name(out.stem + ".findings.csv")
-'''
-
-SOURCE['osteograde/inference/flags.py'] = r'''"""Rows that a person should look at before believing them, and why. No patient data."""
-
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-
-import numpy as np
-
-from osteograde.inference import whole
-from osteograde.inference.reading import Loaded
-from osteograde.tasks.contract import Point, Site, Study, Task
-
-Flag = tuple[str, str, int]  # row id, reason, how often
-COLUMNS = ("row_id", "reason", "count")
-LOW_CONFIDENCE = 0.5  # of a landmark: less than this share of its probability lies within 10 mm of it
-UNCERTAIN = 0.35  # no class is more probable than this
-
-NOT_GRADED = "not_graded"  # the row holds the class prior
-NOT_SEEN = "low_confidence"
-UNSURE = "uncertain_grade"
-
-
-def flags_of(task: Task, loaded: Loaded, points: Mapping[str, Point], graded: Mapping[str, np.ndarray]) -> list[Flag]:
-    """The flags of one study's rows: what was lost in reading it, rows on the prior, landmarks and grades in doubt."""
-    sites = {site.target: site for group in task.grade for site in group.sites}
-    study, found = loaded.study, []
-    for target in task.asked(study.targets):
-        row = f"{study.id}_{target}"
-        found += [(row, code, count) for code, count in sorted(loaded.faults.items())]
-        found += [(row, reason, 1) for reason in _doubts(task, sites[target], points, graded)]
-    return found
-
-
-def not_reached(task: Task, study: Study, why: str) -> list[Flag]:
-    """The flags of a study that the run ended before."""
-    return [(row, reason, 1) for row in task.rows(study.id, study.targets) for reason in (why, NOT_GRADED)]
-
-
-def _doubts(task: Task, site: Site, points: Mapping[str, Point], graded: Mapping[str, np.ndarray]) -> list[str]:
-    if site.target not in graded:
-        return [NOT_GRADED]
-    seen = [points[name].confidence for name in site.landmarks if name in points]
-    low = [NOT_SEEN] if max(seen, default=0.0) < LOW_CONFIDENCE else []
-    return low + ([UNSURE] if graded[site.target][: len(task.classes)].max() < UNCERTAIN else [])
-
-
-def write(path: Path, flags: Sequence[Flag]) -> None:
-    """The flags as a table of ``COLUMNS``; only its first line where there are none."""
-    lines = [",".join(COLUMNS), *(f"{row},{reason},{count}" for row, reason, count in flags)]
-    whole.write(path, "\n".join(lines) + "\n")
-
-
-def path_beside(out: Path) -> Path:
-    """Where the flags of a submission go: submission.csv -> submission.flags.csv."""
-    return out.with_name(out.stem + ".flags.csv")
-'''
-
 SOURCE['osteograde/inference/kernel.py'] = r'''"""The main job inside an offline kernel: find data and weights below the input folder, then what inference.py does.
 
 With two GPUs each gets a process and half of the studies (shards.py). The log ends with one screen for its reader.
@@ -2556,8 +2802,10 @@ from pathlib import Path
 
 import torch
 
-from osteograde.inference import run, shards, submission
-from osteograde.inference.sheet import Sheet, Tally
+from osteograde.inference import run
+from osteograde.inference.answers import submission
+from osteograde.inference.answers.sheet import Sheet, Tally
+from osteograde.inference.processes import shards
 from osteograde.models import bundle, device
 from osteograde.tasks import TASKS
 from osteograde.tasks.image_files import images
@@ -2734,8 +2982,8 @@ from osteograde.imaging.geometry import Roi, Volume, apply, to_index
 from osteograde.inference.reading import Loaded
 from osteograde.inference.sharing import Nets, in_memory, logits_of, mean_of
 from osteograde.inference.views import SIGN, Pass, pass_images, passes, site_boxes, site_crops, test_views, turned
-from osteograde.models.locator import probabilities
-from osteograde.models.peaks import candidates, in_order, refined, stack_peaks
+from osteograde.models.locators.locator import probabilities
+from osteograde.models.locators.peaks import candidates, in_order, refined, stack_peaks
 from osteograde.tasks.contract import Grade, Locate, Point, Points, Task, sides
 
 T = TypeVar("T")
@@ -2924,6 +3172,398 @@ def rows(
     """(targets, K) in the task's target order, of those asked: what was graded, else the prior of that target."""
     classes = len(task.classes)
     return np.array([np.asarray(graded.get(target, prior[target]), float)[:classes] for target in task.asked(targets)])
+'''
+
+SOURCE['osteograde/inference/processes/__init__.py'] = r'''"""Several studies and several processes at once, and how they end."""
+'''
+
+SOURCE['osteograde/inference/processes/abreast.py'] = r'''"""Studies side by side on a CPU: one small net does not keep several cores busy, several of them do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def abreast(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """``work(item)`` of every item, in order, as many at a time as torch has threads, each with one of them.
+
+    Sums over many values come out differently, in the seventh digit, on another number of threads. With one each, also
+    where there is but one item, an answer depends neither on the machine's cores nor on what is done beside it. An
+    error ends it; items that are being worked on are not waited for.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or not items:
+        return [work(item) for item in items]
+    pool = ThreadPoolExecutor(min(threads, len(items)))
+    torch.set_num_threads(1)  # of this thread and of those that begin after it
+    try:
+        return list(pool.map(work, items))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        torch.set_num_threads(threads)
+'''
+
+SOURCE['osteograde/inference/processes/shards.py'] = r'''"""Several devices, one process each: lists of studies are dealt out, and their parts become one submission.
+
+A process that dies (no memory, a broken driver, a file that kills a library) loses nothing that it had finished. What
+is left of its list goes to another device, the studies it died on last and one at a time; a study that two processes
+died on keeps its priors. Rows are merged as text, so the bytes are those of one process.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from osteograde.inference import run, whole
+from osteograde.inference.answers import submission
+from osteograde.inference.answers.sheet import Sheet, Tally, write_beside
+from osteograde.inference.processes import worker
+from osteograde.inference.processes.worker import Job
+
+POLL_S = 0.5
+MAX_DEATHS = 2  # of processes on one study
+MAX_PROCESSES = 16  # started in all: where they die for a reason that no study has, it ends here
+LAST_LINES = 12
+DIED, DEADLINE = "process_died", "deadline"
+PACKAGE = Path(run.__file__).resolve().parents[2]
+
+
+@dataclass(eq=False)
+class Running:
+    """A process and its job; ``seen``: studies whose rows were taken over already."""
+
+    job: Job
+    folder: Path
+    process: subprocess.Popen[bytes]
+    seen: int = 0
+
+
+@dataclass(eq=False)
+class Plan:
+    """Who works on what. ``orphans``: jobs whose process died, to be taken by a device that is free."""
+
+    free: list[str]
+    orphans: list[Job]
+    running: list[Running] = field(default_factory=list)
+    ended: list[worker.Progress] = field(default_factory=list)
+    deaths: Counter[str] = field(default_factory=Counter)
+    lost: list[str] = field(default_factory=list)  # studies that stay on their priors
+    retired: list[str] = field(default_factory=list)  # devices that a process died on, the last one last
+
+
+def deal(ids: Sequence[str], count: int) -> list[tuple[str, ...]]:
+    """Lists of nearly equal length, neighbours apart: studies of one scanner lie together and take equally long.
+
+    >>> deal(["a", "b", "c"], 2)
+    [('a', 'c'), ('b',)]
+    """
+    return [tuple(ids[k::count]) for k in range(min(count, len(ids)))]
+
+
+def rest(job: Job, done: Sequence[str], deaths: Mapping[str, int]) -> tuple[Job, list[str]]:
+    """What is left of a dead process's job, and those it died on once too often. Suspects come last, one at a time."""
+    left = [name for name in job.ids if name not in set(done)]
+    suspects = left[: job.chunk]
+    lost = [name for name in suspects if deaths[name] >= MAX_DEATHS]
+    again = [*left[job.chunk :], *(name for name in suspects if name not in lost)]
+    return replace(job, ids=tuple(again), chunk=1), lost
+
+
+def infer(
+    task: str,
+    data: Path,
+    weights: Path,
+    out: Path,
+    devices: Sequence[str],
+    *,
+    hours: float,
+    say: Callable[[str], None],
+    poll_s: float = POLL_S,
+) -> Tally:
+    """Grade ``data`` on all ``devices`` into ``out``, as ``run.infer`` does on one; what happened is returned.
+
+    ValueError or OSError: the user's mistake, told before any work.
+    """
+    begun = time.monotonic()
+    known, manifest, studies = run.prepare(task, data, weights)
+    Sheet(known, manifest["prior"], studies, out, submission.template_ids(data) or (), Tally()).write()
+    table = Table(out, {study.id: known.rows(study.id, study.targets) for study in studies})
+    threads = max(1, min(8, (os.cpu_count() or 1) // len(devices)))
+    jobs = [
+        Job(task, str(data), str(weights), device, ids, hours, threads)
+        for device, ids in zip(devices, deal([study.id for study in studies], len(devices)), strict=False)
+    ]
+    with tempfile.TemporaryDirectory(prefix="osteograde-") as home:
+        plan = Plan(free=list(devices), orphans=jobs)
+        try:
+            _supervise(plan, table, Path(home), begun + hours * 3600, poll_s, say)
+        finally:
+            for one in plan.running:
+                one.process.kill()
+                one.process.wait()
+    tally = total([part.tally for part in plan.ended], [study.id for study in studies], table.rows)
+    tally.studies = len(studies)
+    tally.faults[DIED] += len(plan.lost)
+    tally.faults[DEADLINE] += max(0, len(studies) - len(table.done) - len(plan.lost) - tally.faults[DEADLINE])
+    tally.faults = +tally.faults
+    tally.on_prior += sum(len(table.rows[study.id]) for study in studies if study.id not in table.done)
+    write_beside(known, tally, out)
+    return tally
+
+
+def _supervise(
+    plan: Plan, table: Table, home: Path, deadline: float, poll_s: float, say: Callable[[str], None]
+) -> None:
+    begun, count = time.monotonic(), 0
+    while plan.orphans or plan.running:
+        if count >= MAX_PROCESSES and plan.orphans:
+            say(f"{count} processes were started: what is left of the lists keeps its priors")
+            plan.lost += [name for job in plan.orphans for name in job.ids]
+            plan.orphans.clear()
+        if not plan.free and not plan.running and plan.retired:
+            plan.free.append(plan.retired.pop(0))  # none is left: try the one that died longest ago
+        while plan.orphans and plan.free and count < MAX_PROCESSES and time.monotonic() < deadline:
+            job = replace(plan.orphans.pop(0), device=plan.free.pop(0), hours=(deadline - time.monotonic()) / 3600)
+            plan.running.append(start(job, home / str(count)))
+            count += 1
+        time.sleep(poll_s)
+        for one in list(plan.running):
+            code = one.process.poll()  # before the parts are read: what it wrote last is then there
+            if table.take(one):
+                say(f"{len(table.done)}/{len(table.rows)} studies, {time.monotonic() - begun:.0f} s ({one.job.device})")
+            if code is not None:
+                _ended(plan, one, code, say)
+        if time.monotonic() > deadline + 60:
+            say("out of time: what is not graded keeps its priors")
+            plan.ended += [worker.progress(one.folder) for one in plan.running]
+            return
+        if time.monotonic() > deadline and not plan.running:
+            return
+
+
+def _ended(plan: Plan, one: Running, code: int, say: Callable[[str], None]) -> None:
+    plan.running.remove(one)
+    came = worker.progress(one.folder)
+    plan.ended.append(came)
+    if code == 0:
+        plan.free.append(one.job.device)
+        return
+    plan.retired.append(one.job.device)
+    left = [name for name in one.job.ids if name not in set(came.done)]
+    plan.deaths.update(left[: one.job.chunk])
+    job, lost = rest(one.job, came.done, plan.deaths)
+    plan.lost += lost
+    say(f"the process on {one.job.device} died with code {code} at study {left[0] if left else '-'}; it said last:")
+    for line in (one.folder / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]:
+        say(f"  {line}")
+    if job.ids:
+        say(f"{len(job.ids)} studies of its list go to another device")
+        plan.orphans.append(job)
+
+
+def start(job: Job, folder: Path) -> Running:
+    """Start a process on a job. A GPU is the only one that its process sees."""
+    folder.mkdir(parents=True)
+    kind, _, number = job.device.partition(":")
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(PACKAGE), os.environ.get("PYTHONPATH", ""))))}
+    if kind == "cuda":
+        seen = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        env["CUDA_VISIBLE_DEVICES"] = seen[int(number)] if seen else number
+    worker.give(folder, replace(job, device="cuda:0" if kind == "cuda" else "cpu"))
+    command = [sys.executable, "-m", "osteograde.inference.processes.worker", str(folder)]
+    with (folder / "log.txt").open("wb") as log:
+        process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+    return Running(job, folder, process)
+
+
+class Table:
+    """The lines of the submission, as they were written with priors, and then as the parts have them."""
+
+    def __init__(self, out: Path, rows: Mapping[str, Sequence[str]]) -> None:
+        self.out, self.rows, self.done = out, rows, dict[str, None]()
+        self.head, *lines = out.read_text(encoding="utf-8").splitlines()
+        self.lines = {line.partition(",")[0]: line for line in lines}
+
+    def take(self, one: Running) -> bool:
+        """Take over the rows of studies that a process has finished since; whether there were any."""
+        new = worker.progress(one.folder).done[one.seen :]
+        if not new:
+            return False
+        own = (one.folder / worker.PART).read_text(encoding="utf-8").splitlines()[1:]
+        part = {line.partition(",")[0]: line for line in own}
+        for study in new:
+            self.lines |= {row: part[row] for row in self.rows[study]}
+        self.done |= dict.fromkeys(new)
+        one.seen += len(new)
+        whole.write(self.out, "\n".join((self.head, *self.lines.values())) + "\n")
+        return True
+
+
+def total(parts: Sequence[Tally], order: Sequence[str], rows: Mapping[str, Sequence[str]]) -> Tally:
+    """All tallies as one, flags and findings in the order of the studies. Seconds add up over processes."""
+    every, place = Tally(), {name: i for i, name in enumerate(order)}
+    study_of = {row: place[study] for study, own in rows.items() for row in own}
+    for part in parts:
+        every.unread += part.unread
+        every.on_prior += part.on_prior
+        every.faults += part.faults
+        every.flags += part.flags
+        every.findings += part.findings
+        for name, seconds in part.seconds.items():
+            every.seconds[name] += seconds
+    every.flags.sort(key=lambda flag: study_of[flag[0]])
+    every.findings.sort(key=lambda finding: study_of[finding[0]])
+    return every
+'''
+
+SOURCE['osteograde/inference/processes/stop.py'] = r'''"""A run that is told to stop (SIGTERM: a notebook's limit, a queue's) writes down what it has, instead of dying."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Stopped(BaseException):
+    """Raised wherever the run is when the signal arrives. No Exception: nothing that repairs faults may swallow it."""
+
+
+def _stop(number: int, frame: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt the writing
+    raise Stopped
+
+
+@contextmanager
+def on_sigterm() -> Iterator[None]:
+    """SIGTERM raises ``Stopped`` inside; the handler that was there before comes back. Other threads see no change."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+'''
+
+SOURCE['osteograde/inference/processes/worker.py'] = r'''"""One process of several: grades the studies of its list on its device, and tells after every chunk how far it came.
+
+    python -m osteograde.inference.processes.worker FOLDER
+
+reads FOLDER/job.json and leaves FOLDER/part.csv and FOLDER/progress.json, each replaced in one step.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from osteograde.inference import run
+from osteograde.inference.answers.sheet import Sheet, Tally
+from osteograde.models.device import pick
+
+JOB, PART, PROGRESS = "job.json", "part.csv", "progress.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one process does. ``hours``: what it may take; ``chunk``: studies that go through the nets together."""
+
+    task: str
+    data: str
+    weights: str
+    device: str
+    ids: tuple[str, ...]
+    hours: float
+    workers: int
+    chunk: int = run.CHUNK
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Studies that are finished, and what happened up to them."""
+
+    done: tuple[str, ...]
+    tally: Tally
+
+
+def give(folder: Path, job: Job) -> None:
+    (folder / JOB).write_text(json.dumps(asdict(job)), encoding="utf-8")
+
+
+def progress(folder: Path) -> Progress:
+    """How far a process came; nothing done where it has not said anything."""
+    path = folder / PROGRESS
+    if not path.is_file():
+        return Progress((), Tally())
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    tally = Tally(facts["studies"], facts["unread"], facts["on_prior"])
+    tally.faults = Counter(facts["faults"])
+    tally.seconds = defaultdict(float, facts["seconds"])
+    tally.flags = [(row, reason, count) for row, reason, count in facts["flags"]]
+    tally.findings = [(row, tuple(values)) for row, values in facts["findings"]]
+    return Progress(tuple(facts["done"]), tally)
+
+
+def main(folder: Path) -> int:
+    """Do the job in ``folder``. Errors are not caught: what was written stays, and whoever started it sees the code."""
+    facts: dict[str, Any] = json.loads((folder / JOB).read_text(encoding="utf-8"))
+    job = Job(**{**facts, "ids": tuple(facts["ids"])})
+    task, manifest, studies = run.prepare(job.task, Path(job.data), Path(job.weights))
+    by_id = {study.id: study for study in studies}
+    mine = [by_id[name] for name in job.ids]
+    tally = Tally(studies=len(mine))
+    sheet = Sheet(task, manifest["prior"], mine, folder / PART, (), tally)
+    sheet.write()
+    done: list[str] = []
+
+    def after(ids: Sequence[str]) -> None:
+        done.extend(ids)
+        _tell(folder, done, tally)
+
+    run.fill(
+        Path(job.weights), manifest, sheet, device=pick(job.device), seconds=job.hours * 3600, workers=job.workers,
+        chunk=job.chunk, after=after, say=_say,
+    )  # fmt: skip
+    _tell(folder, done, tally)
+    return 0
+
+
+def _tell(folder: Path, done: Sequence[str], tally: Tally) -> None:
+    part = folder / (PROGRESS + ".part")
+    facts = {"done": list(done), **vars(tally)}  # counters are dicts to JSON
+    part.write_text(json.dumps(facts), encoding="utf-8")
+    part.replace(folder / PROGRESS)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
 '''
 
 SOURCE['osteograde/inference/reading.py'] = r'''"""Studies to volumes: every file read once, one window per series, every stack the same way up."""
@@ -3126,12 +3766,13 @@ import numpy as np
 import torch
 
 from osteograde.imaging.memory import keep_freed_memory
-from osteograde.inference import calibration, pipeline, submission
-from osteograde.inference.abreast import abreast
+from osteograde.inference import calibration, pipeline
+from osteograde.inference.answers import submission
+from osteograde.inference.answers.sheet import Result, Sheet, Tally, summary
 from osteograde.inference.budget import Budget, Effort
+from osteograde.inference.processes.abreast import abreast
+from osteograde.inference.processes.stop import Stopped, on_sigterm
 from osteograde.inference.reading import Loaded, load_study
-from osteograde.inference.sheet import Result, Sheet, Tally, summary
-from osteograde.inference.stop import Stopped, on_sigterm
 from osteograde.models import bundle as bundles
 from osteograde.models.bundle import Bundle
 from osteograde.models.device import pick
@@ -3378,225 +4019,6 @@ def nets_of(bundle: Bundle, kind: str, effort: Effort) -> dict[str, pipeline.Net
     }
 '''
 
-SOURCE['osteograde/inference/shards.py'] = r'''"""Several devices, one process each: lists of studies are dealt out, and their parts become one submission.
-
-A process that dies (no memory, a broken driver, a file that kills a library) loses nothing that it had finished. What
-is left of its list goes to another device, the studies it died on last and one at a time; a study that two processes
-died on keeps its priors. Rows are merged as text, so the bytes are those of one process.
-"""
-
-from __future__ import annotations
-
-import os
-import subprocess
-import sys
-import tempfile
-import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-
-from osteograde.inference import run, submission, whole, worker
-from osteograde.inference.sheet import Sheet, Tally, write_beside
-from osteograde.inference.worker import Job
-
-POLL_S = 0.5
-MAX_DEATHS = 2  # of processes on one study
-MAX_PROCESSES = 16  # started in all: where they die for a reason that no study has, it ends here
-LAST_LINES = 12
-DIED, DEADLINE = "process_died", "deadline"
-PACKAGE = Path(run.__file__).resolve().parents[2]
-
-
-@dataclass(eq=False)
-class Running:
-    """A process and its job; ``seen``: studies whose rows were taken over already."""
-
-    job: Job
-    folder: Path
-    process: subprocess.Popen[bytes]
-    seen: int = 0
-
-
-@dataclass(eq=False)
-class Plan:
-    """Who works on what. ``orphans``: jobs whose process died, to be taken by a device that is free."""
-
-    free: list[str]
-    orphans: list[Job]
-    running: list[Running] = field(default_factory=list)
-    ended: list[worker.Progress] = field(default_factory=list)
-    deaths: Counter[str] = field(default_factory=Counter)
-    lost: list[str] = field(default_factory=list)  # studies that stay on their priors
-    retired: list[str] = field(default_factory=list)  # devices that a process died on, the last one last
-
-
-def deal(ids: Sequence[str], count: int) -> list[tuple[str, ...]]:
-    """Lists of nearly equal length, neighbours apart: studies of one scanner lie together and take equally long.
-
-    >>> deal(["a", "b", "c"], 2)
-    [('a', 'c'), ('b',)]
-    """
-    return [tuple(ids[k::count]) for k in range(min(count, len(ids)))]
-
-
-def rest(job: Job, done: Sequence[str], deaths: Mapping[str, int]) -> tuple[Job, list[str]]:
-    """What is left of a dead process's job, and those it died on once too often. Suspects come last, one at a time."""
-    left = [name for name in job.ids if name not in set(done)]
-    suspects = left[: job.chunk]
-    lost = [name for name in suspects if deaths[name] >= MAX_DEATHS]
-    again = [*left[job.chunk :], *(name for name in suspects if name not in lost)]
-    return replace(job, ids=tuple(again), chunk=1), lost
-
-
-def infer(
-    task: str,
-    data: Path,
-    weights: Path,
-    out: Path,
-    devices: Sequence[str],
-    *,
-    hours: float,
-    say: Callable[[str], None],
-    poll_s: float = POLL_S,
-) -> Tally:
-    """Grade ``data`` on all ``devices`` into ``out``, as ``run.infer`` does on one; what happened is returned.
-
-    ValueError or OSError: the user's mistake, told before any work.
-    """
-    begun = time.monotonic()
-    known, manifest, studies = run.prepare(task, data, weights)
-    Sheet(known, manifest["prior"], studies, out, submission.template_ids(data) or (), Tally()).write()
-    table = Table(out, {study.id: known.rows(study.id, study.targets) for study in studies})
-    threads = max(1, min(8, (os.cpu_count() or 1) // len(devices)))
-    jobs = [
-        Job(task, str(data), str(weights), device, ids, hours, threads)
-        for device, ids in zip(devices, deal([study.id for study in studies], len(devices)), strict=False)
-    ]
-    with tempfile.TemporaryDirectory(prefix="osteograde-") as home:
-        plan = Plan(free=list(devices), orphans=jobs)
-        try:
-            _supervise(plan, table, Path(home), begun + hours * 3600, poll_s, say)
-        finally:
-            for one in plan.running:
-                one.process.kill()
-                one.process.wait()
-    tally = total([part.tally for part in plan.ended], [study.id for study in studies], table.rows)
-    tally.studies = len(studies)
-    tally.faults[DIED] += len(plan.lost)
-    tally.faults[DEADLINE] += max(0, len(studies) - len(table.done) - len(plan.lost) - tally.faults[DEADLINE])
-    tally.faults = +tally.faults
-    tally.on_prior += sum(len(table.rows[study.id]) for study in studies if study.id not in table.done)
-    write_beside(known, tally, out)
-    return tally
-
-
-def _supervise(
-    plan: Plan, table: Table, home: Path, deadline: float, poll_s: float, say: Callable[[str], None]
-) -> None:
-    begun, count = time.monotonic(), 0
-    while plan.orphans or plan.running:
-        if count >= MAX_PROCESSES and plan.orphans:
-            say(f"{count} processes were started: what is left of the lists keeps its priors")
-            plan.lost += [name for job in plan.orphans for name in job.ids]
-            plan.orphans.clear()
-        if not plan.free and not plan.running and plan.retired:
-            plan.free.append(plan.retired.pop(0))  # none is left: try the one that died longest ago
-        while plan.orphans and plan.free and count < MAX_PROCESSES and time.monotonic() < deadline:
-            job = replace(plan.orphans.pop(0), device=plan.free.pop(0), hours=(deadline - time.monotonic()) / 3600)
-            plan.running.append(start(job, home / str(count)))
-            count += 1
-        time.sleep(poll_s)
-        for one in list(plan.running):
-            code = one.process.poll()  # before the parts are read: what it wrote last is then there
-            if table.take(one):
-                say(f"{len(table.done)}/{len(table.rows)} studies, {time.monotonic() - begun:.0f} s ({one.job.device})")
-            if code is not None:
-                _ended(plan, one, code, say)
-        if time.monotonic() > deadline + 60:
-            say("out of time: what is not graded keeps its priors")
-            plan.ended += [worker.progress(one.folder) for one in plan.running]
-            return
-        if time.monotonic() > deadline and not plan.running:
-            return
-
-
-def _ended(plan: Plan, one: Running, code: int, say: Callable[[str], None]) -> None:
-    plan.running.remove(one)
-    came = worker.progress(one.folder)
-    plan.ended.append(came)
-    if code == 0:
-        plan.free.append(one.job.device)
-        return
-    plan.retired.append(one.job.device)
-    left = [name for name in one.job.ids if name not in set(came.done)]
-    plan.deaths.update(left[: one.job.chunk])
-    job, lost = rest(one.job, came.done, plan.deaths)
-    plan.lost += lost
-    say(f"the process on {one.job.device} died with code {code} at study {left[0] if left else '-'}; it said last:")
-    for line in (one.folder / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]:
-        say(f"  {line}")
-    if job.ids:
-        say(f"{len(job.ids)} studies of its list go to another device")
-        plan.orphans.append(job)
-
-
-def start(job: Job, folder: Path) -> Running:
-    """Start a process on a job. A GPU is the only one that its process sees."""
-    folder.mkdir(parents=True)
-    kind, _, number = job.device.partition(":")
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(PACKAGE), os.environ.get("PYTHONPATH", ""))))}
-    if kind == "cuda":
-        seen = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-        env["CUDA_VISIBLE_DEVICES"] = seen[int(number)] if seen else number
-    worker.give(folder, replace(job, device="cuda:0" if kind == "cuda" else "cpu"))
-    command = [sys.executable, "-m", "osteograde.inference.worker", str(folder)]
-    with (folder / "log.txt").open("wb") as log:
-        process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
-    return Running(job, folder, process)
-
-
-class Table:
-    """The lines of the submission, as they were written with priors, and then as the parts have them."""
-
-    def __init__(self, out: Path, rows: Mapping[str, Sequence[str]]) -> None:
-        self.out, self.rows, self.done = out, rows, dict[str, None]()
-        self.head, *lines = out.read_text(encoding="utf-8").splitlines()
-        self.lines = {line.partition(",")[0]: line for line in lines}
-
-    def take(self, one: Running) -> bool:
-        """Take over the rows of studies that a process has finished since; whether there were any."""
-        new = worker.progress(one.folder).done[one.seen :]
-        if not new:
-            return False
-        own = (one.folder / worker.PART).read_text(encoding="utf-8").splitlines()[1:]
-        part = {line.partition(",")[0]: line for line in own}
-        for study in new:
-            self.lines |= {row: part[row] for row in self.rows[study]}
-        self.done |= dict.fromkeys(new)
-        one.seen += len(new)
-        whole.write(self.out, "\n".join((self.head, *self.lines.values())) + "\n")
-        return True
-
-
-def total(parts: Sequence[Tally], order: Sequence[str], rows: Mapping[str, Sequence[str]]) -> Tally:
-    """All tallies as one, flags and findings in the order of the studies. Seconds add up over processes."""
-    every, place = Tally(), {name: i for i, name in enumerate(order)}
-    study_of = {row: place[study] for study, own in rows.items() for row in own}
-    for part in parts:
-        every.unread += part.unread
-        every.on_prior += part.on_prior
-        every.faults += part.faults
-        every.flags += part.flags
-        every.findings += part.findings
-        for name, seconds in part.seconds.items():
-            every.seconds[name] += seconds
-    every.flags.sort(key=lambda flag: study_of[flag[0]])
-    every.findings.sort(key=lambda finding: study_of[finding[0]])
-    return every
-'''
-
 SOURCE['osteograde/inference/sharing.py'] = r'''"""Work on a device whose memory may be too small, with nets that may overflow: halve, move, redo; then give up on one.
 
 What is given up is counted in the faults of its study; its rows keep the prior.
@@ -3696,313 +4118,6 @@ def _on_cpu(nets: Nets) -> Iterator[Nets]:
     finally:
         for net in nets.nets:
             net.to(nets.device)
-'''
-
-SOURCE['osteograde/inference/sheet.py'] = r'''"""What a run writes: rows that are priors until their study is done, flags and findings, and the summary."""
-
-from __future__ import annotations
-
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
-
-import numpy as np
-
-from osteograde.inference import findings, flags, pipeline, submission
-from osteograde.inference.reading import Loaded
-from osteograde.tasks.contract import Point, Study, Task
-
-
-@dataclass(frozen=True, eq=False)
-class Result:
-    """Everything one study came to."""
-
-    loaded: Loaded
-    points: Mapping[str, Point]  # found and completed
-    graded: Mapping[str, np.ndarray]  # target -> (K + F,) of the targets that could be seen, see ``pipeline.grade``
-
-
-@dataclass
-class Tally:
-    """What happened, for the log, the flags file and the benchmark."""
-
-    studies: int = 0
-    unread: int = 0
-    on_prior: int = 0  # targets
-    faults: Counter[str] = field(default_factory=Counter)
-    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    flags: list[flags.Flag] = field(default_factory=list)
-    findings: list[findings.Finding] = field(default_factory=list)
-
-
-class Sheet:
-    """The rows of the submission: priors at first, replaced study by study, written whole each time.
-
-    Rows are those of the template, in its order, and then those of studies that a stale template does not know. The
-    tables of flags and findings lie beside it and are written with it.
-    """
-
-    def __init__(
-        self,
-        task: Task,
-        prior: Mapping[str, Sequence[float]],
-        studies: Sequence[Study],
-        out: Path,
-        template: Sequence[str],
-        tally: Tally,
-    ) -> None:
-        self.task, self.prior, self.studies, self.out, self.tally, self.done = task, prior, studies, out, tally, 0
-        own = [row for study in studies for row in self.task.rows(study.id, study.targets)]
-        self.rows = submission.priors_rows(self.task, dict.fromkeys((*template, *own)), self.prior)
-
-    def _set(self, study: Study, graded: Mapping[str, np.ndarray]) -> None:
-        table = pipeline.rows(self.task, graded, self.prior, study.targets)
-        self.rows |= dict(zip(self.task.rows(study.id, study.targets), table, strict=True))
-
-    def put(self, result: Result) -> None:
-        study, tally = result.loaded.study, self.tally
-        self._set(study, result.graded)
-        self.done += 1
-        tally.findings += findings.findings_of(self.task, study.id, result.graded)
-        tally.flags += flags.flags_of(self.task, result.loaded, result.points, result.graded)
-        tally.on_prior += len(self.task.asked(study.targets)) - len(result.graded)
-
-    def leave(self, why: str) -> None:
-        """Flag the rows of studies that were not reached."""
-        left = self.studies[self.done :]
-        self.tally.flags += [flag for study in left for flag in flags.not_reached(self.task, study, why)]
-        if left:
-            self.tally.faults[why] += len(left)
-
-    def write(self) -> None:
-        submission.write(self.out, self.rows, self.task.classes)
-        write_beside(self.task, self.tally, self.out)
-
-    def try_to_write(self) -> bool:
-        """Write, unless the disk is full or gone for the moment: what was written before stays, grading goes on."""
-        try:
-            self.write()
-        except OSError:
-            self.tally.faults["not_written_yet"] += 1
-            return False
-        return True
-
-
-def write_beside(task: Task, tally: Tally, out: Path) -> None:
-    """The tables beside the submission: flags, and findings of tasks that have any."""
-    flags.write(flags.path_beside(out), tally.flags)
-    if columns := findings.names(task):
-        findings.write(findings.path_beside(out), columns, tally.findings)
-
-
-def summary(tally: Tally, done: int, out: Path) -> list[str]:
-    """What a reader of the log wants to know."""
-    spent: dict[str, Any] = {name: f"{seconds:.1f} s" for name, seconds in tally.seconds.items()}
-    lines = [f"time: {', '.join(f'{name} {seconds}' for name, seconds in spent.items())}"]
-    if tally.faults:
-        lines.append("faults: " + ", ".join(f"{code} x {count}" for code, count in sorted(tally.faults.items())))
-    lines.append(
-        f"{done} of {tally.studies} studies graded ({tally.unread} unreadable), "
-        f"{tally.on_prior} targets on the prior -> {out}"
-    )
-    return lines
-'''
-
-SOURCE['osteograde/inference/stop.py'] = r'''"""A run that is told to stop (SIGTERM: a notebook's limit, a queue's) writes down what it has, instead of dying."""
-
-from __future__ import annotations
-
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-
-class Stopped(BaseException):
-    """Raised wherever the run is when the signal arrives. No Exception: nothing that repairs faults may swallow it."""
-
-
-def _stop(number: int, frame: object) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt the writing
-    raise Stopped
-
-
-@contextmanager
-def on_sigterm() -> Iterator[None]:
-    """SIGTERM raises ``Stopped`` inside; the handler that was there before comes back. Other threads see no change."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, _stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-'''
-
-SOURCE['osteograde/inference/submission.py'] = r'''"""submission.csv: written whole or not at all, the same bytes for the same numbers, and checked against a template."""
-
-from __future__ import annotations
-
-import csv
-import logging
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from io import StringIO
-from pathlib import Path
-
-import numpy as np
-
-from osteograde.inference import whole
-from osteograde.tasks import rows as tables
-from osteograde.tasks.contract import Task
-from osteograde.tasks.rows import ROW_ID, twice
-from osteograde.tasks.tables import some
-
-log = logging.getLogger(__name__)
-
-TEMPLATE = "sample_submission.csv"
-FLOOR = 1e-6  # the least probability written: what one confident mistake may cost is bounded
-SUM_TOLERANCE = 1e-3  # how far a row may be from summing to 1
-DIGITS = 9  # rows still sum to 1 within 1e-6 after rounding
-
-Rows = Mapping[str, np.ndarray]  # row id -> (classes,) probabilities, in the order of writing
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What is wrong with a submission. ``repairable``: nothing but the order has to change (see ``ordered``)."""
-
-    what: str
-    repairable: bool = False
-
-    def __str__(self) -> str:
-        return self.what
-
-
-def priors_rows(
-    task: Task, row_ids: Iterable[str], prior: Mapping[str, Sequence[float]] | None = None
-) -> dict[str, np.ndarray]:
-    """{row id: the prior of its target}; the task's own prior where none is given.
-
-    ValueError where a row id ends in no target of the task: then the template is another competition's.
-    """
-    table = task.prior if prior is None else prior
-    return {row: np.asarray(table[tables.split_id(task, row)[1]], dtype=float) for row in row_ids}
-
-
-def ordered(rows: Rows, ids: Sequence[str]) -> dict[str, np.ndarray]:
-    """The same rows: those a template names first, in its order, then the rest in theirs."""
-    first = [row for row in ids if row in rows]
-    named = set(first)
-    return {row: rows[row] for row in (*first, *(row for row in rows if row not in named))}
-
-
-def written(probs: np.ndarray) -> np.ndarray:
-    """Probabilities (rows, classes) as they are written: at least ``FLOOR`` (before the last division), summing to 1.
-
-    ValueError where one is not finite or negative, or a row is all zero.
-    """
-    probs = np.asarray(probs, dtype=np.float64)
-    if not np.isfinite(probs).all() or (probs < 0).any() or not (probs.sum(-1) > 0).all():
-        raise ValueError("probabilities to be written are not finite, negative, or all zero in some row")
-    clipped = np.clip(probs / probs.sum(-1, keepdims=True), FLOOR, 1.0)
-    return clipped / clipped.sum(-1, keepdims=True)
-
-
-def write(path: Path, rows: Rows, columns: Sequence[str]) -> None:
-    """Replace ``path`` by a table of all rows in one step: at every moment it is the old file or the new one.
-
-    columns: names of the classes. An existing file's permissions are kept. Raises ValueError before touching the file
-    where a probability cannot be written (see ``written``), OSError where the folder cannot be written.
-    """
-    path = Path(path).resolve()
-    table = written(np.stack(list(rows.values()))) if rows else np.zeros((0, len(columns)))
-    if table.shape[1] != len(columns):
-        raise ValueError(f"{path}: rows have {table.shape[1]} classes, the columns are {list(columns)}")
-    text = StringIO()
-    out = csv.writer(text, lineterminator="\n")
-    out.writerow((ROW_ID, *columns))
-    out.writerows((row, *(f"{p:.{DIGITS}f}" for p in ps)) for row, ps in zip(rows, table.tolist(), strict=True))
-    whole.write(path, text.getvalue())
-
-
-def read(path: Path) -> dict[str, np.ndarray]:
-    """{row id: (classes,)} of a submission, in its order. ValueError where it is unreadable or a row appears twice."""
-    _, ids, values = tables.read(path)
-    if doubled := twice(ids):
-        raise ValueError(f"{path}: row ids more than once: {some(doubled)}")
-    return dict(zip(ids, values, strict=True))
-
-
-def template_ids(path: Path) -> list[str] | None:
-    """The row ids of a template, in its order; ValueError where it is unreadable.
-
-    Of a folder of data: those of its sample_submission.csv, None where there is none, where it cannot be read (this is
-    logged), or where the folder has no test part (the template then speaks of other studies).
-    """
-    if not Path(path).is_dir():
-        return tables.read(path)[1]
-    if not (Path(path) / TEMPLATE).is_file() or not (Path(path) / "test_images").is_dir():
-        return None
-    try:
-        return tables.read(Path(path) / TEMPLATE)[1]
-    except ValueError as error:
-        log.warning("%s; rows are written in the order of the studies", error)
-        return None
-
-
-def validate(submission: Path, template: Path) -> list[Problem]:
-    """Everything that is wrong with a submission; an empty list says it may be sent.
-
-    ValueError where the template itself cannot be read: then nothing can be said about the submission.
-    """
-    columns, wanted, _ = tables.read(template)
-    if doubled := twice(wanted):
-        raise ValueError(f"{template}: the template names row ids more than once: {some(doubled)}")
-    try:
-        found, ids, values = tables.read(submission)
-    except ValueError as error:
-        return [Problem(str(error))]
-    if found != columns:
-        return [Problem(f"wrong columns: expected {','.join(columns)}, found {','.join(found)}")]
-    return _id_problems(ids, wanted) + _value_problems(ids, values)
-
-
-def _id_problems(ids: list[str], wanted: list[str]) -> list[Problem]:
-    given, needed = set(ids), set(wanted)
-    problems = []
-    for what, rows in (
-        ("missing", [row for row in wanted if row not in given]),
-        ("that the template does not have", [row for row in dict.fromkeys(ids) if row not in needed]),
-        ("more than once", twice(ids)),
-    ):
-        if rows:
-            problems.append(Problem(f"{len(rows)} row ids {what}: {some(rows)}"))
-    if not problems and ids != wanted:
-        first = next(i for i, (a, b) in enumerate(zip(ids, wanted, strict=True)) if a != b)
-        problems.append(
-            Problem(
-                f"wrong order: row {first + 1} is {ids[first]}, the template has {wanted[first]}; "
-                "repairable: all rows are there, sort them like the template",
-                repairable=True,
-            )
-        )
-    return problems
-
-
-def _value_problems(ids: list[str], values: np.ndarray) -> list[Problem]:
-    finite = np.isfinite(values).all(1)
-    negative = finite & (values < 0).any(1)
-    off = finite & ~negative & ~(np.abs(values.sum(1) - 1) <= SUM_TOLERANCE)
-    named = (("not a finite number", ~finite), ("negative", negative), ("not summing to 1", off))
-    return [
-        Problem(f"{int(bad.sum())} rows with values {what}: {some(np.array(ids)[bad])}")
-        for what, bad in named
-        if bad.any()
-    ]
 '''
 
 SOURCE['osteograde/inference/views.py'] = r'''"""What the nets see: the boxes of both stages and their pixels. Training and inference cut with these functions.
@@ -4199,109 +4314,6 @@ def write(path: Path, text: str) -> None:
         part.unlink(missing_ok=True)
 '''
 
-SOURCE['osteograde/inference/worker.py'] = r'''"""One process of several: grades the studies of its list on its device, and tells after every chunk how far it came.
-
-    python -m osteograde.inference.worker FOLDER
-
-reads FOLDER/job.json and leaves FOLDER/part.csv and FOLDER/progress.json, each replaced in one step.
-"""
-
-from __future__ import annotations
-
-import json
-import sys
-from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
-
-from osteograde.inference import run
-from osteograde.inference.sheet import Sheet, Tally
-from osteograde.models.device import pick
-
-JOB, PART, PROGRESS = "job.json", "part.csv", "progress.json"
-
-
-@dataclass(frozen=True)
-class Job:
-    """What one process does. ``hours``: what it may take; ``chunk``: studies that go through the nets together."""
-
-    task: str
-    data: str
-    weights: str
-    device: str
-    ids: tuple[str, ...]
-    hours: float
-    workers: int
-    chunk: int = run.CHUNK
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Studies that are finished, and what happened up to them."""
-
-    done: tuple[str, ...]
-    tally: Tally
-
-
-def give(folder: Path, job: Job) -> None:
-    (folder / JOB).write_text(json.dumps(asdict(job)), encoding="utf-8")
-
-
-def progress(folder: Path) -> Progress:
-    """How far a process came; nothing done where it has not said anything."""
-    path = folder / PROGRESS
-    if not path.is_file():
-        return Progress((), Tally())
-    facts = json.loads(path.read_text(encoding="utf-8"))
-    tally = Tally(facts["studies"], facts["unread"], facts["on_prior"])
-    tally.faults = Counter(facts["faults"])
-    tally.seconds = defaultdict(float, facts["seconds"])
-    tally.flags = [(row, reason, count) for row, reason, count in facts["flags"]]
-    tally.findings = [(row, tuple(values)) for row, values in facts["findings"]]
-    return Progress(tuple(facts["done"]), tally)
-
-
-def main(folder: Path) -> int:
-    """Do the job in ``folder``. Errors are not caught: what was written stays, and whoever started it sees the code."""
-    facts: dict[str, Any] = json.loads((folder / JOB).read_text(encoding="utf-8"))
-    job = Job(**{**facts, "ids": tuple(facts["ids"])})
-    task, manifest, studies = run.prepare(job.task, Path(job.data), Path(job.weights))
-    by_id = {study.id: study for study in studies}
-    mine = [by_id[name] for name in job.ids]
-    tally = Tally(studies=len(mine))
-    sheet = Sheet(task, manifest["prior"], mine, folder / PART, (), tally)
-    sheet.write()
-    done: list[str] = []
-
-    def after(ids: Sequence[str]) -> None:
-        done.extend(ids)
-        _tell(folder, done, tally)
-
-    run.fill(
-        Path(job.weights), manifest, sheet, device=pick(job.device), seconds=job.hours * 3600, workers=job.workers,
-        chunk=job.chunk, after=after, say=_say,
-    )  # fmt: skip
-    _tell(folder, done, tally)
-    return 0
-
-
-def _tell(folder: Path, done: Sequence[str], tally: Tally) -> None:
-    part = folder / (PROGRESS + ".part")
-    facts = {"done": list(done), **vars(tally)}  # counters are dicts to JSON
-    part.write_text(json.dumps(facts), encoding="utf-8")
-    part.replace(folder / PROGRESS)
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
-'''
-
 SOURCE['osteograde/models/__init__.py'] = r'''"""Nets, their losses, and weights that describe themselves."""
 '''
 
@@ -4466,10 +4478,10 @@ from typing import Any
 
 from torch import nn
 
-from osteograde.models.faster_rcnn import FasterRcnnLocator
 from osteograde.models.grader import Grader
-from osteograde.models.heatmap import HeatmapLocator
-from osteograde.models.unet import UnetLocator
+from osteograde.models.locators.faster_rcnn import FasterRcnnLocator
+from osteograde.models.locators.heatmap import HeatmapLocator
+from osteograde.models.locators.unet import UnetLocator
 
 KINDS: Mapping[str, Callable[..., nn.Module]] = {
     "heatmap": HeatmapLocator,
@@ -4747,156 +4759,6 @@ def fault(device: torch.device) -> str:
     return "" if worst < 0.05 else f"a small convolution is off by {worst:.3g}; expected the CPU's answer"
 '''
 
-SOURCE['osteograde/models/faster_rcnn.py'] = r'''"""A detector as locator: torchvision's Faster R-CNN finds boxes, which are rendered to maps like the heatmap's.
-
-Shape legend: N slices (of all stacks of a batch), B stacks, L landmarks, C landmark channels (detector class c + 1),
-H W input pixels, h w map pixels. Boxes are (x0, y0, x1, y1) in input pixels, as torchvision has them.
-"""
-
-from __future__ import annotations
-
-from typing import Any
-
-import torch
-import torchvision
-from torch import nn
-from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_fpn, fasterrcnn_resnet50_fpn_v2
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
-
-from osteograde.models.backbones import adapt_first_conv
-from osteograde.models.locator import LocatorBatch, heatmap_loss, target_parts
-from osteograde.models.peaks import start_of
-
-_VARIANTS = {  # name: (detector, the classifier whose ImageNet weights fit its trunk)
-    "resnet50_v2": (fasterrcnn_resnet50_fpn_v2, "resnet50"),
-    "mobilenet": (fasterrcnn_mobilenet_v3_large_fpn, "mobilenet_v3_large"),
-}
-_FLOOR = 1e-6  # score of a place without any detection
-_REACH = 0.75  # slices: a box is taught on slices this near to its point
-
-
-class _AsItIs(GeneralizedRCNNTransform):
-    """Batches images at their own size: upscaling to 800 pixels, the default, costs ten times the work."""
-
-    def resize(
-        self, image: torch.Tensor, target: dict[str, torch.Tensor] | None = None
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor] | None]:
-        return image, target
-
-
-class FasterRcnnLocator(nn.Module):
-    """(N, in_channels, H, W) -> log scores (N, channels, H / stride, W / stride).
-
-    variant: "resnet50_v2" or "mobilenet". box_px: (height, width) of the box taught around a point, input pixels; the
-    smallest anchors are 32 px, so a box below about 20 px is hard to learn. proposals: kept per image; the default of
-    1000 is most of a detector's cost. Raises ValueError for an unknown variant.
-    """
-
-    def __init__(
-        self,
-        variant: str,
-        channels: int,
-        box_px: tuple[float, float] = (32.0, 32.0),
-        in_channels: int = 4,
-        stride: int = 4,
-        *,
-        proposals: int = 100,
-        pretrained: bool = False,
-    ) -> None:
-        super().__init__()
-        if variant not in _VARIANTS:
-            raise ValueError(f"Faster R-CNN variant {variant!r}; expected one of {sorted(_VARIANTS)}")
-        self.config: dict[str, Any] = {
-            "kind": "faster_rcnn",
-            "variant": variant,
-            "channels": channels,
-            "box_px": [float(side) for side in box_px],
-            "in_channels": in_channels,
-            "stride": stride,
-            "proposals": proposals,
-        }
-        self.channels, self.stride, self.box_px = channels, stride, (float(box_px[0]), float(box_px[1]))
-        make, trunk = _VARIANTS[variant]
-        self.detector = make(
-            weights=None,
-            weights_backbone=None,
-            num_classes=channels + 1,
-            rpn_post_nms_top_n_test=proposals,
-            rpn_post_nms_top_n_train=2 * proposals,
-            box_score_thresh=0.01,
-            box_detections_per_img=10 * channels,
-        )
-        if pretrained:
-            _load_trunk(self.detector.backbone.body, trunk)
-        adapt_first_conv(self.detector.backbone.body, in_channels)
-        self.detector.transform = _AsItIs(0, 0, image_mean=[0.5] * in_channels, image_std=[0.25] * in_channels)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.maps(images)
-
-    def maps(self, images: torch.Tensor) -> torch.Tensor:
-        """Log scores (N, C, h, w): per class, the highest of score x gaussian around each detected box's centre."""
-        training = self.detector.training
-        self.detector.eval()
-        found = self.detector(list(images))
-        self.detector.train(training)
-        return torch.stack([self._rendered(boxes, images.shape[-2:]) for boxes in found])
-
-    def loss(self, batch: LocatorBatch) -> torch.Tensor:
-        """In training mode the sum of the detector's four losses; in eval mode the heatmap loss of the maps, which
-        compares with other locators. Teaches the slices with boxes, and as many drawn from the others."""
-        if not self.training:
-            return heatmap_loss(self.maps(batch.images), batch)
-        boxes = self._boxes(batch)
-        positive = torch.tensor([len(b["labels"]) > 0 for b in boxes])
-        other = (~positive).nonzero()[:, 0]
-        other = other[torch.randperm(len(other))[: max(int(positive.sum()), 1)]]
-        chosen = torch.cat([positive.nonzero()[:, 0], other]).tolist()
-        parts = self.detector([batch.images[n] for n in chosen], [boxes[n] for n in chosen])
-        return torch.stack(list(parts.values())).sum()
-
-    def _boxes(self, batch: LocatorBatch) -> list[dict[str, torch.Tensor]]:
-        """torchvision's targets, one per slice."""
-        height, width = batch.images.shape[-2:]
-        labelled = target_parts(batch, (height // self.stride, width // self.stride)).labelled[batch.stack]
-        order = torch.arange(len(batch.stack), device=batch.stack.device)
-        order = order - start_of(batch.stack, len(batch.points))[batch.stack]
-        points = batch.points[batch.stack]
-        shown = labelled & ((points[..., 0] - order[:, None]).abs() <= _REACH)
-        half = points.new_tensor([self.box_px[1], self.box_px[0]]) / 2
-        targets = []
-        for n in range(len(order)):
-            centre = points[n, shown[n]][:, [2, 1]] + 0.5  # torchvision counts pixel edges, we count centres
-            box = torch.cat([centre - half, centre + half], 1).clamp_min(0)
-            box = torch.minimum(box, box.new_tensor([width, height, width, height]))
-            targets.append({"boxes": box, "labels": batch.channel[shown[n]] + 1})
-        return targets
-
-    def _rendered(self, found: dict[str, torch.Tensor], size: torch.Size) -> torch.Tensor:
-        """Detections of one slice -> (C, h, w)."""
-        boxes, labels, scores = found["boxes"].float(), found["labels"], found["scores"].float()
-        h, w = size[0] // self.stride, size[1] // self.stride
-        sigma = min(self.box_px) / 4
-        centre = (boxes[:, :2] + boxes[:, 2:]) / 2 - 0.5
-        rows, columns = ((torch.arange(n, device=boxes.device) + 0.5) * self.stride - 0.5 for n in (h, w))
-        down = torch.exp(-0.5 * ((rows - centre[:, 1:]) / sigma) ** 2)
-        along = torch.exp(-0.5 * ((columns - centre[:, :1]) / sigma) ** 2)
-        blobs = scores[:, None, None] * down[..., None] * along[:, None]  # (detections, h, w)
-        maps = boxes.new_zeros((self.channels, h, w))
-        place = (labels - 1)[:, None, None].expand_as(blobs)
-        return torch.log(maps.scatter_reduce(0, place, blobs, "amax") + _FLOOR)
-
-
-def _load_trunk(body: nn.Module, classifier: str) -> None:
-    """ImageNet weights into a detector's trunk. Not torchvision's own way, which also swaps the norm layers, so that
-    a net rebuilt without a download would not match."""
-    source = torchvision.models.get_model(classifier, weights="DEFAULT").state_dict()
-    state = {key.removeprefix("features."): value for key, value in source.items()}
-    lost = body.load_state_dict(state, strict=False).missing_keys
-    if lost:
-        raise ValueError(f"torchvision's {classifier} lacks {lost[:3]} that the detector's trunk has")
-'''
-
 SOURCE['osteograde/models/grader.py'] = r'''"""Graders: slices of one or more views -> one shared encoder -> pooling over all slices -> class logits.
 
 Shape legend: B sites, V views, D slices of one view, H W pixels, M present slices of a view over the whole batch,
@@ -5046,7 +4908,160 @@ def _with_neighbours(slices: torch.Tensor) -> torch.Tensor:
     return torch.stack([before, slices, after], 2)
 '''
 
-SOURCE['osteograde/models/heatmap.py'] = r'''"""The default locator: a timm pyramid and a light decoder that scores every pixel of every slice.
+SOURCE['osteograde/models/locators/__init__.py'] = r'''"""Nets that find landmarks, and the way from their maps to points."""
+'''
+
+SOURCE['osteograde/models/locators/faster_rcnn.py'] = r'''"""A detector as locator: torchvision's Faster R-CNN finds boxes, which are rendered to maps like the heatmap's.
+
+Shape legend: N slices (of all stacks of a batch), B stacks, L landmarks, C landmark channels (detector class c + 1),
+H W input pixels, h w map pixels. Boxes are (x0, y0, x1, y1) in input pixels, as torchvision has them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torchvision
+from torch import nn
+from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_fpn, fasterrcnn_resnet50_fpn_v2
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+from osteograde.models.backbones import adapt_first_conv
+from osteograde.models.locators.locator import LocatorBatch, heatmap_loss, target_parts
+from osteograde.models.locators.peaks import start_of
+
+_VARIANTS = {  # name: (detector, the classifier whose ImageNet weights fit its trunk)
+    "resnet50_v2": (fasterrcnn_resnet50_fpn_v2, "resnet50"),
+    "mobilenet": (fasterrcnn_mobilenet_v3_large_fpn, "mobilenet_v3_large"),
+}
+_FLOOR = 1e-6  # score of a place without any detection
+_REACH = 0.75  # slices: a box is taught on slices this near to its point
+
+
+class _AsItIs(GeneralizedRCNNTransform):
+    """Batches images at their own size: upscaling to 800 pixels, the default, costs ten times the work."""
+
+    def resize(
+        self, image: torch.Tensor, target: dict[str, torch.Tensor] | None = None
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor] | None]:
+        return image, target
+
+
+class FasterRcnnLocator(nn.Module):
+    """(N, in_channels, H, W) -> log scores (N, channels, H / stride, W / stride).
+
+    variant: "resnet50_v2" or "mobilenet". box_px: (height, width) of the box taught around a point, input pixels; the
+    smallest anchors are 32 px, so a box below about 20 px is hard to learn. proposals: kept per image; the default of
+    1000 is most of a detector's cost. Raises ValueError for an unknown variant.
+    """
+
+    def __init__(
+        self,
+        variant: str,
+        channels: int,
+        box_px: tuple[float, float] = (32.0, 32.0),
+        in_channels: int = 4,
+        stride: int = 4,
+        *,
+        proposals: int = 100,
+        pretrained: bool = False,
+    ) -> None:
+        super().__init__()
+        if variant not in _VARIANTS:
+            raise ValueError(f"Faster R-CNN variant {variant!r}; expected one of {sorted(_VARIANTS)}")
+        self.config: dict[str, Any] = {
+            "kind": "faster_rcnn",
+            "variant": variant,
+            "channels": channels,
+            "box_px": [float(side) for side in box_px],
+            "in_channels": in_channels,
+            "stride": stride,
+            "proposals": proposals,
+        }
+        self.channels, self.stride, self.box_px = channels, stride, (float(box_px[0]), float(box_px[1]))
+        make, trunk = _VARIANTS[variant]
+        self.detector = make(
+            weights=None,
+            weights_backbone=None,
+            num_classes=channels + 1,
+            rpn_post_nms_top_n_test=proposals,
+            rpn_post_nms_top_n_train=2 * proposals,
+            box_score_thresh=0.01,
+            box_detections_per_img=10 * channels,
+        )
+        if pretrained:
+            _load_trunk(self.detector.backbone.body, trunk)
+        adapt_first_conv(self.detector.backbone.body, in_channels)
+        self.detector.transform = _AsItIs(0, 0, image_mean=[0.5] * in_channels, image_std=[0.25] * in_channels)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.maps(images)
+
+    def maps(self, images: torch.Tensor) -> torch.Tensor:
+        """Log scores (N, C, h, w): per class, the highest of score x gaussian around each detected box's centre."""
+        training = self.detector.training
+        self.detector.eval()
+        found = self.detector(list(images))
+        self.detector.train(training)
+        return torch.stack([self._rendered(boxes, images.shape[-2:]) for boxes in found])
+
+    def loss(self, batch: LocatorBatch) -> torch.Tensor:
+        """In training mode the sum of the detector's four losses; in eval mode the heatmap loss of the maps, which
+        compares with other locators. Teaches the slices with boxes, and as many drawn from the others."""
+        if not self.training:
+            return heatmap_loss(self.maps(batch.images), batch)
+        boxes = self._boxes(batch)
+        positive = torch.tensor([len(b["labels"]) > 0 for b in boxes])
+        other = (~positive).nonzero()[:, 0]
+        other = other[torch.randperm(len(other))[: max(int(positive.sum()), 1)]]
+        chosen = torch.cat([positive.nonzero()[:, 0], other]).tolist()
+        parts = self.detector([batch.images[n] for n in chosen], [boxes[n] for n in chosen])
+        return torch.stack(list(parts.values())).sum()
+
+    def _boxes(self, batch: LocatorBatch) -> list[dict[str, torch.Tensor]]:
+        """torchvision's targets, one per slice."""
+        height, width = batch.images.shape[-2:]
+        labelled = target_parts(batch, (height // self.stride, width // self.stride)).labelled[batch.stack]
+        order = torch.arange(len(batch.stack), device=batch.stack.device)
+        order = order - start_of(batch.stack, len(batch.points))[batch.stack]
+        points = batch.points[batch.stack]
+        shown = labelled & ((points[..., 0] - order[:, None]).abs() <= _REACH)
+        half = points.new_tensor([self.box_px[1], self.box_px[0]]) / 2
+        targets = []
+        for n in range(len(order)):
+            centre = points[n, shown[n]][:, [2, 1]] + 0.5  # torchvision counts pixel edges, we count centres
+            box = torch.cat([centre - half, centre + half], 1).clamp_min(0)
+            box = torch.minimum(box, box.new_tensor([width, height, width, height]))
+            targets.append({"boxes": box, "labels": batch.channel[shown[n]] + 1})
+        return targets
+
+    def _rendered(self, found: dict[str, torch.Tensor], size: torch.Size) -> torch.Tensor:
+        """Detections of one slice -> (C, h, w)."""
+        boxes, labels, scores = found["boxes"].float(), found["labels"], found["scores"].float()
+        h, w = size[0] // self.stride, size[1] // self.stride
+        sigma = min(self.box_px) / 4
+        centre = (boxes[:, :2] + boxes[:, 2:]) / 2 - 0.5
+        rows, columns = ((torch.arange(n, device=boxes.device) + 0.5) * self.stride - 0.5 for n in (h, w))
+        down = torch.exp(-0.5 * ((rows - centre[:, 1:]) / sigma) ** 2)
+        along = torch.exp(-0.5 * ((columns - centre[:, :1]) / sigma) ** 2)
+        blobs = scores[:, None, None] * down[..., None] * along[:, None]  # (detections, h, w)
+        maps = boxes.new_zeros((self.channels, h, w))
+        place = (labels - 1)[:, None, None].expand_as(blobs)
+        return torch.log(maps.scatter_reduce(0, place, blobs, "amax") + _FLOOR)
+
+
+def _load_trunk(body: nn.Module, classifier: str) -> None:
+    """ImageNet weights into a detector's trunk. Not torchvision's own way, which also swaps the norm layers, so that
+    a net rebuilt without a download would not match."""
+    source = torchvision.models.get_model(classifier, weights="DEFAULT").state_dict()
+    state = {key.removeprefix("features."): value for key, value in source.items()}
+    lost = body.load_state_dict(state, strict=False).missing_keys
+    if lost:
+        raise ValueError(f"torchvision's {classifier} lacks {lost[:3]} that the detector's trunk has")
+'''
+
+SOURCE['osteograde/models/locators/heatmap.py'] = r'''"""The default locator: a timm pyramid and a light decoder that scores every pixel of every slice.
 
 Shape legend: N slices (of all stacks of a batch), C landmark channels, H W input pixels, h w map pixels.
 """
@@ -5060,7 +5075,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from osteograde.models.backbones import encoder, pyramid_shape
-from osteograde.models.locator import LocatorBatch, heatmap_loss
+from osteograde.models.locators.locator import LocatorBatch, heatmap_loss
 
 
 class HeatmapLocator(nn.Module):
@@ -5140,7 +5155,7 @@ def _separable(width: int) -> nn.Sequential:
     )
 '''
 
-SOURCE['osteograde/models/locator.py'] = r'''"""What every locator shares: the batch it learns from, its loss, and the way from maps to points.
+SOURCE['osteograde/models/locators/locator.py'] = r'''"""What every locator shares: the batch it learns from, its loss, and the way from maps to points.
 
 Shape legend: B stacks, N slices (all stacks one after the other), D slices of one stack, L landmarks, C channels,
 H W input pixels, h w map pixels, K candidates. An index is (slice within its stack, row, column) in *input* pixels,
@@ -5158,7 +5173,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from osteograde.models.peaks import Decoded, refined, stack_peaks, start_of
+from osteograde.models.locators.peaks import Decoded, refined, stack_peaks, start_of
 
 _BLOCKED = -1e9  # finite, so that a stack without any allowed position still has finite gradients
 SLICE_SIGMA = 0.5  # spread of the target across slices, in slices: annotators differ by about one slice
@@ -5357,7 +5372,7 @@ def _gaussian(distance: torch.Tensor, sigma: float) -> torch.Tensor:
     return torch.exp(-0.5 * (distance / sigma) ** 2)
 '''
 
-SOURCE['osteograde/models/peaks.py'] = r'''"""From probability maps to points: peaks, their refinement below a pixel, and levels in a plausible order.
+SOURCE['osteograde/models/locators/peaks.py'] = r'''"""From probability maps to points: peaks, their refinement below a pixel, and levels in a plausible order.
 
 Shape legend: B stacks, N slices, L landmarks, h w map pixels, K candidates. A peak is (slice within the stack, row,
 column) in whole *map* pixels; an index is the same in continuous *input* pixels (see ``locator``).
@@ -5549,7 +5564,7 @@ def _near(
     return mass.new_zeros(index.shape[:2]).index_add(0, stack, mass)
 '''
 
-SOURCE['osteograde/models/unet.py'] = r'''"""A segmenting locator: a U-Net labels every pixel, and the discs it outlines become maps like the heatmap's.
+SOURCE['osteograde/models/locators/unet.py'] = r'''"""A segmenting locator: a U-Net labels every pixel, and the discs it outlines become maps like the heatmap's.
 
 Shape legend: N slices (of all stacks of a batch), B stacks, L landmarks, C landmark channels (top level first),
 K classes, H W input pixels, h w map pixels. Boxes are (x0, y0, x1, y1), pixel edges, as torchvision has them.
@@ -5568,8 +5583,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from osteograde.models.backbones import encoder, pyramid_shape
-from osteograde.models.locator import LocatorBatch, target_parts
-from osteograde.models.peaks import start_of
+from osteograde.models.locators.locator import LocatorBatch, target_parts
+from osteograde.models.locators.peaks import start_of
 
 DISC = 1  # classes: 0 background, 1 disc, 2 vertebra, 3 canal
 DISC_HALF_MM = (
@@ -5818,8 +5833,10 @@ def _block(before: int, after: int) -> nn.Sequential:
 
 SOURCE['osteograde/tasks/__init__.py'] = r'''"""The tasks the kit knows. A task is a value (contract.py); adding one is adding its module here."""
 
-from osteograde.tasks import knee_xray, lumbar_mr, spider
 from osteograde.tasks.contract import Task
+from osteograde.tasks.knee import task as knee_xray
+from osteograde.tasks.lumbar import task as lumbar_mr
+from osteograde.tasks.spider import task as spider
 
 TASKS: dict[str, Task] = {task.name: task for task in (lumbar_mr.TASK, knee_xray.TASK, spider.TASK)}
 '''
@@ -5909,85 +5926,6 @@ def along_the_line(known: dict[int, np.ndarray], count: int) -> dict[int, np.nda
         a, b = have[after - 1], have[after]
         line[i] = known[a] + (known[b] - known[a]) * ((i - a) / (b - a))
     return {i: line[i] for i in sorted(line)}
-'''
-
-SOURCE['osteograde/tasks/confusion.py'] = r'''"""Figures of agreement as pure functions of confusion matrices (..., K, K): rows are the truth, columns the prediction.
-
-The cells are weights, not only counts, so one call serves every resample of a bootstrap. What is not defined is NaN: a
-class that never occurs has no recall, one that is never predicted no precision. Means over classes run over the
-classes that occur in the truth, as scikit-learn's ``balanced_accuracy_score`` does.
-"""
-
-from __future__ import annotations
-
-import numpy as np
-
-
-def accuracy(confusion: np.ndarray) -> np.ndarray:
-    """(...,): share of the weight on the diagonal."""
-    return share(_right(confusion).sum(-1), confusion.sum((-2, -1)))
-
-
-def recalls(confusion: np.ndarray) -> np.ndarray:
-    """(..., K): share of each true class that is predicted as such."""
-    return share(_right(confusion), confusion.sum(-1))
-
-
-def precisions(confusion: np.ndarray) -> np.ndarray:
-    """(..., K): share of each predicted class that is truly so."""
-    return share(_right(confusion), confusion.sum(-2))
-
-
-def f1s(confusion: np.ndarray) -> np.ndarray:
-    """(..., K): 2 TP / (2 TP + FP + FN); 0 for a class that occurs or is predicted, but never both at once."""
-    return share(2 * _right(confusion), confusion.sum(-1) + confusion.sum(-2))
-
-
-def balanced_accuracy(confusion: np.ndarray) -> np.ndarray:
-    """(...,): mean recall over the classes that occur."""
-    return mean_where(recalls(confusion), confusion.sum(-1) > 0)
-
-
-def macro_f1(confusion: np.ndarray) -> np.ndarray:
-    """(...,): mean F1 over the classes that occur."""
-    return mean_where(f1s(confusion), confusion.sum(-1) > 0)
-
-
-def mean_absolute_error(confusion: np.ndarray) -> np.ndarray:
-    """(...,): mean number of grades between truth and prediction."""
-    return share((confusion * np.abs(_steps(confusion))).sum((-2, -1)), confusion.sum((-2, -1)))
-
-
-def quadratic_kappa(confusion: np.ndarray) -> np.ndarray:
-    """(...,): Cohen's kappa with squared distances as weights (Cohen, Psychol Bull 1968;70:213-220).
-
-    1 - observed / expected disagreement; NaN where truth and prediction are one and the same class throughout, as no
-    disagreement is to be expected then.
-    """
-    steps = _steps(confusion) ** 2
-    expected = confusion.sum(-1)[..., :, None] * confusion.sum(-2)[..., None, :]
-    observed = (steps * confusion).sum((-2, -1)) * confusion.sum((-2, -1))
-    return 1 - share(observed, (steps * expected).sum((-2, -1)))
-
-
-def share(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """above / below, NaN where nothing is below."""
-    above, below = np.asarray(above, float), np.asarray(below, float)
-    return np.divide(above, below, out=np.full(np.broadcast_shapes(above.shape, below.shape), np.nan), where=below > 0)
-
-
-def mean_where(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Mean of ``values`` (..., K) over the classes that count, (..., K) booleans; NaN where none does."""
-    return share(np.where(counts, values, 0.0).sum(-1), counts.sum(-1))
-
-
-def _right(confusion: np.ndarray) -> np.ndarray:
-    return np.diagonal(confusion, axis1=-2, axis2=-1)
-
-
-def _steps(confusion: np.ndarray) -> np.ndarray:
-    grades = np.arange(confusion.shape[-1])
-    return grades[:, None] - grades[None, :]
 '''
 
 SOURCE['osteograde/tasks/contract.py'] = r'''"""What a task is: plain values that the rest of the kit reads. Adding a task is one file; see CONTRIBUTING.md.
@@ -6314,7 +6252,10 @@ def _is_image(path: Path) -> bool:
         return False
 '''
 
-SOURCE['osteograde/tasks/knee_files.py'] = r'''"""Reading of `knee-xray`: single-knee crops, with grade folders or without, and full films as pictures or DICOM.
+SOURCE['osteograde/tasks/knee/__init__.py'] = r'''"""Knees on radiographs."""
+'''
+
+SOURCE['osteograde/tasks/knee/files.py'] = r'''"""Reading of `knee-xray`: single-knee crops, with grade folders or without, and full films as pictures or DICOM.
 
 What an image is follows from its size and header alone, so that every row is known before a pixel is decoded:
 
@@ -6422,21 +6363,22 @@ def labels(path: Path) -> dict[str, dict[str, int]]:
     return found
 '''
 
-SOURCE['osteograde/tasks/knee_xray.py'] = r'''"""The task `knee-xray`: Kellgren-Lawrence grades 0 to 4 of the knees on radiographs.
+SOURCE['osteograde/tasks/knee/task.py'] = r'''"""The task `knee-xray`: Kellgren-Lawrence grades 0 to 4 of the knees on radiographs.
 
 The joint centres are found on the film, by position right or left of its middle; a picture of one knee lies wholly on
-its own side. Around each a crop of 140 mm is graded, left knees mirrored. Files: knee_files.py.
+its own side. Around each a crop of 140 mm is graded, left knees mirrored. Files: files.py.
 """
 
 from __future__ import annotations
 
 from functools import partial
 
-from osteograde.tasks import boxes, knee_files
+from osteograde.tasks import boxes
 from osteograde.tasks.contract import CropSpec, Grade, Landmark, Locate, Points, Site, Task, View
-from osteograde.tasks.knee_files import GRADES, SIDES, VIEW
-from osteograde.tasks.ordinal_metric import OrdinalMetric
+from osteograde.tasks.knee import files as knee_files
+from osteograde.tasks.knee.files import GRADES, SIDES, VIEW
 from osteograde.tasks.prior import normalised
+from osteograde.tasks.scores.ordinal import OrdinalMetric
 
 CORONAL = ((0.0, 1.0, 0.0), (0.0, 0.0, -1.0), (1.0, 0.0, 0.0))  # an AP film as it is hung: patient's left on its right
 WINDOW = (5.0, 99.0)  # percentiles over the whole film (Tiulpin et al., Scientific Reports 8:1727, 2018)
@@ -6489,7 +6431,10 @@ TASK = Task(
 )
 '''
 
-SOURCE['osteograde/tasks/lumbar_metric.py'] = r'''"""The official score of `lumbar-mr`: the mean of four weighted log losses, lower is better.
+SOURCE['osteograde/tasks/lumbar/__init__.py'] = r'''"""The 25 gradings of a lumbar spine from three MR series."""
+'''
+
+SOURCE['osteograde/tasks/lumbar/metric.py'] = r'''"""The official score of `lumbar-mr`: the mean of four weighted log losses, lower is better.
 
 Spinal, foraminal and subarticular cells are pooled over levels, sides and studies; cell weights are 1 / 2 / 4 by true
 class. The fourth part asks per study whether any level of the canal is severe: the prediction is the largest severe
@@ -6506,7 +6451,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from osteograde.tasks.lumbar_names import CONDITIONS, SHORT, SPINAL, TARGET_OF, TEMPLATE_TARGETS, WEIGHTS
+from osteograde.tasks.lumbar.names import CONDITIONS, SHORT, SPINAL, TARGET_OF, TEMPLATE_TARGETS, WEIGHTS
 
 PARTS = (*(SHORT[condition] for condition in CONDITIONS), "any_severe_spinal")
 SUM_TOLERANCE = 1e-3  # how far a row may be from summing to 1
@@ -6595,122 +6540,7 @@ def any_severe_losses(severe: np.ndarray, labels: np.ndarray, weight: np.ndarray
     return worst * -np.log(np.where(true, p, 1 - p)), worst
 '''
 
-SOURCE['osteograde/tasks/lumbar_mr.py'] = r'''"""The task `lumbar-mr`: 25 grades of a lumbar spine from sagittal T1, sagittal T2/STIR and axial T2 series.
-
-Canal points are found on sagittal T2, foramina on sagittal T1, recesses on axial T2 around the canal points. The canal
-is graded on sagittal and axial slices, the foramina on sagittal T1, the recesses on axial T2 with sagittal T2 as a
-second view. Names: lumbar_names.py; tables: lumbar_tables.py; score: lumbar_metric.py; boxes: lumbar_rois.py.
-"""
-
-from __future__ import annotations
-
-from functools import partial
-
-import numpy as np
-
-from osteograde.tasks import lumbar_metric, lumbar_names, lumbar_rois, lumbar_tables
-from osteograde.tasks.contract import CropSpec, Grade, Landmark, Locate, Site, Task, View
-from osteograde.tasks.lumbar_names import FORAMINAL, LEVELS, SIDES, SPINAL, SUBARTICULAR, WEIGHTS, landmark
-from osteograde.tasks.prior import normalised
-
-# Unit LPS directions of a stack's (D, H, W) axes.
-SAGITTAL = ((1.0, 0.0, 0.0), (0.0, 0.0, -1.0), (0.0, 1.0, 0.0))
-AXIAL = ((0.0, 0.0, -1.0), (0.0, 1.0, 0.0), (1.0, 0.0, 0.0))
-
-# Published counts of the training labels (normal/mild, moderate, severe) and percent severe per level. Moderates are
-# published only over all levels; ``_published`` spreads them in proportion to the square root of the severe share,
-# an assumption (milder disease is spread more evenly). Weights carry priors counted from their own training labels;
-# these are used only where no weights are at hand.
-COUNTS = {SPINAL: (8664, 736, 470), FORAMINAL: (15357, 3564, 779), SUBARTICULAR: (13733, 3660, 1840)}
-SEVERE_PERCENT = {
-    SPINAL: (1.1, 2.7, 6.2, 12.9, 1.0),
-    FORAMINAL: (0.4, 0.4, 2.1, 6.9, 10.1),
-    SUBARTICULAR: (1.4, 4.1, 9.9, 23.3, 8.1),
-}
-
-
-APART_MM = (18.0, 60.0)  # between the points of neighbouring levels, from children to tall adults with high discs
-
-
-def _published(condition: str) -> dict[str, tuple[float, ...]]:
-    """{level: class probabilities}, each class by its share times its weight: the best constant under the metric."""
-    severe = np.array(SEVERE_PERCENT[condition]) / 100
-    moderate = np.sqrt(severe) / np.sqrt(severe).mean() * COUNTS[condition][1] / sum(COUNTS[condition])
-    shares = np.stack([1 - moderate - severe, moderate, severe], 1)
-    return {level: normalised(share * np.array(WEIGHTS)) for level, share in zip(LEVELS, shares, strict=True)}
-
-
-def _prior() -> dict[str, tuple[float, ...]]:
-    by_level = {condition: _published(condition) for condition in COUNTS}
-    return {name: by_level[target.condition][target.level] for name, target in lumbar_names.TARGET_OF.items()}
-
-
-def _locators() -> tuple[Locate, ...]:
-    canal = tuple(Landmark(name, channel=name) for name in (landmark("canal", level) for level in LEVELS))
-    sided = [(level, side) for side in SIDES for level in LEVELS]
-    foramina = tuple(
-        Landmark(
-            landmark("foramen", level, side),
-            channel=landmark("foramen", level),
-            side=side,
-            near=landmark("canal", level),
-        )
-        for level, side in sided
-    )
-    recesses = tuple(
-        Landmark(landmark("recess", level, side), channel="recess", side=side, prompt=landmark("canal", level))
-        for level, side in sided
-    )
-    return (
-        Locate("canal", "sag_t2", canal, field_mm=(256.0, 256.0), apart_mm=APART_MM),
-        Locate(
-            "foramen",
-            "sag_t1",
-            foramina,
-            field_mm=(256.0, 256.0),
-            midline=tuple(point.name for point in canal),
-            apart_mm=APART_MM,
-        ),
-        Locate("recess", "axi_t2", recesses, field_mm=(96.0, 96.0), slices=5, far_mm=10.0),
-    )
-
-
-def _grader(name: str, condition: str, crops: tuple[CropSpec, ...], *, any_severe: bool = False) -> Grade:
-    sites = tuple(
-        Site(target.name, condition, target.level, target.side, target.landmark)
-        for target in lumbar_names.TARGET_OF.values()
-        if target.condition == condition
-    )
-    return Grade(name, sites, crops, partial(lumbar_rois.rois, sites, crops), any_severe)
-
-
-TASK = Task(
-    name="lumbar-mr",
-    slug="rsna-2024-lumbar-spine-degenerative-classification",
-    views=tuple(  # a sagittal stack of unknown contrast is taken for the first sagittal view
-        View(name, lumbar_names.SERIES_DESCRIPTIONS[name], AXIAL if name == "axi_t2" else SAGITTAL)
-        for name in ("sag_t2", "sag_t1", "axi_t2")
-    ),
-    classes=lumbar_names.CLASSES,
-    weights=WEIGHTS,
-    locate=_locators(),
-    grade=(
-        _grader("spinal", SPINAL, (CropSpec("sag_t2", 3, 56.0), CropSpec("axi_t2", 3, 64.0)), any_severe=True),
-        _grader("foraminal", FORAMINAL, (CropSpec("sag_t1", 5, 48.0),)),
-        _grader("subarticular", SUBARTICULAR, (CropSpec("axi_t2", 3, 56.0), CropSpec("sag_t2", 3, 48.0))),
-    ),
-    targets=lumbar_names.TEMPLATE_TARGETS,
-    prior=_prior(),
-    read=lumbar_tables.read,
-    labels=lumbar_tables.read_labels,
-    score=lumbar_metric.score,
-    counted=lumbar_metric.counted,
-    complete=lumbar_rois.complete,
-    score_groups=lumbar_metric.PARTS,
-)
-'''
-
-SOURCE['osteograde/tasks/lumbar_names.py'] = r'''"""Every name of `lumbar-mr`, derived once: levels, sides, conditions, targets, landmarks and how the tables spell them.
+SOURCE['osteograde/tasks/lumbar/names.py'] = r'''"""Every name of `lumbar-mr`, derived once: levels, sides, conditions, targets, landmarks and how the tables spell them.
 
 Standard library only, so that anything may import it.
 """
@@ -6805,7 +6635,7 @@ def landmark_of(target: str) -> str:
     return TARGET_OF[target].landmark
 '''
 
-SOURCE['osteograde/tasks/lumbar_rois.py'] = r'''"""Where the points of `lumbar-mr` lie when they were not found, and the boxes around them. Pure geometry, LPS mm."""
+SOURCE['osteograde/tasks/lumbar/rois.py'] = r'''"""Where the points of `lumbar-mr` lie when they were not found, and the boxes around them. Pure geometry, LPS mm."""
 
 from __future__ import annotations
 
@@ -6816,7 +6646,7 @@ import numpy as np
 from osteograde.tasks import boxes
 from osteograde.tasks.boxes import along_the_line
 from osteograde.tasks.contract import CropSpec, Pixels, Point, Points, Rois, Site, Volumes
-from osteograde.tasks.lumbar_names import LEVELS, SIDES, landmark
+from osteograde.tasks.lumbar.names import LEVELS, SIDES, landmark
 
 # Typical way from the canal point to the structures of the left side (x to the left, y to the back, z to the head), mm.
 # Textbook proportions of an adult lumbar spine, not fitted to any data; only for points that no locator found.
@@ -6859,7 +6689,7 @@ def rois(sites: Sequence[Site], crops: Sequence[CropSpec], volumes: Volumes, poi
     return boxes.around(sites, crops, REACH_MM, volumes, points, pixels)
 '''
 
-SOURCE['osteograde/tasks/lumbar_tables.py'] = r'''"""Studies of `lumbar-mr` from the competition's folder: tables and paths only, no voxel is read here.
+SOURCE['osteograde/tasks/lumbar/tables.py'] = r'''"""Studies of `lumbar-mr` from the competition's folder: tables and paths only, no voxel is read here.
 
 Training data ("train") must be right, so every doubt is a ValueError with a way out. Test data ("test") must be
 answered, so a doubt costs as little as possible and is logged with a count; a study without files keeps its rows.
@@ -6878,7 +6708,7 @@ import pandas as pd
 
 from osteograde.tasks import tables
 from osteograde.tasks.contract import Mark, Series, Study
-from osteograde.tasks.lumbar_names import (
+from osteograde.tasks.lumbar.names import (
     CLASS_LABELS,
     CLASS_OF_LABEL,
     CONDITION_VIEW,
@@ -7083,7 +6913,322 @@ def _tell(images: Path, notes: Counter[str]) -> None:
             log.warning("%s: %d %s", images, count, what)
 '''
 
-SOURCE['osteograde/tasks/ordinal_metric.py'] = r'''"""The score of tasks whose classes are ordered and exclusive: quadratic kappa, and what else is asked of a grader.
+SOURCE['osteograde/tasks/lumbar/task.py'] = r'''"""The task `lumbar-mr`: 25 grades of a lumbar spine from sagittal T1, sagittal T2/STIR and axial T2 series.
+
+Canal points are found on sagittal T2, foramina on sagittal T1, recesses on axial T2 around the canal points. The canal
+is graded on sagittal and axial slices, the foramina on sagittal T1, the recesses on axial T2 with sagittal T2 as a
+second view. Names: names.py; tables: tables.py; score: metric.py; boxes: rois.py.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+
+from osteograde.tasks.contract import CropSpec, Grade, Landmark, Locate, Site, Task, View
+from osteograde.tasks.lumbar import metric as lumbar_metric
+from osteograde.tasks.lumbar import names as lumbar_names
+from osteograde.tasks.lumbar import rois as lumbar_rois
+from osteograde.tasks.lumbar import tables as lumbar_tables
+from osteograde.tasks.lumbar.names import FORAMINAL, LEVELS, SIDES, SPINAL, SUBARTICULAR, WEIGHTS, landmark
+from osteograde.tasks.prior import normalised
+
+# Unit LPS directions of a stack's (D, H, W) axes.
+SAGITTAL = ((1.0, 0.0, 0.0), (0.0, 0.0, -1.0), (0.0, 1.0, 0.0))
+AXIAL = ((0.0, 0.0, -1.0), (0.0, 1.0, 0.0), (1.0, 0.0, 0.0))
+
+# Published counts of the training labels (normal/mild, moderate, severe) and percent severe per level. Moderates are
+# published only over all levels; ``_published`` spreads them in proportion to the square root of the severe share,
+# an assumption (milder disease is spread more evenly). Weights carry priors counted from their own training labels;
+# these are used only where no weights are at hand.
+COUNTS = {SPINAL: (8664, 736, 470), FORAMINAL: (15357, 3564, 779), SUBARTICULAR: (13733, 3660, 1840)}
+SEVERE_PERCENT = {
+    SPINAL: (1.1, 2.7, 6.2, 12.9, 1.0),
+    FORAMINAL: (0.4, 0.4, 2.1, 6.9, 10.1),
+    SUBARTICULAR: (1.4, 4.1, 9.9, 23.3, 8.1),
+}
+
+
+APART_MM = (18.0, 60.0)  # between the points of neighbouring levels, from children to tall adults with high discs
+
+
+def _published(condition: str) -> dict[str, tuple[float, ...]]:
+    """{level: class probabilities}, each class by its share times its weight: the best constant under the metric."""
+    severe = np.array(SEVERE_PERCENT[condition]) / 100
+    moderate = np.sqrt(severe) / np.sqrt(severe).mean() * COUNTS[condition][1] / sum(COUNTS[condition])
+    shares = np.stack([1 - moderate - severe, moderate, severe], 1)
+    return {level: normalised(share * np.array(WEIGHTS)) for level, share in zip(LEVELS, shares, strict=True)}
+
+
+def _prior() -> dict[str, tuple[float, ...]]:
+    by_level = {condition: _published(condition) for condition in COUNTS}
+    return {name: by_level[target.condition][target.level] for name, target in lumbar_names.TARGET_OF.items()}
+
+
+def _locators() -> tuple[Locate, ...]:
+    canal = tuple(Landmark(name, channel=name) for name in (landmark("canal", level) for level in LEVELS))
+    sided = [(level, side) for side in SIDES for level in LEVELS]
+    foramina = tuple(
+        Landmark(
+            landmark("foramen", level, side),
+            channel=landmark("foramen", level),
+            side=side,
+            near=landmark("canal", level),
+        )
+        for level, side in sided
+    )
+    recesses = tuple(
+        Landmark(landmark("recess", level, side), channel="recess", side=side, prompt=landmark("canal", level))
+        for level, side in sided
+    )
+    return (
+        Locate("canal", "sag_t2", canal, field_mm=(256.0, 256.0), apart_mm=APART_MM),
+        Locate(
+            "foramen",
+            "sag_t1",
+            foramina,
+            field_mm=(256.0, 256.0),
+            midline=tuple(point.name for point in canal),
+            apart_mm=APART_MM,
+        ),
+        Locate("recess", "axi_t2", recesses, field_mm=(96.0, 96.0), slices=5, far_mm=10.0),
+    )
+
+
+def _grader(name: str, condition: str, crops: tuple[CropSpec, ...], *, any_severe: bool = False) -> Grade:
+    sites = tuple(
+        Site(target.name, condition, target.level, target.side, target.landmark)
+        for target in lumbar_names.TARGET_OF.values()
+        if target.condition == condition
+    )
+    return Grade(name, sites, crops, partial(lumbar_rois.rois, sites, crops), any_severe)
+
+
+TASK = Task(
+    name="lumbar-mr",
+    slug="rsna-2024-lumbar-spine-degenerative-classification",
+    views=tuple(  # a sagittal stack of unknown contrast is taken for the first sagittal view
+        View(name, lumbar_names.SERIES_DESCRIPTIONS[name], AXIAL if name == "axi_t2" else SAGITTAL)
+        for name in ("sag_t2", "sag_t1", "axi_t2")
+    ),
+    classes=lumbar_names.CLASSES,
+    weights=WEIGHTS,
+    locate=_locators(),
+    grade=(
+        _grader("spinal", SPINAL, (CropSpec("sag_t2", 3, 56.0), CropSpec("axi_t2", 3, 64.0)), any_severe=True),
+        _grader("foraminal", FORAMINAL, (CropSpec("sag_t1", 5, 48.0),)),
+        _grader("subarticular", SUBARTICULAR, (CropSpec("axi_t2", 3, 56.0), CropSpec("sag_t2", 3, 48.0))),
+    ),
+    targets=lumbar_names.TEMPLATE_TARGETS,
+    prior=_prior(),
+    read=lumbar_tables.read,
+    labels=lumbar_tables.read_labels,
+    score=lumbar_metric.score,
+    counted=lumbar_metric.counted,
+    complete=lumbar_rois.complete,
+    score_groups=lumbar_metric.PARTS,
+)
+'''
+
+SOURCE['osteograde/tasks/prior.py'] = r'''"""Class priors: the best constant answer under a weighted log loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from osteograde.tasks.contract import Study
+
+
+def weighted_prior(
+    studies: Iterable[Study], targets: Sequence[str], weights: Sequence[float]
+) -> dict[str, tuple[float, ...]]:
+    """{target: class probabilities}: p_k proportional to (n_k + 1) * w_k, n_k counted over labelled studies.
+
+    Without the + 1 this is the constant with the lowest weighted log loss; with it no class is ever impossible.
+    """
+    counts = {target: np.ones(len(weights)) for target in targets}
+    for study in studies:
+        for target, label in study.labels.items():
+            if target in counts:
+                counts[target][label] += 1
+    return {target: normalised(count * np.asarray(weights)) for target, count in counts.items()}
+
+
+def normalised(masses: Sequence[float] | np.ndarray) -> tuple[float, ...]:
+    """Masses as probabilities."""
+    return tuple(float(mass) for mass in masses / np.sum(masses))
+
+
+def as_rows(prior: Mapping[str, Sequence[float]], targets: Sequence[str]) -> np.ndarray:
+    """(targets, classes) of a prior, in the order of ``targets``."""
+    return np.array([prior[target] for target in targets], dtype=float)
+'''
+
+SOURCE['osteograde/tasks/rows.py'] = r'''"""Tables of graded rows (row_id, one column per class): what a submission, a template and out-of-fold files share."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from osteograde.tasks.contract import Task
+from osteograde.tasks.tables import some
+
+ROW_ID = "row_id"
+
+
+def split_id(task: Task, row: str) -> tuple[str, str]:
+    """(study, target) of a row id. ValueError where it ends in no target of the task."""
+    for target in task.targets:
+        if row.endswith(f"_{target}"):
+            return row[: -len(target) - 1], target
+    raise ValueError(f"row id {row!r} ends in no target of {task.name}, such as {task.targets[0]!r}")
+
+
+def by_study(task: Task, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """{study: (targets, classes)} in the task's order; NaN for rows a study does not have. ValueError where a study
+    lacks rows of a task whose studies all have the same."""
+    place = {target: i for i, target in enumerate(task.targets)}
+    found: dict[str, np.ndarray] = {}
+    for row, values in rows.items():
+        study, target = split_id(task, row)
+        if study not in found:
+            found[study] = np.full((len(task.targets), len(task.classes)), np.nan)
+        found[study][place[target]] = values
+    lost = [row for study in found for row in task.rows(study) if row not in rows]
+    if lost and not task.rows_vary:
+        raise ValueError(f"{len(lost)} rows are missing: {some(lost)}; every study needs {len(task.targets)} rows")
+    return found
+
+
+def read(path: Path) -> tuple[list[str], list[str], np.ndarray]:
+    """(columns, row ids, values (rows, classes)) of a table; cells that are no number are NaN. ValueError otherwise."""
+    try:
+        with Path(path).open(encoding="utf-8-sig", newline="") as file:
+            records = [record for record in csv.reader(file) if record]
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: not a comma-separated table in UTF-8 ({error})") from error
+    if not records:
+        raise ValueError(f"{path}: empty; the first line must be {ROW_ID} and the classes")
+    columns = [name.strip() for name in records[0]]
+    if columns[0] != ROW_ID or len(columns) < 2:
+        raise ValueError(f"{path}: wrong columns: expected {ROW_ID} and the classes, found {','.join(columns)}")
+    ragged = [i + 1 for i, record in enumerate(records) if len(record) != len(columns)]
+    if ragged:
+        raise ValueError(f"{path}: lines without {len(columns)} cells: {some(ragged)}")
+    values = np.array([[_number(cell) for cell in record[1:]] for record in records[1:]], dtype=float)
+    return columns, [record[0].strip() for record in records[1:]], values.reshape(len(records) - 1, len(columns) - 1)
+
+
+def twice(ids: Sequence[str]) -> list[str]:
+    """The ids that occur more than once, each once."""
+    seen: set[str] = set()
+    found: dict[str, None] = {}
+    for row in ids:
+        if row in seen:
+            found[row] = None
+        seen.add(row)
+    return list(found)
+
+
+def _number(cell: str) -> float:
+    try:
+        return float(cell)
+    except ValueError:
+        return float("nan")
+'''
+
+SOURCE['osteograde/tasks/scores/__init__.py'] = r'''"""What scores are made of: counts, rankings, intervals."""
+'''
+
+SOURCE['osteograde/tasks/scores/confusion.py'] = r'''"""Figures of agreement as pure functions of confusion matrices (..., K, K): rows are the truth, columns the prediction.
+
+The cells are weights, not only counts, so one call serves every resample of a bootstrap. What is not defined is NaN: a
+class that never occurs has no recall, one that is never predicted no precision. Means over classes run over the
+classes that occur in the truth, as scikit-learn's ``balanced_accuracy_score`` does.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def accuracy(confusion: np.ndarray) -> np.ndarray:
+    """(...,): share of the weight on the diagonal."""
+    return share(_right(confusion).sum(-1), confusion.sum((-2, -1)))
+
+
+def recalls(confusion: np.ndarray) -> np.ndarray:
+    """(..., K): share of each true class that is predicted as such."""
+    return share(_right(confusion), confusion.sum(-1))
+
+
+def precisions(confusion: np.ndarray) -> np.ndarray:
+    """(..., K): share of each predicted class that is truly so."""
+    return share(_right(confusion), confusion.sum(-2))
+
+
+def f1s(confusion: np.ndarray) -> np.ndarray:
+    """(..., K): 2 TP / (2 TP + FP + FN); 0 for a class that occurs or is predicted, but never both at once."""
+    return share(2 * _right(confusion), confusion.sum(-1) + confusion.sum(-2))
+
+
+def balanced_accuracy(confusion: np.ndarray) -> np.ndarray:
+    """(...,): mean recall over the classes that occur."""
+    return mean_where(recalls(confusion), confusion.sum(-1) > 0)
+
+
+def macro_f1(confusion: np.ndarray) -> np.ndarray:
+    """(...,): mean F1 over the classes that occur."""
+    return mean_where(f1s(confusion), confusion.sum(-1) > 0)
+
+
+def mean_absolute_error(confusion: np.ndarray) -> np.ndarray:
+    """(...,): mean number of grades between truth and prediction."""
+    return share((confusion * np.abs(_steps(confusion))).sum((-2, -1)), confusion.sum((-2, -1)))
+
+
+def quadratic_kappa(confusion: np.ndarray) -> np.ndarray:
+    """(...,): Cohen's kappa with squared distances as weights (Cohen, Psychol Bull 1968;70:213-220).
+
+    1 - observed / expected disagreement; NaN where truth and prediction are one and the same class throughout, as no
+    disagreement is to be expected then.
+    """
+    steps = _steps(confusion) ** 2
+    expected = confusion.sum(-1)[..., :, None] * confusion.sum(-2)[..., None, :]
+    observed = (steps * confusion).sum((-2, -1)) * confusion.sum((-2, -1))
+    return 1 - share(observed, (steps * expected).sum((-2, -1)))
+
+
+def share(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """above / below, NaN where nothing is below."""
+    above, below = np.asarray(above, float), np.asarray(below, float)
+    return np.divide(above, below, out=np.full(np.broadcast_shapes(above.shape, below.shape), np.nan), where=below > 0)
+
+
+def mean_where(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Mean of ``values`` (..., K) over the classes that count, (..., K) booleans; NaN where none does."""
+    return share(np.where(counts, values, 0.0).sum(-1), counts.sum(-1))
+
+
+def _right(confusion: np.ndarray) -> np.ndarray:
+    return np.diagonal(confusion, axis1=-2, axis2=-1)
+
+
+def _steps(confusion: np.ndarray) -> np.ndarray:
+    grades = np.arange(confusion.shape[-1])
+    return grades[:, None] - grades[None, :]
+'''
+
+SOURCE['osteograde/tasks/scores/ordinal.py'] = r'''"""The score of tasks whose classes are ordered and exclusive: quadratic kappa, and what else is asked of a grader.
 
 All labelled cells (study, target) are pooled. The predicted grade is the most probable one (the lower of equals), also
 for the mean absolute error: it is the error of the grade that is reported, not of the expected grade. Everything but
@@ -7099,9 +7244,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from osteograde.tasks import confusion as agreement
-from osteograde.tasks.confusion import mean_where, share
-from osteograde.tasks.ranking import ranked
+from osteograde.tasks.scores import confusion as agreement
+from osteograde.tasks.scores.confusion import mean_where, share
+from osteograde.tasks.scores.ranking import ranked
 
 Labels = Mapping[str, Mapping[str, int]]
 Probs = Mapping[str, np.ndarray]
@@ -7276,43 +7421,7 @@ def _columns(matrix: np.ndarray, losses: np.ndarray, aucs: np.ndarray, precision
     return np.column_stack([*pooled, *by_grade, agreement.quadratic_kappa(matrix)])
 '''
 
-SOURCE['osteograde/tasks/prior.py'] = r'''"""Class priors: the best constant answer under a weighted log loss."""
-
-from __future__ import annotations
-
-from collections.abc import Iterable, Mapping, Sequence
-
-import numpy as np
-
-from osteograde.tasks.contract import Study
-
-
-def weighted_prior(
-    studies: Iterable[Study], targets: Sequence[str], weights: Sequence[float]
-) -> dict[str, tuple[float, ...]]:
-    """{target: class probabilities}: p_k proportional to (n_k + 1) * w_k, n_k counted over labelled studies.
-
-    Without the + 1 this is the constant with the lowest weighted log loss; with it no class is ever impossible.
-    """
-    counts = {target: np.ones(len(weights)) for target in targets}
-    for study in studies:
-        for target, label in study.labels.items():
-            if target in counts:
-                counts[target][label] += 1
-    return {target: normalised(count * np.asarray(weights)) for target, count in counts.items()}
-
-
-def normalised(masses: Sequence[float] | np.ndarray) -> tuple[float, ...]:
-    """Masses as probabilities."""
-    return tuple(float(mass) for mass in masses / np.sum(masses))
-
-
-def as_rows(prior: Mapping[str, Sequence[float]], targets: Sequence[str]) -> np.ndarray:
-    """(targets, classes) of a prior, in the order of ``targets``."""
-    return np.array([prior[target] for target in targets], dtype=float)
-'''
-
-SOURCE['osteograde/tasks/ranking.py'] = r'''"""Area under the ROC curve and average precision of many resamples at once: sorted once, counted by cumulative sums.
+SOURCE['osteograde/tasks/scores/ranking.py'] = r'''"""Area under the ROC curve and average precision of many resamples at once: sorted once, counted by cumulative sums.
 
 Both only need, for every positive cell, how much weight lies at or above its score. Ties are exact: cells of one score
 are one step of the curve. Letters: n cells, P positive cells, S studies, B resamples.
@@ -7324,7 +7433,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from osteograde.tasks.confusion import share
+from osteograde.tasks.scores.confusion import share
 
 
 def ranked(
@@ -7364,162 +7473,10 @@ def _running(weight: np.ndarray) -> np.ndarray:
     return sums
 '''
 
-SOURCE['osteograde/tasks/rows.py'] = r'''"""Tables of graded rows (row_id, one column per class): what a submission, a template and out-of-fold files share."""
-
-from __future__ import annotations
-
-import csv
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-
-import numpy as np
-
-from osteograde.tasks.contract import Task
-from osteograde.tasks.tables import some
-
-ROW_ID = "row_id"
-
-
-def split_id(task: Task, row: str) -> tuple[str, str]:
-    """(study, target) of a row id. ValueError where it ends in no target of the task."""
-    for target in task.targets:
-        if row.endswith(f"_{target}"):
-            return row[: -len(target) - 1], target
-    raise ValueError(f"row id {row!r} ends in no target of {task.name}, such as {task.targets[0]!r}")
-
-
-def by_study(task: Task, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """{study: (targets, classes)} in the task's order; NaN for rows a study does not have. ValueError where a study
-    lacks rows of a task whose studies all have the same."""
-    place = {target: i for i, target in enumerate(task.targets)}
-    found: dict[str, np.ndarray] = {}
-    for row, values in rows.items():
-        study, target = split_id(task, row)
-        if study not in found:
-            found[study] = np.full((len(task.targets), len(task.classes)), np.nan)
-        found[study][place[target]] = values
-    lost = [row for study in found for row in task.rows(study) if row not in rows]
-    if lost and not task.rows_vary:
-        raise ValueError(f"{len(lost)} rows are missing: {some(lost)}; every study needs {len(task.targets)} rows")
-    return found
-
-
-def read(path: Path) -> tuple[list[str], list[str], np.ndarray]:
-    """(columns, row ids, values (rows, classes)) of a table; cells that are no number are NaN. ValueError otherwise."""
-    try:
-        with Path(path).open(encoding="utf-8-sig", newline="") as file:
-            records = [record for record in csv.reader(file) if record]
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: not a comma-separated table in UTF-8 ({error})") from error
-    if not records:
-        raise ValueError(f"{path}: empty; the first line must be {ROW_ID} and the classes")
-    columns = [name.strip() for name in records[0]]
-    if columns[0] != ROW_ID or len(columns) < 2:
-        raise ValueError(f"{path}: wrong columns: expected {ROW_ID} and the classes, found {','.join(columns)}")
-    ragged = [i + 1 for i, record in enumerate(records) if len(record) != len(columns)]
-    if ragged:
-        raise ValueError(f"{path}: lines without {len(columns)} cells: {some(ragged)}")
-    values = np.array([[_number(cell) for cell in record[1:]] for record in records[1:]], dtype=float)
-    return columns, [record[0].strip() for record in records[1:]], values.reshape(len(records) - 1, len(columns) - 1)
-
-
-def twice(ids: Sequence[str]) -> list[str]:
-    """The ids that occur more than once, each once."""
-    seen: set[str] = set()
-    found: dict[str, None] = {}
-    for row in ids:
-        if row in seen:
-            found[row] = None
-        seen.add(row)
-    return list(found)
-
-
-def _number(cell: str) -> float:
-    try:
-        return float(cell)
-    except ValueError:
-        return float("nan")
+SOURCE['osteograde/tasks/spider/__init__.py'] = r'''"""Lumbar discs on sagittal slices and stacks."""
 '''
 
-SOURCE['osteograde/tasks/spider.py'] = r'''"""The task `spider`: Pfirrmann grades 1 to 5 of the five lumbar discs on sagittal T2 and T1 slices.
-
-Disc centres are found in each view, levels counted up from the lowest disc. A crop around each, turned with the spine
-and as large as the patient's discs lie apart, is graded; narrowing and bulging are asked of the same net. Files:
-spider_files.py, marks: spider_marks.py, boxes: spider_rois.py.
-"""
-
-from __future__ import annotations
-
-from functools import partial
-
-from osteograde.tasks import spider_files, spider_rois
-from osteograde.tasks.contract import CropSpec, Grade, Landmark, Locate, Site, Task, View
-from osteograde.tasks.lumbar_mr import SAGITTAL
-from osteograde.tasks.lumbar_names import LEVELS
-from osteograde.tasks.ordinal_metric import OrdinalMetric
-from osteograde.tasks.prior import normalised
-from osteograde.tasks.spider_marks import landmark
-
-VIEWS = ("t2", "t1")
-FIELD_MM = 64.0  # a disc, half of the vertebrae beside it, and the canal behind it
-
-# Discs per Pfirrmann grade in SPIDER's gradings.csv as given here (173 patients), by level.
-COUNTS = {
-    "l1_l2": (39, 51, 40, 31, 12),
-    "l2_l3": (30, 42, 52, 30, 19),
-    "l3_l4": (23, 37, 53, 40, 20),
-    "l4_l5": (18, 19, 59, 44, 33),
-    "l5_s1": (20, 17, 44, 45, 47),
-}
-
-SITES = tuple(
-    Site(level, "pfirrmann", level, landmark=landmark("t2", level), also=(landmark("t1", level),)) for level in LEVELS
-)
-CROPS = tuple(CropSpec(view, 1, FIELD_MM) for view in VIEWS)
-METRIC = OrdinalMetric(LEVELS, spider_files.GRADES)
-
-TASK = Task(
-    name="spider",
-    slug="",
-    views=tuple(View(view, f"sagittal {view.upper()}", SAGITTAL, needed=False) for view in VIEWS),
-    classes=tuple(f"pfirrmann_{grade}" for grade in spider_files.GRADES),
-    weights=(1.0,) * len(spider_files.GRADES),
-    locate=(
-        Locate(
-            "disc",
-            "t2",
-            tuple(
-                Landmark(landmark(view, level), channel=f"disc_{level}", view=view)
-                for view in VIEWS
-                for level in LEVELS
-            ),
-            field_mm=(300.0, 300.0),
-            apart_mm=(14.0, 80.0),
-            whole=True,
-        ),
-    ),
-    grade=(
-        Grade(
-            "pfirrmann", SITES, CROPS, partial(spider_rois.rois, SITES, CROPS), findings=tuple(spider_files.FINDINGS)
-        ),
-    ),
-    targets=LEVELS,
-    prior={level: normalised(COUNTS[level]) for level in LEVELS},
-    read=spider_files.read,
-    labels=spider_files.labels,
-    score=METRIC.score,
-    counted=METRIC.counted,
-    complete=spider_rois.complete,
-    score_groups=METRIC.groups,
-    patient=spider_files.patient_of,
-    higher_is_better=METRIC.higher_is_better,
-    confusion=METRIC.confusion,
-)
-'''
-
-SOURCE['osteograde/tasks/spider_files.py'] = r'''"""Reading of `spider`: sagittal slices and stacks of lumbar spines, with the data set's tables or without any.
+SOURCE['osteograde/tasks/spider/files.py'] = r'''"""Reading of `spider`: sagittal slices and stacks of lumbar spines, with the data set's tables or without any.
 
 * ``<patient>_t1.*`` and ``<patient>_t2.*`` are two views of one study, ``<patient>``;
 * ``<patient>_t2_SPACE.*`` is a study of its own, and so is the stack of ``<patient>_t2_SPACE_slice<k>.*``;
@@ -7541,9 +7498,9 @@ import numpy as np
 import pandas as pd
 
 from osteograde.imaging import raster
-from osteograde.tasks import spider_marks
 from osteograde.tasks.image_files import images, names, part_of
-from osteograde.tasks.lumbar_names import LEVELS
+from osteograde.tasks.lumbar.names import LEVELS
+from osteograde.tasks.spider import marks as spider_marks
 from osteograde.tasks.study import Mark, Series, Study
 from osteograde.tasks.tables import numbers, read_table, refuse, some
 
@@ -7738,7 +7695,7 @@ def labels(path: Path) -> dict[str, dict[str, int]]:
     return found
 '''
 
-SOURCE['osteograde/tasks/spider_marks.py'] = r'''"""Disc centres as boxes and masks give them. Levels are counted up from the lowest disc."""
+SOURCE['osteograde/tasks/spider/marks.py'] = r'''"""Disc centres as boxes and masks give them. Levels are counted up from the lowest disc."""
 
 from __future__ import annotations
 
@@ -7749,7 +7706,7 @@ import numpy as np
 import pandas as pd
 
 from osteograde.imaging import raster
-from osteograde.tasks.lumbar_names import LEVELS
+from osteograde.tasks.lumbar.names import LEVELS
 from osteograde.tasks.study import Mark, Series
 
 DISC, VERTEBRA, CANAL = 1, 2, 3
@@ -7798,7 +7755,7 @@ def discs_of(mask: np.ndarray) -> list[tuple[float, float]]:
     return [(float(x), float(y)) for x, y in middles[np.argsort(-centres[kept][:, 1])]]
 '''
 
-SOURCE['osteograde/tasks/spider_rois.py'] = r'''"""Boxes around discs: turned with the spine and as large as its own discs lie apart. Pure geometry, LPS mm."""
+SOURCE['osteograde/tasks/spider/rois.py'] = r'''"""Boxes around discs: turned with the spine and as large as its own discs lie apart. Pure geometry, LPS mm."""
 
 from __future__ import annotations
 
@@ -7812,8 +7769,8 @@ from osteograde.imaging import geometry
 from osteograde.imaging.geometry import Roi, Volume
 from osteograde.tasks.boxes import along_the_line, onto_a_slice
 from osteograde.tasks.contract import CropSpec, Pixels, Point, Points, Rois, Site, Volumes, sides, spacing_mm
-from osteograde.tasks.lumbar_names import LEVELS
-from osteograde.tasks.spider_marks import landmark
+from osteograde.tasks.lumbar.names import LEVELS
+from osteograde.tasks.spider.marks import landmark
 
 APART_MM = 36.0  # usual distance of neighbouring lumbar discs; fields are given for a spine like this
 SCALE = (0.5, 3.0)  # beyond these the distances are not those of discs
@@ -7872,6 +7829,83 @@ def _box(crop: CropSpec, volume: Volume, discs: Mapping[int, np.ndarray], i: int
     turn[1:3, 1:3] = [[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]
     turn[:3, 3] = centre - turn[:3, :3] @ centre
     return replace(roi, to_mm=roi.to_mm @ turn)
+'''
+
+SOURCE['osteograde/tasks/spider/task.py'] = r'''"""The task `spider`: Pfirrmann grades 1 to 5 of the five lumbar discs on sagittal T2 and T1 slices.
+
+Disc centres are found in each view, levels counted up from the lowest disc. A crop around each, turned with the spine
+and as large as the patient's discs lie apart, is graded; narrowing and bulging are asked of the same net. Files:
+files.py, marks: marks.py, boxes: rois.py.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from osteograde.tasks.contract import CropSpec, Grade, Landmark, Locate, Site, Task, View
+from osteograde.tasks.lumbar.names import LEVELS
+from osteograde.tasks.lumbar.task import SAGITTAL
+from osteograde.tasks.prior import normalised
+from osteograde.tasks.scores.ordinal import OrdinalMetric
+from osteograde.tasks.spider import files as spider_files
+from osteograde.tasks.spider import rois as spider_rois
+from osteograde.tasks.spider.marks import landmark
+
+VIEWS = ("t2", "t1")
+FIELD_MM = 64.0  # a disc, half of the vertebrae beside it, and the canal behind it
+
+# Discs per Pfirrmann grade in SPIDER's gradings.csv as given here (173 patients), by level.
+COUNTS = {
+    "l1_l2": (39, 51, 40, 31, 12),
+    "l2_l3": (30, 42, 52, 30, 19),
+    "l3_l4": (23, 37, 53, 40, 20),
+    "l4_l5": (18, 19, 59, 44, 33),
+    "l5_s1": (20, 17, 44, 45, 47),
+}
+
+SITES = tuple(
+    Site(level, "pfirrmann", level, landmark=landmark("t2", level), also=(landmark("t1", level),)) for level in LEVELS
+)
+CROPS = tuple(CropSpec(view, 1, FIELD_MM) for view in VIEWS)
+METRIC = OrdinalMetric(LEVELS, spider_files.GRADES)
+
+TASK = Task(
+    name="spider",
+    slug="",
+    views=tuple(View(view, f"sagittal {view.upper()}", SAGITTAL, needed=False) for view in VIEWS),
+    classes=tuple(f"pfirrmann_{grade}" for grade in spider_files.GRADES),
+    weights=(1.0,) * len(spider_files.GRADES),
+    locate=(
+        Locate(
+            "disc",
+            "t2",
+            tuple(
+                Landmark(landmark(view, level), channel=f"disc_{level}", view=view)
+                for view in VIEWS
+                for level in LEVELS
+            ),
+            field_mm=(300.0, 300.0),
+            apart_mm=(14.0, 80.0),
+            whole=True,
+        ),
+    ),
+    grade=(
+        Grade(
+            "pfirrmann", SITES, CROPS, partial(spider_rois.rois, SITES, CROPS), findings=tuple(spider_files.FINDINGS)
+        ),
+    ),
+    targets=LEVELS,
+    prior={level: normalised(COUNTS[level]) for level in LEVELS},
+    read=spider_files.read,
+    labels=spider_files.labels,
+    score=METRIC.score,
+    counted=METRIC.counted,
+    complete=spider_rois.complete,
+    score_groups=METRIC.groups,
+    patient=spider_files.patient_of,
+    higher_is_better=METRIC.higher_is_better,
+    confusion=METRIC.confusion,
+)
 '''
 
 SOURCE['osteograde/tasks/study.py'] = r'''"""What a study is: a patient's examination as paths and what is known of it, and points in it. Values only."""

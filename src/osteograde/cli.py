@@ -167,7 +167,8 @@ def score(args: argparse.Namespace) -> int:
     known_task(args.task)
     import numpy as np
 
-    from osteograde.tasks import TASKS, score_table
+    from osteograde.tasks import TASKS
+    from osteograde.tasks.scores import table as score_table
 
     rng = np.random.default_rng(0)  # the same table gets the same interval every time
     result = score_table.score_submission(TASKS[args.task], args.data, args.submission, args.bootstrap, rng)
@@ -178,7 +179,7 @@ def score(args: argparse.Namespace) -> int:
 
 def ensemble(args: argparse.Namespace) -> int:
     known_task(args.task)
-    from osteograde.learning import ensemble as voters
+    from osteograde.learning.judging import ensemble as voters
     from osteograde.tasks import TASKS
 
     result = voters.choose(TASKS[args.task], args.members, args.data, log=print)
@@ -199,7 +200,7 @@ def report(args: argparse.Namespace) -> int:
 
 
 def validate(args: argparse.Namespace) -> int:
-    from osteograde.inference import submission
+    from osteograde.inference.answers import submission
 
     problems = submission.validate(args.submission, args.template)
     for problem in problems:

@@ -60,41 +60,41 @@ def add(commands, command: Add) -> None:
 
 
 def download(args: argparse.Namespace) -> int:
-    from osteograde.kaggle import download as getter
+    from osteograde.kaggle.remote import download as getter
 
     _known(args.task)
     return _later(lambda: getter.download(args.task, args.out or Path("data") / args.task, args.space, say=_say))
 
 
 def upload(args: argparse.Namespace) -> int:
-    from osteograde.kaggle import upload as sender
+    from osteograde.kaggle.remote import upload as sender
 
     return _later(lambda: sender.upload(args.weights, args.to, say=_say, poll_s=args.poll))
 
 
 def push(args: argparse.Namespace) -> int:
-    from osteograde.kaggle import push as pusher
+    from osteograde.kaggle.remote import push as pusher
 
     _known(args.task)
     return _later(lambda: pusher.push(args.task, KERNELS / args.task, say=_say))
 
 
 def wait(args: argparse.Namespace) -> int:
-    from osteograde.kaggle import push as pusher
+    from osteograde.kaggle.remote import push as pusher
 
     _known(args.task)
     return _later(lambda: pusher.wait(args.task, say=_say, poll_s=args.poll))
 
 
 def output(args: argparse.Namespace) -> int:
-    from osteograde.kaggle import push as pusher
+    from osteograde.kaggle.remote import push as pusher
 
     _known(args.task)
     return _later(lambda: pusher.output(args.task, say=_say))
 
 
 def submit(args: argparse.Namespace) -> int:
-    from osteograde.kaggle import submit as submitter
+    from osteograde.kaggle.remote import submit as submitter
 
     _known(args.task)
     return _later(lambda: submitter.submit(args.task, yes=args.yes, say=_say))
@@ -102,10 +102,11 @@ def submit(args: argparse.Namespace) -> int:
 
 def everything(args: argparse.Namespace) -> int:
     """``kaggle all``: each step only where the one before came to its end; without a competition the last is output."""
-    from osteograde.kaggle import client, kernel
-    from osteograde.kaggle import push as pusher
-    from osteograde.kaggle import submit as submitter
-    from osteograde.kaggle import upload as sender
+    from osteograde.kaggle import kernel
+    from osteograde.kaggle.remote import client
+    from osteograde.kaggle.remote import push as pusher
+    from osteograde.kaggle.remote import submit as submitter
+    from osteograde.kaggle.remote import upload as sender
     from osteograde.tasks import TASKS
 
     _known(args.task)
@@ -128,7 +129,7 @@ def everything(args: argparse.Namespace) -> int:
 
 
 def rehearse(args: argparse.Namespace) -> int:
-    from osteograde.kaggle import rehearse as stage
+    from osteograde.kaggle.rehearsal import rehearse as stage
 
     _known(args.task)
     weights = args.weights or stage.shipped(args.task, Path("weights"))
@@ -142,7 +143,7 @@ def rehearse(args: argparse.Namespace) -> int:
 
 def _later(step: Callable[[], object]) -> int:
     """0, or RETRY with one line where the service had no room now; everything else is the caller's to tell."""
-    from osteograde.kaggle.client import RetryLater
+    from osteograde.kaggle.remote.client import RetryLater
 
     try:
         step()

@@ -16,7 +16,7 @@ import pytest
 
 import inference
 from osteograde.imaging import files
-from osteograde.inference import submission
+from osteograde.inference.answers import submission
 from osteograde.tasks import TASKS
 from tests.faults.case import Case
 from tests.faults.studies import VIEWS, Study, write_table

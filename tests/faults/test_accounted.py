@@ -116,7 +116,7 @@ CANNOT: dict[int, str] = {
     60: "inference never forks: threads only",
     67: "where numba finds no folder for compiled code, each process compiles anew (imaging/dicom/rle_numba.py)",
     78: "time is measured with time.monotonic alone (inference/budget.py, inference/run.py)",
-    80: "inference keeps no cache between runs; the caches of training are keyed (learning/cache.py)",
+    80: "inference keeps no cache between runs; the caches of training are keyed (learning/data/cache.py)",
     81: "on a CPU a batch holds one study and one thread; parts of several devices are merged as text (shards.py)",
 }
 

@@ -19,8 +19,10 @@ from pathlib import Path
 
 import torch
 
-from osteograde.inference import run, shards, submission
-from osteograde.inference.sheet import Sheet, Tally
+from osteograde.inference import run
+from osteograde.inference.answers import submission
+from osteograde.inference.answers.sheet import Sheet, Tally
+from osteograde.inference.processes import shards
 from osteograde.models import bundle, device
 from osteograde.tasks import TASKS
 from osteograde.tasks.image_files import images

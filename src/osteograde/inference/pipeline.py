@@ -16,8 +16,8 @@ from osteograde.imaging.geometry import Roi, Volume, apply, to_index
 from osteograde.inference.reading import Loaded
 from osteograde.inference.sharing import Nets, in_memory, logits_of, mean_of
 from osteograde.inference.views import SIGN, Pass, pass_images, passes, site_boxes, site_crops, test_views, turned
-from osteograde.models.locator import probabilities
-from osteograde.models.peaks import candidates, in_order, refined, stack_peaks
+from osteograde.models.locators.locator import probabilities
+from osteograde.models.locators.peaks import candidates, in_order, refined, stack_peaks
 from osteograde.tasks.contract import Grade, Locate, Point, Points, Task, sides
 
 T = TypeVar("T")

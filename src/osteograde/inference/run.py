@@ -22,12 +22,13 @@ import numpy as np
 import torch
 
 from osteograde.imaging.memory import keep_freed_memory
-from osteograde.inference import calibration, pipeline, submission
-from osteograde.inference.abreast import abreast
+from osteograde.inference import calibration, pipeline
+from osteograde.inference.answers import submission
+from osteograde.inference.answers.sheet import Result, Sheet, Tally, summary
 from osteograde.inference.budget import Budget, Effort
+from osteograde.inference.processes.abreast import abreast
+from osteograde.inference.processes.stop import Stopped, on_sigterm
 from osteograde.inference.reading import Loaded, load_study
-from osteograde.inference.sheet import Result, Sheet, Tally, summary
-from osteograde.inference.stop import Stopped, on_sigterm
 from osteograde.models import bundle as bundles
 from osteograde.models.bundle import Bundle
 from osteograde.models.device import pick

@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from osteograde.inference.reading import Loaded
-from osteograde.learning import fit, folds, grade_data, starting
-from osteograde.learning.cache import cached
+from osteograde.learning import fit, folds, starting
+from osteograde.learning.data import grade_data
+from osteograde.learning.data.cache import cached
 from osteograde.learning.fit import Data, Loss, Where
 from osteograde.learning.recipe import Fit, Recipe
 from osteograde.models import bundle

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from osteograde.learning.grade_data import GradeBatch
+from osteograde.learning.data.grade_data import GradeBatch
 from osteograde.learning.recipe import IMAGENET, Fit, Recipe
 from osteograde.models.build import build
 

@@ -14,15 +14,16 @@ import torch
 
 from osteograde.inference import pipeline
 from osteograde.inference.calibration import Calibration
-from osteograde.learning import cross_fit, folds, judged, out_of_fold
-from osteograde.learning.calibrate import calibrated
+from osteograde.learning import cross_fit, folds
 from osteograde.learning.cross_fit import Run
-from osteograde.learning.out_of_fold import OutOfFold
+from osteograde.learning.judging import judged, out_of_fold
+from osteograde.learning.judging.calibrate import calibrated
+from osteograde.learning.judging.out_of_fold import OutOfFold
 from osteograde.learning.recipe import Recipe
 from osteograde.models import bundle
-from osteograde.tasks.bootstrap import groups_of, interval
 from osteograde.tasks.contract import Points, Study
 from osteograde.tasks.prior import weighted_prior
+from osteograde.tasks.scores.bootstrap import groups_of, interval
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pandas", "pydicom", "opencv-python-headless", "scikit-learn")
 PROVENANCE = "SOURCE.json"  # beside the data: {"source": ..., "licence": ...}

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from osteograde.models.faster_rcnn import FasterRcnnLocator
 from osteograde.models.grader import Grader
-from osteograde.models.heatmap import HeatmapLocator
-from osteograde.models.unet import UnetLocator
+from osteograde.models.locators.faster_rcnn import FasterRcnnLocator
+from osteograde.models.locators.heatmap import HeatmapLocator
+from osteograde.models.locators.unet import UnetLocator
 
 KINDS: Mapping[str, Callable[..., nn.Module]] = {
     "heatmap": HeatmapLocator,

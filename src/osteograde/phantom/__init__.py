@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from osteograde.phantom import knee_writer, lumbar, spider_writer
+from osteograde.phantom.writers import knee_writer, lumbar, spider_writer
 
 WRITERS: Mapping[str, Callable[..., None]] = {
     "lumbar-mr": lumbar.write,

@@ -9,8 +9,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from osteograde.inference.answers.sheet import Result
 from osteograde.inference.run import Draw
-from osteograde.inference.sheet import Result
 from osteograde.inference.views import site_boxes
 from osteograde.models.bundle import Bundle
 from osteograde.report import heat

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from osteograde.report.evidence import Evidence, Graded
-from osteograde.tasks import confusion as agreement
-from osteograde.tasks.ordinal_metric import BINS, confidence_bin
+from osteograde.tasks.scores import confusion as agreement
+from osteograde.tasks.scores.ordinal import BINS, confidence_bin
 
 TRUE_CLASS = "true class"
 

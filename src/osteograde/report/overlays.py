@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from osteograde.imaging.geometry import Roi, Volume, apply, to_index
-from osteograde.inference.sheet import Result
+from osteograde.inference.answers.sheet import Result
 from osteograde.inference.views import nearest, site_boxes
 from osteograde.models.bundle import Bundle
 from osteograde.tasks.contract import Landmark, Locate, Point

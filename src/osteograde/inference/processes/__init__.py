@@ -1,0 +1,1 @@
+"""Several studies and several processes at once, and how they end."""

@@ -1,0 +1,1 @@
+"""What goes over the client: data, weights, kernels, submissions."""

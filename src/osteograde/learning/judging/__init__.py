@@ -1,0 +1,1 @@
+"""What nets say of studies they never saw, and what follows from it."""

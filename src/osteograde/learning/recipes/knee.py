@@ -1,0 +1,65 @@
+"""Recipes of `knee-xray`."""
+
+from __future__ import annotations
+
+from osteograde.learning.recipe import Fit, Jitter, Recipe
+from osteograde.phantom.knees.knee_practice import films
+from osteograde.tasks import TASKS
+
+STARTING = "mobilenet_v2_torchvision_from_tf2_ptq.npz"
+STEM = tuple(f"features.{i}" for i in range(4))  # of torchvision's MobileNetV2: down to stride 4
+SMALL_STARTING = "mobilenet_v2_0.35_float_bn_from_teachablemachine.npz"
+
+
+def knee_xray() -> Recipe:
+    """The default, sized for two CPU cores: MobileNetV2 on the joint line at 0.625 mm, the whole width of the crop.
+
+    Its layers down to a quarter of the pixels stay as ImageNet made them (half of a step's time goes there), and the
+    first epochs see smaller images and are learnt by several folds in common.
+
+    python train_folds.py knee-xray --data DIR --out weights/knee-xray
+    """
+    judge = Fit(
+        net={
+            "kind": "grader", "backbone": "torchvision/mobilenet_v2", "views": 1, "classes": 5, "dropout": 0.2,
+            "pool": "mean", "width": 256,
+        },
+        pixels=(112, 224), epochs=16, restarts=(10,), restart_share=1.0, common=6, early=(6, 0.7), frozen=STEM,
+        batch=32, lr=1e-3, weight_decay=0.02, warmup=0.15, ema=0.99,
+        loss="ordinal", pretrained=STARTING,
+        jitter=Jitter(
+            turn_deg=8, scale=0.1, shift_mm=5, gamma=0.25, contrast=0.2, noise=0.02, blur=0.1, use_measured_error=False,
+        ),
+    )  # fmt: skip
+    return _knee("knee-xray", _look(), judge, test_views=6)
+
+
+def _look() -> Fit:
+    return Fit(
+        net={"kind": "heatmap", "encoder_name": "mobilenetv2_035", "stages": 5, "width": 32, "stride": 2},
+        pixels=192, epochs=6, common=3, batch=12, steps=60, lr=2e-3, ema=0.98, window=1, thin=8,
+        pretrained=SMALL_STARTING,
+        jitter=Jitter(turn_deg=12, scale=0.2, shift_mm=25, gamma=0.4, contrast=0.3, noise=0.04, blur=0.2),
+    )  # fmt: skip
+
+
+def _knee(name: str, look: Fit, judge: Fit, *, test_views: int) -> Recipe:
+    task = TASKS["knee-xray"]
+    (stage,), (group,) = task.locate, task.grade
+    look_net = {**look.net, "channels": len(stage.channels), "in_channels": 4}
+    return Recipe(
+        name=name,
+        task=task,
+        locate={stage.name: Fit(**{**look.__dict__, "net": look_net})},
+        grade={group.name: judge},
+        test_views=test_views,
+        practice=films,
+        calibrate=True,
+        source={
+            "source": "Chen, Knee Osteoarthritis Severity Grading Dataset, Mendeley Data V1, "
+            "doi 10.17632/56rmx5bjcr.1; images from the Osteoarthritis Initiative",
+            "licence": "CC BY 4.0",
+            "starting_weights": "MobileNetV2 1.0 and 0.35 as released with TensorFlow and Teachable Machine, "
+            "trained on ImageNet, Apache-2.0",
+        },
+    )

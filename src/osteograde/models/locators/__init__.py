@@ -1,0 +1,1 @@
+"""Nets that find landmarks, and the way from their maps to points."""

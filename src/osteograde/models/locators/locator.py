@@ -1,0 +1,215 @@
+"""What every locator shares: the batch it learns from, its loss, and the way from maps to points.
+
+Shape legend: B stacks, N slices (all stacks one after the other), D slices of one stack, L landmarks, C channels,
+H W input pixels, h w map pixels, K candidates. An index is (slice within its stack, row, column) in *input* pixels,
+continuous, integer = pixel centre; map pixel i has its centre at input pixel (i + 0.5) * stride - 0.5.
+
+Every landmark reads one channel of the map and may be kept to one side of the patient: its probabilities are a
+softmax over all positions of its stack that lie on that side, so it cannot land on the other one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from osteograde.models.locators.peaks import Decoded, refined, stack_peaks, start_of
+
+_BLOCKED = -1e9  # finite, so that a stack without any allowed position still has finite gradients
+SLICE_SIGMA = 0.5  # spread of the target across slices, in slices: annotators differ by about one slice
+
+
+@dataclass(frozen=True, eq=False)
+class LocatorBatch:
+    """Stacks to learn from. side: +1 = patient's left, -1 = right, 0 = both; lateral: mm to the left of the midline."""
+
+    images: torch.Tensor  # (N, in_channels, H, W): previous, this and next slice, lateral coordinate
+    stack: torch.Tensor  # (N,) long, 0..B-1 ascending: the stack each slice belongs to
+    points: torch.Tensor  # (B, L, 3) index; NaN where unlabelled
+    channel: torch.Tensor  # (L,) long: the map channel each landmark reads
+    side: torch.Tensor  # (L,) long in {-1, 0, 1}
+    lateral: torch.Tensor  # (N, W) float32, mm, of each pixel column
+    pixel_mm: float
+    slice_mm: float | torch.Tensor  # one for all, or (B,)
+    sigma_mm: float  # in-plane spread of the target
+    nowhere: bool = False  # landmarks may be absent: a place of score 0 outside the image; points are then infinite
+    masks: torch.Tensor | None = None  # (N, H, W) long: the class of every input pixel, -1 = unknown
+
+    def to(self, device: torch.device | str) -> LocatorBatch:
+        """The same batch on another device."""
+        tensors = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
+        return replace(self, **tensors)  # type: ignore[arg-type]
+
+
+class Locator(Protocol):
+    """A net that scores places. ``config`` rebuilds it through ``build``; ``maps`` are logits (N, C, h, w)."""
+
+    config: dict[str, Any]
+    channels: int
+    stride: int
+
+    def maps(self, images: torch.Tensor) -> torch.Tensor: ...
+
+    def loss(self, batch: LocatorBatch) -> torch.Tensor: ...
+
+
+class TargetParts(NamedTuple):
+    """The gaussian targets as an outer product: rows (N, L, h) x columns (N, L, w), summing to 1 over a stack."""
+
+    rows: torch.Tensor
+    columns: torch.Tensor
+    labelled: torch.Tensor  # (B, L) bool
+
+
+def side_mask(lateral: torch.Tensor, side: torch.Tensor) -> torch.Tensor:
+    """Where landmarks may lie: lateral (N, w) mm and side (L,) -> (N, L, w) bool. The midline itself is neither."""
+    return (side == 0)[None, :, None] | (lateral[:, None] * side[None, :, None] > 0)
+
+
+def lateral_on_map(lateral: torch.Tensor, stride: int) -> torch.Tensor:
+    """Lateral coordinate (N, W) of the input's columns -> (N, w) of the map's."""
+    return lateral.unflatten(-1, (-1, stride)).mean(-1)
+
+
+def target_parts(batch: LocatorBatch, size: tuple[int, int]) -> TargetParts:
+    """Targets on a map of ``size`` (h, w), in factors.
+
+    A landmark counts as unlabelled where its point is NaN, more than one slice outside the stack, outside the image,
+    or on the wrong side.
+    """
+    stride = batch.images.shape[-1] // size[1]
+    points, stack, height, width = batch.points.float(), batch.stack, *batch.images.shape[-2:]
+    rows, columns = (_centres(n, stride, points.device) for n in size)
+    slices = torch.arange(len(stack), device=stack.device) - start_of(stack, len(points))[stack]
+    target = points.nan_to_num(nan=-1e3)[stack]  # (N, L, 3)
+    sigma_px = batch.sigma_mm / batch.pixel_mm
+    across = _gaussian(slices[:, None] - target[..., 0], SLICE_SIGMA)
+    down = _gaussian(rows - target[..., 1:2], sigma_px)
+    along = _gaussian(columns - target[..., 2:3], sigma_px) * across[..., None]
+    along = along * side_mask(lateral_on_map(batch.lateral, stride), batch.side)
+    inside = (points[..., 1] > -0.5) & (points[..., 1] < height - 0.5)
+    inside &= (points[..., 2] > -0.5) & (points[..., 2] < width - 0.5)
+    mass = points.new_zeros(points.shape[:2]).index_add(0, stack, down.sum(-1) * along.sum(-1))
+    own = points.new_zeros(points.shape[:2]).index_add(0, stack, _own_side(batch, slices).float()) > 0
+    full = 2 * math.pi * (sigma_px / stride) ** 2  # of an uncut gaussian on one slice
+    labelled = inside & own & (mass > 0.02 * full)
+    weight = torch.where(labelled, 1 / mass.clamp_min(1e-12), mass.new_zeros(()))
+    return TargetParts(down, along * weight[stack][..., None], labelled)
+
+
+def targets(batch: LocatorBatch, size: tuple[int, int]) -> torch.Tensor:
+    """The same as one dense map (N, L, h, w): sums to 1 over each stack, 0 where unlabelled."""
+    parts = target_parts(batch, size)
+    return parts.rows[..., None] * parts.columns[..., None, :]
+
+
+def heatmap_loss(logits: torch.Tensor, batch: LocatorBatch) -> torch.Tensor:
+    """Mean over labelled landmarks of the cross entropy between the softmax over a stack's places and the target.
+
+    logits (N, C, h, w) -> scalar; 0 (with a gradient of 0) when nothing in the batch is labelled.
+    """
+    logits = logits.float()
+    parts = target_parts(batch, (logits.shape[-2], logits.shape[-1]))
+    allowed = side_mask(lateral_on_map(batch.lateral, batch.images.shape[-1] // logits.shape[-1]), batch.side)
+    total = _stack_logsumexp(logits, batch.stack, batch.channel, allowed, len(batch.points))
+    total = _or_nowhere(total) if batch.nowhere else total
+    hit = torch.einsum("nlhw,nlh->nlw", logits.index_select(1, batch.channel), parts.rows)
+    hit = (hit * parts.columns).sum(-1)
+    hit = torch.zeros_like(total).index_add(0, batch.stack, hit)
+    known = parts.labelled | (torch.isinf(batch.points[..., 1]) & batch.nowhere)  # absent ones: hit is 0, all is total
+    loss = torch.where(known, total - hit, torch.zeros_like(total))
+    return loss.sum() / known.sum().clamp_min(1)
+
+
+def probabilities(
+    logits: torch.Tensor,
+    stack: torch.Tensor,
+    channel: torch.Tensor,
+    side: torch.Tensor,
+    lateral: torch.Tensor,
+    *,
+    nowhere: bool = False,
+) -> torch.Tensor:
+    """(N, C, h, w) logits -> (N, L, h, w): per landmark, sums to 1 over the allowed places of its stack.
+
+    lateral (N, W) at input resolution. All 0 where a stack has no place on the landmark's side. nowhere: one more
+    place, with logit 0, outside the image takes its share. Average these over folds, then decode.
+    """
+    logits = logits.float()
+    allowed = side_mask(lateral_on_map(lateral, lateral.shape[-1] // logits.shape[-1]), side)
+    stacks = int(stack.max()) + 1 if len(stack) else 0
+    total = _stack_logsumexp(logits, stack, channel, allowed, stacks)
+    total = _or_nowhere(total) if nowhere else total
+    scaled = torch.exp(logits.index_select(1, channel) - total[stack][..., None, None])
+    return torch.where(allowed[:, :, None], scaled, scaled.new_zeros(()))
+
+
+def decode(
+    logits: torch.Tensor,
+    stack: torch.Tensor,
+    channel: torch.Tensor,
+    side: torch.Tensor,
+    lateral: torch.Tensor,
+    *,
+    pixel_mm: float,
+    slice_mm: float | torch.Tensor,
+) -> Decoded:
+    """Logits (N, C, h, w) -> index (B, L, 3) in input pixels and confidence (B, L); see ``decode_probabilities``."""
+    found = probabilities(logits, stack, channel, side, lateral)
+    stride = lateral.shape[-1] // logits.shape[-1]
+    return decode_probabilities(found, stack, stride=stride, pixel_mm=pixel_mm, slice_mm=slice_mm)
+
+
+def decode_probabilities(
+    found: torch.Tensor,
+    stack: torch.Tensor,
+    *,
+    stride: int,
+    pixel_mm: float,
+    slice_mm: float | torch.Tensor,
+) -> Decoded:
+    """Probabilities (N, L, h, w) of one net, or averaged over folds -> Decoded.
+
+    index (B, L, 3): the highest place of the stack, refined below a map pixel; NaN where nothing is allowed.
+    confidence (B, L): the probability within 10 mm of it.
+    """
+    return refined(found, stack, stack_peaks(found, stack), stride=stride, pixel_mm=pixel_mm, slice_mm=slice_mm)
+
+
+def _own_side(batch: LocatorBatch, slices: torch.Tensor) -> torch.Tensor:
+    """(N, L) bool: the slice nearest to a labelled point, if the point lies on its landmark's side there."""
+    points = batch.points.float().nan_to_num(nan=-1e3)[batch.stack]  # (N, L, 3)
+    last = torch.bincount(batch.stack, minlength=len(batch.points))[batch.stack] - 1
+    inside = (points[..., 0] > -1) & (points[..., 0] < last[:, None] + 1)
+    nearest = torch.minimum(points[..., 0].round().clamp_min(0), last[:, None])
+    column = points[..., 2].round().long().clamp(0, batch.lateral.shape[-1] - 1)
+    lateral = batch.lateral.gather(1, column)
+    return inside & (nearest == slices[:, None]) & ((batch.side == 0) | (lateral * batch.side > 0))
+
+
+def _stack_logsumexp(
+    logits: torch.Tensor, stack: torch.Tensor, channel: torch.Tensor, allowed: torch.Tensor, stacks: int
+) -> torch.Tensor:
+    """(B, L): log of the sum of exp over the allowed places. The mask is the same for every row, so rows go first."""
+    columns = torch.logsumexp(logits, 2).index_select(1, channel)  # (N, L, w)
+    slices = torch.logsumexp(columns.masked_fill(~allowed, _BLOCKED), -1)  # (N, L)
+    top = slices.new_full((stacks, slices.shape[1]), _BLOCKED)
+    top = top.scatter_reduce(0, stack[:, None].expand_as(slices), slices.detach(), "amax")
+    return top + torch.zeros_like(top).index_add(0, stack, torch.exp(slices - top[stack])).clamp_min(1e-30).log()
+
+
+def _or_nowhere(total: torch.Tensor) -> torch.Tensor:
+    """Log of the sum with one more place of logit 0: where a landmark is that the image does not show."""
+    return torch.logaddexp(total, torch.zeros_like(total))
+
+
+def _centres(size: int, stride: int, device: torch.device) -> torch.Tensor:
+    """Input-pixel coordinate of each map pixel's centre."""
+    return (torch.arange(size, device=device) + 0.5) * stride - 0.5
+
+
+def _gaussian(distance: torch.Tensor, sigma: float) -> torch.Tensor:
+    return torch.exp(-0.5 * (distance / sigma) ** 2)

@@ -1,0 +1,1 @@
+"""Synthetic spines: shapes, tissue, grades, and the planes they are seen in."""

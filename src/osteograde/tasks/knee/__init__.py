@@ -1,0 +1,1 @@
+"""Knees on radiographs."""

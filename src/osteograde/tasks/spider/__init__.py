@@ -1,0 +1,1 @@
+"""Lumbar discs on sagittal slices and stacks."""
