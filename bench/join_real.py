@@ -5,8 +5,8 @@
 
 The real stacks are SPIDER's T2-SPACE slices (--data, default OSTEOGRADE_DATA or ../shared/data), written as series of
 sagittal T2 with the canal point of each level marked, where the disc's long axis meets the canal of the mask. They
-carry no grades. Phantoms are linked, not copied. --like: keep the phantoms in the folds of earlier weights, spread the
-real patients over them, and take over every net but the canal's, which alone has something to learn from the real ones.
+carry no grades. Phantoms are hard links where the disk allows. --like: keep the phantoms in the folds of earlier
+weights, spread the real patients over them, and take over every net but the canal's, which alone can learn from them.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ import argparse
 import csv
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
+from memory import link
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the writer of real studies, which tests share
 
@@ -53,7 +55,7 @@ def join(phantoms: Path, real: Path, out: Path) -> list[str]:
     images = out / "train_images"
     images.mkdir(parents=True)
     for study in sorted((phantoms / "train_images").iterdir()):
-        (images / study.name).symlink_to(study.resolve())
+        shutil.copytree(study, images / study.name, copy_function=link)
     references = write_studies(real, out)
     sizes, numbers = spacings(real), {f"9{int(patient):05d}": patient for patient in patients(real)}
     for study in references:

@@ -1,9 +1,12 @@
 """How far canal points found on real patients lie from the real discs and canal of the masks.
 
-    python bench/real_canal.py --weights weights/lumbar-mr-phantom [--data DIR] [--overlays DIR] [--out submission.csv]
+    python bench/real_canal.py --weights weights/lumbar-mr-phantom [--data DIR] [--folds FILE] [--overlays DIR]
+                               [--out submission.csv]
 
 --data (default: OSTEOGRADE_DATA or ../shared/data) holds spider/t2space and spider/overview.csv. Each patient becomes a
 study with one sagittal T2 series, so two of three views are missing. Levels are counted up from the lowest disc.
+Patients that --folds (default: the folds.csv of the weights) names are looked at by the nets of the fold that holds
+them out alone, and left out where the weights have none: nets that learnt from real patients are judged on others.
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the writer o
 
 from osteograde.inference import pipeline, run
 from osteograde.inference.reading import load_study
+from osteograde.inference.sharing import Nets
+from osteograde.learning import folds
 from osteograde.models import bundle
 from osteograde.models.device import pick
 from osteograde.report import overlays
@@ -48,6 +55,15 @@ def compare(points, reference: Reference) -> list[dict]:
     return rows
 
 
+def held_out(nets: Mapping[str, Nets], trained: Sequence[int], k: int | None) -> Mapping[str, Nets] | None:
+    """The nets of fold k; all for a study that no fold has; None where the fold was not trained."""
+    if k is None:
+        return nets
+    return (
+        {name: replace(own, nets=[own.nets[trained.index(k)]]) for name, own in nets.items()} if k in trained else None
+    )
+
+
 def summary(rows: list[dict]) -> dict:
     found = [row for row in rows if row["found"]]
     values = {key: np.array([row[key] for row in found]) for key in ("canal_mm", "disc_mm", "aside_mm", "nearest_mm")}
@@ -68,6 +84,7 @@ def main() -> None:
         type=Path,
         default=Path(os.environ.get("OSTEOGRADE_DATA", Path(__file__).resolve().parents[1] / "../shared/data")),
     )
+    parser.add_argument("--folds", type=Path)
     parser.add_argument("--overlays", type=Path)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -77,15 +94,20 @@ def main() -> None:
         references = write_studies(args.data / "spider", data)
         loaded = bundle.load(args.weights, TASKS, pick("auto"))
         nets = run.nets_of(loaded, "locate", run.Effort(1, 99))
+        trained, split = loaded.manifest["folds"]["trained"], folds.read(args.folds or args.weights / folds.FILE)
         rows = []
         for study in task.read(data, "test"):
-            found, _ = pipeline.locate_all(task, [load_study(study, task)], nets)
+            own = held_out(nets, trained, split.fold.get(study.id))
+            if own is None:
+                continue
+            found, _ = pipeline.locate_all(task, [load_study(study, task)], own)
             rows += [row | {"study": study.id} for row in compare(found[0], references[study.id])]
         out = args.out or data / "submission.csv"
         draw = overlays.drawer(args.overlays) if args.overlays else None
         code = run.infer(task.name, data, args.weights, out, draw=draw, say=lambda text: None)
         written = len(out.read_text().splitlines()) - 1
-    print(f"{len(references)} patients, inference exit code {code}, {written} rows written")
+    seen = len({row["study"] for row in rows})
+    print(f"points of {seen} patients; {len(references)} patients graded, exit code {code}, {written} rows written")
     keys = ("points", "found", "right_level", "canal_median_mm", "canal_p95_mm", "nearest_median_mm", "disc_median_mm")
     table = {level: summary([row for row in rows if row["level"] == level]) for level in LEVELS}
     table["all"] = summary(rows)
