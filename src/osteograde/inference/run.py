@@ -37,6 +37,7 @@ from osteograde.tasks.contract import Point, Study, Task
 
 log = logging.getLogger("osteograde.inference")
 CHUNK = 8  # studies that go through the nets together
+FIRST = 4  # the first chunk is the fourth part of one
 Draw = Callable[[Result, Bundle], None]
 
 
@@ -183,7 +184,9 @@ def run(
     pool, ahead = ThreadPoolExecutor(threads), ThreadPoolExecutor(1)
 
     def fetch(start: int) -> tuple[Sequence[Study], Future[tuple[list[Loaded], float]] | None]:
-        chunk = studies[start : start + budget.chunk(most)]
+        size = budget.chunk(most)
+        # Nothing can be graded while the first chunk is read: it is a small one.
+        chunk = studies[start : start + (size if start else -(-size // FIRST))]
         return chunk, ahead.submit(_read, chunk, bundle.task, pool) if chunk else None
 
     try:

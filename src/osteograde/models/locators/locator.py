@@ -141,10 +141,14 @@ def probabilities(
     logits = logits.float()
     allowed = side_mask(lateral_on_map(lateral, lateral.shape[-1] // logits.shape[-1]), side)
     stacks = int(stack.max()) + 1 if len(stack) else 0
-    total = _stack_logsumexp(logits, stack, channel, allowed, stacks)
+    top = logits.amax(2, keepdim=True).clamp_min(_BLOCKED)  # of every column: all else is computed once, per channel
+    above = torch.exp(logits - top)
+    columns = (above.sum(2).log() + top[:, :, 0]).index_select(1, channel)
+    total = _over_stack(columns, stack, allowed, stacks)
     total = _or_nowhere(total) if nowhere else total
-    scaled = torch.exp(logits.index_select(1, channel) - total[stack][..., None, None])
-    return torch.where(allowed[:, :, None], scaled, scaled.new_zeros(()))
+    share = torch.exp(top[:, :, 0].index_select(1, channel) - total[stack][..., None])  # (N, L, w)
+    share = torch.where(allowed, share, share.new_zeros(()))
+    return above.index_select(1, channel) * share[:, :, None]
 
 
 def decode(
@@ -194,7 +198,11 @@ def _stack_logsumexp(
     logits: torch.Tensor, stack: torch.Tensor, channel: torch.Tensor, allowed: torch.Tensor, stacks: int
 ) -> torch.Tensor:
     """(B, L): log of the sum of exp over the allowed places. The mask is the same for every row, so rows go first."""
-    columns = torch.logsumexp(logits, 2).index_select(1, channel)  # (N, L, w)
+    return _over_stack(torch.logsumexp(logits, 2).index_select(1, channel), stack, allowed, stacks)
+
+
+def _over_stack(columns: torch.Tensor, stack: torch.Tensor, allowed: torch.Tensor, stacks: int) -> torch.Tensor:
+    """The same from the columns' own sums (N, L, w)."""
     slices = torch.logsumexp(columns.masked_fill(~allowed, _BLOCKED), -1)  # (N, L)
     top = slices.new_full((stacks, slices.shape[1]), _BLOCKED)
     top = top.scatter_reduce(0, stack[:, None].expand_as(slices), slices.detach(), "amax")
