@@ -186,6 +186,25 @@ def test_a_net_goes_on_from_the_one_its_fold_learnt_by_the_plan_before(tmp_path,
     ]
 
 
+def test_a_net_goes_on_from_one_that_was_taken_over(tmp_path, monkeypatch):
+    first = Fit(net={}, pixels=32, epochs=5, batch=2, lr=0.1)
+    plan = replace(first, epochs=2, begin=first)
+    run = Run(RECIPES["knee-xray"](), STUDIES, [], SPLIT, (3,), tmp_path, torch.device("cpu"), False, print)
+    begins = []
+
+    def train(build_net, plan, data, held_out, loss, where, *, resume, log):
+        begins.append((where.title, build_net().weight.item()))
+        return nn.Linear(1, 1)
+
+    monkeypatch.setattr(cross_fit.fit, "train", train)
+    (tmp_path / "work" / "nets").mkdir(parents=True)
+    taken = nn.Linear(1, 1)
+    bundle.save_net(taken, tmp_path / "work" / "nets" / "grade-kl-begin-3.safetensors")
+    monkeypatch.setattr(bundle, "load_net", lambda path, config: taken if "begin" in path.name else nn.Linear(1, 1))
+    list(cross_fit.cross_fit(run, "grade", "kl", plan, lambda part, own: part, lambda own: mean))
+    assert begins == [("kl fold 3", taken.weight.item())]
+
+
 @pytest.mark.parametrize(
     ("kind", "changes", "said"),
     [

@@ -106,3 +106,18 @@ def test_folds_may_hold_further_studies_but_none_elsewhere(trained, tmp_path):
     spread("a,p,0\nb,q,1\nc,r,0\n", out / "folds.csv")
     assert len(take_over(trained, out, RECIPE, without=("disc",))) == 2
     assert not (out / "locate").exists()
+
+
+def test_a_net_that_another_goes_on_from_is_taken_as_its_beginning(trained, tmp_path):
+    plan = RECIPE.grade["pfirrmann"]
+    own = plan.members[0]
+    later = replace(own, epochs=3, pretrained="", common=0, begin=own)
+    out = tmp_path / "out"
+    assert len(take_over(trained, out, replace(RECIPE, grade={"pfirrmann": later}))) == 4
+    assert not (out / "grade").exists()
+    for k in (0, 1):
+        start = out / "work" / "nets" / f"grade-pfirrmann-begin-{k}.safetensors"
+        assert start.read_bytes() == (trained / "grade" / "pfirrmann" / f"fold{k}.safetensors").read_bytes()
+        assert not start.with_suffix(".sha256").exists()  # it is where a net begins, not one that is finished
+    other = replace(later, begin=replace(own, epochs=own.epochs + 1))
+    assert len(take_over(trained, tmp_path / "other", replace(RECIPE, grade={"pfirrmann": other}))) == 2

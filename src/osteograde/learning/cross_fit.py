@@ -94,6 +94,10 @@ class Net:
         """The net it goes on from, which does not ship."""
         return replace(self, plan=self.plan.begin, begins=self.begins + 1) if self.plan.begin else None
 
+    def start(self, work: Path, k: int) -> Path:
+        """Where it lies if it was not trained for the net that goes on from it, but taken over."""
+        return work / "nets" / f"{self.work(k)}.safetensors"
+
     def work(self, name: str | int) -> str:
         """Its name among checkpoints and vouchers."""
         return f"{self.kind}-{self.stage}-{_prefix(self.member)}{'begin-' * self.begins}{name}"
@@ -137,7 +141,7 @@ def _trained(
     begin: Callable[[], nn.Module] = partial(starting.net_of, one.plan, train, where)
     own = one.plan
     if one.first:
-        begin = partial(_again, _trained(run, one.first, k, data_of, loss_of, starts))
+        begin = partial(_again, _begun(run, one.first, k, data_of, loss_of, starts))
     elif own.common:
         together = sharing(run.recipe.num_folds, k)
         key = one.work(together[0])
@@ -145,6 +149,17 @@ def _trained(
             starts[key] = in_common(run, one, data_of, loss, together)
         begin, own = partial(_again, starts[key]), _rest(own)
     return fit.train(begin, own, train, held, loss, where, resume=run.resume, log=run.log)
+
+
+def _begun(
+    run: Run, first: Net, k: int, data_of: DataOf, loss_of: Callable[[Fit], Loss], starts: dict[str, nn.Module]
+) -> nn.Module:
+    """The net that another of fold k goes on from: one that was taken over (``take_over``), or trained for it."""
+    taken = first.start(run.work, k)
+    if taken.is_file():
+        run.log(f"{first.stage} fold {k}: goes on from the net that was taken over")
+        return bundle.load_net(taken, first.plan.net)
+    return _trained(run, first, k, data_of, loss_of, starts)
 
 
 def sharing(count: int, k: int) -> tuple[int, ...]:
