@@ -32,7 +32,7 @@ def lumbar_mr() -> Recipe:
 def lumbar_mr_small() -> Recipe:
     """Small nets that train on two CPU cores within the hour; the weights shipped for phantoms are made with it.
 
-    python train_folds.py lumbar-mr --recipe lumbar-mr-small --data PHANTOMS --out weights/lumbar-mr-phantom --folds 0,1
+    python train_folds.py lumbar-mr --recipe lumbar-mr-small --data JOINED --out weights/lumbar-mr-phantom --folds 0,1
     """
     task = TASKS["lumbar-mr"]
     look = Fit(
@@ -45,7 +45,8 @@ def lumbar_mr_small() -> Recipe:
     )  # fmt: skip
     recipe = _lumbar(task, "lumbar-mr-small", look, judge, test_views=1)
     recess = replace(recipe.locate["recess"], pixels=96, batch=12, epochs=8)  # five passes a study, 1 mm pixels
-    return replace(recipe, locate={**recipe.locate, "recess": recess})
+    canal = replace(recipe.locate["canal"], epochs=20, restarts=(14,))  # alone learns from real patients too
+    return replace(recipe, locate={**recipe.locate, "canal": canal, "recess": recess})
 
 
 def seed_frcnn_swin() -> Recipe:
