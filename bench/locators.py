@@ -4,9 +4,9 @@
 
 Each W is the --out of `train_folds.py spider --recipe spider | spider-unet | spider-faster-rcnn`, trained on the same
 folds.csv (or on some of its folds: those that all have count). Every annotated study is looked at by the net of the
-fold that held it out. Boxes are compared on slices with
-boxes: Faster R-CNN's own, of its most sure detection per level; those of the U-Net's components; for heatmaps a box as
-wide as 1.15 and as high as 0.45 of the patient's disc spacing around the point, which says what points alone give.
+fold that held it out. Boxes are compared on slices with boxes: those around every net's points, as wide as 1.15 and as
+high as 0.45 of the patient's disc spacing (``around``), and a net's own (``boxes``): Faster R-CNN's most sure detection
+per level, the U-Net's components.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from osteograde.learning import folds
 from osteograde.learning.data.masks import UNKNOWN, cut_labels, label_volume
 from osteograde.learning.judging import judged
 from osteograde.models import bundle
-from osteograde.models.locators.unet import disc_components
+from osteograde.models.locators.unet import disc_components, in_a_column
 from osteograde.tasks import TASKS
 from osteograde.tasks.lumbar.names import LEVELS
 from osteograde.tasks.scores.bootstrap import groups_of, interval
@@ -60,8 +60,13 @@ def held_out(run: Path, studies: Sequence, split: folds.Split, trained: Sequence
             if split.fold_of(study) == k:
                 loaded = load_study(study, TASK)
                 points = pipeline.locate(STAGE, [loaded], [{}], nets)[0]
-                found = {look.volume.series: _boxes(net, look, points) for look in _looks(loaded, nets)}
-                said[study.id] = {"points": points, "boxes": found, "dice": _dice(net, study, loaded, nets)}
+                looks = _looks(loaded, nets)
+                said[study.id] = {
+                    "points": points,
+                    "boxes": {look.volume.series: _boxes(net, look) for look in looks},
+                    "around": {look.volume.series: _around(look, points) for look in looks},
+                    "dice": _dice(net, study, loaded, nets),
+                }
     return said
 
 
@@ -70,22 +75,25 @@ def _looks(loaded: Loaded, nets: pipeline.Nets) -> list[Pass]:
 
 
 @torch.inference_mode()
-def _boxes(net, look: Pass, points: Mapping) -> tuple[np.ndarray, np.ndarray]:
-    """(N, 4) boxes in pixels of the file and (N,) scores on a single slice."""
-    if look.roi.shape[0] > 1:
+def _boxes(net, look: Pass) -> tuple[np.ndarray, np.ndarray]:
+    """(N, 4) boxes in pixels of the file and (N,) scores on a single slice, by the net itself; none by heatmaps."""
+    if look.roi.shape[0] > 1 or net.config["kind"] == "heatmap":
         return np.zeros((0, 4)), np.zeros(0)
     image, _ = pass_images(look, CPU)
     if net.config["kind"] == "faster_rcnn":
         found = net.detector(list(image))[0]
         best = [int(i) for label in found["labels"].unique() for i in (found["labels"] == label).nonzero()[:1, 0]]
         return _in_file(look, found["boxes"][best].numpy() - 0.5), found["scores"][best].numpy()
-    if net.config["kind"] == "unet":
-        disc = torch.softmax(net.segment(image), 1)[0, 1].numpy()
-        parts = disc_components(disc)[: len(LEVELS)]
-        edges = np.array([part.box for part in parts], float).reshape(-1, 4) * net.stride - 0.5
-        return _in_file(look, edges), np.array([part.probability for part in parts])
+    disc = torch.softmax(net.segment(image), 1)[0, 1].numpy()
+    parts = in_a_column(disc_components(disc))[: len(LEVELS)]
+    edges = np.array([part.box for part in parts], float).reshape(-1, 4) * net.stride - 0.5
+    return _in_file(look, edges), np.array([part.probability for part in parts])
+
+
+def _around(look: Pass, points: Mapping) -> tuple[np.ndarray, np.ndarray]:
+    """The same around points, of a size that follows from how far they lie apart."""
     mm = {i: points[mark.name].mm for i, mark in enumerate(look.landmarks) if mark.name in points}
-    if not mm:
+    if len(mm) < 2 or look.roi.shape[0] > 1:
         return np.zeros((0, 4)), np.zeros(0)
     half = np.array(SHARE) * apart_mm(mm) / look.volume.spacing_mm[1:] / 2
     centres = np.array([to_index(look.volume, point)[1:] for point in mm.values()])[:, ::-1] + 0.5
@@ -147,11 +155,15 @@ def points_row(studies: Sequence, loaded: Mapping[str, Loaded], said: Mapping[st
     return {n: [round(float(x), 3) for x in (v, a, b)] for n, v, a, b in zip(names, value, low, high, strict=True)}
 
 
-def boxes_row(table: pd.DataFrame, said: Mapping[str, dict]) -> dict:
+def boxes_row(table: pd.DataFrame, said: Mapping[str, dict], kind: str) -> dict:
+    """Average precision and recall of boxes of a kind, its name behind them; nothing where the net has none."""
     true = table[table["ivd_label"] <= len(LEVELS)].groupby("slice")
-    found = {series: pair for one in said.values() for series, pair in one["boxes"].items()}
+    found = {series: pair for one in said.values() for series, pair in one[kind].items()}
+    if not any(len(scores) for _, scores in found.values()):
+        return {}
     images = [(*found[name], rows[["x0", "y0", "x1", "y1"]].to_numpy(float)) for name, rows in true if name in found]
-    return {name: round(value, 3) for name, value in precision.table(images).items()} | {"slices": len(images)}
+    values = precision.table(images).items()
+    return {f"{name}_{kind}": round(value, 3) for name, value in values} | {"slices": len(images)}
 
 
 def dice_row(said: Mapping[str, dict]) -> dict:
@@ -206,7 +218,8 @@ def main() -> None:
     for name, run in runs.items():
         said = held_out(run, studies, split, trained)
         result[name] = {
-            **points_row(studies, loaded, said), **boxes_row(table, said), **dice_row(said), **cost_row(run)
+            **points_row(studies, loaded, said), **boxes_row(table, said, "around"), **boxes_row(table, said, "boxes"),
+            **dice_row(said), **cost_row(run),
         }  # fmt: skip
         print(name)
         for key, value in result[name].items():

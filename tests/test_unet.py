@@ -19,6 +19,7 @@ from osteograde.models.locators.unet import (
     UnetLocator,
     disc_channels,
     disc_components,
+    in_a_column,
     point_shares,
     segmentation_loss,
 )
@@ -219,6 +220,16 @@ def test_a_missing_disc_leaves_its_channel_empty(missing: int) -> None:
     # the lowest found is the last channel, whichever it is; above it a gap is a gap
     shift = 1 if missing == 4 else 0
     assert disc_channels(found, 5) == [i + shift for i in range(4, -1, -1) if i != missing]
+
+
+def test_what_lies_beside_the_spine_is_no_disc() -> None:
+    spine = [Component(50.0 + 2 * i, 90.0 - 15 * i, 0.9, (45, 0, 57, 4)) for i in range(6)]
+    fat = [Component(20.0, 95.0, 0.7, (14, 0, 26, 4)), Component(22.0, 80.0, 0.7, (16, 0, 28, 4)),
+           Component(75.0, 60.0, 0.8, (70, 0, 80, 4)), Component(52.0, 87.0, 0.55, (46, 0, 58, 4))]  # fmt: skip
+    everything = sorted([*spine, *fat], key=lambda component: -component.y)
+    assert in_a_column(everything) == spine
+    assert in_a_column([]) == []
+    assert in_a_column(spine[:1]) == spine[:1]
 
 
 def test_discs_above_the_first_channel_have_none() -> None:

@@ -5688,7 +5688,7 @@ class UnetLocator(nn.Module):
         found = self.segment(images).detach().float().softmax(1)[:, DISC]
         maps = torch.full((len(found), self.channels, *found.shape[1:]), _FLOOR, device=found.device)
         for n, probability in enumerate(found.cpu().numpy()):
-            components = disc_components(probability)
+            components = in_a_column(disc_components(probability))
             for component, channel in zip(components, disc_channels(components, self.channels), strict=True):
                 if channel >= 0:
                     maps[n, channel] += _bump(component, maps.shape[-2:], maps.device)
@@ -5791,6 +5791,29 @@ def disc_components(probability: np.ndarray) -> list[Component]:
         box = (x0, y0, x0 + wide, y0 + high)
         found.append(Component(float(centroids[i, 0]), float(centroids[i, 1]), float(mean[i]), box))
     return sorted(found, key=lambda component: -component.y)
+
+
+def in_a_column(components: Sequence[Component]) -> list[Component]:
+    """Those of the components, the lowest first, that lie above one another as discs do: the surest such column.
+
+    From one disc to the next it goes up more than aside, and at least half as far and at most four times as far as a
+    disc is wide. Fat and bowel that look like discs are less sure, and beside the spine.
+    """
+    if not components:
+        return []
+    wide = float(np.median([component.box[2] - component.box[0] for component in components]))
+    best, below = [(2 * component.probability - 1) ** 2 for component in components], [-1] * len(components)
+    for i, upper in enumerate(components):
+        own = best[i]
+        for k, lower in enumerate(components[:i]):
+            rise, aside = lower.y - upper.y, abs(lower.x - upper.x)
+            if aside < rise and 0.5 * wide <= np.hypot(rise, aside) <= 4 * wide and own + best[k] > best[i]:
+                best[i], below[i] = own + best[k], k
+    column, i = [], int(np.argmax(best))
+    while i >= 0:
+        column.append(components[i])
+        i = below[i]
+    return column[::-1]
 
 
 def disc_channels(components: Sequence[Component], channels: int) -> list[int]:
