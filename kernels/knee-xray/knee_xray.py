@@ -2073,8 +2073,8 @@ def sample(
 ) -> torch.Tensor:
     """(B, D, H, W) float32 of a volume (Z, Y, X), any real dtype, on B boxes (B, 4, 4) of one shape.
 
-    Runs where ``voxels`` lie. Boxes on the volume's own slices are sampled slice by slice in two dimensions, others in
-    three; both agree with ``sample_reference`` to float32.
+    Runs where ``voxels`` lie. Boxes on the volume's own slices are sampled slice by slice in two dimensions (on a CPU
+    rows, then columns, where they are not turned), others in three; all agree with ``sample_reference`` to float32.
     """
     moves = np.linalg.inv(volume_to_mm) @ np.asarray(rois_to_mm, np.float64).reshape(-1, 4, 4)
     out = torch.zeros((len(moves), *shape), dtype=torch.float32, device=voxels.device)
@@ -5477,8 +5477,8 @@ def candidates(
     (N, L, h, w) -> peaks (B, L, K, 3) and their probability (B, L, K), highest first; (-1, -1, -1) and 0 when there
     are fewer.
     """
-    counts = torch.bincount(stack, minlength=int(stack.max()) + 1 if len(stack) else 0).tolist()
-    best = [part.max(0) for part in found.split(counts)]  # a place taken is taken on all slices: one map a stack
+    # A place that is taken is taken on all slices, so one map a stack is enough.
+    best = [part.max(0) for part in found.split(torch.bincount(stack).tolist())]
     left, depth = torch.stack([value for value, _ in best]), torch.stack([where for _, where in best])
     free, alone = torch.ones_like(left), torch.arange(len(left), device=found.device)
     peaks, scores = [], []

@@ -61,8 +61,8 @@ def sample(
 ) -> torch.Tensor:
     """(B, D, H, W) float32 of a volume (Z, Y, X), any real dtype, on B boxes (B, 4, 4) of one shape.
 
-    Runs where ``voxels`` lie. Boxes on the volume's own slices are sampled slice by slice in two dimensions, others in
-    three; both agree with ``sample_reference`` to float32.
+    Runs where ``voxels`` lie. Boxes on the volume's own slices are sampled slice by slice in two dimensions (on a CPU
+    rows, then columns, where they are not turned), others in three; all agree with ``sample_reference`` to float32.
     """
     moves = np.linalg.inv(volume_to_mm) @ np.asarray(rois_to_mm, np.float64).reshape(-1, 4, 4)
     out = torch.zeros((len(moves), *shape), dtype=torch.float32, device=voxels.device)

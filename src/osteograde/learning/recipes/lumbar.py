@@ -30,7 +30,8 @@ def lumbar_mr() -> Recipe:
 
 
 def lumbar_mr_small() -> Recipe:
-    """Small nets that train on two CPU cores within the hour; the weights shipped for phantoms are made with it.
+    """Small nets that train on two CPU cores within the hour; the shipped weights are made with it (JOINED: phantoms
+    and real stacks, see bench/join_real.py).
 
     python train_folds.py lumbar-mr --recipe lumbar-mr-small --data JOINED --out weights/lumbar-mr-phantom --folds 0,1
     """

@@ -92,8 +92,8 @@ def candidates(
     (N, L, h, w) -> peaks (B, L, K, 3) and their probability (B, L, K), highest first; (-1, -1, -1) and 0 when there
     are fewer.
     """
-    counts = torch.bincount(stack, minlength=int(stack.max()) + 1 if len(stack) else 0).tolist()
-    best = [part.max(0) for part in found.split(counts)]  # a place taken is taken on all slices: one map a stack
+    # A place that is taken is taken on all slices, so one map a stack is enough.
+    best = [part.max(0) for part in found.split(torch.bincount(stack).tolist())]
     left, depth = torch.stack([value for value, _ in best]), torch.stack([where for _, where in best])
     free, alone = torch.ones_like(left), torch.arange(len(left), device=found.device)
     peaks, scores = [], []
