@@ -12,6 +12,7 @@ Conventions, tested in tests/test_geometry.py:
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -35,15 +36,27 @@ class Volume:
     series: str = ""
     names: tuple[str, ...] = ()
 
-    @property
+    # Every site of a study asks for these again: they are computed once.
+
+    @cached_property
     def spacing_mm(self) -> np.ndarray:
         """Distance between neighbouring voxel centres along (z, y, x)."""
         return np.linalg.norm(self.to_mm[:3, :3], axis=0)
 
-    @property
+    @cached_property
     def axes(self) -> np.ndarray:
         """(3, 3): row i is the unit LPS direction of index axis i."""
         return (self.to_mm[:3, :3] / self.spacing_mm).T
+
+    @cached_property
+    def from_mm(self) -> np.ndarray:
+        """(4, 4): LPS mm to continuous index (z, y, x)."""
+        return np.linalg.inv(self.to_mm)
+
+    @cached_property
+    def step_mm(self) -> float:
+        """Distance between neighbouring slices along their normal; less than ``spacing_mm[0]`` where they lean."""
+        return abs(float(self.to_mm[:3, 0] @ np.cross(self.axes[1], self.axes[2])))
 
     @property
     def centre_mm(self) -> np.ndarray:
@@ -62,6 +75,11 @@ class Roi:
         return np.linalg.norm(self.to_mm[:3, :3], axis=0)
 
     @property
+    def from_mm(self) -> np.ndarray:
+        """(4, 4): LPS mm to continuous index (d, h, w)."""
+        return np.linalg.inv(self.to_mm)
+
+    @property
     def centre_mm(self) -> np.ndarray:
         return apply(self.to_mm, (np.array(self.shape) - 1) / 2)
 
@@ -77,7 +95,7 @@ def apply(affine: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 def to_index(grid: Volume | Roi, points_mm: np.ndarray) -> np.ndarray:
     """Continuous index (z, y, x) of points (..., 3) in mm."""
-    return apply(np.linalg.inv(grid.to_mm), points_mm)
+    return apply(grid.from_mm, points_mm)
 
 
 def affine(origin_mm: np.ndarray, axes: np.ndarray, spacing_mm: np.ndarray) -> np.ndarray:
@@ -150,10 +168,7 @@ def grown(roi: Roi, margin: tuple[int, int, int]) -> Roi:
 def plane_distance_mm(volume: Volume, point_mm: np.ndarray) -> float:
     """How far a point lies from the nearest slice of the volume, mm along the slice normal (tilt-safe)."""
     z = float(to_index(volume, point_mm)[0])
-    axes = volume.axes
-    normal = np.cross(axes[1], axes[2])
-    step = abs(float(volume.to_mm[:3, 0] @ normal))
-    return abs(z - np.clip(round(z), 0, volume.voxels.shape[0] - 1)) * step
+    return abs(z - min(max(round(z), 0), volume.voxels.shape[0] - 1)) * volume.step_mm
 
 
 def outside_mm(volume: Volume, point_mm: np.ndarray) -> float:

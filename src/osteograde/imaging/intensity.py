@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import cv2
 import numpy as np
 
 from osteograde.imaging.geometry import Volume
@@ -78,7 +79,14 @@ def _bytes(voxels: np.ndarray, floor: float, ceiling: float) -> np.ndarray:
     if ceiling <= floor:
         return out
     scale = 255.0 / (ceiling - floor)
-    for k, plane in enumerate(voxels):  # slice by slice: stays in the cache
+    if voxels.dtype.kind in "iu" and voxels.itemsize <= 2 and float(floor).is_integer():
+        base = np.full(voxels.shape[1:], floor, voxels.dtype)  # with a scalar numpy's maximum takes five times longer
+        for k, plane in enumerate(voxels):  # slice by slice: stays in the cache
+            above = np.maximum(plane, base)
+            above -= base  # signed values wrap where the difference is too large for them; read as unsigned it is right
+            cv2.convertScaleAbs(above.view(f"u{above.itemsize}"), out[k], scale)
+        return out
+    for k, plane in enumerate(voxels):
         values = plane.astype(np.float32)
         values -= np.float32(floor)
         values *= np.float32(scale)

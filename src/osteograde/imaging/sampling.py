@@ -44,7 +44,7 @@ def sample_reference(volume: Volume, roi: Roi, oversample: int = 1) -> np.ndarra
         (np.arange(width * k) + 0.5) / k - 0.5,
         indexing="ij",
     )
-    index = apply(np.linalg.inv(volume.to_mm) @ roi.to_mm, np.stack(fine, axis=-1))
+    index = apply(volume.from_mm @ roi.to_mm, np.stack(fine, axis=-1))
     # "grid-constant": with "constant" rounding puts border samples outside, where they lose their whole value.
     values = map_coordinates(
         volume.voxels.astype(np.float64), np.moveaxis(index, -1, 0), order=1, mode="grid-constant", cval=0.0
@@ -82,7 +82,7 @@ def sample(
 def crop_stack(volume: Volume, roi: Roi, device: torch.device, oversample: int | None = None) -> torch.Tensor:
     """(D, H, W) float32 in 0..1 of a volume of bytes, anti-aliased as its spacing asks unless told otherwise."""
     k = oversample_for(volume.spacing_mm, roi.spacing_mm) if oversample is None else oversample
-    move = np.linalg.inv(volume.to_mm) @ roi.to_mm
+    move = volume.from_mm @ roi.to_mm
     z = _slices_of(move, roi.shape)
     if z is None:
         voxels = torch.from_numpy(np.ascontiguousarray(volume.voxels)).to(device)

@@ -127,7 +127,7 @@ def projected(heat_DHW: np.ndarray, roi: Roi, volume: Volume, z: int, height: in
         (np.arange(n) + 0.5) * own / n - 0.5 for n, own in zip(shape, volume.voxels.shape[1:], strict=True)
     )
     index = np.stack(np.meshgrid([float(z)], rows, columns, indexing="ij"), -1)
-    index = apply(np.linalg.inv(roi.to_mm) @ volume.to_mm, index)
+    index = apply(roi.from_mm @ volume.to_mm, index)
     values = map_coordinates(heat_DHW.astype(float), np.moveaxis(index, -1, 0), order=1, mode="grid-constant", cval=0.0)
     return values[0]
 

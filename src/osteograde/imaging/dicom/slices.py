@@ -11,6 +11,7 @@ import os
 import struct
 import zlib
 from dataclasses import dataclass
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 
@@ -201,9 +202,12 @@ def _spacing(*sources: Source) -> np.ndarray | None:
 
 def _unit(orientation: np.ndarray | None) -> np.ndarray | None:
     """Two perpendicular unit vectors, or None where the tag holds something else."""
-    if orientation is None:
-        return None
-    row, column = orientation[:3], orientation[3:]
+    return None if orientation is None else _unit_of(tuple(orientation.tolist()))
+
+
+@lru_cache(maxsize=256)  # all slices of a series say the same
+def _unit_of(numbers: tuple[float, ...]) -> np.ndarray | None:
+    row, column = np.array(numbers[:3]), np.array(numbers[3:])
     lengths = math.sqrt(row @ row), math.sqrt(column @ column)
     if min(lengths) < 0.5 or max(lengths) > 2.0:
         return None
@@ -211,7 +215,9 @@ def _unit(orientation: np.ndarray | None) -> np.ndarray | None:
     if abs(row @ column) > 0.02:
         return None
     column = column - (row @ column) * row
-    return np.concatenate([row, column / math.sqrt(column @ column)])
+    unit = np.concatenate([row, column / math.sqrt(column @ column)])
+    unit.flags.writeable = False
+    return unit
 
 
 def _instance(dataset: Source, k: int, frames: int) -> int | None:

@@ -186,27 +186,43 @@ def _step_candidates(slices: list[Slice], along_mm: np.ndarray) -> list[float]:
 
 def _linked(places_mm: np.ndarray, normal: np.ndarray, step_mm: float) -> list[list[int]]:
     """Each place joined to the chain that it continues best, else it starts one."""
-    chains: list[list[int]] = []
-    for k, place in enumerate(places_mm):
-        misfits = [_misfit_mm(places_mm[chain], place, normal, step_mm) for chain in chains]
-        if misfits and min(misfits) < np.inf:
+    count = len(places_mm)
+    alone = _misfits_mm(places_mm[:1], places_mm[:-1], np.arange(count - 1), places_mm[1:], normal, step_mm)
+    if (alone < np.inf).all():  # the usual series: one chain from end to end
+        return [list(range(count))]
+    chains: list[list[int]] = [[0]]
+    for k in range(1, count):
+        first, last = ([chain[end] for chain in chains] for end in (0, -1))
+        steps = np.array([len(chain) - 1 for chain in chains])
+        misfits = _misfits_mm(places_mm[first], places_mm[last], steps, places_mm[k], normal, step_mm)
+        if misfits.min() < np.inf:
             chains[int(np.argmin(misfits))].append(k)
         else:
             chains.append([k])
     return chains
 
 
-def _misfit_mm(chain_mm: np.ndarray, place_mm: np.ndarray, normal: np.ndarray, step_mm: float) -> float:
-    """How far a place lies from where the chain goes on; infinite where it does not belong to it."""
-    move = place_mm - chain_mm[-1]
-    along = float(move @ normal)
-    if not STEP_RANGE[0] * step_mm < along < STEP_RANGE[1] * step_mm:
-        return np.inf
-    shear = (chain_mm[-1] - chain_mm[0]) / max(1, len(chain_mm) - 1)
-    sideways = (move - along * normal) - (shear - (shear @ normal) * normal)
-    drift = float(np.linalg.norm(sideways))
-    allowed = 0.5 * step_mm if len(chain_mm) > 1 else step_mm  # one slice does not tell yet how the stack leans
-    return abs(along - step_mm) + drift if drift <= allowed else np.inf
+def _misfits_mm(
+    first_mm: np.ndarray,
+    last_mm: np.ndarray,
+    steps: np.ndarray,
+    place_mm: np.ndarray,
+    normal: np.ndarray,
+    step_mm: float,
+) -> np.ndarray:
+    """(n,) how far places lie from where chains go on; infinite where one does not belong to it.
+
+    first_mm, last_mm (n, 3): the ends of the chains; steps (n,): how many lie between them.
+    """
+    move = place_mm - last_mm
+    along = move @ normal
+    shear = (last_mm - first_mm) / np.maximum(1, steps)[:, None]
+    sideways = (move - along[:, None] * normal) - (shear - (shear @ normal)[:, None] * normal)
+    drift = np.linalg.norm(sideways, axis=1)
+    allowed = np.where(steps > 0, 0.5, 1.0) * step_mm  # one slice does not tell yet how the stack leans
+    near, far = STEP_RANGE
+    belongs = (along > near * step_mm) & (along < far * step_mm) & (drift <= allowed)
+    return np.where(belongs, abs(along - step_mm) + drift, np.inf)
 
 
 def _bridged(chains: list[list[Slice]], lost: int, codes: Counter[str]) -> list[list[Slice]]:

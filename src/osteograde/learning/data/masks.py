@@ -74,7 +74,7 @@ def cut_labels(labels: Volume | None, roi: Roi) -> np.ndarray:
     out = np.full(roi.shape, UNKNOWN, np.uint8)
     if labels is None:
         return out
-    to_voxel, size = np.linalg.inv(labels.to_mm) @ roi.to_mm, np.array(labels.voxels.shape)
+    to_voxel, size = labels.from_mm @ roi.to_mm, np.array(labels.voxels.shape)
     plane = np.stack(np.meshgrid(*(np.arange(n, dtype=float) for n in roi.shape[1:]), indexing="ij"), -1)
     for d in range(roi.shape[0]):
         index = np.insert(plane, 0, d, axis=-1)

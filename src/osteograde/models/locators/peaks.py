@@ -6,6 +6,7 @@ column) in whole *map* pixels; an index is the same in continuous *input* pixels
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -36,13 +37,14 @@ def start_of(stack: torch.Tensor, stacks: int) -> torch.Tensor:
 def stack_peaks(found: torch.Tensor, stack: torch.Tensor) -> torch.Tensor:
     """Highest place of every landmark: (N, L, h, w) -> (B, L, 3) whole map pixels; (-1, -1, -1) where all is 0."""
     stacks = int(stack.max()) + 1 if len(stack) else 0
-    value, place = found.flatten(2).max(-1)  # (N, L)
+    flat = found.flatten(2)
+    value = flat.amax(-1)  # (N, L); where it lies is looked up on the best slice alone
     counts, start = torch.bincount(stack, minlength=stacks), start_of(stack, stacks)
     order = torch.arange(len(stack), device=stack.device) - start[stack]
     padded = value.new_full((stacks, int(counts.max()) if stacks else 0, value.shape[1]), -1.0)
     padded[stack, order] = value
     best, where = padded.max(1)  # (B, L)
-    place = place.gather(0, start[:, None] + where)
+    place = flat[start[:, None] + where, torch.arange(flat.shape[1], device=flat.device)].argmax(-1)
     peak = torch.stack([where, place // found.shape[-1], place % found.shape[-1]], -1)
     return torch.where(best[..., None] > 0, peak, torch.full_like(peak, -1))
 
@@ -93,15 +95,16 @@ def candidates(
     are fewer.
     """
     # A place that is taken is taken on all slices, so one map a stack is enough.
-    best = [part.max(0) for part in found.split(torch.bincount(stack).tolist())]
-    left, depth = torch.stack([value for value, _ in best]), torch.stack([where for _, where in best])
+    parts = found.split(torch.bincount(stack).tolist())
+    left = torch.stack([part.amax(0) for part in parts])
     free, alone = torch.ones_like(left), torch.arange(len(left), device=found.device)
     peaks, scores = [], []
+    each = torch.arange(found.shape[1], device=found.device)
     rows, columns = (torch.arange(n, device=found.device) for n in found.shape[-2:])
     for _ in range(count):
         flat = stack_peaks(left, alone)  # (B, L, 3)
-        place = (flat[..., 1] * found.shape[-1] + flat[..., 2]).clamp_min(0)
-        z = depth.flatten(2).gather(2, place[..., None])[..., 0]
+        row, column = flat[..., 1].clamp_min(0), flat[..., 2].clamp_min(0)
+        z = torch.stack([part[:, each, y, x].argmax(0) for part, y, x in zip(parts, row, column, strict=True)])
         peak = torch.where(flat[..., :1] < 0, flat, torch.stack([z, flat[..., 1], flat[..., 2]], -1))
         kept = _patches(free, alone, flat)[0].amax(2, keepdim=True)  # the free map has one slice: the middle of three
         patch = _patches(found, stack, peak)[0] * kept
@@ -148,12 +151,17 @@ def in_order(
     return chosen
 
 
-def _patches(found: torch.Tensor, stack: torch.Tensor, peak: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Surroundings of peaks: (B, L, 3, S, S), 0 outside the stack and the map, and their slice numbers (B, L, 3)."""
+def _patches(
+    found: torch.Tensor, stack: torch.Tensor, peak: torch.Tensor, reach: int = _REACH, deep: int = 1
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Surroundings of peaks: (B, L, Z, S, S), 0 outside the stack and the map, and their slice numbers (B, L, Z).
+
+    S = 2 reach + 1 map pixels, Z = 2 deep + 1 slices.
+    """
     counts, start = torch.bincount(stack, minlength=len(peak)), start_of(stack, len(peak))
-    reach = torch.arange(-_REACH, _REACH + 1, device=found.device)
-    slices = peak[..., :1] + torch.arange(-1, 2, device=found.device)  # (B, L, 3)
-    rows, columns = peak[..., 1:2] + reach, peak[..., 2:3] + reach  # (B, L, S)
+    away = torch.arange(-reach, reach + 1, device=found.device)
+    slices = peak[..., :1] + torch.arange(-deep, deep + 1, device=found.device)  # (B, L, Z)
+    rows, columns = peak[..., 1:2] + away, peak[..., 2:3] + away  # (B, L, S)
     n = (start[:, None, None] + slices).clamp(0, max(len(stack) - 1, 0))
     landmark = torch.arange(found.shape[1], device=found.device)
     patch = found[
@@ -177,14 +185,19 @@ def _near(
     slice_mm: float | torch.Tensor,
 ) -> torch.Tensor:
     """(B, L): probability within NEAR_MM of each index."""
-    start = start_of(stack, len(index))
-    order = torch.arange(len(stack), device=stack.device) - start[stack]
     slice_mm = torch.as_tensor(slice_mm, device=found.device, dtype=found.dtype).expand(len(index))
-    here = index[stack]  # (N, L, 3)
-    rows, columns = ((torch.arange(n, device=found.device) + 0.5) * stride - 0.5 for n in found.shape[-2:])
-    across = ((order[:, None] - here[..., 0]) * slice_mm[stack][:, None]) ** 2
-    down = ((rows - here[..., 1:2]) * pixel_mm) ** 2
-    along = ((columns - here[..., 2:3]) * pixel_mm) ** 2
-    near = across[..., None, None] + down[..., None] + along[..., None, :] <= NEAR_MM**2
-    mass = (found * near).sum((-2, -1))
-    return mass.new_zeros(index.shape[:2]).index_add(0, stack, mass)
+    if not len(index):
+        return found.new_zeros(index.shape[:2])
+    step_mm = stride * pixel_mm
+    own = torch.cat([index[..., :1], (index[..., 1:] + 0.5) / stride - 0.5], -1)  # in map pixels
+    middle = own.round()
+    reach = min(math.ceil(NEAR_MM / step_mm) + 1, max(found.shape[-2:]))
+    deep = min(math.ceil(NEAR_MM / float(slice_mm.min())) + 1, len(stack))
+    patch, slices = _patches(found, stack, middle.long(), reach, deep)
+    away = (
+        middle[..., 1:, None] - own[..., 1:, None] + torch.arange(-reach, reach + 1, device=found.device)
+    )  # (B, L, 2, S)
+    across = ((slices - own[..., :1]) * slice_mm[:, None, None]) ** 2
+    down, along = ((away * step_mm) ** 2).unbind(2)
+    near = across[..., None, None] + down[:, :, None, :, None] + along[:, :, None, None, :] <= NEAR_MM**2
+    return (patch * near).sum((2, 3, 4))
