@@ -44,7 +44,7 @@ def read(plain: Mapping[str, Any]) -> Calibration:
     return Calibration(tuple(tuple(float(value) for value in row) for row in mix), bias)
 
 
-def fit(probs: np.ndarray, labels: np.ndarray, weights: Sequence[float]) -> Calibration:
+def fit(probs: np.ndarray, labels: np.ndarray, weights: Sequence[float] | np.ndarray) -> Calibration:
     """The calibration with the lowest class-weighted log loss, penalties added: probs (n, K), labels (n,), weights
     (K,)."""
     logs, own = _centred(probs), np.asarray(weights, float)[labels]

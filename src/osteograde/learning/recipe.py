@@ -88,7 +88,8 @@ class Recipe:
     num_folds: int = 5
     seed: int = 0
     test_views: int = 1
-    calibrate: bool = False  # fit a temperature and biases of the graders' answers out-of-fold
+    calibrate: bool = False  # fit a small map of the graders' log probabilities out-of-fold
+    calibrate_balance: float = 0.0  # in that fit classes count by their frequency to the power of minus this
     # further studies to learn landmarks from, made out of the given ones into a folder: (studies, folder, rng, share)
     practice: Callable[[Sequence[Study], Path, np.random.Generator, float], list[Study]] | None = None
     practice_share: float = 1.0
@@ -126,6 +127,7 @@ class Recipe:
             "seed": self.seed,
             "test_views": self.test_views,
             "calibrate": self.calibrate,
+            "calibrate_balance": self.calibrate_balance,
             "locate": {stage: asdict(fit) for stage, fit in self.locate.items()},
             "grade": {stage: asdict(fit) for stage, fit in self.grade.items()},
         }

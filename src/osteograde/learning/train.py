@@ -55,7 +55,7 @@ def train(
     calibrations: dict[str, Calibration] = {}
     if recipe.calibrate:
         fold_of = {study.id: split.fold_of(study) for study in studies}
-        graded, calibrations = calibrated(recipe.task, studies, fold_of, graded)
+        graded, calibrations = calibrated(recipe.task, studies, fold_of, graded, recipe.calibrate_balance)
     oof = OutOfFold(found, points, graded)
     priors = {k: weighted_prior(split.training(studies, k), recipe.task.targets, recipe.task.weights) for k in chosen}
     out_of_fold.save_graded(run, graded, priors, out / "oof.csv")

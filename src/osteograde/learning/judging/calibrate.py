@@ -13,12 +13,14 @@ Graded = Mapping[str, Mapping[str, np.ndarray]]
 
 
 def calibrated(
-    task: Task, studies: Sequence[Study], fold_of: Mapping[str, int], graded: Graded
+    task: Task, studies: Sequence[Study], fold_of: Mapping[str, int], graded: Graded, balance: float = 0.0
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, Calibration]]:
     """(answers, {grader: calibration}): the calibrations that ship, fitted on all answers, and the answers themselves
     each calibrated by a fit on the other folds, so that no label has a part in its own answer.
 
-    Graders of fewer than two folds, or without labels, stay as they are.
+    balance: classes count in the fit by their frequency to the power of minus this. 0 gives the honest probabilities;
+    more of it gives rare grades and those in between their due where the likeliest grade is what is read, at a cost in
+    log loss. Graders of fewer than two folds, or without labels, stay as they are.
     """
     answers = {study: dict(targets) for study, targets in graded.items()}
     shipped: dict[str, Calibration] = {}
@@ -26,15 +28,21 @@ def calibrated(
         probs, labels, folds = _labelled(task, group, studies, fold_of, graded)
         if len(set(folds)) < 2:
             continue
-        shipped[group.name] = fit(probs, labels, task.weights)
+        shipped[group.name] = fit(probs, labels, _weights(task, labels, balance))
         for k in sorted(set(folds)):
-            other = fit(probs[folds != k], labels[folds != k], task.weights)
+            other = fit(probs[folds != k], labels[folds != k], _weights(task, labels[folds != k], balance))
             for study, target in ((s.id, site.target) for s in studies for site in group.sites):
                 if fold_of[study] == k and target in answers.get(study, {}):
                     answer = answers[study][target].copy()
                     answer[: len(task.classes)] = other(answer[: len(task.classes)])
                     answers[study][target] = answer
     return answers, shipped
+
+
+def _weights(task: Task, labels: np.ndarray, balance: float) -> np.ndarray:
+    """(K,) the task's class weights, times the frequency of the classes to the power of minus ``balance``."""
+    counts = np.bincount(labels, minlength=len(task.classes))
+    return np.asarray(task.weights) * (np.maximum(counts, 1) / len(labels)) ** -balance
 
 
 def _labelled(task: Task, group: Grade, studies: Sequence[Study], fold_of: Mapping[str, int], graded: Graded):
