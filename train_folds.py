@@ -14,6 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
 from osteograde import cli
+from osteograde.imaging.memory import keep_all_freed_memory
 from osteograde.learning import starting, train
 from osteograde.learning.recipe import shrink
 from osteograde.learning.recipes import RECIPES
@@ -23,6 +24,7 @@ from osteograde.models.device import pick
 
 def main(argv: list[str] | None = None) -> int:
     args = cli.train_parser().parse_args(argv)
+    keep_all_freed_memory()
     cli.known_task(args.task)
     name = args.recipe or args.task
     if name not in RECIPES:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from osteograde import phantom
+from osteograde.imaging.memory import keep_all_freed_memory
 from osteograde.learning import fit, train
 from osteograde.learning.recipe import Recipe
 from osteograde.learning.recipes import RECIPES
@@ -61,6 +62,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--steps", type=int, default=6)
     args = parser.parse_args()
+    keep_all_freed_memory()
     recipe = short(RECIPES[args.recipe](), args.epochs, args.steps)
     fit.Fetched = TwiceOver
     with tempfile.TemporaryDirectory() as place:
