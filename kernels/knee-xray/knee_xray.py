@@ -891,6 +891,7 @@ import os
 import struct
 import zlib
 from dataclasses import dataclass
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 
@@ -1081,9 +1082,12 @@ def _spacing(*sources: Source) -> np.ndarray | None:
 
 def _unit(orientation: np.ndarray | None) -> np.ndarray | None:
     """Two perpendicular unit vectors, or None where the tag holds something else."""
-    if orientation is None:
-        return None
-    row, column = orientation[:3], orientation[3:]
+    return None if orientation is None else _unit_of(tuple(orientation.tolist()))
+
+
+@lru_cache(maxsize=256)  # all slices of a series say the same
+def _unit_of(numbers: tuple[float, ...]) -> np.ndarray | None:
+    row, column = np.array(numbers[:3]), np.array(numbers[3:])
     lengths = math.sqrt(row @ row), math.sqrt(column @ column)
     if min(lengths) < 0.5 or max(lengths) > 2.0:
         return None
@@ -1091,7 +1095,9 @@ def _unit(orientation: np.ndarray | None) -> np.ndarray | None:
     if abs(row @ column) > 0.02:
         return None
     column = column - (row @ column) * row
-    return np.concatenate([row, column / math.sqrt(column @ column)])
+    unit = np.concatenate([row, column / math.sqrt(column @ column)])
+    unit.flags.writeable = False
+    return unit
 
 
 def _instance(dataset: Source, k: int, frames: int) -> int | None:
@@ -1296,27 +1302,43 @@ def _step_candidates(slices: list[Slice], along_mm: np.ndarray) -> list[float]:
 
 def _linked(places_mm: np.ndarray, normal: np.ndarray, step_mm: float) -> list[list[int]]:
     """Each place joined to the chain that it continues best, else it starts one."""
-    chains: list[list[int]] = []
-    for k, place in enumerate(places_mm):
-        misfits = [_misfit_mm(places_mm[chain], place, normal, step_mm) for chain in chains]
-        if misfits and min(misfits) < np.inf:
+    count = len(places_mm)
+    alone = _misfits_mm(places_mm[:1], places_mm[:-1], np.arange(count - 1), places_mm[1:], normal, step_mm)
+    if (alone < np.inf).all():  # the usual series: one chain from end to end
+        return [list(range(count))]
+    chains: list[list[int]] = [[0]]
+    for k in range(1, count):
+        first, last = ([chain[end] for chain in chains] for end in (0, -1))
+        steps = np.array([len(chain) - 1 for chain in chains])
+        misfits = _misfits_mm(places_mm[first], places_mm[last], steps, places_mm[k], normal, step_mm)
+        if misfits.min() < np.inf:
             chains[int(np.argmin(misfits))].append(k)
         else:
             chains.append([k])
     return chains
 
 
-def _misfit_mm(chain_mm: np.ndarray, place_mm: np.ndarray, normal: np.ndarray, step_mm: float) -> float:
-    """How far a place lies from where the chain goes on; infinite where it does not belong to it."""
-    move = place_mm - chain_mm[-1]
-    along = float(move @ normal)
-    if not STEP_RANGE[0] * step_mm < along < STEP_RANGE[1] * step_mm:
-        return np.inf
-    shear = (chain_mm[-1] - chain_mm[0]) / max(1, len(chain_mm) - 1)
-    sideways = (move - along * normal) - (shear - (shear @ normal) * normal)
-    drift = float(np.linalg.norm(sideways))
-    allowed = 0.5 * step_mm if len(chain_mm) > 1 else step_mm  # one slice does not tell yet how the stack leans
-    return abs(along - step_mm) + drift if drift <= allowed else np.inf
+def _misfits_mm(
+    first_mm: np.ndarray,
+    last_mm: np.ndarray,
+    steps: np.ndarray,
+    place_mm: np.ndarray,
+    normal: np.ndarray,
+    step_mm: float,
+) -> np.ndarray:
+    """(n,) how far places lie from where chains go on; infinite where one does not belong to it.
+
+    first_mm, last_mm (n, 3): the ends of the chains; steps (n,): how many lie between them.
+    """
+    move = place_mm - last_mm
+    along = move @ normal
+    shear = (last_mm - first_mm) / np.maximum(1, steps)[:, None]
+    sideways = (move - along[:, None] * normal) - (shear - (shear @ normal)[:, None] * normal)
+    drift = np.linalg.norm(sideways, axis=1)
+    allowed = np.where(steps > 0, 0.5, 1.0) * step_mm  # one slice does not tell yet how the stack leans
+    near, far = STEP_RANGE
+    belongs = (along > near * step_mm) & (along < far * step_mm) & (drift <= allowed)
+    return np.where(belongs, abs(along - step_mm) + drift, np.inf)
 
 
 def _bridged(chains: list[list[Slice]], lost: int, codes: Counter[str]) -> list[list[Slice]]:
@@ -1590,6 +1612,7 @@ Conventions, tested in tests/test_geometry.py:
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -1613,15 +1636,27 @@ class Volume:
     series: str = ""
     names: tuple[str, ...] = ()
 
-    @property
+    # Every site of a study asks for these again: they are computed once.
+
+    @cached_property
     def spacing_mm(self) -> np.ndarray:
         """Distance between neighbouring voxel centres along (z, y, x)."""
         return np.linalg.norm(self.to_mm[:3, :3], axis=0)
 
-    @property
+    @cached_property
     def axes(self) -> np.ndarray:
         """(3, 3): row i is the unit LPS direction of index axis i."""
         return (self.to_mm[:3, :3] / self.spacing_mm).T
+
+    @cached_property
+    def from_mm(self) -> np.ndarray:
+        """(4, 4): LPS mm to continuous index (z, y, x)."""
+        return np.linalg.inv(self.to_mm)
+
+    @cached_property
+    def step_mm(self) -> float:
+        """Distance between neighbouring slices along their normal; less than ``spacing_mm[0]`` where they lean."""
+        return abs(float(self.to_mm[:3, 0] @ np.cross(self.axes[1], self.axes[2])))
 
     @property
     def centre_mm(self) -> np.ndarray:
@@ -1640,6 +1675,11 @@ class Roi:
         return np.linalg.norm(self.to_mm[:3, :3], axis=0)
 
     @property
+    def from_mm(self) -> np.ndarray:
+        """(4, 4): LPS mm to continuous index (d, h, w)."""
+        return np.linalg.inv(self.to_mm)
+
+    @property
     def centre_mm(self) -> np.ndarray:
         return apply(self.to_mm, (np.array(self.shape) - 1) / 2)
 
@@ -1655,7 +1695,7 @@ def apply(affine: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 def to_index(grid: Volume | Roi, points_mm: np.ndarray) -> np.ndarray:
     """Continuous index (z, y, x) of points (..., 3) in mm."""
-    return apply(np.linalg.inv(grid.to_mm), points_mm)
+    return apply(grid.from_mm, points_mm)
 
 
 def affine(origin_mm: np.ndarray, axes: np.ndarray, spacing_mm: np.ndarray) -> np.ndarray:
@@ -1728,10 +1768,7 @@ def grown(roi: Roi, margin: tuple[int, int, int]) -> Roi:
 def plane_distance_mm(volume: Volume, point_mm: np.ndarray) -> float:
     """How far a point lies from the nearest slice of the volume, mm along the slice normal (tilt-safe)."""
     z = float(to_index(volume, point_mm)[0])
-    axes = volume.axes
-    normal = np.cross(axes[1], axes[2])
-    step = abs(float(volume.to_mm[:3, 0] @ normal))
-    return abs(z - np.clip(round(z), 0, volume.voxels.shape[0] - 1)) * step
+    return abs(z - min(max(round(z), 0), volume.voxels.shape[0] - 1)) * volume.step_mm
 
 
 def outside_mm(volume: Volume, point_mm: np.ndarray) -> float:
@@ -1761,6 +1798,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import cv2
 import numpy as np
 
 from osteograde.imaging.geometry import Volume
@@ -1834,7 +1872,14 @@ def _bytes(voxels: np.ndarray, floor: float, ceiling: float) -> np.ndarray:
     if ceiling <= floor:
         return out
     scale = 255.0 / (ceiling - floor)
-    for k, plane in enumerate(voxels):  # slice by slice: stays in the cache
+    if voxels.dtype.kind in "iu" and voxels.itemsize <= 2 and float(floor).is_integer():
+        base = np.full(voxels.shape[1:], floor, voxels.dtype)  # with a scalar numpy's maximum takes five times longer
+        for k, plane in enumerate(voxels):  # slice by slice: stays in the cache
+            above = np.maximum(plane, base)
+            above -= base  # signed values wrap where the difference is too large for them; read as unsigned it is right
+            cv2.convertScaleAbs(above.view(f"u{above.itemsize}"), out[k], scale)
+        return out
+    for k, plane in enumerate(voxels):
         values = plane.astype(np.float32)
         values -= np.float32(floor)
         values *= np.float32(scale)
@@ -1850,8 +1895,11 @@ SOURCE['osteograde/imaging/memory.py'] = r'''"""Memory that was given back stays
 
 from __future__ import annotations
 
+import ctypes
+
 import numpy as np
 
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 _BYTES = (32 << 20) - (64 << 10)  # the largest block that still moves glibc's threshold is 32 MiB
 
 
@@ -1862,6 +1910,20 @@ def keep_freed_memory() -> None:
     than decoding into them (reading a study: 51 ms, afterwards 35). Elsewhere this does nothing.
     """
     np.empty(_BYTES, np.uint8)
+
+
+def keep_all_freed_memory() -> None:
+    """The same without a limit, by glibc's own switches: for training, whose steps ask for the same blocks for hours.
+
+    The activations of a batch are larger than what ``keep_freed_memory`` reaches, and new pages for them are a third of
+    a step on a CPU (MobileNetV2, 32 images of 144 x 288: 81 ms each, afterwards 56). Elsewhere this does nothing.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library
+        return
+    mallopt(_M_MMAP_MAX, 0)
+    mallopt(_M_TRIM_THRESHOLD, -1)
 '''
 
 SOURCE['osteograde/imaging/raster.py'] = r'''"""Pictures without a header of their own (PNG, JPEG, WebP, BMP, TIFF) as grey values and as volumes.
@@ -2056,7 +2118,7 @@ def sample_reference(volume: Volume, roi: Roi, oversample: int = 1) -> np.ndarra
         (np.arange(width * k) + 0.5) / k - 0.5,
         indexing="ij",
     )
-    index = apply(np.linalg.inv(volume.to_mm) @ roi.to_mm, np.stack(fine, axis=-1))
+    index = apply(volume.from_mm @ roi.to_mm, np.stack(fine, axis=-1))
     # "grid-constant": with "constant" rounding puts border samples outside, where they lose their whole value.
     values = map_coordinates(
         volume.voxels.astype(np.float64), np.moveaxis(index, -1, 0), order=1, mode="grid-constant", cval=0.0
@@ -2094,7 +2156,7 @@ def sample(
 def crop_stack(volume: Volume, roi: Roi, device: torch.device, oversample: int | None = None) -> torch.Tensor:
     """(D, H, W) float32 in 0..1 of a volume of bytes, anti-aliased as its spacing asks unless told otherwise."""
     k = oversample_for(volume.spacing_mm, roi.spacing_mm) if oversample is None else oversample
-    move = np.linalg.inv(volume.to_mm) @ roi.to_mm
+    move = volume.from_mm @ roi.to_mm
     z = _slices_of(move, roi.shape)
     if z is None:
         voxels = torch.from_numpy(np.ascontiguousarray(volume.voxels)).to(device)
@@ -2748,7 +2810,7 @@ def read(plain: Mapping[str, Any]) -> Calibration:
     return Calibration(tuple(tuple(float(value) for value in row) for row in mix), bias)
 
 
-def fit(probs: np.ndarray, labels: np.ndarray, weights: Sequence[float]) -> Calibration:
+def fit(probs: np.ndarray, labels: np.ndarray, weights: Sequence[float] | np.ndarray) -> Calibration:
     """The calibration with the lowest class-weighted log loss, penalties added: probs (n, K), labels (n,), weights
     (K,)."""
     logs, own = _centred(probs), np.asarray(weights, float)[labels]
@@ -5391,6 +5453,7 @@ column) in whole *map* pixels; an index is the same in continuous *input* pixels
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -5421,13 +5484,14 @@ def start_of(stack: torch.Tensor, stacks: int) -> torch.Tensor:
 def stack_peaks(found: torch.Tensor, stack: torch.Tensor) -> torch.Tensor:
     """Highest place of every landmark: (N, L, h, w) -> (B, L, 3) whole map pixels; (-1, -1, -1) where all is 0."""
     stacks = int(stack.max()) + 1 if len(stack) else 0
-    value, place = found.flatten(2).max(-1)  # (N, L)
+    flat = found.flatten(2)
+    value = flat.amax(-1)  # (N, L); where it lies is looked up on the best slice alone
     counts, start = torch.bincount(stack, minlength=stacks), start_of(stack, stacks)
     order = torch.arange(len(stack), device=stack.device) - start[stack]
     padded = value.new_full((stacks, int(counts.max()) if stacks else 0, value.shape[1]), -1.0)
     padded[stack, order] = value
     best, where = padded.max(1)  # (B, L)
-    place = place.gather(0, start[:, None] + where)
+    place = flat[start[:, None] + where, torch.arange(flat.shape[1], device=flat.device)].argmax(-1)
     peak = torch.stack([where, place // found.shape[-1], place % found.shape[-1]], -1)
     return torch.where(best[..., None] > 0, peak, torch.full_like(peak, -1))
 
@@ -5478,15 +5542,16 @@ def candidates(
     are fewer.
     """
     # A place that is taken is taken on all slices, so one map a stack is enough.
-    best = [part.max(0) for part in found.split(torch.bincount(stack).tolist())]
-    left, depth = torch.stack([value for value, _ in best]), torch.stack([where for _, where in best])
+    parts = found.split(torch.bincount(stack).tolist())
+    left = torch.stack([part.amax(0) for part in parts])
     free, alone = torch.ones_like(left), torch.arange(len(left), device=found.device)
     peaks, scores = [], []
+    each = torch.arange(found.shape[1], device=found.device)
     rows, columns = (torch.arange(n, device=found.device) for n in found.shape[-2:])
     for _ in range(count):
         flat = stack_peaks(left, alone)  # (B, L, 3)
-        place = (flat[..., 1] * found.shape[-1] + flat[..., 2]).clamp_min(0)
-        z = depth.flatten(2).gather(2, place[..., None])[..., 0]
+        row, column = flat[..., 1].clamp_min(0), flat[..., 2].clamp_min(0)
+        z = torch.stack([part[:, each, y, x].argmax(0) for part, y, x in zip(parts, row, column, strict=True)])
         peak = torch.where(flat[..., :1] < 0, flat, torch.stack([z, flat[..., 1], flat[..., 2]], -1))
         kept = _patches(free, alone, flat)[0].amax(2, keepdim=True)  # the free map has one slice: the middle of three
         patch = _patches(found, stack, peak)[0] * kept
@@ -5533,12 +5598,17 @@ def in_order(
     return chosen
 
 
-def _patches(found: torch.Tensor, stack: torch.Tensor, peak: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Surroundings of peaks: (B, L, 3, S, S), 0 outside the stack and the map, and their slice numbers (B, L, 3)."""
+def _patches(
+    found: torch.Tensor, stack: torch.Tensor, peak: torch.Tensor, reach: int = _REACH, deep: int = 1
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Surroundings of peaks: (B, L, Z, S, S), 0 outside the stack and the map, and their slice numbers (B, L, Z).
+
+    S = 2 reach + 1 map pixels, Z = 2 deep + 1 slices.
+    """
     counts, start = torch.bincount(stack, minlength=len(peak)), start_of(stack, len(peak))
-    reach = torch.arange(-_REACH, _REACH + 1, device=found.device)
-    slices = peak[..., :1] + torch.arange(-1, 2, device=found.device)  # (B, L, 3)
-    rows, columns = peak[..., 1:2] + reach, peak[..., 2:3] + reach  # (B, L, S)
+    away = torch.arange(-reach, reach + 1, device=found.device)
+    slices = peak[..., :1] + torch.arange(-deep, deep + 1, device=found.device)  # (B, L, Z)
+    rows, columns = peak[..., 1:2] + away, peak[..., 2:3] + away  # (B, L, S)
     n = (start[:, None, None] + slices).clamp(0, max(len(stack) - 1, 0))
     landmark = torch.arange(found.shape[1], device=found.device)
     patch = found[
@@ -5562,17 +5632,22 @@ def _near(
     slice_mm: float | torch.Tensor,
 ) -> torch.Tensor:
     """(B, L): probability within NEAR_MM of each index."""
-    start = start_of(stack, len(index))
-    order = torch.arange(len(stack), device=stack.device) - start[stack]
     slice_mm = torch.as_tensor(slice_mm, device=found.device, dtype=found.dtype).expand(len(index))
-    here = index[stack]  # (N, L, 3)
-    rows, columns = ((torch.arange(n, device=found.device) + 0.5) * stride - 0.5 for n in found.shape[-2:])
-    across = ((order[:, None] - here[..., 0]) * slice_mm[stack][:, None]) ** 2
-    down = ((rows - here[..., 1:2]) * pixel_mm) ** 2
-    along = ((columns - here[..., 2:3]) * pixel_mm) ** 2
-    near = across[..., None, None] + down[..., None] + along[..., None, :] <= NEAR_MM**2
-    mass = (found * near).sum((-2, -1))
-    return mass.new_zeros(index.shape[:2]).index_add(0, stack, mass)
+    if not len(index):
+        return found.new_zeros(index.shape[:2])
+    step_mm = stride * pixel_mm
+    own = torch.cat([index[..., :1], (index[..., 1:] + 0.5) / stride - 0.5], -1)  # in map pixels
+    middle = own.round()
+    reach = min(math.ceil(NEAR_MM / step_mm) + 1, max(found.shape[-2:]))
+    deep = min(math.ceil(NEAR_MM / float(slice_mm.min())) + 1, len(stack))
+    patch, slices = _patches(found, stack, middle.long(), reach, deep)
+    away = (
+        middle[..., 1:, None] - own[..., 1:, None] + torch.arange(-reach, reach + 1, device=found.device)
+    )  # (B, L, 2, S)
+    across = ((slices - own[..., :1]) * slice_mm[:, None, None]) ** 2
+    down, along = ((away * step_mm) ** 2).unbind(2)
+    near = across[..., None, None] + down[:, :, None, :, None] + along[:, :, None, None, :] <= NEAR_MM**2
+    return (patch * near).sum((2, 3, 4))
 '''
 
 SOURCE['osteograde/models/locators/unet.py'] = r'''"""A segmenting locator: a U-Net labels every pixel, and the discs it outlines become maps like the heatmap's.
