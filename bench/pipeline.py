@@ -113,7 +113,7 @@ def nets_alone(calls: list[tuple[Callable, tuple]]) -> None:
         torch.cuda.synchronize()
 
 
-def frames(files: list[Path]) -> list[tuple[bytearray, int, int, int, int]]:
+def frames(files: list[Path]) -> list[tuple[memoryview, int, int, int, int]]:
     """What ``decode_rle_within`` takes of every file."""
     found = []
     for file in files:

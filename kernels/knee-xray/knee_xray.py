@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
-from osteograde.imaging.dicom.rle import MAX_PIXELS, decode_rle_within
+from osteograde.imaging.dicom.rle import MAX_PIXELS, Buffer, decode_rle_within
 
 Header = dict[str, Any]
 
@@ -99,7 +99,7 @@ _WANTED: dict[int, tuple[str, int, Callable[[bytes], Any]]] = {
 }
 
 
-def quick_read(data: bytearray) -> tuple[Header, np.ndarray] | None:
+def quick_read(data: Buffer) -> tuple[Header, np.ndarray] | None:
     """The wanted elements by keyword and the stored (rows, columns) pixels of a usual file, else None.
 
     Uncompressed pixels are a view of the data; while this runs, the data are changed and put back.
@@ -117,7 +117,7 @@ def quick_read(data: bytearray) -> tuple[Header, np.ndarray] | None:
     return None if pixels is None else (header, pixels)
 
 
-def _walk(data: bytearray) -> tuple[Header, int, int] | None:
+def _walk(data: Buffer) -> tuple[Header, int, int] | None:
     """Elements up to the pixels, where their value starts, and its declared length."""
     header: Header = {}
     at, last, size = 132, 0, len(data)
@@ -162,7 +162,7 @@ def _is_usual(header: Header) -> bool:
     )
 
 
-def _pixels(data: bytearray, header: Header, at: int, length: int) -> np.ndarray | None:
+def _pixels(data: Buffer, header: Header, at: int, length: int) -> np.ndarray | None:
     rows, columns = header["Rows"], header["Columns"]
     if header["TransferSyntaxUID"] == RLELossless:
         frame = _only_fragment(data, at) if length == _UNDEFINED else None
@@ -174,14 +174,14 @@ def _pixels(data: bytearray, header: Header, at: int, length: int) -> np.ndarray
     return pixels.view(np.int16) if pixels is not None and header["PixelRepresentation"] else pixels
 
 
-def _only_fragment(data: bytearray, at: int) -> tuple[int, int] | None:
+def _only_fragment(data: Buffer, at: int) -> tuple[int, int] | None:
     """Where the one fragment behind the offset table starts, and its length."""
     start, length = _item(data, at, _ITEM)
     start, length = _item(data, start + length, _ITEM)
     return (start, length) if _item(data, start + length, _END)[1] == 0 else None
 
 
-def _item(data: bytearray, at: int, expected: int) -> tuple[int, int]:
+def _item(data: Buffer, at: int, expected: int) -> tuple[int, int]:
     group, element, length = struct.unpack_from("<HHL", data, at)
     if group << 16 | element != expected:
         raise ValueError("another item than expected")
@@ -515,6 +515,7 @@ import numpy as np
 
 MAX_PIXELS = 64 << 20
 MAX_EXPANSION = 64  # PackBits writes at most 128 bytes for 2
+Buffer = bytearray | memoryview  # bytes that may be written to
 Strip = tuple[int, int]  # where the PackBits of a plane start and how long they are
 _SHORT, _LONG = 3, 4
 _HEADER_BYTES = 64
@@ -524,7 +525,7 @@ _HEADS = {count: struct.Struct("<2sHLH" + "HHLL" * _ENTRIES + "L" * (1 + 2 * cou
 
 
 @cache
-def accelerator() -> Callable[[bytearray, list[Strip], int, int], np.ndarray | None] | None:
+def accelerator() -> Callable[[Buffer, list[Strip], int, int], np.ndarray | None] | None:
     """The decoder that numba compiles (seconds, once), tried out; None where there is none or it does not work."""
     try:
         from osteograde.imaging.dicom import rle_numba
@@ -549,7 +550,7 @@ def decode_rle(data: bytes | memoryview, rows: int, columns: int, bytes_per_samp
 
 
 def decode_rle_within(
-    buffer: bytearray, at: int, length: int, rows: int, columns: int, bytes_per_sample: int = 2
+    buffer: Buffer, at: int, length: int, rows: int, columns: int, bytes_per_sample: int = 2
 ) -> np.ndarray | None:
     """The same for a frame of ``length`` bytes that starts at ``at``; the buffer is changed while this runs."""
     strips = _segments(buffer, at, length)
@@ -572,7 +573,7 @@ def decode_rle_within(
     return pixels
 
 
-def _segments(buffer: bytearray, at: int, length: int) -> list[Strip]:
+def _segments(buffer: Buffer, at: int, length: int) -> list[Strip]:
     """The segments of a frame, or an empty list where the header makes no sense."""
     if length < _HEADER_BYTES or at + length > len(buffer):
         return []
@@ -585,7 +586,7 @@ def _segments(buffer: bytearray, at: int, length: int) -> list[Strip]:
     return [(at + a, b - a) for a, b in pairwise(edges)]
 
 
-def _unpack(buffer: bytearray, strips: list[Strip], rows: int, columns: int) -> np.ndarray | None:
+def _unpack(buffer: Buffer, strips: list[Strip], rows: int, columns: int) -> np.ndarray | None:
     size = rows * columns
     width, height = columns, rows  # of the 16-bit image that holds one plane
     if columns % 2 == 0:
@@ -605,23 +606,23 @@ def _unpack(buffer: bytearray, strips: list[Strip], rows: int, columns: int) -> 
     return merged.reshape(rows, columns * 2).view("<u2")
 
 
-def _lengthened(buffer: bytearray, strips: list[Strip], zeros: int) -> tuple[bytearray, list[Strip]]:
+def _lengthened(buffer: Buffer, strips: list[Strip], zeros: int) -> tuple[Buffer, list[Strip]]:
     """A buffer of the strips alone, each followed by PackBits for that many zeros."""
     full, rest = divmod(zeros, 128)
     tail = b"" if rest == 0 else b"\0\0" if rest == 1 else bytes([257 - rest, 0])
     more = b"\x81\0" * full + tail
-    parts = [buffer[start : start + count] + more for start, count in strips]
+    parts = [bytes(buffer[start : start + count]) + more for start, count in strips]
     starts = accumulate(map(len, parts[:-1]), initial=_HEADS[2].size)
     return bytearray(_HEADS[2].size) + b"".join(parts), [(a, len(part)) for a, part in zip(starts, parts, strict=True)]
 
 
-def _decode_strips(buffer: bytearray, strips: list[Strip], width: int, height: int) -> np.ndarray | None:
+def _decode_strips(buffer: Buffer, strips: list[Strip], width: int, height: int) -> np.ndarray | None:
     """The image (planes * height, width) of 16-bit samples that OpenCV makes of PackBits strips, one per plane."""
     head = _HEADS[len(strips)]
     first, last = strips[0][0] - head.size, sum(strips[-1])
     if first < 0:
         return None
-    covered = buffer[first : first + head.size]
+    covered = bytes(buffer[first : first + head.size])
     buffer[first : first + head.size] = _tiff_head([(start - first, count) for start, count in strips], width, height)
     try:
         with _quiet_opencv():
@@ -684,13 +685,29 @@ from numba.core.errors import NumbaError
 from numba.extending import intrinsic
 
 STEP = 16
-SPARE = STEP  # bytes behind a plane that the last copy may reach
-_BYTES = ir.VectorType(ir.IntType(8), STEP)
+SPARE = STEP  # bytes behind a plane, and words behind the pixels, that the last copy may reach
+_BYTES, _PAIRED = ir.VectorType(ir.IntType(8), STEP), ir.VectorType(ir.IntType(8), 2 * STEP)
+_LANES, _PAIRED_LANES = ir.VectorType(ir.IntType(32), STEP), ir.VectorType(ir.IntType(32), 2 * STEP)
 
 
-def _pointer(context, builder, kind, array, index):
+def _pointer(context, builder, kind, array, index, block=_BYTES):
     data = cgutils.create_struct_proxy(kind)(context, builder, array).data
-    return builder.bitcast(builder.gep(data, [index]), _BYTES.as_pointer())
+    return builder.bitcast(builder.gep(data, [index]), block.as_pointer())
+
+
+def _spread(builder, value):
+    """A block of one byte 16 times."""
+    empty = ir.Constant(_BYTES, ir.Undefined)
+    one = builder.insert_element(empty, value, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(one, empty, ir.Constant(_LANES, [0] * STEP))
+
+
+def _store_words(context, builder, kinds, words, at, low, upper):
+    """words[at : at + 16] = upper[at : at + 16] << 8 | low, a block of 16 bytes."""
+    high = builder.load(_pointer(context, builder, kinds[1], upper, at), align=1)
+    order = [lane for pair in zip(range(STEP), range(STEP, 2 * STEP), strict=True) for lane in pair]
+    both = builder.shuffle_vector(low, high, ir.Constant(_PAIRED_LANES, order))
+    builder.store(both, _pointer(context, builder, kinds[0], words, at, _PAIRED), align=1)
 
 
 @intrinsic
@@ -711,13 +728,37 @@ def _fill(_, target, at, value):
     """target[at : at + 16] = value, of bytes and without a check."""
 
     def made(context, builder, signature, values):
-        empty = ir.Constant(_BYTES, ir.Undefined)
-        one = builder.insert_element(empty, values[2], ir.Constant(ir.IntType(32), 0))
-        block = builder.shuffle_vector(one, empty, ir.Constant(ir.VectorType(ir.IntType(32), STEP), [0] * STEP))
+        block = _spread(builder, values[2])
         builder.store(block, _pointer(context, builder, signature.args[0], values[0], values[1]), align=1)
         return context.get_dummy_value()
 
     return types.void(target, types.intp, types.uint8), made
+
+
+@intrinsic
+def _copy_words(_, words, at, source, start, upper):
+    """words[at : at + 16] = upper[at : at + 16] << 8 | source[start : start + 16], without a check."""
+
+    def made(context, builder, signature, values):
+        kinds = signature.args
+        low = builder.load(_pointer(context, builder, kinds[2], values[2], values[3]), align=1)
+        _store_words(context, builder, (kinds[0], kinds[4]), values[0], values[1], low, values[4])
+        return context.get_dummy_value()
+
+    return types.void(words, types.intp, source, types.intp, upper), made
+
+
+@intrinsic
+def _fill_words(_, words, at, value, upper):
+    """words[at : at + 16] = upper[at : at + 16] << 8 | value, without a check."""
+
+    def made(context, builder, signature, values):
+        kinds = signature.args
+        low = _spread(builder, values[2])
+        _store_words(context, builder, (kinds[0], kinds[3]), values[0], values[1], low, values[3])
+        return context.get_dummy_value()
+
+    return types.void(words, types.intp, types.uint8, upper), made
 
 
 def _compiled(function):
@@ -758,20 +799,44 @@ def _plane(source, start, end, target, size):
 
 
 @_compiled
-def _frame(source, high, low, scratch, pixels):
+def _words(source, start, end, upper, words, size):
+    """The same for the low plane, each byte put below that of ``upper`` at once; words has SPARE words more."""
+    at = np.int64(0)
+    while start < end and at < size:
+        code = np.int64(source[start])
+        start += 1
+        if code < 128:
+            count = code + 1
+            if start + count > end or at + count > size:
+                return False
+            if start + count + STEP > source.size:
+                for i in range(count):
+                    words[at + i] = np.uint16(upper[at + i]) << 8 | np.uint16(source[start + i])
+            else:
+                for i in range(0, count, STEP):
+                    _copy_words(words, at + i, source, start + i, upper)
+            start += count
+            at += count  # type: ignore[assignment]
+        elif code > 128:
+            count = 257 - code
+            if start >= end or at + count > size:
+                return False
+            for i in range(0, count, STEP):
+                _fill_words(words, at + i, source[start], upper)
+            start += 1
+            at += count  # type: ignore[assignment]
+    return at == size
+
+
+@_compiled
+def _frame(source, high, low, upper, words, size):
     """Two planes, (start, length) each, to words; whether both are whole."""
-    size = pixels.size
-    upper, lower = scratch[: size + SPARE], scratch[size + SPARE :]
-    if not _plane(source, high[0], high[0] + high[1], upper, size):
-        return False
-    if not _plane(source, low[0], low[0] + low[1], lower, size):
-        return False
-    for i in range(size):
-        pixels[i] = np.uint16(upper[i]) << 8 | np.uint16(lower[i])
-    return True
+    return _plane(source, high[0], high[0] + high[1], upper, size) and _words(
+        source, low[0], low[0] + low[1], upper, words, size
+    )
 
 
-def decode(buffer: bytearray, strips: list[tuple[int, int]], rows: int, columns: int) -> np.ndarray | None:
+def decode(buffer: bytearray | memoryview, strips: list[tuple[int, int]], rows: int, columns: int) -> np.ndarray | None:
     """(rows, columns) uint16 of the PackBits of the high and the low plane, each (start, length) in the buffer.
 
     None where one of them is not exactly rows x columns bytes. The interpreter's lock is released meanwhile.
@@ -780,8 +845,8 @@ def decode(buffer: bytearray, strips: list[tuple[int, int]], rows: int, columns:
     source = np.frombuffer(buffer, np.uint8)
     if min(*high, *low) < 0 or max(sum(high), sum(low)) > source.size:
         return None
-    scratch, pixels = np.empty(2 * (size + SPARE), np.uint8), np.empty(size, np.uint16)
-    return pixels.reshape(rows, columns) if _frame(source, high, low, scratch, pixels) else None
+    upper, words = np.empty(size + SPARE, np.uint8), np.empty(size + SPARE, np.uint16)
+    return words[:size].reshape(rows, columns) if _frame(source, high, low, upper, words, size) else None
 
 
 def works() -> bool:
@@ -972,7 +1037,7 @@ def _slices(dataset: Dataset, name: str) -> tuple[Slice, ...]:
     return tuple(_slice(dataset, pixels[k], k, frames, name, notes) for k in range(frames))
 
 
-def contents(path: Path) -> bytearray:
+def contents(path: Path) -> memoryview:
     """The bytes of a file; UnreadableSlice beyond the cap and for an empty file."""
     try:
         data = files.contents(Path(path), MAX_FILE_BYTES)
@@ -985,10 +1050,10 @@ def contents(path: Path) -> bytearray:
     return data
 
 
-def parsed(data: bytearray) -> Dataset:
+def parsed(data: memoryview) -> Dataset:
     """The data set with a transfer syntax, also where preamble or file meta are missing."""
     marked = data[128:132] == b"DICM"
-    if DEFLATED in data[:2048]:
+    if DEFLATED in bytes(data[:2048]):
         _check_inflation(data)
     try:
         dataset = pydicom.dcmread(BytesIO(data), force=True)
@@ -1009,12 +1074,12 @@ def _guessed_syntax(dataset: Dataset) -> UID:
     return ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
 
 
-def _check_inflation(data: bytearray) -> None:
+def _check_inflation(data: memoryview) -> None:
     """pydicom inflates a deflated file whole on opening; look first how far it goes."""
     length = struct.unpack_from("<L", data, 140)[0] if len(data) > 144 else 0
     limit = min(MAX_INFLATED_BYTES, max(_FREE_INFLATED_BYTES, _MAX_INFLATION * len(data)))
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    rest: bytes | bytearray = data[144 + length :]
+    rest: bytes | memoryview = data[144 + length :]
     written = 0
     try:
         while rest and not inflater.eof:
@@ -1560,6 +1625,8 @@ import time
 from io import FileIO
 from pathlib import Path
 
+import numpy as np
+
 ASK_AGAIN_S = (0.1, 0.4)  # waits before the second and the third try
 PASSING = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY})
 
@@ -1568,8 +1635,10 @@ class FileTooLarge(OSError):
     """A file that has more bytes than the caller takes."""
 
 
-def contents(path: Path, most: int) -> bytearray:
+def contents(path: Path, most: int) -> memoryview:
     """The bytes of a regular file of at most ``most`` bytes; raises OSError (FileTooLarge where it has more).
+
+    They may be written to.
 
     Errors that pass on a network mount are tried twice more, after a moment; others, such as a forbidden file, are not.
     """
@@ -1583,19 +1652,19 @@ def contents(path: Path, most: int) -> bytearray:
     raise AssertionError("the last try returns or raises")
 
 
-def _read(path: Path, most: int) -> bytearray:
+def _read(path: Path, most: int) -> memoryview:
     # Without O_NONBLOCK opening a named pipe would wait for ever; regular files ignore it. Reading into a buffer of the
-    # file's size takes half the time of a buffered file.
+    # file's size takes half the time of a buffered file, and one that is not filled with zeros first half of that.
     with FileIO(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
         told = os.fstat(file.fileno())
         if not stat.S_ISREG(told.st_mode):
             raise OSError(errno.EINVAL, "not a regular file")
         if told.st_size > most:
             raise FileTooLarge(errno.EFBIG, "larger than expected")
-        data, filled = bytearray(told.st_size), 0
-        while filled < len(data) and (count := file.readinto(memoryview(data)[filled:])):
+        data, filled = np.empty(told.st_size, np.uint8).data, 0
+        while filled < len(data) and (count := file.readinto(data[filled:])):
             filled += count
-        return data[:filled] if filled < len(data) else data
+        return data[:filled]
 '''
 
 SOURCE['osteograde/imaging/geometry.py'] = r'''"""Where a scan is: grids of voxels and regions of interest in patient millimetres.
@@ -2023,7 +2092,7 @@ def read_images(
     return volumes
 
 
-def _contents(path: Path) -> bytearray:
+def _contents(path: Path) -> memoryview:
     try:
         return contents(path, MAX_FILE_BYTES)
     except FileTooLarge:
@@ -2167,16 +2236,19 @@ def crop_stack(volume: Volume, roi: Roi, device: torch.device, oversample: int |
 
     out = torch.zeros(roi.shape, dtype=torch.float32, device=device)
     _fill_from_slices(out, gather, volume.voxels.shape, z, move, k)
-    return out / 255.0
+    return out.div_(255.0)
 
 
 def _slices_of(move: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray | None:
     """The slice number of each plane of a box that lies on the volume's own slices, else None."""
     depth, height, width = shape
-    d, h, w = np.meshgrid(np.arange(depth), [0, height - 1], [0, width - 1], indexing="ij")
-    z = move[0, 0] * d + move[0, 1] * h + move[0, 2] * w + move[0, 3]
-    whole = np.round(z[:, 0, 0])
-    return whole.astype(np.int64) if abs(z - whole[:, None, None]).max() < _ON_SLICE else None
+    step, down, across, start = move[0].tolist()
+    z = step * np.arange(depth) + start  # of the first corner; the others lie ``rise`` further on
+    rise = [a + b for a in (0.0, down * (height - 1)) for b in (0.0, across * (width - 1))]
+    whole = np.round(z)
+    away = z - whole
+    farthest = max(away.max() + max(rise), -away.min() - min(rise))
+    return whole.astype(np.int64) if farthest < _ON_SLICE else None
 
 
 def _fill_from_slices(
@@ -2203,13 +2275,15 @@ def _fill_from_slices(
             slices.device.type == "cpu" and max(abs(plane[0, 1]), abs(plane[1, 0])) * max(height, width) < _UPRIGHT
         )
         values = (_stretched if upright else _interpolated)(slices, plane, (height, width), oversample)
-        out_DHW[torch.from_numpy(chunk).to(out_DHW.device)] = values
+        out_DHW[int(chunk[0]) : int(chunk[-1]) + 1] = values  # slices follow each other: what lies inside has no gap
 
 
 def _touched(row: np.ndarray, shape: tuple[int, ...], size: int) -> slice:
     """The range of voxels along one axis that a plane's samples, a cell beyond its ends included, can reach."""
-    ends = [row[:2] @ corner + row[2] for corner in ((a, b) for a in (-1, shape[0]) for b in (-1, shape[1]))]
-    return slice(max(0, math.floor(min(ends)) - 1), min(size, math.ceil(max(ends)) + 2))
+    *steps, start = row.tolist()
+    ends = [sorted((-step, step * count)) for step, count in zip(steps, shape, strict=True)]
+    least, most = (start + sum(side) for side in zip(*ends, strict=True))
+    return slice(max(0, math.floor(least) - 1), min(size, math.ceil(most) + 2))
 
 
 def _stretched(images: torch.Tensor, move: np.ndarray, shape: tuple[int, int], oversample: int) -> torch.Tensor:
@@ -2230,12 +2304,16 @@ def _stretched(images: torch.Tensor, move: np.ndarray, shape: tuple[int, int], o
 def _weights(step: float, start: float, count: int, size: int, oversample: int) -> csr_array:
     """(count, size) weights of linear interpolation at start + step * i, each the mean of ``oversample`` points."""
     at = step * ((np.arange(count * oversample) + 0.5) / oversample - 0.5) + start
-    index = (np.floor(at)[:, None] + (0.0, 1.0)).ravel()
-    weight = (1.0 - abs(np.repeat(at, 2) - index)) / oversample
-    weight[(index < 0) | (index >= size)] = 0.0
-    index = index.clip(0, size - 1).astype(np.int32)
-    ends = np.arange(0, len(index) + 1, 2 * oversample, dtype=np.int32)  # a column may come twice in a row: they add up
-    return csr_array((weight.astype(np.float32), index, ends), shape=(count, size))
+    below = np.floor(at).clip(-2, size)  # what lies outside stays there, however far
+    index, weight = np.empty((len(at), 2), np.int32), np.empty((len(at), 2), np.float32)
+    index[:, 0], index[:, 1] = below, below + 1
+    weight[:, 1] = (at - below) / oversample
+    weight[:, 0] = 1 / oversample - weight[:, 1]
+    if index[0, 0] < 0 or index[-1, 0] < 0 or max(index[0, 1], index[-1, 1]) >= size:  # the ends reach farthest
+        weight[(index < 0) | (index >= size)] = 0
+        index.clip(0, size - 1, out=index)
+    ends = np.arange(0, index.size + 1, 2 * oversample, dtype=np.int32)  # a column may come twice in a row: they add up
+    return csr_array((weight.ravel(), index.ravel(), ends), shape=(count, size))
 
 
 def _fill_from_volume(out_DHW: torch.Tensor, volume_ZYX: torch.Tensor, move: np.ndarray, oversample: int) -> None:
@@ -3106,7 +3184,7 @@ def _is_lost(answer: np.ndarray | None, study: Loaded, stage: str) -> bool:
 def _find(stage: Locate, looks: Sequence[Pass], nets: Nets) -> list[np.ndarray]:
     """Per pass (L, 4): index of each landmark in the pass's box, and the confidence; NaN where no fold is finite."""
     images, laterals = zip(*(pass_images(look, nets.device) for look in looks), strict=True)
-    image = torch.cat(images).contiguous(memory_format=torch.channels_last)
+    image = (images[0] if len(images) == 1 else torch.cat(images)).contiguous(memory_format=torch.channels_last)
     lateral = torch.cat(laterals)
     depths = torch.tensor([look.roi.shape[0] for look in looks], device=nets.device)
     stack = torch.repeat_interleave(torch.arange(len(looks), device=nets.device), depths)
@@ -4286,12 +4364,17 @@ def lateral_mm(roi: Roi, midline_mm: float) -> np.ndarray:
 
 
 def neighbours(crop_DHW: torch.Tensor, lateral_DW: torch.Tensor) -> torch.Tensor:
-    """(D, 4, H, W): the slice before, the slice, the slice after (the ends repeat), and the lateral coordinate."""
-    depth, height, _ = crop_DHW.shape
-    index = torch.arange(depth, device=crop_DHW.device)
-    before, after = crop_DHW[(index - 1).clamp(min=0)], crop_DHW[(index + 1).clamp(max=depth - 1)]
-    lateral = (lateral_DW / LATERAL_SCALE_MM)[:, None, :].expand(-1, height, -1)
-    return torch.stack([before, crop_DHW, after, lateral], 1)
+    """(D, 4, H, W): the slice before, the slice, the slice after (the ends repeat), and the lateral coordinate.
+
+    Channels last in memory, as nets read them: written once, in place of a copy each time they are stacked.
+    """
+    depth, height, width = crop_DHW.shape
+    images = torch.empty(
+        (depth, 4, height, width), dtype=crop_DHW.dtype, device=crop_DHW.device, memory_format=torch.channels_last
+    )
+    images[:, :3] = torch.cat([crop_DHW[:1], crop_DHW, crop_DHW[-1:]]).unfold(0, 3, 1).permute(0, 3, 1, 2)
+    images[:, 3] = (lateral_DW / LATERAL_SCALE_MM)[:, None]
+    return images
 
 
 def pass_images(look: Pass, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

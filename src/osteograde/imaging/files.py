@@ -9,6 +9,8 @@ import time
 from io import FileIO
 from pathlib import Path
 
+import numpy as np
+
 ASK_AGAIN_S = (0.1, 0.4)  # waits before the second and the third try
 PASSING = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY})
 
@@ -17,8 +19,10 @@ class FileTooLarge(OSError):
     """A file that has more bytes than the caller takes."""
 
 
-def contents(path: Path, most: int) -> bytearray:
+def contents(path: Path, most: int) -> memoryview:
     """The bytes of a regular file of at most ``most`` bytes; raises OSError (FileTooLarge where it has more).
+
+    They may be written to.
 
     Errors that pass on a network mount are tried twice more, after a moment; others, such as a forbidden file, are not.
     """
@@ -32,16 +36,16 @@ def contents(path: Path, most: int) -> bytearray:
     raise AssertionError("the last try returns or raises")
 
 
-def _read(path: Path, most: int) -> bytearray:
+def _read(path: Path, most: int) -> memoryview:
     # Without O_NONBLOCK opening a named pipe would wait for ever; regular files ignore it. Reading into a buffer of the
-    # file's size takes half the time of a buffered file.
+    # file's size takes half the time of a buffered file, and one that is not filled with zeros first half of that.
     with FileIO(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
         told = os.fstat(file.fileno())
         if not stat.S_ISREG(told.st_mode):
             raise OSError(errno.EINVAL, "not a regular file")
         if told.st_size > most:
             raise FileTooLarge(errno.EFBIG, "larger than expected")
-        data, filled = bytearray(told.st_size), 0
-        while filled < len(data) and (count := file.readinto(memoryview(data)[filled:])):
+        data, filled = np.empty(told.st_size, np.uint8).data, 0
+        while filled < len(data) and (count := file.readinto(data[filled:])):
             filled += count
-        return data[:filled] if filled < len(data) else data
+        return data[:filled]

@@ -95,7 +95,7 @@ def read_images(
     return volumes
 
 
-def _contents(path: Path) -> bytearray:
+def _contents(path: Path) -> memoryview:
     try:
         return contents(path, MAX_FILE_BYTES)
     except FileTooLarge:

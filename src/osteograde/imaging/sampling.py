@@ -93,16 +93,19 @@ def crop_stack(volume: Volume, roi: Roi, device: torch.device, oversample: int |
 
     out = torch.zeros(roi.shape, dtype=torch.float32, device=device)
     _fill_from_slices(out, gather, volume.voxels.shape, z, move, k)
-    return out / 255.0
+    return out.div_(255.0)
 
 
 def _slices_of(move: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray | None:
     """The slice number of each plane of a box that lies on the volume's own slices, else None."""
     depth, height, width = shape
-    d, h, w = np.meshgrid(np.arange(depth), [0, height - 1], [0, width - 1], indexing="ij")
-    z = move[0, 0] * d + move[0, 1] * h + move[0, 2] * w + move[0, 3]
-    whole = np.round(z[:, 0, 0])
-    return whole.astype(np.int64) if abs(z - whole[:, None, None]).max() < _ON_SLICE else None
+    step, down, across, start = move[0].tolist()
+    z = step * np.arange(depth) + start  # of the first corner; the others lie ``rise`` further on
+    rise = [a + b for a in (0.0, down * (height - 1)) for b in (0.0, across * (width - 1))]
+    whole = np.round(z)
+    away = z - whole
+    farthest = max(away.max() + max(rise), -away.min() - min(rise))
+    return whole.astype(np.int64) if farthest < _ON_SLICE else None
 
 
 def _fill_from_slices(
@@ -129,13 +132,15 @@ def _fill_from_slices(
             slices.device.type == "cpu" and max(abs(plane[0, 1]), abs(plane[1, 0])) * max(height, width) < _UPRIGHT
         )
         values = (_stretched if upright else _interpolated)(slices, plane, (height, width), oversample)
-        out_DHW[torch.from_numpy(chunk).to(out_DHW.device)] = values
+        out_DHW[int(chunk[0]) : int(chunk[-1]) + 1] = values  # slices follow each other: what lies inside has no gap
 
 
 def _touched(row: np.ndarray, shape: tuple[int, ...], size: int) -> slice:
     """The range of voxels along one axis that a plane's samples, a cell beyond its ends included, can reach."""
-    ends = [row[:2] @ corner + row[2] for corner in ((a, b) for a in (-1, shape[0]) for b in (-1, shape[1]))]
-    return slice(max(0, math.floor(min(ends)) - 1), min(size, math.ceil(max(ends)) + 2))
+    *steps, start = row.tolist()
+    ends = [sorted((-step, step * count)) for step, count in zip(steps, shape, strict=True)]
+    least, most = (start + sum(side) for side in zip(*ends, strict=True))
+    return slice(max(0, math.floor(least) - 1), min(size, math.ceil(most) + 2))
 
 
 def _stretched(images: torch.Tensor, move: np.ndarray, shape: tuple[int, int], oversample: int) -> torch.Tensor:
@@ -156,12 +161,16 @@ def _stretched(images: torch.Tensor, move: np.ndarray, shape: tuple[int, int], o
 def _weights(step: float, start: float, count: int, size: int, oversample: int) -> csr_array:
     """(count, size) weights of linear interpolation at start + step * i, each the mean of ``oversample`` points."""
     at = step * ((np.arange(count * oversample) + 0.5) / oversample - 0.5) + start
-    index = (np.floor(at)[:, None] + (0.0, 1.0)).ravel()
-    weight = (1.0 - abs(np.repeat(at, 2) - index)) / oversample
-    weight[(index < 0) | (index >= size)] = 0.0
-    index = index.clip(0, size - 1).astype(np.int32)
-    ends = np.arange(0, len(index) + 1, 2 * oversample, dtype=np.int32)  # a column may come twice in a row: they add up
-    return csr_array((weight.astype(np.float32), index, ends), shape=(count, size))
+    below = np.floor(at).clip(-2, size)  # what lies outside stays there, however far
+    index, weight = np.empty((len(at), 2), np.int32), np.empty((len(at), 2), np.float32)
+    index[:, 0], index[:, 1] = below, below + 1
+    weight[:, 1] = (at - below) / oversample
+    weight[:, 0] = 1 / oversample - weight[:, 1]
+    if index[0, 0] < 0 or index[-1, 0] < 0 or max(index[0, 1], index[-1, 1]) >= size:  # the ends reach farthest
+        weight[(index < 0) | (index >= size)] = 0
+        index.clip(0, size - 1, out=index)
+    ends = np.arange(0, index.size + 1, 2 * oversample, dtype=np.int32)  # a column may come twice in a row: they add up
+    return csr_array((weight.ravel(), index.ravel(), ends), shape=(count, size))
 
 
 def _fill_from_volume(out_DHW: torch.Tensor, volume_ZYX: torch.Tensor, move: np.ndarray, oversample: int) -> None:

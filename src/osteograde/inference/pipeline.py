@@ -78,7 +78,7 @@ def _is_lost(answer: np.ndarray | None, study: Loaded, stage: str) -> bool:
 def _find(stage: Locate, looks: Sequence[Pass], nets: Nets) -> list[np.ndarray]:
     """Per pass (L, 4): index of each landmark in the pass's box, and the confidence; NaN where no fold is finite."""
     images, laterals = zip(*(pass_images(look, nets.device) for look in looks), strict=True)
-    image = torch.cat(images).contiguous(memory_format=torch.channels_last)
+    image = (images[0] if len(images) == 1 else torch.cat(images)).contiguous(memory_format=torch.channels_last)
     lateral = torch.cat(laterals)
     depths = torch.tensor([look.roi.shape[0] for look in looks], device=nets.device)
     stack = torch.repeat_interleave(torch.arange(len(looks), device=nets.device), depths)

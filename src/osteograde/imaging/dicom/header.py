@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
-from osteograde.imaging.dicom.rle import MAX_PIXELS, decode_rle_within
+from osteograde.imaging.dicom.rle import MAX_PIXELS, Buffer, decode_rle_within
 
 Header = dict[str, Any]
 
@@ -76,7 +76,7 @@ _WANTED: dict[int, tuple[str, int, Callable[[bytes], Any]]] = {
 }
 
 
-def quick_read(data: bytearray) -> tuple[Header, np.ndarray] | None:
+def quick_read(data: Buffer) -> tuple[Header, np.ndarray] | None:
     """The wanted elements by keyword and the stored (rows, columns) pixels of a usual file, else None.
 
     Uncompressed pixels are a view of the data; while this runs, the data are changed and put back.
@@ -94,7 +94,7 @@ def quick_read(data: bytearray) -> tuple[Header, np.ndarray] | None:
     return None if pixels is None else (header, pixels)
 
 
-def _walk(data: bytearray) -> tuple[Header, int, int] | None:
+def _walk(data: Buffer) -> tuple[Header, int, int] | None:
     """Elements up to the pixels, where their value starts, and its declared length."""
     header: Header = {}
     at, last, size = 132, 0, len(data)
@@ -139,7 +139,7 @@ def _is_usual(header: Header) -> bool:
     )
 
 
-def _pixels(data: bytearray, header: Header, at: int, length: int) -> np.ndarray | None:
+def _pixels(data: Buffer, header: Header, at: int, length: int) -> np.ndarray | None:
     rows, columns = header["Rows"], header["Columns"]
     if header["TransferSyntaxUID"] == RLELossless:
         frame = _only_fragment(data, at) if length == _UNDEFINED else None
@@ -151,14 +151,14 @@ def _pixels(data: bytearray, header: Header, at: int, length: int) -> np.ndarray
     return pixels.view(np.int16) if pixels is not None and header["PixelRepresentation"] else pixels
 
 
-def _only_fragment(data: bytearray, at: int) -> tuple[int, int] | None:
+def _only_fragment(data: Buffer, at: int) -> tuple[int, int] | None:
     """Where the one fragment behind the offset table starts, and its length."""
     start, length = _item(data, at, _ITEM)
     start, length = _item(data, start + length, _ITEM)
     return (start, length) if _item(data, start + length, _END)[1] == 0 else None
 
 
-def _item(data: bytearray, at: int, expected: int) -> tuple[int, int]:
+def _item(data: Buffer, at: int, expected: int) -> tuple[int, int]:
     group, element, length = struct.unpack_from("<HHL", data, at)
     if group << 16 | element != expected:
         raise ValueError("another item than expected")

@@ -23,6 +23,7 @@ import numpy as np
 
 MAX_PIXELS = 64 << 20
 MAX_EXPANSION = 64  # PackBits writes at most 128 bytes for 2
+Buffer = bytearray | memoryview  # bytes that may be written to
 Strip = tuple[int, int]  # where the PackBits of a plane start and how long they are
 _SHORT, _LONG = 3, 4
 _HEADER_BYTES = 64
@@ -32,7 +33,7 @@ _HEADS = {count: struct.Struct("<2sHLH" + "HHLL" * _ENTRIES + "L" * (1 + 2 * cou
 
 
 @cache
-def accelerator() -> Callable[[bytearray, list[Strip], int, int], np.ndarray | None] | None:
+def accelerator() -> Callable[[Buffer, list[Strip], int, int], np.ndarray | None] | None:
     """The decoder that numba compiles (seconds, once), tried out; None where there is none or it does not work."""
     try:
         from osteograde.imaging.dicom import rle_numba
@@ -57,7 +58,7 @@ def decode_rle(data: bytes | memoryview, rows: int, columns: int, bytes_per_samp
 
 
 def decode_rle_within(
-    buffer: bytearray, at: int, length: int, rows: int, columns: int, bytes_per_sample: int = 2
+    buffer: Buffer, at: int, length: int, rows: int, columns: int, bytes_per_sample: int = 2
 ) -> np.ndarray | None:
     """The same for a frame of ``length`` bytes that starts at ``at``; the buffer is changed while this runs."""
     strips = _segments(buffer, at, length)
@@ -80,7 +81,7 @@ def decode_rle_within(
     return pixels
 
 
-def _segments(buffer: bytearray, at: int, length: int) -> list[Strip]:
+def _segments(buffer: Buffer, at: int, length: int) -> list[Strip]:
     """The segments of a frame, or an empty list where the header makes no sense."""
     if length < _HEADER_BYTES or at + length > len(buffer):
         return []
@@ -93,7 +94,7 @@ def _segments(buffer: bytearray, at: int, length: int) -> list[Strip]:
     return [(at + a, b - a) for a, b in pairwise(edges)]
 
 
-def _unpack(buffer: bytearray, strips: list[Strip], rows: int, columns: int) -> np.ndarray | None:
+def _unpack(buffer: Buffer, strips: list[Strip], rows: int, columns: int) -> np.ndarray | None:
     size = rows * columns
     width, height = columns, rows  # of the 16-bit image that holds one plane
     if columns % 2 == 0:
@@ -113,23 +114,23 @@ def _unpack(buffer: bytearray, strips: list[Strip], rows: int, columns: int) -> 
     return merged.reshape(rows, columns * 2).view("<u2")
 
 
-def _lengthened(buffer: bytearray, strips: list[Strip], zeros: int) -> tuple[bytearray, list[Strip]]:
+def _lengthened(buffer: Buffer, strips: list[Strip], zeros: int) -> tuple[Buffer, list[Strip]]:
     """A buffer of the strips alone, each followed by PackBits for that many zeros."""
     full, rest = divmod(zeros, 128)
     tail = b"" if rest == 0 else b"\0\0" if rest == 1 else bytes([257 - rest, 0])
     more = b"\x81\0" * full + tail
-    parts = [buffer[start : start + count] + more for start, count in strips]
+    parts = [bytes(buffer[start : start + count]) + more for start, count in strips]
     starts = accumulate(map(len, parts[:-1]), initial=_HEADS[2].size)
     return bytearray(_HEADS[2].size) + b"".join(parts), [(a, len(part)) for a, part in zip(starts, parts, strict=True)]
 
 
-def _decode_strips(buffer: bytearray, strips: list[Strip], width: int, height: int) -> np.ndarray | None:
+def _decode_strips(buffer: Buffer, strips: list[Strip], width: int, height: int) -> np.ndarray | None:
     """The image (planes * height, width) of 16-bit samples that OpenCV makes of PackBits strips, one per plane."""
     head = _HEADS[len(strips)]
     first, last = strips[0][0] - head.size, sum(strips[-1])
     if first < 0:
         return None
-    covered = buffer[first : first + head.size]
+    covered = bytes(buffer[first : first + head.size])
     buffer[first : first + head.size] = _tiff_head([(start - first, count) for start, count in strips], width, height)
     try:
         with _quiet_opencv():

@@ -15,13 +15,29 @@ from numba.core.errors import NumbaError
 from numba.extending import intrinsic
 
 STEP = 16
-SPARE = STEP  # bytes behind a plane that the last copy may reach
-_BYTES = ir.VectorType(ir.IntType(8), STEP)
+SPARE = STEP  # bytes behind a plane, and words behind the pixels, that the last copy may reach
+_BYTES, _PAIRED = ir.VectorType(ir.IntType(8), STEP), ir.VectorType(ir.IntType(8), 2 * STEP)
+_LANES, _PAIRED_LANES = ir.VectorType(ir.IntType(32), STEP), ir.VectorType(ir.IntType(32), 2 * STEP)
 
 
-def _pointer(context, builder, kind, array, index):
+def _pointer(context, builder, kind, array, index, block=_BYTES):
     data = cgutils.create_struct_proxy(kind)(context, builder, array).data
-    return builder.bitcast(builder.gep(data, [index]), _BYTES.as_pointer())
+    return builder.bitcast(builder.gep(data, [index]), block.as_pointer())
+
+
+def _spread(builder, value):
+    """A block of one byte 16 times."""
+    empty = ir.Constant(_BYTES, ir.Undefined)
+    one = builder.insert_element(empty, value, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(one, empty, ir.Constant(_LANES, [0] * STEP))
+
+
+def _store_words(context, builder, kinds, words, at, low, upper):
+    """words[at : at + 16] = upper[at : at + 16] << 8 | low, a block of 16 bytes."""
+    high = builder.load(_pointer(context, builder, kinds[1], upper, at), align=1)
+    order = [lane for pair in zip(range(STEP), range(STEP, 2 * STEP), strict=True) for lane in pair]
+    both = builder.shuffle_vector(low, high, ir.Constant(_PAIRED_LANES, order))
+    builder.store(both, _pointer(context, builder, kinds[0], words, at, _PAIRED), align=1)
 
 
 @intrinsic
@@ -42,13 +58,37 @@ def _fill(_, target, at, value):
     """target[at : at + 16] = value, of bytes and without a check."""
 
     def made(context, builder, signature, values):
-        empty = ir.Constant(_BYTES, ir.Undefined)
-        one = builder.insert_element(empty, values[2], ir.Constant(ir.IntType(32), 0))
-        block = builder.shuffle_vector(one, empty, ir.Constant(ir.VectorType(ir.IntType(32), STEP), [0] * STEP))
+        block = _spread(builder, values[2])
         builder.store(block, _pointer(context, builder, signature.args[0], values[0], values[1]), align=1)
         return context.get_dummy_value()
 
     return types.void(target, types.intp, types.uint8), made
+
+
+@intrinsic
+def _copy_words(_, words, at, source, start, upper):
+    """words[at : at + 16] = upper[at : at + 16] << 8 | source[start : start + 16], without a check."""
+
+    def made(context, builder, signature, values):
+        kinds = signature.args
+        low = builder.load(_pointer(context, builder, kinds[2], values[2], values[3]), align=1)
+        _store_words(context, builder, (kinds[0], kinds[4]), values[0], values[1], low, values[4])
+        return context.get_dummy_value()
+
+    return types.void(words, types.intp, source, types.intp, upper), made
+
+
+@intrinsic
+def _fill_words(_, words, at, value, upper):
+    """words[at : at + 16] = upper[at : at + 16] << 8 | value, without a check."""
+
+    def made(context, builder, signature, values):
+        kinds = signature.args
+        low = _spread(builder, values[2])
+        _store_words(context, builder, (kinds[0], kinds[3]), values[0], values[1], low, values[3])
+        return context.get_dummy_value()
+
+    return types.void(words, types.intp, types.uint8, upper), made
 
 
 def _compiled(function):
@@ -89,20 +129,44 @@ def _plane(source, start, end, target, size):
 
 
 @_compiled
-def _frame(source, high, low, scratch, pixels):
+def _words(source, start, end, upper, words, size):
+    """The same for the low plane, each byte put below that of ``upper`` at once; words has SPARE words more."""
+    at = np.int64(0)
+    while start < end and at < size:
+        code = np.int64(source[start])
+        start += 1
+        if code < 128:
+            count = code + 1
+            if start + count > end or at + count > size:
+                return False
+            if start + count + STEP > source.size:
+                for i in range(count):
+                    words[at + i] = np.uint16(upper[at + i]) << 8 | np.uint16(source[start + i])
+            else:
+                for i in range(0, count, STEP):
+                    _copy_words(words, at + i, source, start + i, upper)
+            start += count
+            at += count  # type: ignore[assignment]
+        elif code > 128:
+            count = 257 - code
+            if start >= end or at + count > size:
+                return False
+            for i in range(0, count, STEP):
+                _fill_words(words, at + i, source[start], upper)
+            start += 1
+            at += count  # type: ignore[assignment]
+    return at == size
+
+
+@_compiled
+def _frame(source, high, low, upper, words, size):
     """Two planes, (start, length) each, to words; whether both are whole."""
-    size = pixels.size
-    upper, lower = scratch[: size + SPARE], scratch[size + SPARE :]
-    if not _plane(source, high[0], high[0] + high[1], upper, size):
-        return False
-    if not _plane(source, low[0], low[0] + low[1], lower, size):
-        return False
-    for i in range(size):
-        pixels[i] = np.uint16(upper[i]) << 8 | np.uint16(lower[i])
-    return True
+    return _plane(source, high[0], high[0] + high[1], upper, size) and _words(
+        source, low[0], low[0] + low[1], upper, words, size
+    )
 
 
-def decode(buffer: bytearray, strips: list[tuple[int, int]], rows: int, columns: int) -> np.ndarray | None:
+def decode(buffer: bytearray | memoryview, strips: list[tuple[int, int]], rows: int, columns: int) -> np.ndarray | None:
     """(rows, columns) uint16 of the PackBits of the high and the low plane, each (start, length) in the buffer.
 
     None where one of them is not exactly rows x columns bytes. The interpreter's lock is released meanwhile.
@@ -111,8 +175,8 @@ def decode(buffer: bytearray, strips: list[tuple[int, int]], rows: int, columns:
     source = np.frombuffer(buffer, np.uint8)
     if min(*high, *low) < 0 or max(sum(high), sum(low)) > source.size:
         return None
-    scratch, pixels = np.empty(2 * (size + SPARE), np.uint8), np.empty(size, np.uint16)
-    return pixels.reshape(rows, columns) if _frame(source, high, low, scratch, pixels) else None
+    upper, words = np.empty(size + SPARE, np.uint8), np.empty(size + SPARE, np.uint16)
+    return words[:size].reshape(rows, columns) if _frame(source, high, low, upper, words, size) else None
 
 
 def works() -> bool:

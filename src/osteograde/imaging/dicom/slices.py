@@ -92,7 +92,7 @@ def _slices(dataset: Dataset, name: str) -> tuple[Slice, ...]:
     return tuple(_slice(dataset, pixels[k], k, frames, name, notes) for k in range(frames))
 
 
-def contents(path: Path) -> bytearray:
+def contents(path: Path) -> memoryview:
     """The bytes of a file; UnreadableSlice beyond the cap and for an empty file."""
     try:
         data = files.contents(Path(path), MAX_FILE_BYTES)
@@ -105,10 +105,10 @@ def contents(path: Path) -> bytearray:
     return data
 
 
-def parsed(data: bytearray) -> Dataset:
+def parsed(data: memoryview) -> Dataset:
     """The data set with a transfer syntax, also where preamble or file meta are missing."""
     marked = data[128:132] == b"DICM"
-    if DEFLATED in data[:2048]:
+    if DEFLATED in bytes(data[:2048]):
         _check_inflation(data)
     try:
         dataset = pydicom.dcmread(BytesIO(data), force=True)
@@ -129,12 +129,12 @@ def _guessed_syntax(dataset: Dataset) -> UID:
     return ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
 
 
-def _check_inflation(data: bytearray) -> None:
+def _check_inflation(data: memoryview) -> None:
     """pydicom inflates a deflated file whole on opening; look first how far it goes."""
     length = struct.unpack_from("<L", data, 140)[0] if len(data) > 144 else 0
     limit = min(MAX_INFLATED_BYTES, max(_FREE_INFLATED_BYTES, _MAX_INFLATION * len(data)))
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    rest: bytes | bytearray = data[144 + length :]
+    rest: bytes | memoryview = data[144 + length :]
     written = 0
     try:
         while rest and not inflater.eof:
