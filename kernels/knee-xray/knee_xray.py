@@ -670,7 +670,7 @@ def _quiet_opencv() -> Iterator[None]:
 
 SOURCE['osteograde/imaging/dicom/rle_numba.py'] = r'''"""RLE Lossless at the speed of C, for environments that have numba; the package does not ask for it.
 
-A run is copied 16 bytes at a time and may be written beyond its end, onto what the next run overwrites or into spare
+A run is copied 64 bytes at a time and may be written beyond its end, onto what the next run overwrites or into spare
 room behind the plane: most runs are short, and copying byte by byte takes ten times longer. Whatever is not exactly one
 plane per segment is left to the other decoders. Importing this module without numba is an ImportError.
 """
@@ -684,7 +684,7 @@ from numba.core import cgutils, types
 from numba.core.errors import NumbaError
 from numba.extending import intrinsic
 
-STEP = 16
+STEP = 64
 SPARE = STEP  # bytes behind a plane, and words behind the pixels, that the last copy may reach
 _BYTES, _PAIRED = ir.VectorType(ir.IntType(8), STEP), ir.VectorType(ir.IntType(8), 2 * STEP)
 _LANES, _PAIRED_LANES = ir.VectorType(ir.IntType(32), STEP), ir.VectorType(ir.IntType(32), 2 * STEP)
@@ -696,14 +696,14 @@ def _pointer(context, builder, kind, array, index, block=_BYTES):
 
 
 def _spread(builder, value):
-    """A block of one byte 16 times."""
+    """A block of one byte, STEP times."""
     empty = ir.Constant(_BYTES, ir.Undefined)
     one = builder.insert_element(empty, value, ir.Constant(ir.IntType(32), 0))
     return builder.shuffle_vector(one, empty, ir.Constant(_LANES, [0] * STEP))
 
 
 def _store_words(context, builder, kinds, words, at, low, upper):
-    """words[at : at + 16] = upper[at : at + 16] << 8 | low, a block of 16 bytes."""
+    """words[at : at + STEP] = upper[at : at + STEP] << 8 | low, a block of STEP bytes."""
     high = builder.load(_pointer(context, builder, kinds[1], upper, at), align=1)
     order = [lane for pair in zip(range(STEP), range(STEP, 2 * STEP), strict=True) for lane in pair]
     both = builder.shuffle_vector(low, high, ir.Constant(_PAIRED_LANES, order))
@@ -712,7 +712,7 @@ def _store_words(context, builder, kinds, words, at, low, upper):
 
 @intrinsic
 def _copy(_, target, at, source, start):
-    """target[at : at + 16] = source[start : start + 16], of bytes and without a check."""
+    """target[at : at + STEP] = source[start : start + STEP], of bytes and without a check."""
 
     def made(context, builder, signature, values):
         first, _, second, _ = signature.args
@@ -725,7 +725,7 @@ def _copy(_, target, at, source, start):
 
 @intrinsic
 def _fill(_, target, at, value):
-    """target[at : at + 16] = value, of bytes and without a check."""
+    """target[at : at + STEP] = value, of bytes and without a check."""
 
     def made(context, builder, signature, values):
         block = _spread(builder, values[2])
@@ -737,7 +737,7 @@ def _fill(_, target, at, value):
 
 @intrinsic
 def _copy_words(_, words, at, source, start, upper):
-    """words[at : at + 16] = upper[at : at + 16] << 8 | source[start : start + 16], without a check."""
+    """words[at : at + STEP] = upper[at : at + STEP] << 8 | source[start : start + STEP], without a check."""
 
     def made(context, builder, signature, values):
         kinds = signature.args
@@ -750,7 +750,7 @@ def _copy_words(_, words, at, source, start, upper):
 
 @intrinsic
 def _fill_words(_, words, at, value, upper):
-    """words[at : at + 16] = upper[at : at + 16] << 8 | value, without a check."""
+    """words[at : at + STEP] = upper[at : at + STEP] << 8 | value, without a check."""
 
     def made(context, builder, signature, values):
         kinds = signature.args
@@ -852,7 +852,8 @@ def decode(buffer: bytearray | memoryview, strips: list[tuple[int, int]], rows: 
 def works() -> bool:
     """Compile it and try it: literals, repeats, and three frames that are damaged."""
     literal = bytes(range(100))
-    buffer = bytearray(b"\x81\x07" + b"\x63" + literal + b"\x80" + b"\xe5\xff" + b"\x81\x07" * 2)
+    behind = bytes(STEP)  # or no run would be copied in blocks, for want of room
+    buffer = bytearray(b"\x81\x07" + b"\x63" + literal + b"\x80" + b"\xe5\xff" + b"\x81\x07" * 2 + behind)
     high, low, longer = (0, 2), (2, 104), (106, 4)
     words = np.frombuffer(literal + b"\xff" * 28, np.uint8).reshape(8, 16) + np.uint16(0x0700)
     try:
