@@ -34,9 +34,9 @@ def main(argv: list[str] | None = None) -> int:
         raise ValueError(f"recipe {name!r} is of task {recipe.task.name!r}, asked for {args.task!r}")
     say = partial(print, flush=True)
     recipe = starting.or_nothing(shrink(recipe), say) if args.debug else recipe
-    if args.like:
-        say(f"taken over from {args.like}: folds and {len(take_over(args.like, args.out, recipe))} nets")
-    resume = args.resume or args.like is not None
+    for weights in args.like:
+        say(f"taken over from {weights}: folds and {len(take_over(weights, args.out, recipe))} nets")
+    resume = args.resume or bool(args.like)
     scores = train.train(recipe, args.data, args.out, only=args.folds, device=pick(args.device), resume=resume, log=say)
     print(train.table(scores))
     return 0

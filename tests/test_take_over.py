@@ -121,3 +121,14 @@ def test_a_net_that_another_goes_on_from_is_taken_as_its_beginning(trained, tmp_
         assert not start.with_suffix(".sha256").exists()  # it is where a net begins, not one that is finished
     other = replace(later, begin=replace(own, epochs=own.epochs + 1))
     assert len(take_over(trained, tmp_path / "other", replace(RECIPE, grade={"pfirrmann": other}))) == 2
+
+
+def test_the_nets_that_another_learns_of_are_taken_as_its_teachers(trained, tmp_path):
+    plan = RECIPE.grade["pfirrmann"]
+    own = replace(plan.members[0], common=0, early=(0, 1.0))
+    teacher = plan.members[0]
+    pupil = replace(own, seed=7, teachers=(replace(teacher, seed=3), teacher))
+    out = tmp_path / "out"
+    assert len(take_over(trained, out, replace(RECIPE, grade={"pfirrmann": pupil}))) == 4
+    nets = sorted(path.name for path in (out / "work" / "nets").glob("grade*"))
+    assert nets == [f"grade-pfirrmann-teacher2-{k}.safetensors" for k in (0, 1)]

@@ -93,8 +93,9 @@ def train_parser() -> argparse.ArgumentParser:
     _device(parser)
     parser.add_argument("--resume", action="store_true", help="go on from the last finished epoch")
     parser.add_argument(
-        "--like", type=Path, metavar="WEIGHTS_DIR", help="with its folds, and its nets where the recipes agree; resumes"
-    )
+        "--like", type=Path, nargs="+", default=[], metavar="WEIGHTS_DIR",
+        help="with its folds, and its nets where the recipes agree; resumes",
+    )  # fmt: skip
     parser.add_argument("--debug", action="store_true", help="a few minutes on a CPU, from nothing to weights")
     return parser
 

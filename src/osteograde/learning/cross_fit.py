@@ -16,13 +16,13 @@ import torch
 from torch import nn
 
 from osteograde.inference.reading import Loaded
-from osteograde.learning import fit, folds, starting
+from osteograde.learning import fit, folds, starting, teaching
 from osteograde.learning.data import grade_data
 from osteograde.learning.data.cache import cached
 from osteograde.learning.fit import Data, Loss, Where
 from osteograde.learning.recipe import Fit, Recipe
 from osteograde.models import bundle
-from osteograde.models.losses import any_severe_loss, finding_loss, target_cross_entropy, targets_of
+from osteograde.models.losses import any_severe_loss, finding_loss, target_cross_entropy, targets_of, taught_targets
 from osteograde.tasks.contract import Grade, Study
 
 Log = Callable[[str], None]
@@ -72,14 +72,14 @@ def _prefix(member: int) -> str:
 
 @dataclass(frozen=True)
 class Net:
-    """One net of a fold: what it is called and how it learns. member: its place among the nets of the fold; begins:
-    how many nets go on from it, one after the other."""
+    """One net of a fold: what it is called and how it learns. member: its place among the nets of the fold; role: of
+    a net that does not ship, what it is to another: ("begin",) of it, a ("teacher1",), the begin of a begin."""
 
     kind: str
     stage: str
     plan: Fit
     member: int = 0
-    begins: int = 0
+    role: tuple[str, ...] = ()
 
     def file(self, k: int) -> str:
         return net_name(self.kind, self.stage, k, self.member)
@@ -87,20 +87,27 @@ class Net:
     @property
     def title(self) -> str:
         """Its name in the log; all its randomness hangs on it as well."""
-        return f"{self.stage}{' begin' * self.begins}"
+        return " ".join((self.stage, *self.role))
 
     @property
     def first(self) -> Net | None:
         """The net it goes on from, which does not ship."""
-        return replace(self, plan=self.plan.begin, begins=self.begins + 1) if self.plan.begin else None
+        return replace(self, plan=self.plan.begin, role=(*self.role, "begin")) if self.plan.begin else None
 
-    def start(self, work: Path, k: int) -> Path:
-        """Where it lies if it was not trained for the net that goes on from it, but taken over."""
+    @property
+    def teachers(self) -> list[Net]:
+        """The nets whose answers it learns, which do not ship."""
+        return [
+            replace(self, plan=own, role=(*self.role, f"teacher{i}")) for i, own in enumerate(self.plan.teachers, 1)
+        ]
+
+    def kept(self, work: Path, k: int) -> Path:
+        """Where one with a role lies if it was not trained here, but taken over."""
         return work / "nets" / f"{self.work(k)}.safetensors"
 
     def work(self, name: str | int) -> str:
         """Its name among checkpoints and vouchers."""
-        return f"{self.kind}-{self.stage}-{_prefix(self.member)}{'begin-' * self.begins}{name}"
+        return f"{self.kind}-{self.stage}-{_prefix(self.member)}{''.join(f'{role}-' for role in self.role)}{name}"
 
 
 def nets_of(kind: str, stage: str, plan: Fit) -> list[Net]:
@@ -138,6 +145,9 @@ def _trained(
     loss = loss_of(one.plan)
     where = Where(one.title, k, run.recipe.seed + one.plan.seed, run.device, run.work / "nets" / f"{one.work(k)}.pt")
     train, held = (data_of(part(run.everything, k), one.plan) for part in (run.split.training, run.split.held_out))
+    if one.teachers:
+        nets = [(_begun(run, own, k, data_of, loss_of, starts), own.plan) for own in one.teachers]
+        train = teaching.taught(train, nets, run.device)
     begin: Callable[[], nn.Module] = partial(starting.net_of, one.plan, train, where)
     own = one.plan
     if one.first:
@@ -154,10 +164,10 @@ def _trained(
 def _begun(
     run: Run, first: Net, k: int, data_of: DataOf, loss_of: Callable[[Fit], Loss], starts: dict[str, nn.Module]
 ) -> nn.Module:
-    """The net that another of fold k goes on from: one that was taken over (``take_over``), or trained for it."""
-    taken = first.start(run.work, k)
+    """The net that another of fold k goes on from or learns of: taken over (``take_over``), or trained for it."""
+    taken = first.kept(run.work, k)
     if taken.is_file():
-        run.log(f"{first.stage} fold {k}: goes on from the net that was taken over")
+        run.log(f"{first.title} fold {k}: taken over")
         return bundle.load_net(taken, first.plan.net)
     return _trained(run, first, k, data_of, loss_of, starts)
 
@@ -209,6 +219,7 @@ def grade_loss(group: Grade, recipe: Recipe, plan: Fit) -> Loss:
         own = weights.to(answers.device)
         logits, findings = answers[:, : len(own)], answers[:, len(own) :]
         wanted = targets_of(batch.labels, len(own), plan.loss, plan.label_smoothing)
+        wanted = taught_targets(wanted, batch.taught, plan.taught)
         value = target_cross_entropy(logits, wanted, own[batch.labels] * batch.weight)
         if group.findings:
             value = value + FINDINGS_SHARE * finding_loss(findings, batch.findings)

@@ -64,6 +64,8 @@ class Fit:
     jitter: Jitter = field(default_factory=Jitter)
     seed: int = 0  # added to the recipe's
     begin: Fit | None = None  # graders: the plan of the net that this one goes on from, learnt by the same studies
+    teachers: tuple[Fit, ...] = ()  # graders: plans of nets whose mean answers it learns, learnt by the same studies
+    taught: float = 0.5  # share of its aim that the teachers' answers are; the rest are the labels
     also: tuple[Fit, ...] = ()  # graders: further nets of every fold, learnt by these plans; their answers are averaged
 
     @property
@@ -110,10 +112,13 @@ class Recipe:
         where = f"recipe {self.name!r}: {kind} {stage!r}"
         if kind == "locate" and len(members) > 1:
             raise ValueError(f"{where}: a locator has one net a fold; leave out also")
-        if kind == "locate" and any(plan.begin for plan in members):
-            raise ValueError(f"{where}: a locator goes on from no other net; leave out begin")
+        if kind == "locate" and any(plan.begin or plan.teachers for plan in members):
+            raise ValueError(
+                f"{where}: a locator goes on from no other net nor learns of it; leave out begin, teachers"
+            )
         for plan in members:
             _check_begin(where, plan)
+            _check_teachers(where, plan)
         if odd := [plan.pixels for plan in members if plan.pixels != members[0].pixels]:
             raise ValueError(f"{where}: all nets of a fold read {members[0].pixels} pixels, one of also {odd[0]}")
         if any(plan in members[:i] for i, plan in enumerate(members)):
@@ -153,6 +158,18 @@ def _check_begin(where: str, plan: Fit) -> None:
     _check_begin(where, first)
 
 
+def _check_teachers(where: str, plan: Fit) -> None:
+    """What a plan that learns other nets' answers can ask for. ValueError for anything it would have no effect in."""
+    if not plan.teachers:
+        return
+    if not 0 < plan.taught <= 1:
+        raise ValueError(f"{where}: taught is {plan.taught}; the teachers' share is over 0 and at most 1")
+    if plan.common or plan.begin:
+        raise ValueError(f"{where}: a plan with teachers has epochs of its own only; leave out common and begin")
+    if any(one.also or one.begin or one.teachers for one in plan.teachers):
+        raise ValueError(f"{where}: a teacher is one net, learnt from labels; leave out its also, begin and teachers")
+
+
 def shrink(recipe: Recipe) -> Recipe:
     """The same recipe small enough to run from nothing to a manifest on a CPU in a minute or two: --debug.
 
@@ -189,6 +206,7 @@ def _small(fit: Fit) -> Fit:
         common=min(fit.common, 1),
         pretrained="" if nothing else fit.pretrained,
         begin=None if fit.begin is None else replace(_small(fit.begin), pixels=pixels),
+        teachers=tuple(_small(one) for one in fit.teachers),
         also=tuple(
             replace(_small(one), seed=one.seed + i) for i, one in enumerate(fit.also, 1)
         ),  # plans may become alike

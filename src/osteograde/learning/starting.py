@@ -51,7 +51,11 @@ def or_nothing(recipe: Recipe, log: Callable[[str], None]) -> Recipe:
     """The recipe with nets that start from nothing where their file of starting weights is not there; says which."""
 
     def there(stage: str, plan: Fit) -> Fit:
-        plan = replace(plan, also=tuple(there(f"{stage} (further net)", one) for one in plan.also))
+        plan = replace(
+            plan,
+            also=tuple(there(f"{stage} (further net)", one) for one in plan.also),
+            teachers=tuple(there(f"{stage} (teacher)", one) for one in plan.teachers),
+        )
         if plan.begin:
             begin = there(stage, plan.begin)
             return plan if begin == plan.begin else replace(plan, begin=begin, frozen=())

@@ -20,10 +20,10 @@ DEFAULTS = asdict(Fit(net={}, pixels=0, epochs=0, batch=0, lr=0.0))
 def take_over(weights: Path, out: Path, recipe: Recipe, *, without: Collection[str] = ()) -> list[str]:
     """Copy the folds of ``weights`` into ``out``, and every net of a stage that was trained by the same plan.
 
-    The nets are vouched for as finished, so ``--resume`` uses them; those that others go on from (``Fit.begin``) lie
-    among the checkpoints. Returns the names of all in ``weights``; what is in ``out`` already stays, and folds there
-    may hold further studies. without: stages to be trained all the same. ValueError where the weights are of another
-    task or seed, were changed, or ``out`` has other folds.
+    The nets are vouched for as finished, so ``--resume`` uses them; those that others go on from (``Fit.begin``) or
+    learn of (``Fit.teachers``) lie among the checkpoints. Returns the names of all in ``weights``; what is in ``out``
+    already stays, and folds there may hold further studies. without: stages to be trained all the same. ValueError
+    where the weights are of another task or seed, were changed, or ``out`` has other folds.
     """
     manifest = bundle.verify(weights)
     known = manifest["recipe"]
@@ -47,15 +47,16 @@ def take_over(weights: Path, out: Path, recipe: Recipe, *, without: Collection[s
         if stage not in without
         for one in nets_of(kind, stage, plan)
     ]
-    agreed = [found for one in nets if (found := _agreed(one, known[one.kind].get(one.stage, {})))]
+    agreed = [found for one in nets for found in _agreed(one, known[one.kind].get(one.stage, {}))]
     return [one.file(k) for one in agreed for k in range(recipe.num_folds) if _taken(weights, out, one, k)]
 
 
-def _agreed(one: Net, stage: Mapping[str, Any]) -> Net | None:
-    """The net, or the one it goes on from, that a manifest's stage has."""
+def _agreed(one: Net, stage: Mapping[str, Any]) -> list[Net]:
+    """The net, or else those it goes on from or learns of, that a manifest's stage has."""
     if _same(one, stage):
-        return one
-    return _agreed(one.first, stage) if one.first else None
+        return [one]
+    helpers = [one.first] if one.first else one.teachers
+    return [found for helper in helpers for found in _agreed(helper, stage)]
 
 
 def _holds(own: Path, theirs: Path) -> bool:
@@ -69,12 +70,12 @@ def _holds(own: Path, theirs: Path) -> bool:
 
 def _taken(weights: Path, out: Path, one: Net, k: int) -> bool:
     """Copy one net and vouch for it; False where there is none, or one in ``out`` already."""
-    source, copy = bundle.place(weights, one.file(k)), one.start(out / "work", k) if one.begins else out / one.file(k)
+    source, copy = bundle.place(weights, one.file(k)), one.kept(out / "work", k) if one.role else out / one.file(k)
     if copy.is_file() or not source.is_file():
         return False
     copy.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(source, copy)
-    if one.begins:
+    if one.role:
         return True
     (out / "work" / "nets" / f"{one.work(k)}.sha256").write_text(bundle.sha256(copy))
     return True
