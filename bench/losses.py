@@ -20,7 +20,7 @@ from compare_oof import compare, told
 
 from osteograde.learning import train
 from osteograde.learning.judging.members import gather
-from osteograde.learning.recipe import Fit, Recipe
+from osteograde.learning.recipe import Recipe
 from osteograde.learning.recipes import RECIPES
 from osteograde.learning.take_over import take_over
 from osteograde.models.device import pick
@@ -35,12 +35,9 @@ LOSSES: dict[str, dict[str, Any]] = {
 
 def with_loss(recipe: Recipe, name: str) -> Recipe:
     """The recipe with one net a fold for every grader, learning by another loss."""
-    return replace(recipe, grade={group: _learning(plan, name) for group, plan in recipe.grade.items()})
-
-
-def _learning(plan: Fit, name: str) -> Fit:
-    begin = plan.begin and _learning(plan.begin, name)
-    return replace(plan, also=(), begin=begin, **LOSSES[name])
+    return replace(
+        recipe, grade={group: replace(plan, also=(), **LOSSES[name]) for group, plan in recipe.grade.items()}
+    )
 
 
 def main() -> None:

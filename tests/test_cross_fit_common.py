@@ -49,11 +49,9 @@ IN_COMMON = Fit(net={}, pixels=32, epochs=3, common=2, batch=2, lr=0.1, early=(2
 ALONE = replace(IN_COMMON, common=0, early=(0, 1.0))
 
 
-@pytest.fixture(
-    params=[IN_COMMON, replace(ALONE, epochs=1, begin=IN_COMMON), replace(ALONE, teachers=(IN_COMMON, ALONE))]
-)
+@pytest.fixture(params=[IN_COMMON, replace(ALONE, teachers=(IN_COMMON, ALONE))])
 def taught(tmp_path, monkeypatch, request):
-    """fold -> studies that its net, or any net it goes on from or learns of, has learnt from."""
+    """fold -> studies that its net, or any net it learns of, has learnt from."""
     plan = request.param
     run = Run(RECIPES["knee-xray"](), STUDIES, [], SPLIT, tuple(range(5)), tmp_path, torch.device("cpu"), True, print)
     learnt: dict[int, set[str]] = {}
@@ -156,61 +154,6 @@ def test_further_nets_that_cannot_be_averaged_are_refused(kind, changes, said):
         replace(recipe, **{kind: {stage: replace(plan, also=(replace(plan, **changes),))}})
 
 
-def test_a_net_goes_on_from_the_one_its_fold_learnt_by_the_plan_before(tmp_path, monkeypatch):
-    calls = []
-
-    def train(build_net, plan, data, held_out, loss, where, *, resume, log):
-        net = build_net()
-        calls.append((where.title, where.checkpoint.name, plan.epochs, float(net.weight.detach()), loss))
-        with torch.no_grad():
-            net.weight += plan.epochs
-        return net.requires_grad_(False)
-
-    def begun(*_):
-        net = nn.Linear(1, 1)
-        nn.init.zeros_(net.weight)
-        return net
-
-    monkeypatch.setattr(cross_fit.fit, "train", train)
-    monkeypatch.setattr(cross_fit.starting, "net_of", begun)
-    monkeypatch.setattr(bundle, "load_net", lambda path, config: path.name)
-    monkeypatch.setattr(bundle, "on_device", lambda net, device: net)
-    first = Fit(net={}, pixels=32, epochs=5, batch=2, lr=0.1, common=4)
-    plan = replace(first, common=0, epochs=2, begin=replace(first, common=0, epochs=10, begin=first))
-    run = Run(RECIPES["knee-xray"](), STUDIES, [], SPLIT, (3, 4), tmp_path, torch.device("cpu"), False, print)
-    (tmp_path / "work" / "nets").mkdir(parents=True)
-    said = list(cross_fit.cross_fit(run, "grade", "kl", plan, lambda part, own: part, lambda own: own.epochs))
-    assert [nets for _, nets, _ in said] == [["fold3.safetensors"], ["fold4.safetensors"]]
-    assert calls == [
-        ("kl begin begin folds 3, 4", "grade-kl-begin-begin-common-3.pt", 4, 0, 5),
-        ("kl begin begin fold 3", "grade-kl-begin-begin-3.pt", 1, 4, 5),
-        ("kl begin fold 3", "grade-kl-begin-3.pt", 10, 5, 10),
-        ("kl fold 3", "grade-kl-3.pt", 2, 15, 2),
-        ("kl begin begin fold 4", "grade-kl-begin-begin-4.pt", 1, 4, 5),
-        ("kl begin fold 4", "grade-kl-begin-4.pt", 10, 5, 10),
-        ("kl fold 4", "grade-kl-4.pt", 2, 15, 2),
-    ]
-
-
-def test_a_net_goes_on_from_one_that_was_taken_over(tmp_path, monkeypatch):
-    first = Fit(net={}, pixels=32, epochs=5, batch=2, lr=0.1)
-    plan = replace(first, epochs=2, begin=first)
-    run = Run(RECIPES["knee-xray"](), STUDIES, [], SPLIT, (3,), tmp_path, torch.device("cpu"), False, print)
-    begins = []
-
-    def train(build_net, plan, data, held_out, loss, where, *, resume, log):
-        begins.append((where.title, build_net().weight.item()))
-        return nn.Linear(1, 1)
-
-    monkeypatch.setattr(cross_fit.fit, "train", train)
-    (tmp_path / "work" / "nets").mkdir(parents=True)
-    taken = nn.Linear(1, 1)
-    bundle.save_net(taken, tmp_path / "work" / "nets" / "grade-kl-begin-3.safetensors")
-    monkeypatch.setattr(bundle, "load_net", lambda path, config: taken if "begin" in path.name else nn.Linear(1, 1))
-    list(cross_fit.cross_fit(run, "grade", "kl", plan, lambda part, own: part, lambda own: mean))
-    assert begins == [("kl fold 3", taken.weight.item())]
-
-
 def test_a_net_learns_of_those_that_its_fold_learnt_by_its_teachers_plans(tmp_path, monkeypatch):
     calls = []
 
@@ -233,7 +176,7 @@ def test_a_net_learns_of_those_that_its_fold_learnt_by_its_teachers_plans(tmp_pa
     (tmp_path / "work" / "nets" / "grade-kl-teacher1-3.safetensors").touch()
     list(cross_fit.cross_fit(run, "grade", "kl", plan, lambda part, own: f"for {own.epochs}", lambda own: None))
     assert calls == [
-        ("kl teacher2 fold 3", "grade-kl-teacher2-3.pt", 7, "for 7"),
+        ("kl teacher 2 fold 3", "grade-kl-teacher2-3.pt", 7, "for 7"),
         ("kl fold 3", "grade-kl-3.pt", 9, [(taken, 3), (7, 7)]),
     ]
 
@@ -244,7 +187,7 @@ def test_a_net_learns_of_those_that_its_fold_learnt_by_its_teachers_plans(tmp_pa
         ("grade", {"taught": 0.0}, "share"),
         ("grade", {"taught": 1.5}, "share"),
         ("grade", {"common": 1}, "of its own only"),
-        ("grade", {"teachers": (replace(ALONE, begin=ALONE),)}, "one net, learnt from labels"),
+        ("grade", {"teachers": (replace(ALONE, teachers=(ALONE,)),)}, "one net, learnt from labels"),
         ("grade", {"teachers": (replace(ALONE, also=(ALONE,)),)}, "one net, learnt from labels"),
         ("locate", {}, "no other net"),
     ],
@@ -252,25 +195,6 @@ def test_a_net_learns_of_those_that_its_fold_learnt_by_its_teachers_plans(tmp_pa
 def test_a_plan_that_cannot_be_taught_is_refused(kind, changes, said):
     recipe = RECIPES["knee-xray"]()
     (stage,) = getattr(recipe, kind)
-    whole = replace(getattr(recipe, kind)[stage], common=0, begin=None, teachers=(ALONE,))
-    with pytest.raises(ValueError, match=said):
-        replace(recipe, **{kind: {stage: replace(whole, **changes)}})
-
-
-@pytest.mark.parametrize(
-    ("kind", "changes", "said"),
-    [
-        ("grade", {"pretrained": "imagenet"}, "belong to begin"),
-        ("grade", {"common": 1}, "belong to begin"),
-        ("grade", {"pixels": (64, 64)}, "another net or shape"),
-        ("grade", {"net": {"kind": "grader"}}, "another net or shape"),
-        ("locate", {}, "no other net"),
-    ],
-)
-def test_a_plan_that_cannot_go_on_from_another_is_refused(kind, changes, said):
-    recipe = RECIPES["knee-xray"]()
-    (stage,) = getattr(recipe, kind)
-    plan = getattr(recipe, kind)[stage]
-    whole = replace(plan, begin=plan.begin or plan, pretrained="", common=0)
+    whole = replace(getattr(recipe, kind)[stage], common=0, teachers=(ALONE,))
     with pytest.raises(ValueError, match=said):
         replace(recipe, **{kind: {stage: replace(whole, **changes)}})

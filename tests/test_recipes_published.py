@@ -50,11 +50,11 @@ def test_a_debug_run_downloads_nothing(name):
 def test_without_its_file_a_net_starts_from_nothing_and_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv(starting.FOLDER, str(tmp_path))
     recipe = RECIPES["knee-xray"]()
-    named = [plan.origin.pretrained for plan in (*recipe.locate.values(), *recipe.grade.values())]
+    named = [plan.pretrained for plan in (*recipe.locate.values(), *recipe.grade.values())]
     said: list[str] = []
     bare = starting.or_nothing(recipe, said.append)
     for plan in (*bare.locate.values(), *bare.grade.values()):
-        assert plan.origin.pretrained == "" and not plan.frozen and not plan.origin.frozen
+        assert plan.pretrained == "" and not plan.frozen
     assert len(said) == len(named)
     assert all(str(tmp_path / name) in line for name, line in zip(named, said, strict=True))
     for name in named:

@@ -57,6 +57,14 @@ def test_choices_that_a_manifest_does_not_know_yet_had_their_defaults(trained, t
     assert len(take_over(trained, tmp_path / "out", RECIPE)) == 4
 
 
+def test_choices_that_are_known_no_more_do_not_count_where_they_were_off(trained, tmp_path):
+    manifest = json.loads((trained / bundle.MANIFEST).read_text())
+    for value, taken in ((None, 4), (3, 2)):
+        manifest["recipe"]["grade"]["pfirrmann"]["given_up"] = value
+        bundle.write_manifest(trained, {key: value for key, value in manifest.items() if key != "format"})
+        assert len(take_over(trained, tmp_path / f"out{taken}", RECIPE)) == taken
+
+
 def test_a_net_that_is_there_stays(trained, tmp_path):
     out = tmp_path / "out"
     (out / "locate" / "disc").mkdir(parents=True)
@@ -106,21 +114,6 @@ def test_folds_may_hold_further_studies_but_none_elsewhere(trained, tmp_path):
     spread("a,p,0\nb,q,1\nc,r,0\n", out / "folds.csv")
     assert len(take_over(trained, out, RECIPE, without=("disc",))) == 2
     assert not (out / "locate").exists()
-
-
-def test_a_net_that_another_goes_on_from_is_taken_as_its_beginning(trained, tmp_path):
-    plan = RECIPE.grade["pfirrmann"]
-    own = plan.members[0]
-    later = replace(own, epochs=3, pretrained="", common=0, begin=own)
-    out = tmp_path / "out"
-    assert len(take_over(trained, out, replace(RECIPE, grade={"pfirrmann": later}))) == 4
-    assert not (out / "grade").exists()
-    for k in (0, 1):
-        start = out / "work" / "nets" / f"grade-pfirrmann-begin-{k}.safetensors"
-        assert start.read_bytes() == (trained / "grade" / "pfirrmann" / f"fold{k}.safetensors").read_bytes()
-        assert not start.with_suffix(".sha256").exists()  # it is where a net begins, not one that is finished
-    other = replace(later, begin=replace(own, epochs=own.epochs + 1))
-    assert len(take_over(trained, tmp_path / "other", replace(RECIPE, grade={"pfirrmann": other}))) == 2
 
 
 def test_the_nets_that_another_learns_of_are_taken_as_its_teachers(trained, tmp_path):

@@ -72,14 +72,14 @@ def _prefix(member: int) -> str:
 
 @dataclass(frozen=True)
 class Net:
-    """One net of a fold: what it is called and how it learns. member: its place among the nets of the fold; role: of
-    a net that does not ship, what it is to another: ("begin",) of it, a ("teacher1",), the begin of a begin."""
+    """One net of a fold: what it is called and how it learns. member: its place among the nets of the fold; teacher:
+    its place among the teachers of that member, which do not ship, counted from 1."""
 
     kind: str
     stage: str
     plan: Fit
     member: int = 0
-    role: tuple[str, ...] = ()
+    teacher: int = 0
 
     def file(self, k: int) -> str:
         return net_name(self.kind, self.stage, k, self.member)
@@ -87,27 +87,21 @@ class Net:
     @property
     def title(self) -> str:
         """Its name in the log; all its randomness hangs on it as well."""
-        return " ".join((self.stage, *self.role))
-
-    @property
-    def first(self) -> Net | None:
-        """The net it goes on from, which does not ship."""
-        return replace(self, plan=self.plan.begin, role=(*self.role, "begin")) if self.plan.begin else None
+        return f"{self.stage} teacher {self.teacher}" if self.teacher else self.stage
 
     @property
     def teachers(self) -> list[Net]:
         """The nets whose answers it learns, which do not ship."""
-        return [
-            replace(self, plan=own, role=(*self.role, f"teacher{i}")) for i, own in enumerate(self.plan.teachers, 1)
-        ]
+        return [replace(self, plan=own, teacher=i) for i, own in enumerate(self.plan.teachers, 1)]
 
     def kept(self, work: Path, k: int) -> Path:
-        """Where one with a role lies if it was not trained here, but taken over."""
+        """Where a teacher lies if it was not trained here, but taken over."""
         return work / "nets" / f"{self.work(k)}.safetensors"
 
     def work(self, name: str | int) -> str:
         """Its name among checkpoints and vouchers."""
-        return f"{self.kind}-{self.stage}-{_prefix(self.member)}{''.join(f'{role}-' for role in self.role)}{name}"
+        role = f"teacher{self.teacher}-" if self.teacher else ""
+        return f"{self.kind}-{self.stage}-{_prefix(self.member)}{role}{name}"
 
 
 def nets_of(kind: str, stage: str, plan: Fit) -> list[Net]:
@@ -146,13 +140,11 @@ def _trained(
     where = Where(one.title, k, run.recipe.seed + one.plan.seed, run.device, run.work / "nets" / f"{one.work(k)}.pt")
     train, held = (data_of(part(run.everything, k), one.plan) for part in (run.split.training, run.split.held_out))
     if one.teachers:
-        nets = [(_begun(run, own, k, data_of, loss_of, starts), own.plan) for own in one.teachers]
+        nets = [(_teacher(run, own, k, data_of, loss_of, starts), own.plan) for own in one.teachers]
         train = teaching.taught(train, nets, run.device)
     begin: Callable[[], nn.Module] = partial(starting.net_of, one.plan, train, where)
     own = one.plan
-    if one.first:
-        begin = partial(_again, _begun(run, one.first, k, data_of, loss_of, starts))
-    elif own.common:
+    if own.common:
         together = sharing(run.recipe.num_folds, k)
         key = one.work(together[0])
         if key not in starts:
@@ -161,15 +153,15 @@ def _trained(
     return fit.train(begin, own, train, held, loss, where, resume=run.resume, log=run.log)
 
 
-def _begun(
-    run: Run, first: Net, k: int, data_of: DataOf, loss_of: Callable[[Fit], Loss], starts: dict[str, nn.Module]
+def _teacher(
+    run: Run, one: Net, k: int, data_of: DataOf, loss_of: Callable[[Fit], Loss], starts: dict[str, nn.Module]
 ) -> nn.Module:
-    """The net that another of fold k goes on from or learns of: taken over (``take_over``), or trained for it."""
-    taken = first.kept(run.work, k)
+    """A net that another of fold k learns of: taken over (``take_over``), or trained for it."""
+    taken = one.kept(run.work, k)
     if taken.is_file():
-        run.log(f"{first.title} fold {k}: taken over")
-        return bundle.load_net(taken, first.plan.net)
-    return _trained(run, first, k, data_of, loss_of, starts)
+        run.log(f"{one.title} fold {k}: taken over")
+        return bundle.load_net(taken, one.plan.net)
+    return _trained(run, one, k, data_of, loss_of, starts)
 
 
 def sharing(count: int, k: int) -> tuple[int, ...]:

@@ -63,7 +63,6 @@ class Fit:
     milestones: tuple[int, ...] = ()  # epochs after which lr falls to a tenth, instead of the half cosine
     jitter: Jitter = field(default_factory=Jitter)
     seed: int = 0  # added to the recipe's
-    begin: Fit | None = None  # graders: the plan of the net that this one goes on from, learnt by the same studies
     teachers: tuple[Fit, ...] = ()  # graders: plans of nets whose mean answers it learns, learnt by the same studies
     taught: float = 0.5  # share of its aim that the teachers' answers are; the rest are the labels
     also: tuple[Fit, ...] = ()  # graders: further nets of every fold, learnt by these plans; their answers are averaged
@@ -72,11 +71,6 @@ class Fit:
     def members(self) -> tuple[Fit, ...]:
         """The plans of all nets of a fold, each on its own."""
         return replace(self, also=()), *self.also
-
-    @property
-    def origin(self) -> Fit:
-        """The plan that has the starting weights: this one, or the first of those that go on from one another."""
-        return self.begin.origin if self.begin else self
 
 
 @dataclass(frozen=True)
@@ -112,12 +106,9 @@ class Recipe:
         where = f"recipe {self.name!r}: {kind} {stage!r}"
         if kind == "locate" and len(members) > 1:
             raise ValueError(f"{where}: a locator has one net a fold; leave out also")
-        if kind == "locate" and any(plan.begin or plan.teachers for plan in members):
-            raise ValueError(
-                f"{where}: a locator goes on from no other net nor learns of it; leave out begin, teachers"
-            )
+        if kind == "locate" and any(plan.teachers for plan in members):
+            raise ValueError(f"{where}: a locator learns of no other net; leave out teachers")
         for plan in members:
-            _check_begin(where, plan)
             _check_teachers(where, plan)
         if odd := [plan.pixels for plan in members if plan.pixels != members[0].pixels]:
             raise ValueError(f"{where}: all nets of a fold read {members[0].pixels} pixels, one of also {odd[0]}")
@@ -138,36 +129,16 @@ class Recipe:
         }
 
 
-def _check_begin(where: str, plan: Fit) -> None:
-    """What a plan that goes on from another net can ask for. ValueError for anything it would have no effect in."""
-    first = plan.begin
-    if first is None:
-        return
-    if plan.pretrained or plan.common or plan.head_epochs:
-        raise ValueError(
-            f"{where}: a plan with begin starts where that one ends; pretrained, common and head_epochs belong to begin"
-        )
-    if first.also:
-        raise ValueError(f"{where}: begin is the plan of one net; leave out its also")
-    (height, width), (own_height, own_width) = sides(first.pixels), sides(plan.pixels)
-    if first.net != plan.net or height * own_width != width * own_height:
-        raise ValueError(
-            f"{where}: begin has another net or shape than the plan that goes on from it "
-            f"({dict(first.net)} at {first.pixels}, {dict(plan.net)} at {plan.pixels})"
-        )
-    _check_begin(where, first)
-
-
 def _check_teachers(where: str, plan: Fit) -> None:
     """What a plan that learns other nets' answers can ask for. ValueError for anything it would have no effect in."""
     if not plan.teachers:
         return
     if not 0 < plan.taught <= 1:
         raise ValueError(f"{where}: taught is {plan.taught}; the teachers' share is over 0 and at most 1")
-    if plan.common or plan.begin:
-        raise ValueError(f"{where}: a plan with teachers has epochs of its own only; leave out common and begin")
-    if any(one.also or one.begin or one.teachers for one in plan.teachers):
-        raise ValueError(f"{where}: a teacher is one net, learnt from labels; leave out its also, begin and teachers")
+    if plan.common:
+        raise ValueError(f"{where}: a plan with teachers has epochs of its own only; leave out common")
+    if any(one.also or one.teachers for one in plan.teachers):
+        raise ValueError(f"{where}: a teacher is one net, learnt from labels; leave out its also and teachers")
 
 
 def shrink(recipe: Recipe) -> Recipe:
@@ -205,7 +176,6 @@ def _small(fit: Fit) -> Fit:
         early=(min(fit.early[0], 1), fit.early[1]),
         common=min(fit.common, 1),
         pretrained="" if nothing else fit.pretrained,
-        begin=None if fit.begin is None else replace(_small(fit.begin), pixels=pixels),
         teachers=tuple(_small(one) for one in fit.teachers),
         also=tuple(
             replace(_small(one), seed=one.seed + i) for i, one in enumerate(fit.also, 1)

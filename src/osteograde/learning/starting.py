@@ -56,9 +56,6 @@ def or_nothing(recipe: Recipe, log: Callable[[str], None]) -> Recipe:
             also=tuple(there(f"{stage} (further net)", one) for one in plan.also),
             teachers=tuple(there(f"{stage} (teacher)", one) for one in plan.teachers),
         )
-        if plan.begin:
-            begin = there(stage, plan.begin)
-            return plan if begin == plan.begin else replace(plan, begin=begin, frozen=())
         if plan.pretrained in ("", IMAGENET) or path_of(plan.pretrained).is_file():
             return plan
         log(f"{stage}: no {path_of(plan.pretrained)}; starts from nothing (set {FOLDER} to the folder that holds it)")

@@ -20,10 +20,10 @@ DEFAULTS = asdict(Fit(net={}, pixels=0, epochs=0, batch=0, lr=0.0))
 def take_over(weights: Path, out: Path, recipe: Recipe, *, without: Collection[str] = ()) -> list[str]:
     """Copy the folds of ``weights`` into ``out``, and every net of a stage that was trained by the same plan.
 
-    The nets are vouched for as finished, so ``--resume`` uses them; those that others go on from (``Fit.begin``) or
-    learn of (``Fit.teachers``) lie among the checkpoints. Returns the names of all in ``weights``; what is in ``out``
-    already stays, and folds there may hold further studies. without: stages to be trained all the same. ValueError
-    where the weights are of another task or seed, were changed, or ``out`` has other folds.
+    The nets are vouched for as finished, so ``--resume`` uses them; those that others learn of (``Fit.teachers``)
+    lie among the checkpoints. Returns the names of all in ``weights``; what is in ``out`` already stays, and folds
+    there may hold further studies. without: stages to be trained all the same. ValueError where the weights are of
+    another task or seed, were changed, or ``out`` has other folds.
     """
     manifest = bundle.verify(weights)
     known = manifest["recipe"]
@@ -52,11 +52,10 @@ def take_over(weights: Path, out: Path, recipe: Recipe, *, without: Collection[s
 
 
 def _agreed(one: Net, stage: Mapping[str, Any]) -> list[Net]:
-    """The net, or else those it goes on from or learns of, that a manifest's stage has."""
+    """The net, or else those it learns of, that a manifest's stage has."""
     if _same(one, stage):
         return [one]
-    helpers = [one.first] if one.first else one.teachers
-    return [found for helper in helpers for found in _agreed(helper, stage)]
+    return [teacher for teacher in one.teachers if _same(teacher, stage)]
 
 
 def _holds(own: Path, theirs: Path) -> bool:
@@ -70,20 +69,22 @@ def _holds(own: Path, theirs: Path) -> bool:
 
 def _taken(weights: Path, out: Path, one: Net, k: int) -> bool:
     """Copy one net and vouch for it; False where there is none, or one in ``out`` already."""
-    source, copy = bundle.place(weights, one.file(k)), one.kept(out / "work", k) if one.role else out / one.file(k)
+    source, copy = bundle.place(weights, one.file(k)), one.kept(out / "work", k) if one.teacher else out / one.file(k)
     if copy.is_file() or not source.is_file():
         return False
     copy.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(source, copy)
-    if one.role:
+    if one.teacher:
         return True
     (out / "work" / "nets" / f"{one.work(k)}.sha256").write_text(bundle.sha256(copy))
     return True
 
 
 def _same(one: Net, stage: Mapping[str, Any]) -> bool:
-    """Whether a net's plan is the one of a manifest's stage, where choices not yet known then had their defaults."""
+    """Whether a net's plan is the one of a manifest's stage. Choices not yet known then had their defaults; those known
+    no more do not count where they were off."""
     members = [{**stage, "also": ()}, *stage.get("also", ())] if stage else []
     if one.member >= len(members):
         return False
-    return json.loads(json.dumps(asdict(one.plan))) == json.loads(json.dumps({**DEFAULTS, **members[one.member]}))
+    known = {key: value for key, value in members[one.member].items() if key in DEFAULTS or value}
+    return json.loads(json.dumps(asdict(one.plan))) == json.loads(json.dumps({**DEFAULTS, **known}))

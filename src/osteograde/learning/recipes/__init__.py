@@ -18,6 +18,5 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "spider-unet": spider.spider_unet,
     "spider-faster-rcnn": spider.spider_faster_rcnn,
     "knee-xray": knee.knee_xray,
-    "knee-xray-fine": knee.knee_xray_fine,
     **knee_published.RECIPES,
 }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from osteograde.learning.recipe import Fit, Jitter, Recipe
 from osteograde.phantom.knees.knee_practice import films
 from osteograde.tasks import TASKS
@@ -33,21 +31,6 @@ def knee_xray() -> Recipe:
         ),
     )  # fmt: skip
     return _knee("knee-xray", _look(), judge, test_views=6)
-
-
-def knee_xray_fine() -> Recipe:
-    """The graders of the default gone on with: 0.4375 mm instead of 0.486.
-
-    python train_folds.py knee-xray --recipe knee-xray-fine --data DIR --out W --like weights/knee-xray
-    """
-    recipe = knee_xray()
-    finer = {
-        name: replace(
-            begin, begin=begin, pixels=(160, 320), epochs=3, early=(0, 1.0), lr=6e-4, pretrained="",
-        )
-        for name, begin in recipe.grade.items()
-    }  # fmt: skip
-    return replace(recipe, name="knee-xray-fine", grade=finer)
 
 
 def _look() -> Fit:
