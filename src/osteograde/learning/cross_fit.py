@@ -36,7 +36,7 @@ class Run:
 
     recipe: Recipe
     studies: Sequence[Study]
-    practice: Sequence[Study]  # further ones, made of these: landmarks are learnt from them and found in them
+    practice: Sequence[Study]  # further ones, made of these: learnt from; their landmarks are found, they are not graded
     split: folds.Split
     folds: tuple[int, ...]
     out: Path

@@ -51,6 +51,7 @@ class Fit:
     window: int = 8  # locators: neighbouring slices of one sample
     label_smoothing: float = 0.0
     loss: str = "classes"  # graders: "classes", or "ordinal": targets that fall off with the squared distance of grades
+    practice: bool = False  # graders: learn from what was made for practice, too
     balance: float = 0.0  # graders: classes count by their frequency to the power of minus this
     pretrained: str = ""  # starting weights of the trunk: a file of OSTEOGRADE_PRETRAINED, or "imagenet" to download
     common: int = 0  # first epochs that several folds learn in common, on what none of them holds out
@@ -86,7 +87,7 @@ class Recipe:
     test_views: int = 1
     calibrate: bool = False  # fit a small map of the graders' log probabilities out-of-fold
     calibrate_balance: float = 0.0  # in that fit classes count by their frequency to the power of minus this
-    # further studies to learn landmarks from, made out of the given ones into a folder: (studies, folder, rng, share)
+    # further studies to learn from, made out of the given ones into a folder: (studies, folder, rng, share)
     practice: Callable[[Sequence[Study], Path, np.random.Generator, float], list[Study]] | None = None
     practice_share: float = 1.0
     source: Mapping[str, str] = field(default_factory=dict)  # of data without a SOURCE.json: source, licence, ...

@@ -70,15 +70,18 @@ def grade_out_of_fold(run: Run, found: Mapping[str, Points], points: Mapping[str
     errors = errors_mm(run, found)
     for group in task.grade:
         plan = run.recipe.grade[group.name]
+        practised = run.practice if any(one.practice for one in plan.members) else []
         every = (
             (loaded, dict(task.complete({**points.get(study.id, {}), **loaded.marks})))
-            for study in run.studies
+            for study in [*run.studies, *practised]
             for loaded in run.loaded([study])
         )
         data = grade_data.store(group, task, plan, every, run.work / "grade", log=run.log)
         landmarks = {site.landmark for site in group.sites}
         data = data.with_errors(np.array([e for name, e in errors if name in landmarks]).reshape(-1, 3))
-        part = lambda studies, own, data=data: data.learnt_by(own).of({study.id for study in studies})  # noqa: E731
+        part = lambda studies, plan, data=data: data.learnt_by(plan).of(  # noqa: E731
+            {study.id for study in studies if plan.practice or study.id in own}
+        )
         loss_of = partial(grade_loss, group, run.recipe)
         for k, trained, studies in cross_fit(run, "grade", group.name, plan, part, loss_of):
             nets = pipeline.Nets(trained, plan.pixels, run.device)

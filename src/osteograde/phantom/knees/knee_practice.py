@@ -1,4 +1,4 @@
-"""Films to learn joint centres from, composed out of a data set's own crops, patient by patient."""
+"""Films to learn joint centres and grades from, composed out of a data set's own crops, patient by patient."""
 
 from __future__ import annotations
 
@@ -22,21 +22,29 @@ NOBODY = "nobody"  # films without a knee belong to no patient
 
 
 def films(studies: Sequence[Study], folder: Path, rng: np.random.Generator, share: float = 1.0) -> list[Study]:
-    """Studies of composed films, written into ``folder`` as PNG; the same films from the same rng and crops."""
+    """Studies of composed films, written into ``folder`` as PNG; the same films from the same rng and crops. A knee
+    has the grade of its crop."""
     crops: dict[str, dict[str, Path]] = {}
+    grades: dict[str, dict[str, int]] = {}
     for study in studies:
         if study.targets and study.series[0].side:
             crops.setdefault(study.patient, {})[study.series[0].side] = study.series[0].files[0]
+            grades.setdefault(study.patient, {}).update(study.labels)
     patients = sorted(crops)
     if not patients:
         return []
     count = max(8, round(FILMS * share))
     folder.mkdir(parents=True, exist_ok=True)
     picked = rng.permutation(np.arange(count) % len(patients))
-    return [_film(f"film{i:05d}", patients[p], crops[patients[p]], folder, rng) for i, p in enumerate(picked)]
+    return [
+        _film(f"film{i:05d}", patient, crops[patient], grades[patient], folder, rng)
+        for i, patient in enumerate(patients[p] for p in picked)
+    ]
 
 
-def _film(name: str, patient: str, crops: dict[str, Path], folder: Path, rng: np.random.Generator) -> Study:
+def _film(
+    name: str, patient: str, crops: dict[str, Path], grades: dict[str, int], folder: Path, rng: np.random.Generator
+) -> Study:
     own = np.random.default_rng([int(rng.integers(2**31)), zlib.crc32(patient.encode())])
     kind, sides = own.random(), [side for side in SIDES if side in crops]
     layout, pixel_mm = "bilateral", float(own.uniform(0.45, 0.7))
@@ -57,7 +65,8 @@ def _film(name: str, patient: str, crops: dict[str, Path], folder: Path, rng: np
     joints = {side: (float(x), float(y)) for side, (x, y) in told["joints"].items()}
     shown = tuple(sides) if layout == "single" else SIDES
     series = Series(name, VIEW, folder, (path,), (4.0, pixel_mm, pixel_mm), side=sides[0] if layout == "single" else "")
-    return Study(name, patient, (series,), marks=_marks(joints, name, shown), targets=shown)
+    labels = {side: grades[side] for side in sides if side in grades}
+    return Study(name, patient, (series,), labels, marks=_marks(joints, name, shown), targets=shown)
 
 
 def _state(crops: dict[str, Path], sides: Sequence[str]) -> list[tuple[str, int, int]]:
