@@ -36,7 +36,7 @@ class Run:
 
     recipe: Recipe
     studies: Sequence[Study]
-    practice: Sequence[Study]  # further ones, made of these: learnt from; their landmarks are found, they are not graded
+    practice: Sequence[Study]  # made of these: learnt from as well; their landmarks are found, they are not graded
     split: folds.Split
     folds: tuple[int, ...]
     out: Path

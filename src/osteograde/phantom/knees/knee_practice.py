@@ -23,7 +23,7 @@ NOBODY = "nobody"  # films without a knee belong to no patient
 
 def films(studies: Sequence[Study], folder: Path, rng: np.random.Generator, share: float = 1.0) -> list[Study]:
     """Studies of composed films, written into ``folder`` as PNG; the same films from the same rng and crops. A knee
-    has the grade of its crop."""
+    whose joint is on the film has the grade of its crop."""
     crops: dict[str, dict[str, Path]] = {}
     grades: dict[str, dict[str, int]] = {}
     for study in studies:
@@ -65,7 +65,7 @@ def _film(
     joints = {side: (float(x), float(y)) for side, (x, y) in told["joints"].items()}
     shown = tuple(sides) if layout == "single" else SIDES
     series = Series(name, VIEW, folder, (path,), (4.0, pixel_mm, pixel_mm), side=sides[0] if layout == "single" else "")
-    labels = {side: grades[side] for side in sides if side in grades}
+    labels = {side: grades[side] for side in joints if side in grades}
     return Study(name, patient, (series,), labels, marks=_marks(joints, name, shown), targets=shown)
 
 
