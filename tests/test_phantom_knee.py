@@ -131,6 +131,10 @@ def test_practice_films_belong_to_the_patients_they_were_made_of_and_come_out_th
         loaded = load_study(study, TASK)
         assert study.patient in patients or not loaded.marks
         assert set(study.targets) == {*loaded.marks, *loaded.absent}
+        of_patient = {
+            side: grade for one in studies if one.patient == study.patient for side, grade in one.labels.items()
+        }
+        assert study.labels == {side: of_patient[side] for side in loaded.marks}
         for mark in study.marks:
             if not np.isnan(mark.x):
                 (volume,) = loaded.volumes["film"]

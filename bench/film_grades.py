@@ -1,0 +1,133 @@
+"""Grades of knees on composed films against those of the same knees as crops, or of two trainings, out-of-fold.
+
+    python bench/film_grades.py --data DIR --films F --weights W [--against W2] [--views 2] [--folds 0,1]
+
+F is where the films are or will be composed (W/work/practice of `train_folds.py knee-xray --out W`). Every film
+shows knees of one patient; it and the crops it is made of are graded by the nets of the fold that held him out, around
+the points of oof_points.csv. Answers are not calibrated. With W2 both folders grade the films, else W grades films and
+crops. A film is scaled, turned, cut off, exposed and noisy, so some of the difference is lost for good.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import compare_oof
+import numpy as np
+import torch
+
+from osteograde.inference import pipeline
+from osteograde.inference.reading import Loaded, load_study
+from osteograde.learning import folds
+from osteograde.learning.cross_fit import net_name
+from osteograde.learning.judging.members import Answers
+from osteograde.learning.recipes import RECIPES
+from osteograde.models import bundle
+from osteograde.phantom.knees.knee_practice import films
+from osteograde.tasks import TASKS
+from osteograde.tasks.contract import Point, Points, Study
+from osteograde.tasks.scores.bootstrap import groups_of
+
+TASK = TASKS["knee-xray"]
+(GROUP,) = TASK.grade
+
+
+def points_of(path: Path) -> dict[str, dict[str, Point]]:
+    """Study -> what was found in it by a net that never saw it."""
+    found: dict[str, dict[str, Point]] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            if row["x_mm"]:
+                place = np.array([float(row[f"{axis}_mm"]) for axis in "xyz"])
+                found.setdefault(row["study_id"], {})[row["landmark"]] = Point(place, float(row["confidence"]))
+    return found
+
+
+def nets_of(weights: Path, k: int) -> pipeline.Nets:
+    manifest = bundle.read_manifest(weights)
+    name = net_name("grade", GROUP.name, k)
+    net = bundle.load_net(bundle.place(weights, name), manifest["files"][name]["net"])
+    return pipeline.Nets([net], manifest["pixels"][GROUP.name], torch.device("cpu"))
+
+
+def graded(nets: pipeline.Nets, loaded: Loaded, points: Points, views: int) -> dict[str, np.ndarray]:
+    return dict(pipeline.grade(GROUP, [loaded], [points], nets, views=views)[0]) if points else {}
+
+
+def tables(
+    weights: Path, made: Sequence[Study], crop_of: dict[tuple[str, str], Study], split: folds.Split, views: int
+) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """Film -> side -> probabilities (K,) on the film and on the crop, of knees that were found on the film."""
+    found, said = points_of(weights / "oof_points.csv"), {}
+    for k in sorted({split.fold_of(film) for film in made}):
+        nets = nets_of(weights, k)
+        for film in (one for one in made if split.fold_of(one) == k):
+            loaded = load_study(film, TASK)
+            on_film = graded(nets, loaded, found.get(film.id, {}), views)
+            said[film.id] = {}
+            for side in film.labels:
+                crop = crop_of[film.patient, side]
+                on_crop = graded(nets, load_study(crop, TASK), found[crop.id], views)
+                if side in on_film:
+                    said[film.id][side] = (on_film[side], on_crop[side])
+    return said
+
+
+def answers(
+    names: tuple[str, str], made: Sequence[Study], sides: Sequence[dict[str, dict[str, np.ndarray]]]
+) -> Answers:
+    """Both sides of the comparison, on the knees that both have."""
+    labels = {
+        film.id: {side: grade for side, grade in film.labels.items() if all(side in one[film.id] for one in sides)}
+        for film in made
+    }
+    labels = {film: own for film, own in labels.items() if own}
+    kept = [film for film in made if film.id in labels]
+    table = np.full((2, len(kept), len(TASK.targets), len(TASK.classes)), np.nan)
+    for i, film in enumerate(kept):
+        for side in labels[film.id]:
+            for s, one in enumerate(sides):
+                table[s, i, TASK.targets.index(side)] = one[film.id][side] / one[film.id][side].sum()
+    group = groups_of([film.patient for film in kept])
+    names_of = tuple(film.id for film in kept)
+    return Answers(TASK, names, names_of, table, labels, np.zeros(len(kept), int), group, "")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("--data", "--films", "--weights"):
+        parser.add_argument(name, type=Path, required=True)
+    parser.add_argument("--against", type=Path)
+    parser.add_argument("--views", type=int, default=2)
+    parser.add_argument("--folds", default="0,1,2,3,4")
+    parser.add_argument("--bootstrap", type=int, default=1000)
+    args = parser.parse_args()
+    recipe = RECIPES[TASK.name]()
+    studies = sorted(TASK.read(args.data, "train"), key=lambda study: study.id)
+    split = folds.read(args.weights / folds.FILE)
+    made = films(studies, args.films, np.random.default_rng(recipe.seed), recipe.practice_share)
+    chosen = {int(k) for k in args.folds.split(",")}
+    made = [film for film in made if film.labels and split.fold_of(film) in chosen]
+    crop_of = {(study.patient, study.series[0].side): study for study in studies}
+    first = tables(args.weights, made, crop_of, split, args.views)
+    sides = [{film: {side: pair[i] for side, pair in own.items()} for film, own in first.items()} for i in (1, 0)]
+    names = (f"{args.weights.name} on crops", f"{args.weights.name} on films")
+    if args.against:
+        if folds.digest(args.against / folds.FILE) != folds.digest(args.weights / folds.FILE):
+            raise SystemExit(f"{args.against}: other folds than {args.weights}")
+        second = tables(args.against, made, crop_of, split, args.views)
+        other = {film: {side: pair[0] for side, pair in own.items()} for film, own in second.items()}
+        sides, names = [sides[1], other], (names[1], f"{args.against.name} on films")
+    both = answers(names, made, sides)
+    table = compare_oof.compare(both, args.bootstrap)
+    print(f"{sum(len(own) for own in both.labels.values())} knees, {args.views} views")
+    print(compare_oof.told(both, table))
+    print(json.dumps(table))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""What was made for practice is learnt from by the plans that say so, within the folds, and is never judged."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from osteograde import phantom
+from osteograde.learning import folds
+from osteograde.learning.cross_fit import Run
+from osteograde.learning.judging import out_of_fold
+from osteograde.learning.recipes import RECIPES
+from osteograde.phantom.knees.knee_practice import films
+from osteograde.tasks import TASKS
+
+TASK = TASKS["knee-xray"]
+RECIPE = RECIPES["knee-xray"]()
+
+
+@pytest.mark.slow
+def test_graders_learn_from_films_of_their_own_patients_where_their_plan_says_so(tmp_path, monkeypatch):
+    phantom.write("knee-xray", tmp_path / "data", studies=6, seed=1)
+    studies = TASK.read(tmp_path / "data", "train")
+    made = films(studies, tmp_path / "films", np.random.default_rng(0), share=0.01)
+    plan = replace(RECIPE.grade["kl"], pixels=(32, 48))
+    learnt, judged = {}, []
+
+    def cross_fit(run, kind, stage, own, data_of, loss_of):
+        for practice in (True, False):
+            learnt[practice] = data_of(run.split.training(run.everything, 0), replace(own, practice=practice)).studies
+        yield 0, [], run.split.held_out(run.everything, 0)
+
+    def told(run, nets, k, held, points, ask):
+        judged.extend(held)
+        return [{} for _ in held]
+
+    monkeypatch.setattr(out_of_fold, "cross_fit", cross_fit)
+    monkeypatch.setattr(out_of_fold, "_told", told)
+    split = folds.assign(TASK, studies, 2, seed=0)
+    recipe = replace(RECIPE, grade={"kl": replace(plan, practice=True)})
+    run = Run(recipe, studies, made, split, (0,), tmp_path, torch.device("cpu"), False, lambda text: None)
+    out_of_fold.grade_out_of_fold(run, {}, {study.id: {} for study in studies})
+    crops = {study.id for study in split.training(studies, 0)}
+    own = {film.id for film in made if film.labels and split.fold_of(film) == 1}
+    assert own and set(learnt[True]) == crops | own
+    assert set(learnt[False]) == crops
+    assert {study.id for study in judged} == {study.id for study in split.held_out(studies, 0)}
