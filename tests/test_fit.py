@@ -1,7 +1,7 @@
 """The loop: killed and resumed it ends the same, and it stops when the loss is no number."""
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -275,3 +275,25 @@ def test_the_first_epochs_read_smaller_data(tmp_path):
     plan = replace(PLAN, early=(3, 0.5))
     fit.train(net, plan, Sized(), None, loss, where(tmp_path), resume=False, log=lambda text: None)
     assert asked == [0.5] * 3
+
+
+def test_only_the_last_epochs_read_what_was_made_for_practice_in_as_many_steps(tmp_path):
+    read = []
+
+    @dataclass
+    class Practised(Line):
+        count: int = 12
+
+        def __len__(self):
+            return self.count
+
+        def without_practice(self):
+            return Practised(count=8)
+
+        def batch(self, indices, rng, device, *, augment):
+            read.append((self.count, max(indices) < self.count))
+            return super().batch([i % 4 for i in indices], rng, device, augment=augment)
+
+    plan = replace(PLAN, epochs=5, batch=4, practice=2)
+    fit.train(net, plan, Practised(), None, loss, where(tmp_path), resume=False, log=lambda text: None)
+    assert read == [(8, True)] * 2 * 3 + [(12, True)] * 2 * 2

@@ -27,8 +27,10 @@ def test_graders_learn_from_films_of_their_own_patients_where_their_plan_says_so
     learnt, judged = {}, []
 
     def cross_fit(run, kind, stage, own, data_of, loss_of):
-        for practice in (True, False):
-            learnt[practice] = data_of(run.split.training(run.everything, 0), replace(own, practice=practice)).studies
+        for practice in (1, 0):
+            part = data_of(run.split.training(run.everything, 0), replace(own, practice=practice))
+            learnt[practice] = part.studies
+            assert set(part.without_practice().studies) == {study.id for study in run.split.training(run.studies, 0)}
         yield 0, [], run.split.held_out(run.everything, 0)
 
     def told(run, nets, k, held, points, ask):
@@ -38,11 +40,11 @@ def test_graders_learn_from_films_of_their_own_patients_where_their_plan_says_so
     monkeypatch.setattr(out_of_fold, "cross_fit", cross_fit)
     monkeypatch.setattr(out_of_fold, "_told", told)
     split = folds.assign(TASK, studies, 2, seed=0)
-    recipe = replace(RECIPE, grade={"kl": replace(plan, practice=True)})
+    recipe = replace(RECIPE, grade={"kl": replace(plan, practice=1)})
     run = Run(recipe, studies, made, split, (0,), tmp_path, torch.device("cpu"), False, lambda text: None)
     out_of_fold.grade_out_of_fold(run, {}, {study.id: {} for study in studies})
     crops = {study.id for study in split.training(studies, 0)}
     own = {film.id for film in made if film.labels and split.fold_of(film) == 1}
-    assert own and set(learnt[True]) == crops | own
-    assert set(learnt[False]) == crops
+    assert own and set(learnt[1]) == crops | own
+    assert set(learnt[0]) == crops
     assert {study.id for study in judged} == {study.id for study in split.held_out(studies, 0)}

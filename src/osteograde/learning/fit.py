@@ -89,7 +89,7 @@ def train(
     average = copy.deepcopy(net).requires_grad_(False)
     optimiser = _optimiser(net, plan, head=plan.head_epochs > 0)
     scaler = torch.amp.GradScaler(where.device.type, enabled=where.device.type == "cuda")
-    steps = plan.steps or max(1, len(data) // plan.batch)
+    steps = plan.steps or max(1, len(_as_given(data, plan)) // plan.batch)
     state: dict[str, Any] = {"epoch": 0, "best": math.inf, "bad": 0}
     best = copy.deepcopy(average.state_dict()) if plan.patience else None
     if resume and where.checkpoint.is_file():
@@ -100,7 +100,7 @@ def train(
         _thaw(net, epoch >= plan.head_epochs, plan.frozen)
         if 0 < epoch == plan.head_epochs:
             optimiser = _optimiser(net, plan)  # momentum of the head's own epochs is not carried into the others
-        for step, batch in enumerate(fetched := Fetched(_sized(data, plan, epoch), plan, where, epoch, steps)):
+        for step, batch in enumerate(fetched := Fetched(_as_read(data, plan, epoch), plan, where, epoch, steps)):
             for group in optimiser.param_groups:
                 group["lr"] = rate(plan, epoch * steps + step, steps)
             torch.manual_seed(int(where.rng(epoch, step, 1).integers(2**62)))  # dropout and proposals
@@ -163,10 +163,17 @@ def rate(plan: Fit, step: int, steps: int) -> float:
     return plan.lr * plan.restart_share**cycle * schedule(step - begin * steps, (end - begin) * steps, plan.warmup)
 
 
-def _sized(data: Any, plan: Fit, epoch: int) -> Data:
-    """The data as an epoch reads them: smaller in the first epochs where the recipe says so (Tan and Le 2021)."""
+def _as_read(data: Any, plan: Fit, epoch: int) -> Data:
+    """The data as an epoch reads them: smaller in the first epochs where the recipe says so (Tan and Le 2021), and with
+    what was made for practice in the last ones only."""
     epochs, share = plan.early
+    data = _as_given(data, plan) if epoch < plan.epochs - plan.practice else data
     return data.smaller(share) if epoch < epochs else data
+
+
+def _as_given(data: Any, plan: Fit) -> Data:
+    """Without what was made for practice, of a plan that learns from it in some epochs only."""
+    return data.without_practice() if plan.practice else data
 
 
 def _thaw(net: nn.Module, whole: bool, frozen: Sequence[str] = ()) -> None:

@@ -51,7 +51,7 @@ class Fit:
     window: int = 8  # locators: neighbouring slices of one sample
     label_smoothing: float = 0.0
     loss: str = "classes"  # graders: "classes", or "ordinal": targets that fall off with the squared distance of grades
-    practice: bool = False  # graders: learn from what was made for practice, too
+    practice: int = 0  # graders: so many last epochs learn from what was made for practice, too
     balance: float = 0.0  # graders: classes count by their frequency to the power of minus this
     pretrained: str = ""  # starting weights of the trunk: a file of OSTEOGRADE_PRETRAINED, or "imagenet" to download
     common: int = 0  # first epochs that several folds learn in common, on what none of them holds out
@@ -175,6 +175,7 @@ def _small(fit: Fit) -> Fit:
         restarts=(),
         frozen=() if nothing else fit.frozen,
         early=(min(fit.early[0], 1), fit.early[1]),
+        practice=min(fit.practice, 1),
         common=min(fit.common, 1),
         pretrained="" if nothing else fit.pretrained,
         teachers=tuple(_small(one) for one in fit.teachers),

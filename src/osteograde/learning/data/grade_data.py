@@ -59,6 +59,7 @@ class GradeData:
     errors_mm: np.ndarray  # (M, 3) errors of stage 1 on held-out studies; may be empty
     studies: tuple[str, ...]
     taught: np.ndarray  # (N, K) what teachers say, 0 where they were not asked; K = 0 without any
+    practice: frozenset[str] = frozenset()  # those of the studies that were made for practice
     share: float = 1.0  # of the pixels' sides that batches have, over the same millimetres
 
     def learnt_by(self, fit: Fit) -> GradeData:
@@ -88,6 +89,9 @@ class GradeData:
 
     def of(self, studies: set[str]) -> GradeData:
         return self._with(studies=tuple(study for study in self.studies if study in studies))
+
+    def without_practice(self) -> GradeData:
+        return self._with(studies=tuple(study for study in self.studies if study not in self.practice))
 
     @cached_property
     def class_weight(self) -> np.ndarray:

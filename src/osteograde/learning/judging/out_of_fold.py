@@ -6,7 +6,7 @@ import csv
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,7 @@ def grade_out_of_fold(run: Run, found: Mapping[str, Points], points: Mapping[str
         )
         data = grade_data.store(group, task, plan, every, run.work / "grade", log=run.log)
         landmarks = {site.landmark for site in group.sites}
+        data = replace(data, practice=frozenset(study.id for study in run.practice))
         data = data.with_errors(np.array([e for name, e in errors if name in landmarks]).reshape(-1, 3))
         part = lambda studies, plan, data=data: data.learnt_by(plan).of(  # noqa: E731
             {study.id for study in studies if plan.practice or study.id in own}
