@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from osteograde.inference import pipeline
-from osteograde.inference.reading import Loaded, load_study
+from osteograde.inference.reading import load_study
 from osteograde.learning import folds
 from osteograde.learning.cross_fit import net_name
 from osteograde.learning.judging.members import Answers
@@ -29,11 +29,12 @@ from osteograde.learning.recipes import RECIPES
 from osteograde.models import bundle
 from osteograde.phantom.knees.knee_practice import films
 from osteograde.tasks import TASKS
-from osteograde.tasks.contract import Point, Points, Study
+from osteograde.tasks.contract import Point, Study
 from osteograde.tasks.scores.bootstrap import groups_of
 
 TASK = TASKS["knee-xray"]
 (GROUP,) = TASK.grade
+CHUNK = 8  # studies that go through the nets together
 
 
 def points_of(path: Path) -> dict[str, dict[str, Point]]:
@@ -54,26 +55,18 @@ def nets_of(weights: Path, k: int) -> pipeline.Nets:
     return pipeline.Nets([net], manifest["pixels"][GROUP.name], torch.device("cpu"))
 
 
-def graded(nets: pipeline.Nets, loaded: Loaded, points: Points, views: int) -> dict[str, np.ndarray]:
-    return dict(pipeline.grade(GROUP, [loaded], [points], nets, views=views)[0]) if points else {}
-
-
-def tables(
-    weights: Path, made: Sequence[Study], crop_of: dict[tuple[str, str], Study], split: folds.Split, views: int
-) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
-    """Film -> side -> probabilities (K,) on the film and on the crop, of knees that were found on the film."""
-    found, said = points_of(weights / "oof_points.csv"), {}
-    for k in sorted({split.fold_of(film) for film in made}):
-        nets = nets_of(weights, k)
-        for film in (one for one in made if split.fold_of(one) == k):
-            loaded = load_study(film, TASK)
-            on_film = graded(nets, loaded, found.get(film.id, {}), views)
-            said[film.id] = {}
-            for side in film.labels:
-                crop = crop_of[film.patient, side]
-                on_crop = graded(nets, load_study(crop, TASK), found[crop.id], views)
-                if side in on_film:
-                    said[film.id][side] = (on_film[side], on_crop[side])
+def graded(weights: Path, studies: Sequence[Study], split: folds.Split, views: int) -> dict[str, dict[str, np.ndarray]]:
+    """Study -> side -> probabilities (K,) of knees that were found, by the nets of the fold that held it out."""
+    found = points_of(weights / "oof_points.csv")
+    seen = [study for study in studies if study.id in found]
+    said: dict[str, dict[str, np.ndarray]] = {study.id: {} for study in studies}
+    for k in sorted({split.fold_of(study) for study in seen}):
+        nets, held = nets_of(weights, k), split.held_out(seen, k)
+        for i in range(0, len(held), CHUNK):
+            some = held[i : i + CHUNK]
+            loaded, points = [load_study(study, TASK) for study in some], [found[study.id] for study in some]
+            for study, own in zip(some, pipeline.grade(GROUP, loaded, points, nets, views=views), strict=True):
+                said[study.id] = dict(own)
     return said
 
 
@@ -97,6 +90,12 @@ def answers(
     return Answers(TASK, names, names_of, table, labels, np.zeros(len(kept), int), group, "")
 
 
+def _of_crops(film: Study, crop_of: dict[tuple[str, str], Study], said: dict[str, dict]) -> dict[str, np.ndarray]:
+    """Side -> what was said of the crop that the knee of a film is made of."""
+    crops = {side: said[crop_of[film.patient, side].id] for side in film.labels}
+    return {side: own[side] for side, own in crops.items() if side in own}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("--data", "--films", "--weights"):
@@ -112,16 +111,18 @@ def main() -> None:
     made = films(studies, args.films, np.random.default_rng(recipe.seed), recipe.practice_share)
     chosen = {int(k) for k in args.folds.split(",")}
     made = [film for film in made if film.labels and split.fold_of(film) in chosen]
-    crop_of = {(study.patient, study.series[0].side): study for study in studies}
-    first = tables(args.weights, made, crop_of, split, args.views)
-    sides = [{film: {side: pair[i] for side, pair in own.items()} for film, own in first.items()} for i in (1, 0)]
-    names = (f"{args.weights.name} on crops", f"{args.weights.name} on films")
+    on_films = graded(args.weights, made, split, args.views)
     if args.against:
         if folds.digest(args.against / folds.FILE) != folds.digest(args.weights / folds.FILE):
             raise SystemExit(f"{args.against}: other folds than {args.weights}")
-        second = tables(args.against, made, crop_of, split, args.views)
-        other = {film: {side: pair[0] for side, pair in own.items()} for film, own in second.items()}
-        sides, names = [sides[1], other], (names[1], f"{args.against.name} on films")
+        sides = [on_films, graded(args.against, made, split, args.views)]
+        names = (f"{args.weights.name} on films", f"{args.against.name} on films")
+    else:
+        crop_of = {(study.patient, study.series[0].side): study for study in studies}
+        crops = {crop.id: crop for film in made for side in film.labels for crop in [crop_of[film.patient, side]]}
+        said = graded(args.weights, list(crops.values()), split, args.views)
+        sides = [{film.id: _of_crops(film, crop_of, said) for film in made}, on_films]
+        names = (f"{args.weights.name} on crops", f"{args.weights.name} on films")
     both = answers(names, made, sides)
     table = compare_oof.compare(both, args.bootstrap)
     print(f"{sum(len(own) for own in both.labels.values())} knees, {args.views} views")

@@ -99,6 +99,17 @@ def test_epochs_in_common_are_learnt_once_per_half(tmp_path, monkeypatch):
     assert calls[1][1:] == (2, 1, 0.05, 16, (1,))  # a restart counts the epochs of the whole plan
 
 
+def test_epochs_in_common_leave_practice_to_the_last_ones(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(cross_fit.fit, "train", lambda begin, plan, data, *rest, **more: asked.append((plan, data)))
+    plan = replace(IN_COMMON, practice=1)
+    run = Run(RECIPES["knee-xray"](), STUDIES, [], SPLIT, (0,), tmp_path, torch.device("cpu"), False, print)
+    (one,) = cross_fit.nets_of("grade", "kl", plan)
+    cross_fit.in_common(run, one, lambda part, own: own.practice, mean, (0, 1, 2))
+    ((learnt, data),) = asked
+    assert (learnt.practice, data, learnt.epochs) == (0, 0, plan.common)
+
+
 def test_nets_that_begin_in_common_differ_afterwards():
     start = nn.Linear(3, 1).requires_grad_(False)
     again = cross_fit._again(start)
@@ -190,6 +201,7 @@ def test_a_net_learns_of_those_that_its_fold_learnt_by_its_teachers_plans(tmp_pa
         ("grade", {"teachers": (replace(ALONE, teachers=(ALONE,)),)}, "one net, learnt from labels"),
         ("grade", {"teachers": (replace(ALONE, also=(ALONE,)),)}, "one net, learnt from labels"),
         ("locate", {}, "no other net"),
+        ("locate", {"teachers": (), "practice": 1}, "in all epochs"),
     ],
 )
 def test_a_plan_that_cannot_be_taught_is_refused(kind, changes, said):

@@ -1555,11 +1555,9 @@ DAMAGE = (
     EOFError,
     IndexError,
     KeyError,
-    NotImplementedError,
     OSError,
     OverflowError,
-    RecursionError,
-    RuntimeError,
+    RuntimeError,  # and those derived from it: recursion, syntaxes that pydicom does not know
     TypeError,
     ValueError,
     struct.error,

@@ -180,8 +180,8 @@ def in_common(run: Run, one: Net, data_of: DataOf, loss: Loss, together: tuple[i
     seen = [study for study in run.everything if run.split.fold_of(study) not in together]
     checkpoint = run.work / "nets" / f"{one.work(f'common-{together[0]}')}.pt"
     where = Where(one.title, together[0], run.recipe.seed + one.plan.seed, run.device, checkpoint, together)
-    data = data_of(seen, one.plan)
-    first = replace(one.plan, epochs=one.plan.common, restarts=(), patience=0)
+    first = replace(one.plan, epochs=one.plan.common, restarts=(), patience=0, practice=0)  # which is for the last ones
+    data = data_of(seen, first)
     begin = partial(starting.net_of, one.plan, data, where)
     return fit.train(begin, first, data, None, loss, where, resume=run.resume, log=run.log)
 

@@ -109,6 +109,10 @@ class Recipe:
             raise ValueError(f"{where}: a locator has one net a fold; leave out also")
         if kind == "locate" and any(plan.teachers for plan in members):
             raise ValueError(f"{where}: a locator learns of no other net; leave out teachers")
+        if kind == "locate" and any(plan.practice for plan in members):
+            raise ValueError(
+                f"{where}: a locator learns in all epochs from what is made for practice; leave out practice"
+            )
         for plan in members:
             _check_teachers(where, plan)
         if odd := [plan.pixels for plan in members if plan.pixels != members[0].pixels]:

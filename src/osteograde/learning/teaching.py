@@ -32,16 +32,13 @@ def answers(net: nn.Module, data: GradeData, device: torch.device) -> np.ndarray
     """(N, K) probabilities of the sites of this part of the data, unmoved; where mirror images are graded alike, the
     mean of both. Rows of other studies are 0."""
     net = net.to(device).eval()
-    said: np.ndarray | None = None
+    rows, told = [], []
     for start in range(0, len(data), STUDIES):
         indices = range(start, min(start + STUDIES, len(data)))
-        batch = data.batch(indices, np.random.default_rng(0), device, augment=False)
-        told = _probabilities(net, batch, data)
-        if said is None:
-            said = np.zeros((len(data.labels), told.shape[1]))
-        said[np.concatenate([data.rows_of[data.studies[i]] for i in indices])] = told
-    if said is None:
-        raise ValueError(f"{data.group.name}: no studies to ask the teachers about")
+        rows += [data.rows_of[data.studies[i]] for i in indices]
+        told.append(_probabilities(net, data.batch(indices, np.random.default_rng(0), device, augment=False), data))
+    said = np.zeros((len(data.labels), told[0].shape[1]))
+    said[np.concatenate(rows)] = np.concatenate(told)
     return said
 
 
