@@ -202,6 +202,7 @@ def test_a_net_learns_of_those_that_its_fold_learnt_by_its_teachers_plans(tmp_pa
         ("grade", {"teachers": (replace(ALONE, also=(ALONE,)),)}, "one net, learnt from labels"),
         ("locate", {}, "no other net"),
         ("locate", {"teachers": (), "practice": 1}, "in all epochs"),
+        ("locate", {"teachers": (), "swa": True, "patience": 2}, "take one"),
     ],
 )
 def test_a_plan_that_cannot_be_taught_is_refused(kind, changes, said):

@@ -54,9 +54,9 @@ def test_it_learns(tmp_path):
     assert fit.evaluate(trained, Line(), PLAN, loss, where(tmp_path)) < 0.05
 
 
-@pytest.mark.parametrize("patience", [0, 3])
-def test_killed_in_any_epoch_and_resumed_it_ends_the_same(tmp_path, patience):
-    plan = replace(PLAN, patience=patience)
+@pytest.mark.parametrize("changes", [{}, {"patience": 3}, {"restarts": (1, 3), "swa": True}])
+def test_killed_in_any_epoch_and_resumed_it_ends_the_same(tmp_path, changes):
+    plan = replace(PLAN, **changes)
     whole = run(tmp_path / "whole", plan)
     seen = 0
 
@@ -231,6 +231,25 @@ def test_restarts_begin_the_cosine_anew_from_a_share_of_the_rate_and_leave_the_f
     assert max(both[3 * steps :]) == pytest.approx(0.5) and both[3 * steps - 1] < 0.02 and both[-1] < 0.01
     whole = replace(long, restart_share=1.0)
     assert max(fit.rate(whole, step, steps) for step in range(3 * steps, 5 * steps)) == pytest.approx(1.0)
+
+
+def test_swa_ends_with_the_mean_of_the_nets_at_the_ends_of_the_cycles(tmp_path, monkeypatch):
+    plan = replace(PLAN, epochs=5, restarts=(1, 3), lr=0.2)
+    ends, own, said = [], fit._save, []
+
+    def save(path, state, best, net, average, *more):
+        ends.append(weights(average))
+        own(path, state, best, net, average, *more)
+
+    monkeypatch.setattr(fit, "_save", save)
+    last = run(tmp_path / "last", plan)
+    mean = run(tmp_path / "mean", replace(plan, swa=True), log=said.append)
+    assert torch.equal(weights(last), ends[4]) and all(
+        torch.equal(a, b) for a, b in zip(ends[:4], ends[5:9], strict=True)
+    )
+    assert torch.allclose(weights(mean), (ends[0] + ends[2] + ends[4]) / 3, atol=1e-6)
+    told = float(said[-1].split("held-out ")[1].split()[0])
+    assert told == pytest.approx(fit.evaluate(mean, Line(), PLAN, loss, where(tmp_path)), abs=1e-4)
 
 
 class Trunked(nn.Module):

@@ -91,7 +91,7 @@ def train(
     scaler = torch.amp.GradScaler(where.device.type, enabled=where.device.type == "cuda")
     steps = plan.steps or max(1, len(_as_given(data, plan)) // plan.batch)
     state: dict[str, Any] = {"epoch": 0, "best": math.inf, "bad": 0}
-    best = copy.deepcopy(average.state_dict()) if plan.patience else None
+    best = copy.deepcopy(average.state_dict()) if plan.patience or plan.swa else None
     if resume and where.checkpoint.is_file():
         state, best = _load(where.checkpoint, net, average, optimiser, scaler, where.device)
         log(f"{where.title}: resumed after epoch {state['epoch']}")
@@ -107,6 +107,8 @@ def train(
             total += _step(net, batch, loss, optimiser, scaler, plan, where, f"epoch {epoch + 1} step {step + 1}")
             _update(average, net, plan.ema, epoch * steps + step)
         state["epoch"] = epoch + 1
+        if best is not None and plan.swa:
+            _join(best, average, plan, state["epoch"])
         last = plan.patience or epoch + 1 == plan.epochs  # judging earlier epochs of a fixed run is only time
         value = evaluate(average, held_out, plan, loss, where) if held_out is not None and last else math.nan
         if plan.patience:
@@ -239,6 +241,22 @@ def _update(average: nn.Module, net: nn.Module, decay: float, step: int) -> None
             slow.lerp_(fast, 1 - decay)
         else:
             slow.copy_(fast)
+
+
+@torch.no_grad()
+def _join(mean: dict[str, torch.Tensor], net: nn.Module, plan: Fit, epochs: int) -> None:
+    """Where a cycle of the learning rate ends, take its net into the mean of those before (Izmailov et al. 2018); after
+    the last one the net is that mean. Statistics of batch norms are averaged as weights are."""
+    ends = [*plan.restarts, plan.epochs]
+    if epochs not in ends:
+        return
+    for value, own in zip(mean.values(), net.state_dict().values(), strict=True):
+        if value.is_floating_point():
+            value.lerp_(own, 1 / (1 + ends.index(epochs)))
+        else:
+            value.copy_(own)
+    if epochs == plan.epochs:
+        net.load_state_dict(mean)
 
 
 @torch.no_grad()

@@ -61,6 +61,7 @@ class Fit:
     early: tuple[int, float] = (0, 1.0)  # graders: the first epochs read images with this share of ``pixels``
     restarts: tuple[int, ...] = ()  # epochs after which the cosine starts anew, from ``restart_share`` of the lr
     restart_share: float = 0.5
+    swa: bool = False  # the net is the mean of those at the ends of all cycles, that is at restarts and at last
     milestones: tuple[int, ...] = ()  # epochs after which lr falls to a tenth, instead of the half cosine
     jitter: Jitter = field(default_factory=Jitter)
     seed: int = 0  # added to the recipe's
@@ -112,6 +113,10 @@ class Recipe:
         if kind == "locate" and any(plan.practice for plan in members):
             raise ValueError(
                 f"{where}: a locator learns in all epochs from what is made for practice; leave out practice"
+            )
+        if any(plan.swa and plan.patience for plan in members):
+            raise ValueError(
+                f"{where}: swa ends with the mean of all cycles, patience with the best epoch; take one of them"
             )
         for plan in members:
             _check_teachers(where, plan)
