@@ -46,18 +46,13 @@ def mean(net, batch):
 IN_COMMON = Fit(net={}, pixels=32, epochs=3, common=2, batch=2, lr=0.1, early=(2, 0.5))
 
 
-ALONE = replace(IN_COMMON, common=0, early=(0, 1.0))
-
-
-@pytest.fixture(params=[IN_COMMON, replace(ALONE, teachers=(IN_COMMON, ALONE))])
-def taught(tmp_path, monkeypatch, request):
-    """fold -> studies that its net, or any net it learns of, has learnt from."""
-    plan = request.param
+@pytest.fixture
+def taught(tmp_path, monkeypatch):
+    """fold -> studies that its net has learnt from."""
     run = Run(RECIPES["knee-xray"](), STUDIES, [], SPLIT, tuple(range(5)), tmp_path, torch.device("cpu"), True, print)
     learnt: dict[int, set[str]] = {}
     monkeypatch.setattr(cross_fit.starting, "net_of", lambda *_: nn.Linear(1, 1))
     monkeypatch.setattr(bundle, "load_net", lambda path, config: nn.Linear(1, 1))
-    monkeypatch.setattr(cross_fit.teaching, "taught", lambda rows, nets, device: rows)
     made: list[tuple[tuple[str, ...], Rows]] = []
 
     def data_of(studies, own):
@@ -65,7 +60,7 @@ def taught(tmp_path, monkeypatch, request):
         made.append((tuple(rows.studies), rows))
         return rows
 
-    for k, _, held in cross_fit.cross_fit(run, "grade", "kl", plan, data_of, lambda own: mean):
+    for k, _, held in cross_fit.cross_fit(run, "grade", "kl", IN_COMMON, data_of, lambda own: mean):
         together = set(cross_fit.sharing(5, k))
         begun = {s.id for s in STUDIES if SPLIT.fold_of(s) not in together}
         learnt[k] = set().union(
@@ -165,49 +160,17 @@ def test_further_nets_that_cannot_be_averaged_are_refused(kind, changes, said):
         replace(recipe, **{kind: {stage: replace(plan, also=(replace(plan, **changes),))}})
 
 
-def test_a_net_learns_of_those_that_its_fold_learnt_by_its_teachers_plans(tmp_path, monkeypatch):
-    calls = []
-
-    def train(build_net, plan, data, held_out, loss, where, *, resume, log):
-        calls.append((where.title, where.checkpoint.name, plan.epochs, data))
-        return plan.epochs
-
-    taken = nn.Linear(1, 1)
-    monkeypatch.setattr(cross_fit.fit, "train", train)
-    monkeypatch.setattr(
-        cross_fit.teaching, "taught", lambda data, nets, device: [(net, own.epochs) for net, own in nets]
-    )
-    monkeypatch.setattr(bundle, "load_net", lambda path, config: taken if "teacher" in path.name else path.name)
-    monkeypatch.setattr(bundle, "on_device", lambda net, device: net)
-    monkeypatch.setattr(bundle, "save_net", lambda net, path: (path.parent.mkdir(parents=True), path.write_text("net")))
-    one = Fit(net={}, pixels=32, epochs=5, batch=2, lr=0.1)
-    plan = replace(one, epochs=9, teachers=(replace(one, epochs=3), replace(one, epochs=7)))
-    run = Run(RECIPES["knee-xray"](), STUDIES, [], SPLIT, (3,), tmp_path, torch.device("cpu"), False, print)
-    (tmp_path / "work" / "nets").mkdir(parents=True)
-    (tmp_path / "work" / "nets" / "grade-kl-teacher1-3.safetensors").touch()
-    list(cross_fit.cross_fit(run, "grade", "kl", plan, lambda part, own: f"for {own.epochs}", lambda own: None))
-    assert calls == [
-        ("kl teacher 2 fold 3", "grade-kl-teacher2-3.pt", 7, "for 7"),
-        ("kl fold 3", "grade-kl-3.pt", 9, [(taken, 3), (7, 7)]),
-    ]
-
-
 @pytest.mark.parametrize(
     ("kind", "changes", "said"),
     [
-        ("grade", {"taught": 0.0}, "share"),
-        ("grade", {"taught": 1.5}, "share"),
-        ("grade", {"common": 1}, "of its own only"),
-        ("grade", {"teachers": (replace(ALONE, teachers=(ALONE,)),)}, "one net, learnt from labels"),
-        ("grade", {"teachers": (replace(ALONE, also=(ALONE,)),)}, "one net, learnt from labels"),
-        ("locate", {}, "no other net"),
-        ("locate", {"teachers": (), "practice": 1}, "in all epochs"),
-        ("locate", {"teachers": (), "swa": True, "patience": 2}, "take one"),
+        ("locate", {"practice": 1}, "in all epochs"),
+        ("locate", {"swa": True, "patience": 2}, "take one"),
+        ("grade", {"swa": True, "patience": 2}, "take one"),
     ],
 )
-def test_a_plan_that_cannot_be_taught_is_refused(kind, changes, said):
+def test_a_plan_that_cannot_be_followed_is_refused(kind, changes, said):
     recipe = RECIPES["knee-xray"]()
     (stage,) = getattr(recipe, kind)
-    whole = replace(getattr(recipe, kind)[stage], common=0, teachers=(ALONE,))
+    whole = getattr(recipe, kind)[stage]
     with pytest.raises(ValueError, match=said):
         replace(recipe, **{kind: {stage: replace(whole, **changes)}})

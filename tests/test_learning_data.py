@@ -160,7 +160,6 @@ def test_the_any_severe_term_puts_sites_of_a_study_together(tmp_path):
         (),
         torch.ones(8, 2, dtype=torch.bool),
         labels,
-        taught=torch.zeros(8, 0),
         study=torch.tensor([0] * 5 + [1] * 3),
         findings=torch.zeros(8, 0, dtype=torch.long),
         weight=torch.ones(8),

@@ -114,14 +114,3 @@ def test_folds_may_hold_further_studies_but_none_elsewhere(trained, tmp_path):
     spread("a,p,0\nb,q,1\nc,r,0\n", out / "folds.csv")
     assert len(take_over(trained, out, RECIPE, without=("disc",))) == 2
     assert not (out / "locate").exists()
-
-
-def test_the_nets_that_another_learns_of_are_taken_as_its_teachers(trained, tmp_path):
-    plan = RECIPE.grade["pfirrmann"]
-    own = replace(plan.members[0], common=0, early=(0, 1.0))
-    teacher = plan.members[0]
-    pupil = replace(own, seed=7, teachers=(replace(teacher, seed=3), teacher))
-    out = tmp_path / "out"
-    assert len(take_over(trained, out, replace(RECIPE, grade={"pfirrmann": pupil}))) == 4
-    nets = sorted(path.name for path in (out / "work" / "nets").glob("grade*"))
-    assert nets == [f"grade-pfirrmann-teacher2-{k}.safetensors" for k in (0, 1)]

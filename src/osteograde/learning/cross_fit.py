@@ -16,13 +16,13 @@ import torch
 from torch import nn
 
 from osteograde.inference.reading import Loaded
-from osteograde.learning import fit, folds, starting, teaching
+from osteograde.learning import fit, folds, starting
 from osteograde.learning.data import grade_data
 from osteograde.learning.data.cache import cached
 from osteograde.learning.fit import Data, Loss, Where
 from osteograde.learning.recipe import Fit, Recipe
 from osteograde.models import bundle
-from osteograde.models.losses import any_severe_loss, finding_loss, target_cross_entropy, targets_of, taught_targets
+from osteograde.models.losses import any_severe_loss, finding_loss, target_cross_entropy, targets_of
 from osteograde.tasks.contract import Grade, Study
 
 Log = Callable[[str], None]
@@ -72,36 +72,19 @@ def _prefix(member: int) -> str:
 
 @dataclass(frozen=True)
 class Net:
-    """One net of a fold: what it is called and how it learns. member: its place among the nets of the fold; teacher:
-    its place among the teachers of that member, which do not ship, counted from 1."""
+    """One net of a fold: what it is called and how it learns. member: its place among the nets of the fold."""
 
     kind: str
     stage: str
     plan: Fit
     member: int = 0
-    teacher: int = 0
 
     def file(self, k: int) -> str:
         return net_name(self.kind, self.stage, k, self.member)
 
-    @property
-    def title(self) -> str:
-        """Its name in the log; all its randomness hangs on it as well."""
-        return f"{self.stage} teacher {self.teacher}" if self.teacher else self.stage
-
-    @property
-    def teachers(self) -> list[Net]:
-        """The nets whose answers it learns, which do not ship."""
-        return [replace(self, plan=own, teacher=i) for i, own in enumerate(self.plan.teachers, 1)]
-
-    def kept(self, work: Path, k: int) -> Path:
-        """Where a teacher lies if it was not trained here, but taken over."""
-        return work / "nets" / f"{self.work(k)}.safetensors"
-
     def work(self, name: str | int) -> str:
         """Its name among checkpoints and vouchers."""
-        role = f"teacher{self.teacher}-" if self.teacher else ""
-        return f"{self.kind}-{self.stage}-{_prefix(self.member)}{role}{name}"
+        return f"{self.kind}-{self.stage}-{_prefix(self.member)}{name}"
 
 
 def nets_of(kind: str, stage: str, plan: Fit) -> list[Net]:
@@ -137,11 +120,8 @@ def _trained(
 ) -> nn.Module:
     """A net of fold k. starts: nets that several folds go on from, made when the first of them asks."""
     loss = loss_of(one.plan)
-    where = Where(one.title, k, run.recipe.seed + one.plan.seed, run.device, run.work / "nets" / f"{one.work(k)}.pt")
+    where = Where(one.stage, k, run.recipe.seed + one.plan.seed, run.device, run.work / "nets" / f"{one.work(k)}.pt")
     train, held = (data_of(part(run.everything, k), one.plan) for part in (run.split.training, run.split.held_out))
-    if one.teachers:
-        nets = [(_teacher(run, own, k, data_of, loss_of, starts), own.plan) for own in one.teachers]
-        train = teaching.taught(train, nets, run.device)
     begin: Callable[[], nn.Module] = partial(starting.net_of, one.plan, train, where)
     own = one.plan
     if own.common:
@@ -151,17 +131,6 @@ def _trained(
             starts[key] = in_common(run, one, data_of, loss, together)
         begin, own = partial(_again, starts[key]), _rest(own)
     return fit.train(begin, own, train, held, loss, where, resume=run.resume, log=run.log)
-
-
-def _teacher(
-    run: Run, one: Net, k: int, data_of: DataOf, loss_of: Callable[[Fit], Loss], starts: dict[str, nn.Module]
-) -> nn.Module:
-    """A net that another of fold k learns of: taken over (``take_over``), or trained for it."""
-    taken = one.kept(run.work, k)
-    if taken.is_file():
-        run.log(f"{one.title} fold {k}: taken over")
-        return bundle.load_net(taken, one.plan.net)
-    return _trained(run, one, k, data_of, loss_of, starts)
 
 
 def sharing(count: int, k: int) -> tuple[int, ...]:
@@ -179,7 +148,7 @@ def in_common(run: Run, one: Net, data_of: DataOf, loss: Loss, together: tuple[i
     held-out studies stay unseen; its epochs are paid for once and not per fold, and over fewer studies."""
     seen = [study for study in run.everything if run.split.fold_of(study) not in together]
     checkpoint = run.work / "nets" / f"{one.work(f'common-{together[0]}')}.pt"
-    where = Where(one.title, together[0], run.recipe.seed + one.plan.seed, run.device, checkpoint, together)
+    where = Where(one.stage, together[0], run.recipe.seed + one.plan.seed, run.device, checkpoint, together)
     first = replace(one.plan, epochs=one.plan.common, restarts=(), patience=0, practice=0)  # which is for the last ones
     data = data_of(seen, first)
     begin = partial(starting.net_of, one.plan, data, where)
@@ -211,7 +180,6 @@ def grade_loss(group: Grade, recipe: Recipe, plan: Fit) -> Loss:
         own = weights.to(answers.device)
         logits, findings = answers[:, : len(own)], answers[:, len(own) :]
         wanted = targets_of(batch.labels, len(own), plan.loss, plan.label_smoothing)
-        wanted = taught_targets(wanted, batch.taught, plan.taught)
         value = target_cross_entropy(logits, wanted, own[batch.labels] * batch.weight)
         if group.findings:
             value = value + FINDINGS_SHARE * finding_loss(findings, batch.findings)

@@ -65,8 +65,6 @@ class Fit:
     milestones: tuple[int, ...] = ()  # epochs after which lr falls to a tenth, instead of the half cosine
     jitter: Jitter = field(default_factory=Jitter)
     seed: int = 0  # added to the recipe's
-    teachers: tuple[Fit, ...] = ()  # graders: plans of nets whose mean answers it learns, learnt by the same studies
-    taught: float = 0.5  # share of its aim that the teachers' answers are; the rest are the labels
     also: tuple[Fit, ...] = ()  # graders: further nets of every fold, learnt by these plans; their answers are averaged
 
     @property
@@ -108,8 +106,6 @@ class Recipe:
         where = f"recipe {self.name!r}: {kind} {stage!r}"
         if kind == "locate" and len(members) > 1:
             raise ValueError(f"{where}: a locator has one net a fold; leave out also")
-        if kind == "locate" and any(plan.teachers for plan in members):
-            raise ValueError(f"{where}: a locator learns of no other net; leave out teachers")
         if kind == "locate" and any(plan.practice for plan in members):
             raise ValueError(
                 f"{where}: a locator learns in all epochs from what is made for practice; leave out practice"
@@ -118,8 +114,6 @@ class Recipe:
             raise ValueError(
                 f"{where}: swa ends with the mean of all cycles, patience with the best epoch; take one of them"
             )
-        for plan in members:
-            _check_teachers(where, plan)
         if odd := [plan.pixels for plan in members if plan.pixels != members[0].pixels]:
             raise ValueError(f"{where}: all nets of a fold read {members[0].pixels} pixels, one of also {odd[0]}")
         if any(plan in members[:i] for i, plan in enumerate(members)):
@@ -137,18 +131,6 @@ class Recipe:
             "locate": {stage: asdict(fit) for stage, fit in self.locate.items()},
             "grade": {stage: asdict(fit) for stage, fit in self.grade.items()},
         }
-
-
-def _check_teachers(where: str, plan: Fit) -> None:
-    """What a plan that learns other nets' answers can ask for. ValueError for anything it would have no effect in."""
-    if not plan.teachers:
-        return
-    if not 0 < plan.taught <= 1:
-        raise ValueError(f"{where}: taught is {plan.taught}; the teachers' share is over 0 and at most 1")
-    if plan.common:
-        raise ValueError(f"{where}: a plan with teachers has epochs of its own only; leave out common")
-    if any(one.also or one.teachers for one in plan.teachers):
-        raise ValueError(f"{where}: a teacher is one net, learnt from labels; leave out its also and teachers")
 
 
 def shrink(recipe: Recipe) -> Recipe:
@@ -187,7 +169,6 @@ def _small(fit: Fit) -> Fit:
         practice=min(fit.practice, 1),
         common=min(fit.common, 1),
         pretrained="" if nothing else fit.pretrained,
-        teachers=tuple(_small(one) for one in fit.teachers),
         also=tuple(
             replace(_small(one), seed=one.seed + i) for i, one in enumerate(fit.also, 1)
         ),  # plans may become alike

@@ -54,7 +54,6 @@ def or_nothing(recipe: Recipe, log: Callable[[str], None]) -> Recipe:
         plan = replace(
             plan,
             also=tuple(there(f"{stage} (further net)", one) for one in plan.also),
-            teachers=tuple(there(f"{stage} (teacher)", one) for one in plan.teachers),
         )
         if plan.pretrained in ("", IMAGENET) or path_of(plan.pretrained).is_file():
             return plan

@@ -20,10 +20,9 @@ DEFAULTS = asdict(Fit(net={}, pixels=0, epochs=0, batch=0, lr=0.0))
 def take_over(weights: Path, out: Path, recipe: Recipe, *, without: Collection[str] = ()) -> list[str]:
     """Copy the folds of ``weights`` into ``out``, and every net of a stage that was trained by the same plan.
 
-    The nets are vouched for as finished, so ``--resume`` uses them; those that others learn of (``Fit.teachers``)
-    lie among the checkpoints. Returns the names of all in ``weights``; what is in ``out`` already stays, and folds
-    there may hold further studies. without: stages to be trained all the same. ValueError where the weights are of
-    another task or seed, were changed, or ``out`` has other folds.
+    The nets are vouched for as finished, so ``--resume`` uses them. Returns their names; what is in ``out`` already
+    stays, and folds there may hold further studies. without: stages to be trained all the same. ValueError where the
+    weights are of another task or seed, were changed, or ``out`` has other folds.
     """
     manifest = bundle.verify(weights)
     known = manifest["recipe"]
@@ -40,22 +39,15 @@ def take_over(weights: Path, out: Path, recipe: Recipe, *, without: Collection[s
         shutil.copy(weights / folds.FILE, own)
     elif not _holds(own, weights / folds.FILE):
         raise ValueError(f"{own}: not the folds of {weights}; a net may have seen what it would be judged on")
-    nets = [
+    agreed = [
         one
         for kind, plans in (("locate", recipe.locate), ("grade", recipe.grade))
         for stage, plan in plans.items()
         if stage not in without
         for one in nets_of(kind, stage, plan)
+        if _same(one, known[kind].get(stage, {}))
     ]
-    agreed = [found for one in nets for found in _agreed(one, known[one.kind].get(one.stage, {}))]
     return [one.file(k) for one in agreed for k in range(recipe.num_folds) if _taken(weights, out, one, k)]
-
-
-def _agreed(one: Net, stage: Mapping[str, Any]) -> list[Net]:
-    """The net, or else those it learns of, that a manifest's stage has."""
-    if _same(one, stage):
-        return [one]
-    return [teacher for teacher in one.teachers if _same(teacher, stage)]
 
 
 def _holds(own: Path, theirs: Path) -> bool:
@@ -69,13 +61,11 @@ def _holds(own: Path, theirs: Path) -> bool:
 
 def _taken(weights: Path, out: Path, one: Net, k: int) -> bool:
     """Copy one net and vouch for it; False where there is none, or one in ``out`` already."""
-    source, copy = bundle.place(weights, one.file(k)), one.kept(out / "work", k) if one.teacher else out / one.file(k)
+    source, copy = bundle.place(weights, one.file(k)), out / one.file(k)
     if copy.is_file() or not source.is_file():
         return False
     copy.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(source, copy)
-    if one.teacher:
-        return True
     (out / "work" / "nets" / f"{one.work(k)}.sha256").write_text(bundle.sha256(copy))
     return True
 

@@ -94,15 +94,6 @@ def targets_of(labels: torch.Tensor, classes: int, kind: str, smoothing: float =
     return aim * (labels != UNLABELLED)[..., None]
 
 
-def taught_targets(targets: torch.Tensor, taught: torch.Tensor, share: float) -> torch.Tensor:
-    """(..., K) probabilities to aim at: a share of what teachers say, the rest of ``targets`` (Hinton, Vinyals and
-    Dean 2015, at temperature 1). Rows without a label, or that no teacher was asked about, stay as they are."""
-    if not taught.shape[-1]:
-        return targets
-    known = (targets.sum(-1, keepdim=True) > 0) & (taught.sum(-1, keepdim=True) > 0)
-    return torch.where(known, torch.lerp(targets, taught.to(targets), share), targets)
-
-
 def target_cross_entropy(logits: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Weighted mean cross entropy against probabilities: logits and targets (..., K), weight (...). Rows whose target
     is 0 do not count; 0, with a gradient of 0, if none does."""

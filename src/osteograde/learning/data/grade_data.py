@@ -29,8 +29,7 @@ STRIDE = 16  # sides of smaller batches are multiples of this
 @dataclass(frozen=True, eq=False)
 class GradeBatch:
     """crops: per view (S, D, H, W); present (S, V); labels (S,), -1 = unlabelled; study (S,): which sites belong
-    together, counted from 0; findings (S, F) 0, 1 or -1 = unlabelled; weight (S,): how much a site counts; taught
-    (S, K): what teachers say of a site, K = 0 without any."""
+    together, counted from 0; findings (S, F) 0, 1 or -1 = unlabelled; weight (S,): how much a site counts."""
 
     crops: tuple[torch.Tensor, ...]
     present: torch.Tensor
@@ -38,7 +37,6 @@ class GradeBatch:
     study: torch.Tensor
     findings: torch.Tensor
     weight: torch.Tensor
-    taught: torch.Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,34 +56,12 @@ class GradeData:
     lateral_axes: tuple[int, ...]  # per view, the stored axis that runs right-left
     errors_mm: np.ndarray  # (M, 3) errors of stage 1 on held-out studies; may be empty
     studies: tuple[str, ...]
-    taught: np.ndarray  # (N, K) what teachers say, 0 where they were not asked; K = 0 without any
     practice: frozenset[str] = frozenset()  # those of the studies that were made for practice
     share: float = 1.0  # of the pixels' sides that batches have, over the same millimetres
 
     def learnt_by(self, fit: Fit) -> GradeData:
-        """The same crops as another plan reads them: its pixels, the longer side over the same millimetres.
-
-        ValueError where its shape reaches beyond what is stored.
-        """
-        other = self._with(fit=fit)
-        stored = self.crops[0].shape[-2:]
-        if (np.array(other.field) > np.array(stored)).any():
-            raise ValueError(
-                f"{self.group.name}: a plan reads {fit.pixels}, which is {other.field} stored pixels of {stored} "
-                f"({self.stored} and a margin); give both plans shapes more alike"
-            )
-        return other
-
-    @property
-    def field(self) -> tuple[int, int]:
-        """(H, W) in stored pixels of what the plan's nets read."""
-        height, width = sides(self.fit.pixels)
-        scale = max(self.stored) / max(height, width)
-        return round(height * scale), round(width * scale)
-
-    def taught_by(self, answers: np.ndarray) -> GradeData:
-        """The same crops with what teachers say of them, (N, K)."""
-        return self._with(taught=answers.astype(np.float32))
+        """The same crops as another plan of the fold reads them."""
+        return self._with(fit=fit)
 
     def of(self, studies: set[str]) -> GradeData:
         return self._with(studies=tuple(study for study in self.studies if study in studies))
@@ -140,7 +116,6 @@ class GradeData:
             labels=torch.from_numpy(self.labels[rows]).to(device),
             findings=torch.from_numpy(self.findings[rows]).to(device),
             weight=torch.from_numpy(self.class_weight[self.labels[rows]].astype(np.float32)).to(device),
-            taught=torch.from_numpy(self.taught[rows]).to(device),
             study=torch.from_numpy(np.repeat(np.arange(len(picked)), [len(p) for p in picked])).to(device),
         )
 
@@ -157,15 +132,11 @@ class GradeData:
         slices = (margin + step)[:, None] + np.arange(spec.slices)
         stored = np.stack([self.crops[v][row][index] for row, index in zip(rows, slices, strict=True)])
         move = draw_move(rng, len(rows), jitter, spec.field_mm / max(self.stored)) if augment else still(len(rows))
-        move = Move(move.matrix * (np.array(self.field) / size), move.shift + offset[:, 1:])
+        move = Move(move.matrix * (np.array(self.stored) / size), move.shift + offset[:, 1:])
         images = resample(torch.from_numpy(stored).to(device), move, size)
-        images = self.mirrored(v, images, mirror)
+        flip = torch.from_numpy(mirror).to(device)[:, None, None, None]
+        images = torch.where(flip, images.flip(1 if self.lateral_axes[v] == 0 else 3), images)
         return shade(rng, images, jitter) if augment else images
-
-    def mirrored(self, v: int, images: torch.Tensor, which: np.ndarray) -> torch.Tensor:
-        """Images (S, D, H, W) of a view, some of them (S,) seen in the mirror."""
-        flip = torch.from_numpy(which).to(images.device)[:, None, None, None]
-        return torch.where(flip, images.flip(1 if self.lateral_axes[v] == 0 else 3), images)
 
     def _hide(self, present: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Hide one view of some sites that have another, so that the net learns to grade without it."""
@@ -234,7 +205,6 @@ def store(
         ),
         errors_mm=np.zeros((0, 3)),
         studies=tuple(rows_of),
-        taught=np.zeros((len(labels), 0), np.float32),
     )
 
 
