@@ -79,7 +79,7 @@ def published(name: str) -> Recipe:
     )  # fmt: skip
     grade = dict.fromkeys(base.grade, judge)
     # Members vote with honest probabilities: none counts a rare grade for more.
-    return replace(base, name=name, grade=grade, num_folds=5, test_views=2, calibrate_balance=0.0)
+    return replace(base, name=name, grade=grade, num_folds=5, test_views=2)
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {name: partial(published, name) for name in NAMES}
