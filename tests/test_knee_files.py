@@ -2,9 +2,11 @@
 
 import cv2
 import numpy as np
+import pydicom
 import pytest
 
 from osteograde.inference.reading import ASSUMED, SIDE_MM, load_study
+from osteograde.phantom.writers.film_dicom import write_film
 from osteograde.tasks import TASKS
 from osteograde.tasks.knee.files import labels, read
 from osteograde.tasks.scores import table as score_table
@@ -65,6 +67,21 @@ def test_a_film_without_spacing_says_that_its_size_is_assumed(folder):
         (volume,) = loaded.volumes["film"]
         assert volume.spacing_mm[2] * volume.voxels.shape[2] == pytest.approx(width_mm)
         assert loaded.faults[f"film:{ASSUMED}"] == 1
+
+
+@pytest.mark.parametrize(("pixel_mm", "side", "targets"), [
+    (0.5, "", ()), (0.3, "", ("right",)), (0.5, "L", ("left",)), (0.5, "B", ()), (9.0, "", ("right",)),
+])  # fmt: skip
+def test_a_tall_film_shows_both_knees_where_it_is_as_wide_as_two(tmp_path, pixel_mm, side, targets):
+    path = tmp_path / "tall.dcm"
+    write_film(path, np.zeros((800, 640), np.uint8), 0.5, "tall")
+    film = pydicom.dcmread(path)
+    film.ImagerPixelSpacing = [pixel_mm] * 2
+    if side:
+        film.ImageLaterality = side
+    film.save_as(path)
+    (study,) = read(tmp_path, "test")
+    assert study.targets == targets
 
 
 def test_images_of_one_name_in_several_folders_stay_apart(tmp_path):

@@ -354,7 +354,7 @@ from osteograde.imaging.raster import UnreadableImage
 
 SPACING_MM = (0.02, 5.0)  # beyond these it is a typing error
 _SPACINGS = ("ImagerPixelSpacing", "PixelSpacing", "NominalScannedPixelSpacing")
-_OUTLINE = ["Rows", "Columns", "ImageLaterality", "Laterality"]
+_OUTLINE = ["Rows", "Columns", "ImageLaterality", "Laterality", *_SPACINGS]
 _SIDES = {"R": "right", "L": "left", "B": "both"}
 
 
@@ -388,8 +388,9 @@ def film_size(path: Path) -> tuple[int, int]:
     return film_outline(path)[:2]
 
 
-def film_outline(path: Path) -> tuple[int, int, str]:
-    """(width, height, laterality) as the header says; no pixel is read. Raises UnreadableImage."""
+def film_outline(path: Path) -> tuple[int, int, str, float]:
+    """(width, height, laterality, width in mm) as the header says, 0 mm where it does not; no pixel is read. Raises
+    UnreadableImage."""
     with quiet_pydicom():
         try:
             dataset = _header(Path(path))
@@ -406,7 +407,8 @@ def film_outline(path: Path) -> tuple[int, int, str]:
         raise UnreadableImage("no_size")
     if width * height > MAX_PIXELS:
         raise UnreadableImage("image_too_large")
-    return width, height, _laterality(dataset, Counter())
+    steps_mm = _pixel_mm(dataset, Counter())
+    return width, height, _laterality(dataset, Counter()), width * steps_mm[1] if steps_mm else 0.0
 
 
 def _header(path: Path) -> Dataset:
@@ -6450,7 +6452,7 @@ SOURCE['osteograde/tasks/knee/files.py'] = r'''"""Reading of `knee-xray`: single
 What an image is follows from its size and header alone, so that every row is known before a pixel is decoded:
 
 * a small square picture is a crop of one knee, 140 mm wide, as all public sets of crops are;
-* a film wider than tall shows both knees (two rows), unless its header names one side;
+* a film wider than tall, or as wide as two knees are, shows both (two rows), unless its header names one side;
 * any other film shows one knee (one row), of the side its header or its file's name says, else taken as a right one.
 """
 
@@ -6471,6 +6473,7 @@ SIDES = ("right", "left")
 GRADES = ("0", "1", "2", "3", "4")
 CROP_MM = 140.0
 CROP_PIXELS = 640  # a larger picture is a film
+BOTH_MM = 290.0  # a film at least as wide shows both knees, however tall
 SQUARE = 0.05  # sides of a crop differ by less than this share
 _NAMED = re.compile(
     r"^(?P<patient>[0-9]+)_?(?P<side>[LRlr]|(?<=_)[12])$"
@@ -6500,7 +6503,7 @@ def read(root: Path, part: str) -> list[Study]:
 
 def study(file: Path, name: str, labelled: bool) -> Study:
     """One image as a study. See the module for what it is taken to be."""
-    width, height, side = _outline(file)
+    width, height, side, width_mm = _outline(file)
     told = _NAMED.match(file.stem)
     patient = patient_of(name)
     named = _SIDE[told["side"].lower()] if told else ""
@@ -6508,7 +6511,7 @@ def study(file: Path, name: str, labelled: bool) -> Study:
         side = named or "right"
         pixel_mm = CROP_MM / max(width, 1)
         series = Series(name, VIEW, file.parent, (file,), (4.0, pixel_mm, pixel_mm), side)
-    elif side in SIDES or width <= height:
+    elif side in SIDES or (width <= height and width_mm < BOTH_MM):
         side = side if side in SIDES else named or "right"
         series = Series(name, VIEW, file.parent, (file,), side=side)
     else:
@@ -6528,12 +6531,13 @@ def patient_of(study_id: str) -> str:
     return told[1] if told else study_id
 
 
-def _outline(file: Path) -> tuple[int, int, str]:
-    """(width, height, side) of a file's header; zeros where it cannot be read: reading it will tell why."""
+def _outline(file: Path) -> tuple[int, int, str, float]:
+    """(width, height, side, width in mm) of a file's header; zeros where it does not say, or cannot be read: reading it
+    will tell why."""
     try:
-        return (*raster.size(file), "") if raster.is_image(file) else film_outline(file)
+        return (*raster.size(file), "", 0.0) if raster.is_image(file) else film_outline(file)
     except raster.UnreadableImage:
-        return 0, 0, ""
+        return 0, 0, "", 0.0
 
 
 def labels(path: Path) -> dict[str, dict[str, int]]:

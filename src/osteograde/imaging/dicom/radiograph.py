@@ -25,7 +25,7 @@ from osteograde.imaging.raster import UnreadableImage
 
 SPACING_MM = (0.02, 5.0)  # beyond these it is a typing error
 _SPACINGS = ("ImagerPixelSpacing", "PixelSpacing", "NominalScannedPixelSpacing")
-_OUTLINE = ["Rows", "Columns", "ImageLaterality", "Laterality"]
+_OUTLINE = ["Rows", "Columns", "ImageLaterality", "Laterality", *_SPACINGS]
 _SIDES = {"R": "right", "L": "left", "B": "both"}
 
 
@@ -59,8 +59,9 @@ def film_size(path: Path) -> tuple[int, int]:
     return film_outline(path)[:2]
 
 
-def film_outline(path: Path) -> tuple[int, int, str]:
-    """(width, height, laterality) as the header says; no pixel is read. Raises UnreadableImage."""
+def film_outline(path: Path) -> tuple[int, int, str, float]:
+    """(width, height, laterality, width in mm) as the header says, 0 mm where it does not; no pixel is read. Raises
+    UnreadableImage."""
     with quiet_pydicom():
         try:
             dataset = _header(Path(path))
@@ -77,7 +78,8 @@ def film_outline(path: Path) -> tuple[int, int, str]:
         raise UnreadableImage("no_size")
     if width * height > MAX_PIXELS:
         raise UnreadableImage("image_too_large")
-    return width, height, _laterality(dataset, Counter())
+    steps_mm = _pixel_mm(dataset, Counter())
+    return width, height, _laterality(dataset, Counter()), width * steps_mm[1] if steps_mm else 0.0
 
 
 def _header(path: Path) -> Dataset:

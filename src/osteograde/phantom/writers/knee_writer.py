@@ -22,7 +22,7 @@ SOURCE = {
 }
 SHARES = (0.3, 0.18, 0.27, 0.17, 0.08)  # of the grades: all occur in a few dozen knees
 LETTER = {"right": "R", "left": "L"}
-PNG_EVERY = 4  # one film in so many is a picture without a pixel size
+PNG_EVERY = 4  # one film in so many is a picture without a pixel size, if its shape says that it is for both knees
 
 
 def write(out: Path, *, studies: int, test: int = 0, seed: int = 0, workers: int = 1) -> None:
@@ -52,7 +52,7 @@ def _films(out: Path, count: int, seed: int) -> None:
         grades = {side: _grade(rng, index + i) for i, side in enumerate(_sides(rng))}
         film = compose([(_crop(grade, side, rng), side) for side, grade in grades.items()], rng)
         path = out / "test_images" / name
-        if index % PNG_EVERY == PNG_EVERY - 1:
+        if index % PNG_EVERY == PNG_EVERY - 1 and film.pixels.shape[1] > film.pixels.shape[0]:
             cv2.imwrite(f"{path}.png", film.pixels)
         else:
             write_film(Path(f"{path}.dcm"), film.pixels, film.pixel_mm, name, monochrome1=index % 2 == 1)

@@ -3,7 +3,7 @@
 What an image is follows from its size and header alone, so that every row is known before a pixel is decoded:
 
 * a small square picture is a crop of one knee, 140 mm wide, as all public sets of crops are;
-* a film wider than tall shows both knees (two rows), unless its header names one side;
+* a film wider than tall, or as wide as two knees are, shows both (two rows), unless its header names one side;
 * any other film shows one knee (one row), of the side its header or its file's name says, else taken as a right one.
 """
 
@@ -24,6 +24,7 @@ SIDES = ("right", "left")
 GRADES = ("0", "1", "2", "3", "4")
 CROP_MM = 140.0
 CROP_PIXELS = 640  # a larger picture is a film
+BOTH_MM = 290.0  # a film at least as wide shows both knees, however tall
 SQUARE = 0.05  # sides of a crop differ by less than this share
 _NAMED = re.compile(
     r"^(?P<patient>[0-9]+)_?(?P<side>[LRlr]|(?<=_)[12])$"
@@ -53,7 +54,7 @@ def read(root: Path, part: str) -> list[Study]:
 
 def study(file: Path, name: str, labelled: bool) -> Study:
     """One image as a study. See the module for what it is taken to be."""
-    width, height, side = _outline(file)
+    width, height, side, width_mm = _outline(file)
     told = _NAMED.match(file.stem)
     patient = patient_of(name)
     named = _SIDE[told["side"].lower()] if told else ""
@@ -61,7 +62,7 @@ def study(file: Path, name: str, labelled: bool) -> Study:
         side = named or "right"
         pixel_mm = CROP_MM / max(width, 1)
         series = Series(name, VIEW, file.parent, (file,), (4.0, pixel_mm, pixel_mm), side)
-    elif side in SIDES or width <= height:
+    elif side in SIDES or (width <= height and width_mm < BOTH_MM):
         side = side if side in SIDES else named or "right"
         series = Series(name, VIEW, file.parent, (file,), side=side)
     else:
@@ -81,12 +82,13 @@ def patient_of(study_id: str) -> str:
     return told[1] if told else study_id
 
 
-def _outline(file: Path) -> tuple[int, int, str]:
-    """(width, height, side) of a file's header; zeros where it cannot be read: reading it will tell why."""
+def _outline(file: Path) -> tuple[int, int, str, float]:
+    """(width, height, side, width in mm) of a file's header; zeros where it does not say, or cannot be read: reading it
+    will tell why."""
     try:
-        return (*raster.size(file), "") if raster.is_image(file) else film_outline(file)
+        return (*raster.size(file), "", 0.0) if raster.is_image(file) else film_outline(file)
     except raster.UnreadableImage:
-        return 0, 0, ""
+        return 0, 0, "", 0.0
 
 
 def labels(path: Path) -> dict[str, dict[str, int]]:
