@@ -3,7 +3,6 @@
 import shutil
 from pathlib import Path
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -42,10 +41,7 @@ def test_the_order_does_not_depend_on_the_order_of_writing(tmp_path):
 
 def test_links_to_folders_are_not_followed(tmp_path):
     touch(tmp_path / "a" / "x.png")
-    try:
-        (tmp_path / "a" / "again").symlink_to(tmp_path / "a", target_is_directory=True)
-    except OSError:
-        pytest.skip("no links to folders on this file system")
+    (tmp_path / "a" / "again").symlink_to(tmp_path / "a", target_is_directory=True)
     assert len(images(tmp_path)) == 1
 
 

@@ -115,7 +115,6 @@ def test_a_data_set_is_read_back_as_it_was_written(tmp_path):
     assert all(load_study(study, TASK).readable for study in test)
 
 
-@pytest.mark.slow
 def test_every_graded_knee_of_a_film_is_one_that_its_reader_asks_about(tmp_path):
     phantom.write("knee-xray", tmp_path, studies=0, test=24, seed=3)
     asked = {f"{study.id}_{side}" for study in TASK.read(tmp_path, "test") for side in study.targets or TASK.targets}
@@ -123,6 +122,7 @@ def test_every_graded_knee_of_a_film_is_one_that_its_reader_asks_about(tmp_path)
         assert {row["row_id"] for row in csv.DictReader(file)} <= asked
 
 
+@pytest.mark.slow
 def test_practice_films_belong_to_the_patients_they_were_made_of_and_come_out_the_same(tmp_path, monkeypatch):
     phantom.write("knee-xray", tmp_path / "data", studies=5, seed=1)
     studies = TASK.read(tmp_path / "data", "train")

@@ -24,7 +24,8 @@ def join(mean: dict[str, torch.Tensor], net: nn.Module, ends: Sequence[int], epo
     """Where a cycle of the learning rate ends, take its net into the mean of those before (Izmailov et al. 2018); after
     the last one the net is that mean. Statistics of batch norms are averaged as weights are.
 
-    ends: the epochs after which cycles end, in order."""
+    ends: the epochs after which cycles end, in order.
+    """
     if epoch not in ends:
         return
     for value, own in zip(mean.values(), net.state_dict().values(), strict=True):

@@ -12,6 +12,7 @@ import numpy as np
 from osteograde.tasks.contract import Pixels, Study, Task, sides
 
 IMAGENET = "imagenet"  # ``Fit.pretrained``: download the trunk's weights
+NO_CLIP = 1e9  # a norm that no gradient comes near
 
 
 @dataclass(frozen=True)

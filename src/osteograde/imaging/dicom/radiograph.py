@@ -54,11 +54,6 @@ def read_film(path: Path) -> Film:
             raise UnreadableImage("damaged_header") from None
 
 
-def film_size(path: Path) -> tuple[int, int]:
-    """(width, height) as the header says; no pixel is read. Raises UnreadableImage."""
-    return film_outline(path)[:2]
-
-
 def film_outline(path: Path) -> tuple[int, int, str, float]:
     """(width, height, laterality, width in mm) as the header says, 0 mm where it does not; no pixel is read. Raises
     UnreadableImage."""

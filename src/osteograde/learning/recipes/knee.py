@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from osteograde.learning.recipe import Fit, Jitter, Recipe
+from osteograde.learning.recipe import NO_CLIP, Fit, Jitter, Recipe
 from osteograde.phantom.knees.knee_practice import films
 from osteograde.tasks import TASKS
 
@@ -13,8 +13,8 @@ SMALL_STARTING = "mobilenet_v2_0.35_float_bn_from_teachablemachine.npz"
 def knee_xray() -> Recipe:
     """The default, sized for two CPU cores: MobileNetV2 on the joint line, 103 x 140 mm of the crop at 0.583 mm.
 
-    Eight epochs on crops, then two, from 0.4 of the rate, in which composed films count too, and the mean of both nets:
-    the first are the better ones on crops, the last on films, and the mean is as good as either.
+    Eight epochs on crops, then two, from 0.4 of the rate, in which composed films count too, and the mean of both
+    nets. On two folds the first are the better ones on crops, the last on films, and the mean is as good as either.
 
     python train_folds.py knee-xray --data DIR --out weights/knee-xray
     """
@@ -24,7 +24,7 @@ def knee_xray() -> Recipe:
             "pool": "mean", "width": 0, "normalise": "fixed",
         },
         pixels=(176, 240), epochs=10, restarts=(8,), restart_share=0.4, swa=True, practice=2,
-        batch=32, lr=1e-3, weight_decay=0.01, warmup=0.2, ema=0.0, clip=1e9,
+        batch=32, lr=1e-3, weight_decay=0.01, warmup=0.2, ema=0.0, clip=NO_CLIP,
         label_smoothing=0.1, pretrained=STARTING,
         jitter=Jitter(
             turn_deg=10, scale=0.1, shift_mm=5, gamma=0.25, contrast=0.3, noise=0.0, blur=0.0, use_measured_error=False,

@@ -31,7 +31,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from osteograde.learning.recipe import IMAGENET, Fit, Jitter, Recipe
+from osteograde.learning.recipe import IMAGENET, NO_CLIP, Fit, Jitter, Recipe
 from osteograde.learning.recipes.knee import knee_xray
 
 PIXELS = {  # torchvision's name -> side of the crop
@@ -54,7 +54,6 @@ NAMES = {
     "knee-shufflenet-v2-x2": "shufflenet_v2_x2_0",
     "knee-wide-resnet50-2": "wide_resnet50_2",
 }
-NO_CLIP = 1e9  # the published training does not clip gradients
 
 
 def published(name: str) -> Recipe:
@@ -79,7 +78,7 @@ def published(name: str) -> Recipe:
     )  # fmt: skip
     grade = dict.fromkeys(base.grade, judge)
     # Members vote with honest probabilities: none counts a rare grade for more.
-    return replace(base, name=name, grade=grade, num_folds=5, test_views=2)
+    return replace(base, name=name, grade=grade, num_folds=5, test_views=2, calibrate_balance=0.0)
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {name: partial(published, name) for name in NAMES}
