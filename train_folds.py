@@ -15,10 +15,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
 from osteograde import cli
 from osteograde.imaging.memory import keep_all_freed_memory
-from osteograde.learning import starting, train
+from osteograde.learning import pretrained, train
 from osteograde.learning.recipe import shrink
 from osteograde.learning.recipes import RECIPES
-from osteograde.learning.take_over import take_over
+from osteograde.learning.reuse import reuse_nets
 from osteograde.models.device import pick
 
 
@@ -33,9 +33,9 @@ def main(argv: list[str] | None = None) -> int:
     if recipe.task.name != args.task:
         raise ValueError(f"recipe {name!r} is of task {recipe.task.name!r}, asked for {args.task!r}")
     say = partial(print, flush=True)
-    recipe = starting.or_nothing(shrink(recipe), say) if args.debug else recipe
+    recipe = pretrained.without_missing_weights(shrink(recipe), say) if args.debug else recipe
     for weights in args.like:
-        say(f"taken over from {weights}: folds and {len(take_over(weights, args.out, recipe))} nets")
+        say(f"taken over from {weights}: folds and {len(reuse_nets(weights, args.out, recipe))} nets")
     resume = args.resume or bool(args.like)
     scores = train.train(recipe, args.data, args.out, only=args.folds, device=pick(args.device), resume=resume, log=say)
     print(train.table(scores))

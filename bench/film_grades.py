@@ -20,17 +20,17 @@ import compare_oof
 import numpy as np
 import torch
 
-from osteograde.inference import pipeline
-from osteograde.inference.reading import load_study
 from osteograde.learning import folds
 from osteograde.learning.cross_fit import net_name
 from osteograde.learning.judging.members import Answers
 from osteograde.learning.recipes import RECIPES
 from osteograde.models import bundle
-from osteograde.phantom.knees.knee_practice import films
+from osteograde.pipeline import predict
+from osteograde.pipeline.load import load_study
 from osteograde.tasks import TASKS
-from osteograde.tasks.contract import Point, Study
+from osteograde.tasks.knee_films import films
 from osteograde.tasks.scores.bootstrap import groups_of
+from osteograde.tasks.spec import Point, Study
 
 TASK = TASKS["knee-xray"]
 (GROUP,) = TASK.grade
@@ -48,11 +48,11 @@ def points_of(path: Path) -> dict[str, dict[str, Point]]:
     return found
 
 
-def nets_of(weights: Path, k: int) -> pipeline.Nets:
+def nets_of(weights: Path, k: int) -> predict.Nets:
     manifest = bundle.read_manifest(weights)
     name = net_name("grade", GROUP.name, k)
     net = bundle.load_net(bundle.place(weights, name), manifest["files"][name]["net"])
-    return pipeline.Nets([net], manifest["pixels"][GROUP.name], torch.device("cpu"))
+    return predict.Nets([net], manifest["pixels"][GROUP.name], torch.device("cpu"))
 
 
 def graded(weights: Path, studies: Sequence[Study], split: folds.Split, views: int) -> dict[str, dict[str, np.ndarray]]:
@@ -65,7 +65,7 @@ def graded(weights: Path, studies: Sequence[Study], split: folds.Split, views: i
         for i in range(0, len(held), CHUNK):
             some = held[i : i + CHUNK]
             loaded, points = [load_study(study, TASK) for study in some], [found[study.id] for study in some]
-            for study, own in zip(some, pipeline.grade(GROUP, loaded, points, nets, views=views), strict=True):
+            for study, own in zip(some, predict.grade(GROUP, loaded, points, nets, views=views), strict=True):
                 said[study.id] = dict(own)
     return said
 

@@ -29,13 +29,13 @@ import fuzz_inputs
 import numpy as np
 from numpy.random import default_rng
 
-from osteograde.imaging import raster
+from osteograde.imaging import image_files
 from osteograde.imaging.dicom import UnreadableSlice, read_slices
 from osteograde.imaging.dicom.radiograph import film_outline, read_film
-from osteograde.imaging.dicom.stacks import stack
 from osteograde.imaging.dicom.tags import quiet_pydicom
+from osteograde.imaging.dicom.volumes import stack
 from osteograde.imaging.geometry import Volume
-from osteograde.imaging.intensity import window
+from osteograde.imaging.windowing import window
 
 HANG_S, WAIT_S, MEMORY_BYTES = 5.0, 120, 1 << 30
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -58,16 +58,16 @@ def read(path: Path, picture: bool) -> str:
     """Through every reader that inference would use; the code that it ended with."""
     try:
         if picture:
-            raster.size(path)
-            pixels = raster.read_pixels(path)
+            image_files.image_size(path)
+            pixels = image_files.read_pixels(path)
             window([Volume(pixels[None], np.eye(4))])
             return "read"
         outcomes = [_slices(path)]
         for reader in (film_outline, read_film):
-            with contextlib.suppress(raster.UnreadableImage):
+            with contextlib.suppress(image_files.UnreadableImage):
                 reader(path)
         return outcomes[0]
-    except raster.UnreadableImage as error:
+    except image_files.UnreadableImage as error:
         return error.code
 
 

@@ -26,8 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the writer o
 
 from osteograde.learning import folds
 from osteograde.learning.recipes import RECIPES
-from osteograde.learning.take_over import take_over
-from osteograde.tasks.lumbar.names import LEVELS
+from osteograde.learning.reuse import reuse_nets
+from osteograde.tasks.spine import LEVELS
 from tests.spider_studies import Reference, patients, slices, spacings, write_studies
 
 TABLES = ("train.csv", "train_label_coordinates.csv", "train_series_descriptions.csv")
@@ -94,7 +94,7 @@ def main() -> None:
         fold = {real[i]: int(k % old.count) for k, i in enumerate(order)}
         split = folds.Split({**old.fold, **fold}, {**old.patient, **dict(zip(real, real, strict=True))})
         folds.save(split, args.run / folds.FILE)
-        taken = take_over(args.like, args.run, RECIPES["lumbar-mr-small"](), without=("canal",))
+        taken = reuse_nets(args.like, args.run, RECIPES["lumbar-mr-small"](), without=("canal",))
         print(f"folds of {len(split.fold)} studies and {len(taken)} nets -> {args.run}")
 
 

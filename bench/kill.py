@@ -31,7 +31,7 @@ import torch
 
 import inference
 from osteograde import cli, phantom
-from osteograde.inference.answers import submission
+from osteograde.inference import submission
 
 ROOT = Path(__file__).resolve().parents[1]
 TASK = "lumbar-mr"
@@ -129,7 +129,7 @@ def stops(
             continue
         with out.with_name(f"{out.stem}.flags.csv").open(newline="") as file:
             left = {row["row_id"] for row in csv.DictReader(file) if row["reason"] == "stopped"}
-        rows = submission.read(out)
+        rows = submission.read_submission(out)
         if any(list(rows[row]) != good[row] for row in rows if row not in left):
             wrong.append(f"stop {k} after {had:.1f} s: rows that are not flagged as left out differ")
     return wrong
@@ -231,7 +231,7 @@ def report(job: Job, folder: Path, args: argparse.Namespace, rng: random.Random)
         print("the undisturbed run failed")
         return 1
     takes_s, good = time.monotonic() - begun, (folder / "good.csv").read_bytes()
-    rows = {row: list(values) for row, values in submission.read(folder / "good.csv").items()}
+    rows = {row: list(values) for row, values in submission.read_submission(folder / "good.csv").items()}
     print(f"undisturbed: {takes_s:.1f} s, {len(rows)} rows")
     answers = {
         f"kill -9, {args.kills} times": kills(job, folder, good, takes_s, args.kills, rng),

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from osteograde.learning.recipes import RECIPES
-from osteograde.phantom.knees.knee_practice import films
 from osteograde.tasks import TASKS
+from osteograde.tasks.knee_films import films
 
 TASK = TASKS["knee-xray"]
 GROSS_MM = 15.0  # beyond this a point is another place, and no measure of scatter

@@ -29,18 +29,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import boxes as precision
 
 from osteograde.imaging.geometry import apply, to_index
-from osteograde.inference import pipeline
-from osteograde.inference.reading import Loaded, load_study
-from osteograde.inference.views import Pass, pass_images, passes
-from osteograde.learning import folds
+from osteograde.learning import evaluate, folds
 from osteograde.learning.data.masks import UNKNOWN, cut_labels, label_volume
-from osteograde.learning.judging import judged
 from osteograde.models import bundle
 from osteograde.models.locators.unet import disc_components, in_a_column
+from osteograde.pipeline import predict
+from osteograde.pipeline.crops import Pass, pass_images, passes
+from osteograde.pipeline.load import Loaded, load_study
 from osteograde.tasks import TASKS
-from osteograde.tasks.lumbar.names import LEVELS
 from osteograde.tasks.scores.bootstrap import groups_of, interval
 from osteograde.tasks.spider.rois import apart_mm
+from osteograde.tasks.spine import LEVELS
 
 TASK = TASKS["spider"]
 STAGE = TASK.locate[0]
@@ -55,11 +54,11 @@ def held_out(run: Path, studies: Sequence, split: folds.Split, trained: Sequence
     for k in trained:
         name = f"locate/{STAGE.name}/fold{k}.safetensors"
         net = bundle.on_device(bundle.load_net(run / name, manifest["files"][name]["net"]), CPU)
-        nets = pipeline.Nets([net], manifest["pixels"][STAGE.name], CPU)
+        nets = predict.Nets([net], manifest["pixels"][STAGE.name], CPU)
         for study in studies:
             if split.fold_of(study) == k:
                 loaded = load_study(study, TASK)
-                points = pipeline.locate(STAGE, [loaded], [{}], nets)[0]
+                points = predict.locate(STAGE, [loaded], [{}], nets)[0]
                 looks = _looks(loaded, nets)
                 said[study.id] = {
                     "points": points,
@@ -70,7 +69,7 @@ def held_out(run: Path, studies: Sequence, split: folds.Split, trained: Sequence
     return said
 
 
-def _looks(loaded: Loaded, nets: pipeline.Nets) -> list[Pass]:
+def _looks(loaded: Loaded, nets: predict.Nets) -> list[Pass]:
     return passes(STAGE, loaded.volumes, {}, int(nets.pixels))  # type: ignore[call-overload]
 
 
@@ -110,7 +109,7 @@ def _in_file(look: Pass, edges: np.ndarray) -> np.ndarray:
 
 
 @torch.inference_mode()
-def _dice(net, study, loaded: Loaded, nets: pipeline.Nets) -> dict[str, tuple[float, float]]:
+def _dice(net, study, loaded: Loaded, nets: predict.Nets) -> dict[str, tuple[float, float]]:
     """{class: (twice the overlap, sum of sizes)} over a stack with masks; empty for other nets and studies."""
     if net.config["kind"] != "unet" or not study.series[0].masks:
         return {}
@@ -138,7 +137,7 @@ def points_row(studies: Sequence, loaded: Mapping[str, Loaded], said: Mapping[st
         for name in one.marks.keys() & found.keys():
             errors.append(float(np.linalg.norm(found[name].mm - one.marks[name].mm)))
             owner.append(i)
-        level.append(judged.right_level(STAGE, [one], {study.id: found}) or 0.0)
+        level.append(evaluate.right_level(STAGE, [one], {study.id: found}) or 0.0)
     error, own, right = np.array(errors), np.array(owner), np.array(level)
 
     def measures(counts: np.ndarray) -> np.ndarray:

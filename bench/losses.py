@@ -22,7 +22,7 @@ from osteograde.learning import train
 from osteograde.learning.judging.members import gather
 from osteograde.learning.recipe import Recipe
 from osteograde.learning.recipes import RECIPES
-from osteograde.learning.take_over import take_over
+from osteograde.learning.reuse import reuse_nets
 from osteograde.models.device import pick
 from osteograde.tasks import TASKS
 
@@ -53,7 +53,7 @@ def main() -> None:
     say = partial(print, flush=True)
     for name in names:
         recipe, out = with_loss(RECIPES[args.task](), name), args.out / name
-        say(f"{name}: {len(take_over(args.weights, out, recipe))} nets taken over")
+        say(f"{name}: {len(reuse_nets(args.weights, out, recipe))} nets taken over")
         scores = train.train(recipe, args.data, out, only=args.folds, device=pick("auto"), resume=True, log=say)
         say(train.table(scores))
     for name in names[1:]:

@@ -23,14 +23,15 @@ import torch
 import usual
 
 from osteograde import phantom
-from osteograde.imaging.dicom import header, rle
-from osteograde.imaging.dicom.slices import contents
+from osteograde.imaging.dicom import fast_header, rle
+from osteograde.imaging.dicom.read import file_contents
 from osteograde.imaging.memory import keep_freed_memory
-from osteograde.inference import run, views
+from osteograde.inference import run
 from osteograde.inference.answers.sheet import Tally
-from osteograde.inference.budget import Budget, Effort
+from osteograde.inference.deadline import Budget, Effort
 from osteograde.models import bundle
 from osteograde.models.device import pick
+from osteograde.pipeline import crops
 from osteograde.tasks import TASKS
 
 TASK = TASKS["lumbar-mr"]
@@ -62,9 +63,9 @@ def whole(
     weights: bundle.Bundle, studies: list, clock: Callable[[], float] = time.perf_counter
 ) -> tuple[dict[str, float], list]:
     """One run as inference.py does it: seconds by part, and its answers."""
-    cutting, original = Stopwatch(), views.crop_stack
+    cutting, original = Stopwatch(), crops.crop_stack
     tally, answers = Tally(), []
-    views.crop_stack = cutting.around(original)
+    crops.crop_stack = cutting.around(original)
     try:
         begun = clock()
         budget = Budget(None, weights.test_views, folds_of(weights))
@@ -72,7 +73,7 @@ def whole(
             answers += [result.graded for result in results]
         total = clock() - begun
     finally:
-        views.crop_stack = original
+        crops.crop_stack = original
     parts = {
         "whole run": total,
         "- reading, in the background": tally.seconds["read"],
@@ -117,9 +118,9 @@ def frames(files: list[Path]) -> list[tuple[memoryview, int, int, int, int]]:
     """What ``decode_rle_within`` takes of every file."""
     found = []
     for file in files:
-        data = contents(file)
-        facts, at, _ = header._walk(data)
-        found.append((data, *header._only_fragment(data, at), facts["Rows"], facts["Columns"]))
+        data = file_contents(file)
+        facts, at, _ = fast_header._walk(data)
+        found.append((data, *fast_header._only_fragment(data, at), facts["Rows"], facts["Columns"]))
     return found
 
 

@@ -27,8 +27,8 @@ import pydicom
 from slices import write_study
 
 from osteograde.imaging.dicom import read_series, rle
-from osteograde.imaging.dicom.header import quick_read
-from osteograde.imaging.dicom.slices import contents, read_slice
+from osteograde.imaging.dicom.fast_header import quick_read
+from osteograde.imaging.dicom.read import file_contents, read_slice
 from osteograde.imaging.memory import keep_freed_memory
 
 Reader = Callable[[Path], np.ndarray]
@@ -43,7 +43,7 @@ def by_pydicom(path: Path, plugin: str = "pydicom") -> np.ndarray:
 
 
 def ours(path: Path) -> np.ndarray:
-    found = quick_read(contents(path))
+    found = quick_read(file_contents(path))
     if found is None:
         raise ValueError(f"{path}: the short way gave up")
     return found[1]

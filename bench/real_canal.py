@@ -24,15 +24,17 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the writer of real studies, which tests share
 
-from osteograde.inference import pipeline, run
-from osteograde.inference.reading import load_study
+from osteograde.inference import run
 from osteograde.inference.sharing import Nets
 from osteograde.learning import folds
 from osteograde.models import bundle
 from osteograde.models.device import pick
+from osteograde.pipeline import predict
+from osteograde.pipeline.load import load_study
 from osteograde.report import overlays
 from osteograde.tasks import TASKS
-from osteograde.tasks.lumbar.names import LEVELS, landmark
+from osteograde.tasks.lumbar_names import landmark
+from osteograde.tasks.spine import LEVELS
 from tests.spider_studies import Reference, write_studies
 
 
@@ -100,10 +102,10 @@ def main() -> None:
             own = held_out(nets, trained, split.fold.get(study.id))
             if own is None:
                 continue
-            found, _ = pipeline.locate_all(task, [load_study(study, task)], own)
+            found, _ = predict.locate_all(task, [load_study(study, task)], own)
             rows += [row | {"study": study.id} for row in compare(found[0], references[study.id])]
         out = args.out or data / "submission.csv"
-        draw = overlays.drawer(args.overlays) if args.overlays else None
+        draw = overlays.overlay_drawer(args.overlays) if args.overlays else None
         code = run.infer(task.name, data, args.weights, out, draw=draw, say=lambda text: None)
         written = len(out.read_text().splitlines()) - 1
     seen = len({row["study"] for row in rows})

@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 
 from osteograde.imaging.geometry import affine
-from osteograde.phantom.spines.planes import Acquisition, Plane
-from osteograde.phantom.writers.dicom_writer import write_slice
+from osteograde.phantom.acquisition import Acquisition, Plane
+from osteograde.phantom.dicom_writer import write_slice
 
 SERIES = (("sag_t1", 18, 512), ("sag_t2", 18, 512), ("axi_t2", 38, 384))  # name, slices, rows and columns
 AXES = {"sag": ((-1, 0, 0), (0, 0, -1), (0, 1, 0)), "axi": ((0, 0, -1), (0, 1, 0), (1, 0, 0))}  # slice, row, column

@@ -28,7 +28,7 @@ import numpy as np
 import pydicom
 
 import inference
-from osteograde.inference.answers import submission
+from osteograde.inference import submission
 from osteograde.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -97,7 +97,7 @@ def grade(task: str, data: Path, weights: Path, out: Path) -> tuple[int | None, 
 
 def check(task: str, out: Path, said: str, hidden: set[str]) -> list[str]:
     """What is wrong with one finished run."""
-    rows = submission.read(out)
+    rows = submission.read_submission(out)
     bad = [row for row, values in rows.items() if not np.isfinite(values).all() or abs(values.sum() - 1) > 1e-6]
     text = said + out.read_text() + out.with_name(out.stem + ".flags.csv").read_text()
     told = sorted(name for name in hidden if name in text)

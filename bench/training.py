@@ -20,13 +20,13 @@ from typing import Any
 
 from osteograde import phantom
 from osteograde.imaging.memory import keep_all_freed_memory
-from osteograde.learning import fit, train
+from osteograde.learning import loop, train
 from osteograde.learning.recipe import Recipe
 from osteograde.learning.recipes import RECIPES
 from osteograde.models.device import pick
 
 
-class TwiceOver(fit.Fetched):
+class TwiceOver(loop.Fetched):
     """The batches of an epoch, then the last of them as often again."""
 
     seen: list[tuple[str, float, float, float]] = []  # noqa: RUF012 (stage, seconds, seconds of the net alone, waited)
@@ -64,7 +64,7 @@ def main() -> None:
     args = parser.parse_args()
     keep_all_freed_memory()
     recipe = short(RECIPES[args.recipe](), args.epochs, args.steps)
-    fit.Fetched = TwiceOver
+    loop.Fetched = TwiceOver
     with tempfile.TemporaryDirectory() as place:
         data, out = Path(place) / "data", Path(place) / "out"
         phantom.write(recipe.task.name, data, studies=args.studies, seed=888003, workers=os.cpu_count() or 1)

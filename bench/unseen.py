@@ -19,14 +19,15 @@ from pathlib import Path
 import numpy as np
 
 from osteograde import phantom
-from osteograde.inference import pipeline, run
+from osteograde.inference import run
 from osteograde.inference.answers.sheet import Result, Tally
-from osteograde.inference.budget import Budget
+from osteograde.inference.deadline import Budget
 from osteograde.models import bundle
 from osteograde.models.device import pick
+from osteograde.pipeline import predict
 from osteograde.tasks import TASKS
-from osteograde.tasks.contract import Study
 from osteograde.tasks.scores.bootstrap import interval
+from osteograde.tasks.spec import Study
 
 TASK = TASKS["lumbar-mr"]
 REMOVED = {"all views": (), "no axial": ("axi_t2",), "no sagittal T1": ("sag_t1",)}
@@ -78,8 +79,8 @@ def errors(results: list[Result], truth: Mapping[str, Mapping[str, np.ndarray]])
 
 def scores(results: list[Result], prior: Mapping, studies: Mapping[str, Study]) -> dict:
     labels = {result.loaded.study.id: studies[result.loaded.study.id].labels for result in results}
-    own = {result.loaded.study.id: pipeline.rows(TASK, result.graded, prior) for result in results}
-    constant = dict.fromkeys(labels, pipeline.rows(TASK, {}, prior))
+    own = {result.loaded.study.id: predict.probability_rows(TASK, result.graded, prior) for result in results}
+    constant = dict.fromkeys(labels, predict.probability_rows(TASK, {}, prior))
     uniform = dict.fromkeys(labels, np.full((len(TASK.targets), len(TASK.classes)), 1 / len(TASK.classes)))
     low, high = interval(TASK.counted(labels, own), len(labels), BOOTSTRAP, np.random.default_rng(0))
     names = [*TASK.score_groups, "score"]

@@ -16,12 +16,13 @@ import pydicom
 import torch
 from torch import nn
 
-from osteograde.imaging.dicom import pixels, series, slices
-from osteograde.inference import pipeline, run
-from osteograde.inference.budget import Effort
-from osteograde.inference.reading import load_study
+from osteograde.imaging.dicom import pixels, read, series
+from osteograde.inference import run
+from osteograde.inference.deadline import Effort
 from osteograde.models.bundle import Bundle
-from osteograde.tasks.contract import Study
+from osteograde.pipeline import predict
+from osteograde.pipeline.load import load_study
+from osteograde.tasks.spec import Study
 
 
 class OneByOne(nn.Module):
@@ -42,24 +43,24 @@ class OneByOne(nn.Module):
 @contextmanager
 def read_the_usual_way() -> Iterator[None]:
     """Every file through pydicom, twice."""
-    kept = series.read_slices, slices.quick_read, pixels.decode_rle
+    kept = series.read_slices, read.quick_read, pixels.decode_rle
 
-    def twice(path: Path) -> tuple[slices.Slice, ...]:
+    def twice(path: Path) -> tuple[read.Slice, ...]:
         pydicom.dcmread(path).get("ImagePositionPatient")
         return kept[0](path)
 
-    series.read_slices, slices.quick_read, pixels.decode_rle = twice, lambda data: None, lambda *_: None
+    series.read_slices, read.quick_read, pixels.decode_rle = twice, lambda data: None, lambda *_: None
     try:
         yield
     finally:
-        series.read_slices, slices.quick_read, pixels.decode_rle = kept
+        series.read_slices, read.quick_read, pixels.decode_rle = kept
 
 
 def infer(weights: Bundle, studies: Sequence[Study], effort: Effort) -> list[dict[str, np.ndarray]]:
     """Target -> probabilities of every study."""
     nets = {
         kind: {
-            stage: pipeline.Nets([OneByOne(net) for net in found.nets], found.pixels, found.device, found.calibration)
+            stage: predict.Nets([OneByOne(net) for net in found.nets], found.pixels, found.device, found.calibration)
             for stage, found in run.nets_of(weights, kind, effort).items()
         }
         for kind in ("locate", "grade")
@@ -67,10 +68,10 @@ def infer(weights: Bundle, studies: Sequence[Study], effort: Effort) -> list[dic
     answers = []
     with read_the_usual_way():
         for study in studies:
-            _, points = pipeline.locate_all(weights.task, [load_study(study, weights.task)], nets["locate"])
+            _, points = predict.locate_all(weights.task, [load_study(study, weights.task)], nets["locate"])
             again = load_study(study, weights.task)
             graded: dict[str, np.ndarray] = {}
             for group in weights.task.grade:
-                graded |= pipeline.grade(group, [again], points, nets["grade"][group.name], views=effort.views)[0]
+                graded |= predict.grade(group, [again], points, nets["grade"][group.name], views=effort.views)[0]
             answers.append(graded)
     return answers

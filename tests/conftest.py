@@ -15,7 +15,7 @@ hypothesis.settings.load_profile("shared machine")
 @pytest.fixture(scope="session")
 def small_studies(tmp_path_factory):
     """(data, weights): three small healthy studies a, b and c of lumbar-mr, and nets that know nothing."""
-    from osteograde.inference.answers import submission
+    from osteograde.inference import submission
     from osteograde.tasks import TASKS
     from tests.faults.studies import VIEWS, Study, write_healthy, write_table
     from tests.tiny import random_bundle
@@ -26,5 +26,5 @@ def small_studies(tmp_path_factory):
         shutil.copytree(healthy, data / "test_images" / name)
     write_table(data, {name: Study(data / "test_images" / name, dict(VIEWS)) for name in "abc"})
     rows = {row: [1 / 3] * 3 for name in "abc" for row in task.rows(name)}
-    submission.write(data / "sample_submission.csv", rows, task.classes)
+    submission.write_submission(data / "sample_submission.csv", rows, task.classes)
     return data, random_bundle(folder / "weights", pixels=(32, 32))

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import torch
 
-from osteograde.inference import pipeline
-from osteograde.learning import cross_fit, folds, train
-from osteograde.learning.judging import out_of_fold
+from osteograde.learning import cross_fit, folds, out_of_fold, train
 from osteograde.learning.recipes import RECIPES
 from osteograde.models import bundle
+from osteograde.pipeline import predict
 from osteograde.tasks import TASKS
-from osteograde.tasks.prior import weighted_prior
+from osteograde.tasks.priors import weighted_prior
 
 SHIPPED = Path(__file__).resolve().parents[1] / "weights" / "lumbar-mr-phantom"
 CPU = torch.device("cpu")
@@ -43,15 +42,15 @@ def judged_folder(data: Path, out: Path) -> Path:
     for k in run.folds:
         held = split.held_out(studies, k)
         nets = {
-            name: pipeline.Nets([nets[k]], loaded.pixels[name], CPU)
+            name: predict.Nets([nets[k]], loaded.pixels[name], CPU)
             for name, nets in {**loaded.locators, **loaded.graders}.items()
         }
         volumes = run.loaded(held)
-        places, completed = pipeline.locate_all(task, volumes, nets)
+        places, completed = predict.locate_all(task, volumes, nets)
         for study, own, full in zip(held, places, completed, strict=True):
             found[study.id], points[study.id], graded[study.id] = own, full, {}
         for group in task.grade:
-            for study, new in zip(held, pipeline.grade(group, volumes, completed, nets[group.name]), strict=True):
+            for study, new in zip(held, predict.grade(group, volumes, completed, nets[group.name]), strict=True):
                 graded[study.id] |= new
     priors = {k: weighted_prior(split.training(studies, k), task.targets, task.weights) for k in run.folds}
     out_of_fold.save_points(run, found, out / "oof_points.csv")

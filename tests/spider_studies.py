@@ -15,7 +15,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from osteograde.tasks.lumbar.names import CLASSES, LEVELS, SERIES_DESCRIPTIONS, TEMPLATE_TARGETS
+from osteograde.tasks.lumbar_names import CLASSES, SERIES_DESCRIPTIONS, TEMPLATE_TARGETS
+from osteograde.tasks.spine import LEVELS
 from tests.dicom_files import SAGITTAL, dataset, write
 
 DISC, CANAL = 1, 3

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from osteograde.learning.data.augment import draw_move, move_points, resample, shade, still
+from osteograde.learning.augment import draw_move, move_points, resample, shade, still
 from osteograde.learning.recipe import Jitter
 
 

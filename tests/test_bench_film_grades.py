@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 import compare_oof
 import film_grades
 
-from osteograde.tasks.contract import Study
+from osteograde.tasks.spec import Study
 
 
 def sure_of(grade: int) -> np.ndarray:

@@ -18,7 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 
 import fuzz
 
-from osteograde.imaging import files, raster
+from osteograde.imaging import files
+from osteograde.imaging import image_files as raster
 from osteograde.imaging.dicom import UnreadableSlice, read_slice
 from osteograde.imaging.dicom.radiograph import read_film
 from osteograde.imaging.dicom.streams import stream_size
@@ -128,7 +129,7 @@ def test_pipes_and_devices_are_no_files_and_nothing_waits_for_them(tmp_path):
     assert image_files.images(tmp_path) == []
     for name in ("pipe.png", "zero.dcm"):
         with pytest.raises(OSError, match="not a regular file"):
-            files.contents(tmp_path / name, 100)
+            files.read_bytes(tmp_path / name, 100)
         with pytest.raises(UnreadableSlice, match="file_unreadable"):
             read_slice(tmp_path / name)
 
@@ -145,15 +146,15 @@ def test_only_errors_that_pass_are_asked_again(tmp_path, monkeypatch):
     for number, expected in ((5, 3), (116, 3), (13, 1), (2, 1)):  # EIO, ESTALE, EACCES, ENOENT
         failing.number, tries[:] = number, []
         with pytest.raises(OSError, match="no"):
-            files.contents(tmp_path, 9)
+            files.read_bytes(tmp_path, 9)
         assert len(tries) == expected
 
 
 def test_a_file_beyond_the_cap_is_not_read(tmp_path):
     (tmp_path / "a").write_bytes(bytes(11))
-    assert files.contents(tmp_path / "a", 11) == bytes(11)
+    assert files.read_bytes(tmp_path / "a", 11) == bytes(11)
     with pytest.raises(files.FileTooLarge):
-        files.contents(tmp_path / "a", 10)
+        files.read_bytes(tmp_path / "a", 10)
 
 
 def test_two_hundred_mutated_files_break_no_reader():

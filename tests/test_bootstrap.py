@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from osteograde.report.score_table import score_submission
 from osteograde.tasks import TASKS
 from osteograde.tasks.scores.bootstrap import groups_of, interval
-from osteograde.tasks.scores.table import score_submission
 
 KNEES = TASKS["knee-xray"]
 

@@ -1,6 +1,6 @@
 """The time budget, on a clock of its own."""
 
-from osteograde.inference.budget import RESERVE, Budget, Effort
+from osteograde.inference.deadline import RESERVE, Budget, Effort
 
 
 class Clock:

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from osteograde.inference import calibration
 from osteograde.learning.judging.calibrate import calibrated
+from osteograde.pipeline import calibration
 from osteograde.tasks import TASKS
-from osteograde.tasks.contract import Study
+from osteograde.tasks.spec import Study
 
 
 def softened(rng, n, temperature=2.5):
@@ -25,7 +25,7 @@ def log_loss(probs, labels):
 
 def test_softened_answers_are_sharpened_back():
     truth, labels, said = softened(np.random.default_rng(0), 6000)
-    made = calibration.fit(said, labels, (1.0,) * 5)
+    made = calibration.fit_calibration(said, labels, (1.0,) * 5)
     np.testing.assert_allclose(np.diag(made.mix), 2.5, rtol=0.15)
     assert log_loss(made(said), labels) < log_loss(said, labels) - 0.1
     assert log_loss(made(said), labels) == pytest.approx(log_loss(truth, labels), abs=0.02)
@@ -34,13 +34,13 @@ def test_softened_answers_are_sharpened_back():
 
 def test_a_calibration_survives_the_manifest():
     made = calibration.Calibration(((1.2, -0.1), (0.3, 0.8)), (0.1, -0.1))
-    assert calibration.read(made.plain()) == made
+    assert calibration.calibration_from_manifest(made.plain()) == made
 
 
 def test_a_manifest_with_a_temperature_is_still_read():
     probs = np.array([[0.2, 0.3, 0.5]])
     sharpened = np.exp(np.log(probs) / 0.5 + [0.1, 0.0, -0.1])
-    made = calibration.read({"temperature": 0.5, "bias": [0.1, 0.0, -0.1]})
+    made = calibration.calibration_from_manifest({"temperature": 0.5, "bias": [0.1, 0.0, -0.1]})
     np.testing.assert_allclose(made(probs), sharpened / sharpened.sum())
 
 
@@ -48,7 +48,7 @@ def test_two_classes_that_a_net_swaps_are_told_apart_again():
     """A temperature and biases cannot do that."""
     truth, labels, _ = softened(np.random.default_rng(3), 4000)
     swapped = truth[:, [0, 2, 1, 3, 4]]
-    made = calibration.fit(swapped, labels, (1.0,) * 5)
+    made = calibration.fit_calibration(swapped, labels, (1.0,) * 5)
     assert log_loss(made(swapped), labels) < log_loss(truth, labels) + 0.05
     assert log_loss(swapped, labels) > log_loss(truth, labels) + 0.5
 
@@ -57,7 +57,7 @@ def test_the_gradient_is_that_of_the_loss(monkeypatch):
     _, labels, said = softened(np.random.default_rng(4), 300)
     asked = []
     monkeypatch.setattr(calibration, "minimize", lambda loss, x, **_: asked.append(loss) or SimpleNamespace(x=x))
-    calibration.fit(said, labels, (1.0, 1.0, 2.0, 1.0, 4.0))
+    calibration.fit_calibration(said, labels, (1.0, 1.0, 2.0, 1.0, 4.0))
     place = np.random.default_rng(5).normal(0, 0.3, 31)
     _, slope = asked[0](place)
     steps = np.eye(31) * 1e-6

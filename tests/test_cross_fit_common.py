@@ -12,7 +12,7 @@ from osteograde.learning.cross_fit import Run
 from osteograde.learning.recipe import Fit
 from osteograde.learning.recipes import RECIPES
 from osteograde.models import bundle
-from osteograde.tasks.contract import Study
+from osteograde.tasks.spec import Study
 
 STUDIES = [Study(f"s{i:02d}", f"p{i // 2:02d}", ()) for i in range(20)]
 SPLIT = folds.Split(

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian, JPEGLSLossless
 
-from osteograde.imaging.dicom import UnreadableSeries, UnreadableSlice, header, read_series, read_slice, slices
+from osteograde.imaging.dicom import UnreadableSeries, UnreadableSlice, fast_header, read_series, read_slice
+from osteograde.imaging.dicom import read as slices
 from osteograde.imaging.geometry import apply
 from tests.dicom_files import AXIAL, FRAME, SAGITTAL, dataset, pattern, write, write_series
 
@@ -130,7 +131,7 @@ def test_the_short_way_into_a_file_agrees_with_pydicom(tmp_path_factory, seed):
     rle = bool(rng.random() < 0.5)
     made = dataset(pixels, rle=rle, instance=int(rng.integers(-9, 9999)), without=gone, **tags)
     path = write(tmp_path_factory.mktemp("short") / "a", made)
-    assert header.quick_read(bytearray(path.read_bytes())) is not None
+    assert fast_header.quick_read(bytearray(path.read_bytes())) is not None
     short = read_slice(path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(slices, "quick_read", lambda data: None)

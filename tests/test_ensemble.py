@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from osteograde import cli
-from osteograde.inference import voting
-from osteograde.learning import folds
-from osteograde.learning.judging import ensemble, members
+from osteograde.learning import ensemble, folds
+from osteograde.learning.judging import members
 from osteograde.models import bundle
+from osteograde.pipeline import voting
 from osteograde.tasks import TASKS
-from osteograde.tasks.contract import Study
+from osteograde.tasks.spec import Study
 
 KNEES = TASKS["knee-xray"]
 FOLDS = 3

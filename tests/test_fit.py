@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from osteograde.learning import fit
+from osteograde.learning import loop
 from osteograde.learning.recipe import Fit
 
 PLAN = Fit(net={}, pixels=1, epochs=4, batch=4, lr=0.05, ema=0.9, clip=10.0)
@@ -36,13 +36,13 @@ def loss(model, batch):
     return ((model(batch[0]) - batch[1]) ** 2).mean()
 
 
-def where(folder: Path, fold: int = 0) -> fit.Where:
-    return fit.Where("line", fold, 7, torch.device("cpu"), folder / "line.pt")
+def where(folder: Path, fold: int = 0) -> loop.Where:
+    return loop.Where("line", fold, 7, torch.device("cpu"), folder / "line.pt")
 
 
 def run(folder: Path, plan: Fit = PLAN, *, resume: bool = False, held: bool = True, log=lambda text: None):
     data = Line()
-    return fit.train(net, plan, data, data if held else None, loss, where(folder), resume=resume, log=log)
+    return loop.train(net, plan, data, data if held else None, loss, where(folder), resume=resume, log=log)
 
 
 def weights(model: nn.Module) -> torch.Tensor:
@@ -51,7 +51,7 @@ def weights(model: nn.Module) -> torch.Tensor:
 
 def test_it_learns(tmp_path):
     trained = run(tmp_path, replace(PLAN, epochs=60))
-    assert fit.evaluate(trained, Line(), PLAN, loss, where(tmp_path)) < 0.05
+    assert loop.evaluate(trained, Line(), PLAN, loss, where(tmp_path)) < 0.05
 
 
 @pytest.mark.parametrize("changes", [{}, {"patience": 3}, {"restarts": (1, 3), "swa": True}])
@@ -79,13 +79,15 @@ def test_without_resume_a_checkpoint_is_not_used(tmp_path):
 
 def test_folds_and_seeds_differ(tmp_path):
     data = Line()
-    other = fit.train(net, PLAN, data, None, loss, where(tmp_path, fold=1), resume=False, log=lambda text: None)
+    other = loop.train(net, PLAN, data, None, loss, where(tmp_path, fold=1), resume=False, log=lambda text: None)
     assert not torch.equal(weights(run(tmp_path)), weights(other))
 
 
 def test_a_loss_that_is_no_number_stops_with_a_message(tmp_path):
-    with pytest.raises(fit.Diverged, match=r"line fold 0 epoch 1 step 1: the loss is nan; lower lr"):
-        fit.train(net, PLAN, Line(), None, lambda m, b: loss(m, b) * math.nan, where(tmp_path), resume=False, log=print)
+    with pytest.raises(loop.Diverged, match=r"line fold 0 epoch 1 step 1: the loss is nan; lower lr"):
+        loop.train(
+            net, PLAN, Line(), None, lambda m, b: loss(m, b) * math.nan, where(tmp_path), resume=False, log=print
+        )
 
 
 def test_a_checkpoint_of_another_version_is_refused(tmp_path):
@@ -101,11 +103,11 @@ def test_early_stopping_keeps_the_best_epoch(tmp_path):
     best = run(tmp_path, plan, log=logs.append)
     values = [float(line.split("held-out ")[1].split()[0]) for line in logs]
     assert len(values) < 200
-    assert abs(fit.evaluate(best, Line(), PLAN, loss, where(tmp_path)) - min(values)) < 1e-3
+    assert abs(loop.evaluate(best, Line(), PLAN, loss, where(tmp_path)) - min(values)) < 1e-3
 
 
 def test_the_schedule_rises_then_falls_to_one_percent():
-    rates = [fit.schedule(step, 100, 0.1) for step in range(100)]
+    rates = [loop.schedule(step, 100, 0.1) for step in range(100)]
     assert rates[0] == 0.1 and rates[9] == 1.0
     assert all(a >= b for a, b in pairwise(rates[9:]))
     assert 0.01 <= rates[-1] < 0.012
@@ -139,7 +141,7 @@ PUBLISHED = replace(
 )  # fmt: skip
 
 
-def slow_and_obvious(plan: fit.Fit, at: fit.Where, epochs: int) -> nn.Module:
+def slow_and_obvious(plan: loop.Fit, at: loop.Where, epochs: int) -> nn.Module:
     """The published schedule written out: the head alone with an Adam of its own, then a new Adam over everything."""
     torch.manual_seed(int(at.rng().integers(2**62)))
     model, data = Trunk(), Line()
@@ -171,14 +173,14 @@ def test_the_published_schedule_is_the_head_alone_and_then_a_new_adam(tmp_path):
     for epochs in (1, 2, 5):
         folder = tmp_path / str(epochs)
         plan = replace(PUBLISHED, epochs=epochs)
-        mine = fit.train(Trunk, plan, Line(), None, loss, where(folder), resume=False, log=lambda text: None)
+        mine = loop.train(Trunk, plan, Line(), None, loss, where(folder), resume=False, log=lambda text: None)
         torch.testing.assert_close(weights(mine), weights(slow_and_obvious(plan, where(folder), epochs)))
 
 
 def test_a_run_killed_after_the_head_s_epochs_and_resumed_ends_the_same(tmp_path):
     def run_to(folder: Path, epochs: int, resume: bool) -> torch.Tensor:
         plan = replace(PUBLISHED, epochs=epochs)  # the rate depends on milestones, not on how many epochs there are
-        return weights(fit.train(Trunk, plan, Line(), None, loss, where(folder), resume=resume, log=lambda text: None))
+        return weights(loop.train(Trunk, plan, Line(), None, loss, where(folder), resume=resume, log=lambda text: None))
 
     whole = run_to(tmp_path / "whole", 5, resume=False)
     for stop in (1, 2, 4):
@@ -214,9 +216,9 @@ def test_an_epoch_counts_as_bad_only_beyond_the_slack(tmp_path, slack, epochs, k
         return torch.tensor(batch) if isinstance(batch, float) else loss(model, batch)
 
     said: list[str] = []
-    best = fit.train(net, plan, Line(), Scripted(values), judged, where(tmp_path), resume=False, log=said.append)
+    best = loop.train(net, plan, Line(), Scripted(values), judged, where(tmp_path), resume=False, log=said.append)
     assert len(said) == epochs
-    to_there = fit.train(net, replace(plan, epochs=kept, patience=0), Line(), None, loss, where(tmp_path / "b"),
+    to_there = loop.train(net, replace(plan, epochs=kept, patience=0), Line(), None, loss, where(tmp_path / "b"),
                          resume=False, log=said.append)  # fmt: skip
     assert torch.equal(weights(best), weights(to_there))
 
@@ -225,23 +227,23 @@ def test_restarts_begin_the_cosine_anew_from_a_share_of_the_rate_and_leave_the_f
     short = Fit(net={}, pixels=8, epochs=3, batch=1, lr=1.0, warmup=0.1)
     long = replace(short, epochs=5, restarts=(3,))
     steps = 20
-    first = [fit.rate(short, step, steps) for step in range(3 * steps)]
-    both = [fit.rate(long, step, steps) for step in range(5 * steps)]
+    first = [loop.rate(short, step, steps) for step in range(3 * steps)]
+    both = [loop.rate(long, step, steps) for step in range(5 * steps)]
     assert both[: 3 * steps] == first
     assert max(both[3 * steps :]) == pytest.approx(0.5) and both[3 * steps - 1] < 0.02 and both[-1] < 0.01
     whole = replace(long, restart_share=1.0)
-    assert max(fit.rate(whole, step, steps) for step in range(3 * steps, 5 * steps)) == pytest.approx(1.0)
+    assert max(loop.rate(whole, step, steps) for step in range(3 * steps, 5 * steps)) == pytest.approx(1.0)
 
 
 def test_swa_ends_with_the_mean_of_the_nets_at_the_ends_of_the_cycles(tmp_path, monkeypatch):
     plan = replace(PLAN, epochs=5, restarts=(1, 3), lr=0.2)
-    ends, own, said = [], fit._save, []
+    ends, own, said = [], loop._save, []
 
     def save(path, state, best, net, average, *more):
         ends.append(weights(average))
         own(path, state, best, net, average, *more)
 
-    monkeypatch.setattr(fit, "_save", save)
+    monkeypatch.setattr(loop, "_save", save)
     last = run(tmp_path / "last", plan)
     mean = run(tmp_path / "mean", replace(plan, swa=True), log=said.append)
     assert torch.equal(weights(last), ends[4]) and all(
@@ -249,7 +251,7 @@ def test_swa_ends_with_the_mean_of_the_nets_at_the_ends_of_the_cycles(tmp_path, 
     )
     assert torch.allclose(weights(mean), (ends[0] + ends[2] + ends[4]) / 3, atol=1e-6)
     told = float(said[-1].split("held-out ")[1].split()[0])
-    assert told == pytest.approx(fit.evaluate(mean, Line(), PLAN, loss, where(tmp_path)), abs=1e-4)
+    assert told == pytest.approx(loop.evaluate(mean, Line(), PLAN, loss, where(tmp_path)), abs=1e-4)
 
 
 class Trunked(nn.Module):
@@ -276,7 +278,7 @@ def test_frozen_modules_keep_their_weights_and_statistics_and_the_others_learn(t
         begun.update({key: value.clone() for key, value in made.state_dict().items()})
         return made
 
-    trained = fit.train(make, plan, data, None, loss, where(tmp_path), resume=False, log=lambda text: None)
+    trained = loop.train(make, plan, data, None, loss, where(tmp_path), resume=False, log=lambda text: None)
     for key, value in trained.state_dict().items():
         if key.endswith("num_batches_tracked"):
             continue
@@ -292,7 +294,7 @@ def test_the_first_epochs_read_smaller_data(tmp_path):
             return self
 
     plan = replace(PLAN, early=(3, 0.5))
-    fit.train(net, plan, Sized(), None, loss, where(tmp_path), resume=False, log=lambda text: None)
+    loop.train(net, plan, Sized(), None, loss, where(tmp_path), resume=False, log=lambda text: None)
     assert asked == [0.5] * 3
 
 
@@ -314,5 +316,5 @@ def test_only_the_last_epochs_read_what_was_made_for_practice_in_as_many_steps(t
             return super().batch([i % 4 for i in indices], rng, device, augment=augment)
 
     plan = replace(PLAN, epochs=5, batch=4, practice=2)
-    fit.train(net, plan, Practised(), None, loss, where(tmp_path), resume=False, log=lambda text: None)
+    loop.train(net, plan, Practised(), None, loss, where(tmp_path), resume=False, log=lambda text: None)
     assert read == [(8, True)] * 2 * 3 + [(12, True)] * 2 * 2

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from osteograde.learning import folds
 from osteograde.tasks import TASKS
-from osteograde.tasks.contract import Study
+from osteograde.tasks.spec import Study
 
 TASK = TASKS["lumbar-mr"]
 

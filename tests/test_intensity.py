@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from osteograde.imaging.geometry import Volume
-from osteograde.imaging.intensity import window
+from osteograde.imaging.windowing import window
 
 
 def volume(voxels: np.ndarray) -> Volume:

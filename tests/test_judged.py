@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from osteograde.inference.reading import Loaded
-from osteograde.learning.judging import judged
+from osteograde.learning import evaluate
+from osteograde.pipeline.load import Loaded
 from osteograde.tasks import TASKS
-from osteograde.tasks.contract import Point, Study
-from osteograde.tasks.lumbar.names import LEVELS
+from osteograde.tasks.spec import Point, Study
 from osteograde.tasks.spider.marks import landmark
+from osteograde.tasks.spine import LEVELS
 
 SPIDER, KNEES = TASKS["spider"], TASKS["knee-xray"]
 
@@ -24,17 +24,17 @@ def spine(name, shift=0):
 def test_points_one_level_off_are_of_the_wrong_level_but_for_the_last():
     right, wrong = spine("a"), spine("b", shift=1)
     stage = SPIDER.locate[0]
-    assert judged.right_level(stage, [right[0]], {"a": right[1]}) == 1.0
-    assert judged.right_level(stage, [wrong[0]], {"b": wrong[1]}) == pytest.approx(0.2)  # below the last is no other
-    assert judged.right_level(stage, [], {}) is None
+    assert evaluate.right_level(stage, [right[0]], {"a": right[1]}) == 1.0
+    assert evaluate.right_level(stage, [wrong[0]], {"b": wrong[1]}) == pytest.approx(0.2)  # below the last is no other
+    assert evaluate.right_level(stage, [], {}) is None
 
 
 def test_a_knee_found_where_there_is_none_is_counted():
     stage = KNEES.locate[0]
     empty = Loaded(Study("film", "film", ()), {}, absent=frozenset({"right", "left"}))
-    assert judged.false_finds(stage, [empty], {"film": {"left": Point(np.zeros(3))}}) == 0.5
-    assert judged.false_finds(stage, [empty], {}) == 0.0
-    assert judged.false_finds(stage, [spine("a")[0]], {}) is None
+    assert evaluate.false_finds(stage, [empty], {"film": {"left": Point(np.zeros(3))}}) == 0.5
+    assert evaluate.false_finds(stage, [empty], {}) == 0.0
+    assert evaluate.false_finds(stage, [spine("a")[0]], {}) is None
 
 
 def test_findings_are_scored_as_scikit_learn_scores_them():
@@ -46,7 +46,7 @@ def test_findings_are_scored_as_scikit_learn_scores_them():
         yes = {"narrowing": dict(zip(LEVELS, map(int, truth[i]), strict=True))}
         studies.append(Study(f"s{i}", f"p{i // 2}", (), findings=yes))
         graded[f"s{i}"] = {level: np.array([0.2] * 5 + [said[i, j], 0.5]) for j, level in enumerate(LEVELS)}
-    scores = judged.finding_scores(SPIDER, studies, graded, 50, 0)
+    scores = evaluate.finding_scores(SPIDER, studies, graded, 50, 0)
     assert set(scores) == {"narrowing"} and scores["narrowing"]["rows"] == 200
     auc, precision = scores["narrowing"]["auc"], scores["narrowing"]["average_precision"]
     assert auc["value"] == pytest.approx(roc_auc_score(truth.ravel(), said.ravel()), abs=1e-4)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from osteograde.kaggle import kernel
-from osteograde.kaggle.remote import client, download, push, record, submit, upload
-from osteograde.kaggle.remote.client import Refused, RetryLater
+from osteograde.kaggle import build_kernel, client, download, push, submit, upload
+from osteograde.kaggle.client import Refused, RetryLater
+from osteograde.kaggle.remote import record
 from osteograde.models import bundle
 from osteograde.tasks import TASKS
 from tests.kaggle_stub import ACCOUNT, SECRET, Stub, client_environment
@@ -34,7 +34,7 @@ def weights(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory, weights) -> Path:
-    return kernel.build(TASK, weights, tmp_path_factory.mktemp("kernels") / TASK, source=WEIGHTS_SET).parent
+    return build_kernel.build(TASK, weights, tmp_path_factory.mktemp("kernels") / TASK, source=WEIGHTS_SET).parent
 
 
 @pytest.fixture

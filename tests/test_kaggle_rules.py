@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from osteograde.kaggle import kernel, metadata, sources
-from osteograde.kaggle.remote import client, download, secrets, submit, upload
-from osteograde.kaggle.remote.client import Refused, RetryLater, Said
+from osteograde.kaggle import build_kernel, client, download, metadata, sources, submit, upload
+from osteograde.kaggle.client import Refused, RetryLater, Said
+from osteograde.kaggle.remote import secrets
 from osteograde.models import bundle
 from tests.kaggle_stub import ACCOUNT, SECRET
 from tests.kaggle_stub.weights import hashed_weights
@@ -25,7 +25,7 @@ def weights(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory, weights) -> Path:
-    return kernel.build(TASK, weights, tmp_path_factory.mktemp("kernels") / TASK, source=WEIGHTS_SET).parent
+    return build_kernel.build(TASK, weights, tmp_path_factory.mktemp("kernels") / TASK, source=WEIGHTS_SET).parent
 
 
 def test_flat_weights_are_read_as_those_in_folders(weights, tmp_path):
@@ -121,7 +121,7 @@ def test_a_missing_switch_is_refused_since_it_means_on(built):
 
 
 def test_a_kernel_of_nobody_becomes_the_accounts(tmp_path):
-    kernel.build("spider", None, tmp_path / "k")
+    build_kernel.build("spider", None, tmp_path / "k")
     facts = metadata.owned(metadata.read(tmp_path / "k"), "me")
     assert facts["id"] == "me/osteograde-spider"
     assert facts["dataset_sources"] == ["me/osteograde-spider-weights", "me/osteograde-spider-data"]
@@ -144,12 +144,12 @@ def test_a_name_that_is_no_source_is_refused(name):
 
 
 def test_the_data_set_that_an_upload_names_is_mounted_in_its_latest_version(weights, tmp_path):
-    kernel.build(TASK, weights, tmp_path, source=f"{WEIGHTS_SET}/2")
+    build_kernel.build(TASK, weights, tmp_path, source=f"{WEIGHTS_SET}/2")
     assert metadata.read(tmp_path)["dataset_sources"] == [WEIGHTS_SET]
 
 
 def test_weights_in_a_model_are_mounted_by_version(weights, tmp_path):
-    kernel.build(TASK, weights, tmp_path, source=f"{WEIGHTS_MODEL}/3")
+    build_kernel.build(TASK, weights, tmp_path, source=f"{WEIGHTS_MODEL}/3")
     assert metadata.read(tmp_path)["model_sources"] == [f"{WEIGHTS_MODEL}/3"]
     with pytest.raises(ValueError, match="mounted by its version"):
-        kernel.build(TASK, weights, tmp_path, source=WEIGHTS_MODEL)
+        build_kernel.build(TASK, weights, tmp_path, source=WEIGHTS_MODEL)

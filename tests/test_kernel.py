@@ -14,10 +14,9 @@ import numpy as np
 import pytest
 
 from osteograde import phantom
-from osteograde.inference import kernel as offline
-from osteograde.inference import run
-from osteograde.inference.answers import submission
-from osteograde.kaggle import kernel
+from osteograde.inference import kernel_main as offline
+from osteograde.inference import run, submission
+from osteograde.kaggle import build_kernel
 from osteograde.models import bundle
 from osteograde.tasks import TASKS
 from tests.tiny import random_bundle
@@ -53,7 +52,7 @@ def carried(script: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> Path:
-    return kernel.build(TASK, None, tmp_path_factory.mktemp("kernels") / TASK)
+    return build_kernel.build(TASK, None, tmp_path_factory.mktemp("kernels") / TASK)
 
 
 @pytest.fixture(scope="module")
@@ -135,22 +134,23 @@ def test_the_kernel_imports_nothing_that_the_image_lacks(built):
     [
         ("x = " + "'" * 3 + "\n", "three single quotes"),
         ("x = 1", "newline"),
-        ("#" * kernel.MAX_BYTES + "\n", "more than 500000"),
+        ("#" * build_kernel.MAX_BYTES + "\n", "more than 500000"),
     ],
 )
 def test_source_that_cannot_be_carried_is_refused(text, message):
     with pytest.raises(ValueError, match=message):
-        kernel.script(TASK, {"osteograde/odd.py": text})
+        build_kernel.script(TASK, {"osteograde/odd.py": text})
 
 
 def test_what_is_carried_comes_out_as_it_went_in():
     text = 'x = "\\n \\" \\\\"  # r"""a"""\ny = "a"\n'
-    assert carried(kernel.script(TASK, {"osteograde/odd.py": text})) == {"osteograde/odd.py": text}
+    assert carried(build_kernel.script(TASK, {"osteograde/odd.py": text})) == {"osteograde/odd.py": text}
 
 
 def test_imports_are_followed_into_functions_and_packages():
-    found = kernel.closure("osteograde.cli")
-    assert {"osteograde", "osteograde.doctor", "osteograde.kaggle.kernel", "osteograde.models.device"} <= set(found)
+    found = build_kernel.closure("osteograde.cli")
+    expected = {"osteograde", "osteograde.doctor", "osteograde.kaggle.build_kernel", "osteograde.models.device"}
+    assert expected <= set(found)
 
 
 def test_weights_that_were_changed_are_not_built_in(weights, tmp_path):
@@ -158,18 +158,18 @@ def test_weights_that_were_changed_are_not_built_in(weights, tmp_path):
     file = next(damaged.rglob("*.safetensors"))
     file.write_bytes(file.read_bytes()[:-1] + b"!")
     with pytest.raises(ValueError, match="sha256"):
-        kernel.build(TASK, damaged, tmp_path / "out")
+        build_kernel.build(TASK, damaged, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_weights_of_another_task_are_not_built_in(tmp_path):
     bundle.write_manifest(tmp_path, {"task": "other", "files": {}, "pixels": {}, "test_views": 1, "prior": {}})
     with pytest.raises(ValueError, match="weights of 'other', expected 'lumbar-mr'"):
-        kernel.build(TASK, tmp_path, tmp_path / "out")
+        build_kernel.build(TASK, tmp_path, tmp_path / "out")
 
 
 def test_a_kernel_built_with_weights_takes_no_others(weights, tmp_path):
-    script = kernel.build(TASK, weights, tmp_path / "out").read_text()
+    script = build_kernel.build(TASK, weights, tmp_path / "out").read_text()
     digest = bundle.sha256(weights / bundle.MANIFEST)
     assert f"MANIFEST = '{digest}'" in script
     shutil.copytree(weights, tmp_path / "input" / "mine")
@@ -282,7 +282,7 @@ def pictures(task: str, folder: Path) -> Path:
     ("task", "devices"), [("lumbar-mr", ""), ("spider", ""), ("knee-xray", "cpu,cpu")], ids=["mr", "discs", "knees"]
 )
 def test_the_kernel_alone_writes_the_same_bytes_as_inference(task, devices, weights, studies, tmp_path):
-    script = kernel.build(task, None, tmp_path / "kernel")
+    script = build_kernel.build(task, None, tmp_path / "kernel")
     if task == TASK:
         own, data = weights, studies
         inputs = mounted(tmp_path / "input", data, own)
@@ -310,7 +310,7 @@ def test_the_kernel_alone_writes_the_same_bytes_as_inference(task, devices, weig
         if (tmp_path / name).is_file():
             assert (working / f"submission.{beside}.csv").read_bytes() == (tmp_path / name).read_bytes()
 
-    rows = submission.read(made)
+    rows = submission.read_submission(made)
     priors = submission.priors_rows(TASKS[task], rows, bundle.read_manifest(own)["prior"])
     spoken = sum(not np.allclose(rows[row], priors[row], atol=1e-4) for row in rows)
     assert (

@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from osteograde.imaging.geometry import Volume, affine, to_index
-from osteograde.inference.reading import Loaded
-from osteograde.learning import cross_fit
-from osteograde.learning.data import grade_data, locate_data
+from osteograde.learning import cross_fit, grader_data, locator_data
 from osteograde.learning.recipe import Fit, Jitter
 from osteograde.learning.recipes import RECIPES
 from osteograde.models.losses import metric_loss
+from osteograde.pipeline.load import Loaded
 from osteograde.tasks import TASKS
-from osteograde.tasks.contract import Point, Study
-from osteograde.tasks.lumbar.names import LEVELS, SIDES, TARGET_OF, landmark
+from osteograde.tasks.lumbar_names import TARGET_OF, landmark
+from osteograde.tasks.spec import Point, Study
+from osteograde.tasks.spine import LEVELS, SIDES
 
 TASK = TASKS["lumbar-mr"]
 CPU = torch.device("cpu")
@@ -64,7 +64,7 @@ def loaded(structure: str, view: str, labels: dict[str, int] | None = None) -> L
 def test_a_landmark_stays_on_its_blob_and_on_its_side(tmp_path, stage, structure):
     locate = next(one for one in TASK.locate if one.name == stage)
     fit = Fit(net={}, pixels=96, epochs=1, batch=1, lr=1, window=9, jitter=WILD)
-    data = locate_data.store(
+    data = locator_data.store(
         locate, TASK.view(locate.view), fit, [loaded(structure, locate.view)], tmp_path, log=lambda text: None
     )
     seen, mirrored = 0, 0
@@ -92,18 +92,18 @@ def test_partners_are_mirror_images_and_mirroring_twice_is_nothing():
     for stage in TASK.locate:
         for _, prompt in stage.looks:
             own = [one for one in stage.landmarks if one.prompt == prompt]
-            swap = locate_data.partners(own)
+            swap = locator_data.partners(own)
             assert [swap[i] for i in swap] == list(range(len(own)))
             for one, other in zip(own, (own[i] for i in swap), strict=True):
                 assert other.name == one.name.replace(one.side, {"right": "left", "left": "right"}.get(one.side, ""))
 
 
-def graded(tmp_path: Path, name: str, structure: str, view: str, jitter: Jitter) -> grade_data.GradeData:
+def graded(tmp_path: Path, name: str, structure: str, view: str, jitter: Jitter) -> grader_data.GradeData:
     group = next(one for one in TASK.grade if one.name == name)
     labels = {target: i % 3 for i, target in enumerate(TARGET_OF)}
     fit = Fit(net={}, pixels=48, epochs=1, batch=1, lr=1, jitter=jitter)
     study = loaded(structure, view, labels)
-    return grade_data.store(group, TASK, fit, [(study, study.marks)], tmp_path, log=lambda text: None)
+    return grader_data.store(group, TASK, fit, [(study, study.marks)], tmp_path, log=lambda text: None)
 
 
 QUIET = Jitter(turn_deg=0, scale=0, shift_mm=0, gamma=0, contrast=0, noise=0, blur=0, mirror=False, drop_view=0)
@@ -156,7 +156,7 @@ def test_the_any_severe_term_puts_sites_of_a_study_together(tmp_path):
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(8, 3, generator=generator)
     labels = torch.tensor([0, 2, 1, 0, 0, 1, 1, 0])
-    batch = grade_data.GradeBatch(
+    batch = grader_data.GradeBatch(
         (),
         torch.ones(8, 2, dtype=torch.bool),
         labels,
@@ -181,7 +181,7 @@ def test_stored_points_are_the_marks(tmp_path):
     study = loaded("canal", "sag_t2")
     stage = TASK.locate[0]
     fit = Fit(net={}, pixels=96, epochs=1, batch=1, lr=1)
-    data = locate_data.store(stage, TASK.view("sag_t2"), fit, [study], tmp_path, log=lambda text: None)
+    data = locator_data.store(stage, TASK.view("sag_t2"), fit, [study], tmp_path, log=lambda text: None)
     batch = data.batch([0], np.random.default_rng(0), CPU, augment=False)
     first = round(float(data.items[0].points[0, 0])) - fit.window // 2
     volume = study.volumes["sag_t2"][0]

@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 from torch.nn.functional import max_pool2d
 
 from osteograde.imaging.geometry import Roi, Volume, affine, roi_at
-from osteograde.imaging.raster import read_pixels
-from osteograde.imaging.sampling import crop_stack
-from osteograde.inference.reading import load_study
-from osteograde.learning import fit as loop
-from osteograde.learning.data import locate_data, masks
-from osteograde.learning.data.augment import draw_move, resample
-from osteograde.learning.data.cache import cached
+from osteograde.imaging.image_files import read_pixels
+from osteograde.imaging.resample import crop_stack
+from osteograde.learning import locator_data, loop
+from osteograde.learning.augment import draw_move, resample
+from osteograde.learning.cache import cached
+from osteograde.learning.data import masks
 from osteograde.learning.recipe import Fit, Jitter, shrink
 from osteograde.learning.recipes import RECIPES
 from osteograde.models.build import build
+from osteograde.pipeline.load import load_study
 from osteograde.tasks import TASKS
 from osteograde.tasks.spider.marks import of_masks
 from osteograde.tasks.study import Series, Study
@@ -63,9 +63,9 @@ def study(folder: Path, count: int = 9, step_mm: float = 4.0, name: str = "1", m
     return Study(name, name, (shown,), marks=tuple(of_masks(series)))
 
 
-def stored(folder: Path, *studies: Study, plan: Fit = PLAN) -> locate_data.LocateData:
+def stored(folder: Path, *studies: Study, plan: Fit = PLAN) -> locator_data.LocateData:
     loaded = [load_study(one, TASK) for one in studies]
-    return locate_data.store(STAGE, TASK.view("t2"), plan, loaded, folder / "work", log=lambda text: None)
+    return locator_data.store(STAGE, TASK.view("t2"), plan, loaded, folder / "work", log=lambda text: None)
 
 
 def agreement(batch) -> tuple[float, int]:

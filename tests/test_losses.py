@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from osteograde.models.losses import any_severe_loss, metric_loss, weighted_cross_entropy
-from osteograde.tasks.lumbar.metric import score
-from osteograde.tasks.lumbar.names import CONDITIONS, SHORT, SPINAL, TARGET_OF, TEMPLATE_TARGETS, WEIGHTS
+from osteograde.tasks.lumbar_metric import score
+from osteograde.tasks.lumbar_names import CONDITIONS, SHORT, SPINAL, TARGET_OF, TEMPLATE_TARGETS, WEIGHTS
 
 
 def random_table(seed: int, studies: int = 17, sites: int = 5, empty: float = 0.2) -> tuple[np.ndarray, np.ndarray]:

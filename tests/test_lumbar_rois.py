@@ -9,10 +9,10 @@ from osteograde.imaging import geometry
 from osteograde.imaging.geometry import Volume
 from osteograde.tasks.boxes import box as box_within
 from osteograde.tasks.boxes import canonical
-from osteograde.tasks.contract import Point
 from osteograde.tasks.lumbar import rois as lumbar_rois
-from osteograde.tasks.lumbar.names import LEVELS
-from osteograde.tasks.lumbar.task import TASK
+from osteograde.tasks.lumbar_mr import TASK
+from osteograde.tasks.spec import Point
+from osteograde.tasks.spine import LEVELS
 
 REACH_MM = lumbar_rois.REACH_MM
 GRADERS = {group.name: group for group in TASK.grade}

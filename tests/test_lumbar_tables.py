@@ -5,11 +5,9 @@ import logging
 import numpy as np
 import pytest
 
-from osteograde.tasks import tables
-from osteograde.tasks.lumbar import names as lumbar_names
-from osteograde.tasks.lumbar import tables as lumbar_tables
-from osteograde.tasks.lumbar.names import TARGETS
-from osteograde.tasks.lumbar.task import TASK
+from osteograde.tasks import lumbar_names, lumbar_tables, tables
+from osteograde.tasks.lumbar_mr import TASK
+from osteograde.tasks.lumbar_names import TARGETS
 
 SERIES = {"11": "Sagittal T1", "12": "Sagittal T2/STIR", "13": "Axial T2"}
 

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import log_loss
 
-from osteograde.tasks.contract import Study
-from osteograde.tasks.lumbar import metric as lumbar_metric
-from osteograde.tasks.lumbar.task import TASK
-from osteograde.tasks.prior import as_rows, weighted_prior
+from osteograde.tasks import lumbar_metric
+from osteograde.tasks.lumbar_mr import TASK
+from osteograde.tasks.priors import as_rows, weighted_prior
 from osteograde.tasks.scores import bootstrap
+from osteograde.tasks.spec import Study
 
 TARGETS = TASK.targets
 UNIFORM = np.full((25, 3), 1 / 3)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from osteograde.models.locators.locator import (
+from osteograde.models.locators.base import (
     LocatorBatch,
     decode,
     decode_probabilities,

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics
 
-from osteograde.inference.answers import submission
-from osteograde.tasks.lumbar.task import TASK
+from osteograde.inference import submission
+from osteograde.report.score_table import format_table, score_submission
+from osteograde.tasks.lumbar_mr import TASK
+from osteograde.tasks.metrics import BINS, EPS, OrdinalMetric
 from osteograde.tasks.scores import bootstrap, confusion
-from osteograde.tasks.scores.ordinal import BINS, EPS, OrdinalMetric
-from osteograde.tasks.scores.table import format_table, score_submission
 from tests import test_task_contract
 
 METRIC = OrdinalMetric(("right", "left"), tuple("01234"))
@@ -350,7 +350,7 @@ def test_parts_know_their_direction():
 def test_the_table_and_its_json_show_directions_and_confusions(tmp_path):
     labels, probs = random_case(5, studies=30, metric=THREE, empty=0.0)
     rows = {row: p for study in labels for row, p in zip(TASK.rows(study), probs[study], strict=True)}
-    submission.write(tmp_path / "s.csv", rows, TASK.classes)
+    submission.write_submission(tmp_path / "s.csv", rows, TASK.classes)
     (tmp_path / "train.csv").write_text("")
     task = replace(ORDINAL, labels=lambda path: labels)
     result = score_submission(task, tmp_path, tmp_path / "s.csv", 100, np.random.default_rng(0))
@@ -375,7 +375,7 @@ def test_the_table_and_its_json_show_directions_and_confusions(tmp_path):
 def test_a_task_without_confusions_prints_none(tmp_path):
     labels, probs = random_case(5, studies=5, metric=THREE, empty=0.0)
     rows = {row: p for study in labels for row, p in zip(TASK.rows(study), probs[study], strict=True)}
-    submission.write(tmp_path / "s.csv", rows, TASK.classes)
+    submission.write_submission(tmp_path / "s.csv", rows, TASK.classes)
     (tmp_path / "train.csv").write_text("")
     task = replace(TASK, labels=lambda path: labels)
     result = score_submission(task, tmp_path, tmp_path / "s.csv", 0, np.random.default_rng(0))

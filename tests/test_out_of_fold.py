@@ -8,9 +8,9 @@ import torch
 
 from osteograde.learning import folds
 from osteograde.learning.cross_fit import Run, nets_of
-from osteograde.learning.judging.out_of_fold import CHUNK, _told
+from osteograde.learning.out_of_fold import CHUNK, _told
 from osteograde.learning.recipes import RECIPES
-from osteograde.tasks.contract import Point, Study
+from osteograde.tasks.spec import Point, Study
 
 STUDIES = [Study(f"s{i:02d}", f"p{i:02d}", ()) for i in range(CHUNK + 3)]
 POINTS = {study.id: {"joint": Point(np.array([0.1, i / 3, 1e-17]), 1 / 7)} for i, study in enumerate(STUDIES)}

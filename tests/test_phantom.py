@@ -12,14 +12,16 @@ from hypothesis import strategies as st
 
 from osteograde import phantom
 from osteograde.imaging.dicom.rle import decode_rle
-from osteograde.inference.reading import load_study
-from osteograde.phantom.spines import grades, planes, render
+from osteograde.phantom import acquisition as planes
+from osteograde.phantom import grades, render
+from osteograde.phantom.spine import spine
 from osteograde.phantom.spines.annotate import REACH_MM
-from osteograde.phantom.spines.spine import spine
 from osteograde.phantom.writers.rle_encode import encode_rle
+from osteograde.pipeline.load import load_study
 from osteograde.tasks import TASKS
-from osteograde.tasks.lumbar.names import LEVELS, SIDES, TARGET_OF, landmark
-from osteograde.tasks.lumbar.task import COUNTS, SEVERE_PERCENT
+from osteograde.tasks.lumbar_mr import COUNTS, SEVERE_PERCENT
+from osteograde.tasks.lumbar_names import TARGET_OF, landmark
+from osteograde.tasks.spine import LEVELS, SIDES
 
 TASK = TASKS["lumbar-mr"]
 

@@ -9,12 +9,12 @@ import pytest
 
 from osteograde import phantom
 from osteograde.imaging.dicom.radiograph import read_film
-from osteograde.inference.reading import load_study
-from osteograde.phantom.knees.knee import knee
+from osteograde.phantom.knee import knee
 from osteograde.phantom.knees.knee_film import compose
-from osteograde.phantom.knees.knee_practice import films
 from osteograde.phantom.writers.film_dicom import write_film
+from osteograde.pipeline.load import load_study
 from osteograde.tasks import TASKS
+from osteograde.tasks.knee_films import films
 
 TASK = TASKS["knee-xray"]
 
@@ -128,7 +128,7 @@ def test_practice_films_belong_to_the_patients_they_were_made_of_and_come_out_th
     studies = TASK.read(tmp_path / "data", "train")
     first = films(studies, tmp_path / "films", np.random.default_rng(0), share=0.01)
     bytes_of = {path.name: path.read_bytes() for path in (tmp_path / "films").iterdir()}
-    monkeypatch.setattr("osteograde.phantom.knees.knee_practice.compose", None)  # nothing is composed twice
+    monkeypatch.setattr("osteograde.tasks.knee_films.compose", None)  # nothing is composed twice
     again = films(studies, tmp_path / "films", np.random.default_rng(0), share=0.01)
     assert bytes_of == {path.name: path.read_bytes() for path in (tmp_path / "films").iterdir()}
     assert repr([study.marks for study in first]) == repr([study.marks for study in again])

@@ -7,12 +7,11 @@ import pytest
 import torch
 
 from osteograde import phantom
-from osteograde.learning import folds
+from osteograde.learning import folds, out_of_fold
 from osteograde.learning.cross_fit import Run
-from osteograde.learning.judging import out_of_fold
 from osteograde.learning.recipes import RECIPES
-from osteograde.phantom.knees.knee_practice import films
 from osteograde.tasks import TASKS
+from osteograde.tasks.knee_films import films
 
 TASK = TASKS["knee-xray"]
 RECIPE = RECIPES["knee-xray"]()

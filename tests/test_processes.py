@@ -16,8 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 import kill
 
 from osteograde import cli
-from osteograde.inference import run, whole
-from osteograde.inference.answers import submission
+from osteograde.inference import run, submission, whole
 from osteograde.inference.processes import stop
 from osteograde.tasks import TASKS
 from tests.faults.runner import grade
@@ -98,7 +97,7 @@ def test_a_forbidden_folder_ends_with_the_last_good_file(undisturbed):
 def test_a_disk_that_is_full_for_a_while_costs_no_row(undisturbed, tmp_path, monkeypatch):
     job, clean = undisturbed
     monkeypatch.setattr(run, "CHUNK", 1)
-    write, calls = submission.write, []
+    write, calls = submission.write_submission, []
 
     def crowded(path, rows, columns):
         calls.append(1)

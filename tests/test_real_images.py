@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 from osteograde.imaging.dicom import UnreadableSeries, read_series
-from osteograde.inference import run
-from osteograde.inference.answers import submission
-from osteograde.inference.reading import load_study
+from osteograde.inference import run, submission
+from osteograde.pipeline.load import load_study
 from osteograde.tasks import TASKS
-from osteograde.tasks.lumbar.names import LEVELS
+from osteograde.tasks.spine import LEVELS
 from tests.spider_studies import CANAL, patients, slices, spacings, write_studies
 from tests.tiny import random_bundle
 
@@ -74,7 +73,7 @@ def test_real_patients_get_every_row_with_two_of_three_views_missing(written, tm
     weights = random_bundle(tmp_path / "weights")
     assert run.infer("lumbar-mr", folder, weights, out, device="cpu") == 0
     assert submission.validate(out, folder / "sample_submission.csv") == []
-    assert len(submission.read(out)) == 25 * len(references)
+    assert len(submission.read_submission(out)) == 25 * len(references)
 
 
 @needs_dicom

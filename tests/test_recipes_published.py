@@ -7,12 +7,12 @@ import pytest
 import torch
 import torchvision
 
-from osteograde.learning import fit, starting
+from osteograde.learning import loop, pretrained
 from osteograde.learning.recipe import IMAGENET, shrink
 from osteograde.learning.recipes import RECIPES
 from osteograde.learning.recipes import knee_published as recipes_knee_published
 from osteograde.models.build import build
-from osteograde.tasks.contract import sides
+from osteograde.tasks.spec import sides
 
 NAMES = sorted(recipes_knee_published.NAMES)
 
@@ -32,7 +32,7 @@ def test_there_is_a_recipe_for_each_of_the_eight_nets():
 @pytest.mark.parametrize("name", NAMES)
 def test_the_schedule_is_the_published_one(name):
     plan, steps = judge(name), 7
-    rates = [fit.rate(plan, epoch * steps + step, steps) for epoch in range(plan.epochs) for step in (0, steps - 1)]
+    rates = [loop.rate(plan, epoch * steps + step, steps) for epoch in range(plan.epochs) for step in (0, steps - 1)]
     assert rates == pytest.approx([1e-2] * 2 + [1e-3] * 4 + [1e-4] * 54)
     assert (plan.batch, plan.label_smoothing, plan.weight_decay, plan.optimiser) == (16, 0.1, 1e-4, "adam")
     assert (plan.patience, plan.slack, plan.pretrained, plan.head_epochs) == (7, 0.1, IMAGENET, 1)
@@ -48,18 +48,18 @@ def test_a_debug_run_downloads_nothing(name):
 
 
 def test_without_its_file_a_net_starts_from_nothing_and_says_so(tmp_path, monkeypatch):
-    monkeypatch.setenv(starting.FOLDER, str(tmp_path))
+    monkeypatch.setenv(pretrained.FOLDER, str(tmp_path))
     recipe = RECIPES["knee-xray"]()
     named = [plan.pretrained for plan in (*recipe.locate.values(), *recipe.grade.values())]
     said: list[str] = []
-    bare = starting.or_nothing(recipe, said.append)
+    bare = pretrained.without_missing_weights(recipe, said.append)
     for plan in (*bare.locate.values(), *bare.grade.values()):
         assert plan.pretrained == "" and not plan.frozen
     assert len(said) == len(named)
     assert all(str(tmp_path / name) in line for name, line in zip(named, said, strict=True))
     for name in named:
         (tmp_path / name).touch()
-    assert starting.or_nothing(recipe, said.append) == recipe
+    assert pretrained.without_missing_weights(recipe, said.append) == recipe
     assert len(said) == len(named)
 
 
@@ -68,7 +68,7 @@ def test_the_net_is_the_published_one_on_a_grey_image():
     theirs = torchvision.models.get_model("shufflenet_v2_x2_0", weights=None, num_classes=5).eval()
     ours: Any = build(judge("knee-shufflenet-v2-x2").net).eval()
     tensors = {key: value for key, value in theirs.state_dict().items() if not key.startswith("fc.")}
-    starting.fill(ours.encoder, tensors)
+    pretrained.fill_trunk(ours.encoder, tensors)
     first = next(key for key in tensors if key.startswith("conv1") and tensors[key].ndim == 4)
     own = {**ours.encoder.state_dict(), first: tensors[first].sum(1, keepdim=True)}
     ours.encoder.load_state_dict(own)

@@ -10,8 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from osteograde.kaggle import kernel
-from osteograde.kaggle.rehearsal import guard, jail, rehearse, staging
+from osteograde.kaggle import build_kernel, rehearse, sandbox_guard, sandbox_namespaces, staging
 from osteograde.kaggle.rehearsal.watch import Run
 from osteograde.kaggle.sources import parse
 from osteograde.tasks import TASKS
@@ -40,7 +39,7 @@ def weights(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def script(weights, tmp_path) -> Path:
-    return kernel.build(TASK, weights, tmp_path / "kernel", source=SET, data=IMAGES)
+    return build_kernel.build(TASK, weights, tmp_path / "kernel", source=SET, data=IMAGES)
 
 
 def play(script: Path, data: Path, weights: Path, **options) -> tuple[list[str], list[str]]:
@@ -147,18 +146,18 @@ def test_the_pace_is_what_lies_between_the_first_and_the_last_chunk():
 @pytest.mark.parametrize(
     ("event", "args", "kind"),
     [
-        ("socket.connect", (None, ("1.2.3.4", 80)), guard.NETWORK),
+        ("socket.connect", (None, ("1.2.3.4", 80)), sandbox_guard.NETWORK),
         ("socket.connect", (None, "/run/own.sock"), ""),
         ("open", ("/kaggle/input/a", "r", 0), ""),
-        ("open", ("/kaggle/input/a", "w", 0), guard.WRITE),
+        ("open", ("/kaggle/input/a", "w", 0), sandbox_guard.WRITE),
         ("open", ("/kaggle/input/../working/a", "w", 0), ""),
         ("open", (3, "w", 0), ""),
-        ("os.rename", ("/kaggle/working/a", "/kaggle/input/a", -1, -1), guard.WRITE),
+        ("os.rename", ("/kaggle/working/a", "/kaggle/input/a", -1, -1), sandbox_guard.WRITE),
         ("os.mkdir", ("/kaggle/working/a", 511, -1), ""),
     ],
 )
 def test_what_is_forbidden(event, args, kind):
-    assert guard.judge(event, args, jail.INPUT)[0] == kind
+    assert sandbox_guard.judge(event, args, sandbox_namespaces.INPUT)[0] == kind
 
 
 def test_sources_are_mounted_where_a_session_has_them():

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 
 from osteograde import cli, phantom
 from osteograde.imaging.geometry import Volume, apply, mirrored, roi_on, to_index
-from osteograde.inference.reading import load_study
-from osteograde.inference.views import site_boxes, site_crops, turned
 from osteograde.models import bundle
 from osteograde.models.gradcam import grad_cam
-from osteograde.report import cases, charts, heat, page
-from osteograde.report.evidence import read
+from osteograde.pipeline.crops import site_boxes, site_crops, turned
+from osteograde.pipeline.load import load_study
+from osteograde.report import charts, heatmaps, page, worst_cases
+from osteograde.report.oof_tables import read
 from osteograde.tasks import TASKS
 from tests.oof import SHIPPED, judged_folder
 
@@ -208,20 +208,20 @@ def test_each_part_is_the_mean_of_its_rows(judged, whole):
 def test_the_cases_are_the_rows_of_largest_loss_in_order(judged, whole):
     rows = [row for row in records(judged / "oof.csv") if row["label"]]
     chance = lambda row: float(row[TASK.classes[int(row["label"])]])  # noqa: E731
-    worst = sorted(rows, key=chance)[: cases.WORST]
+    worst = sorted(rows, key=chance)[: worst_cases.WORST]
     told = re.findall(r"<h3>(\d+)\. (\S+)</h3><p>true <b>(\w+)</b>.*?-log p ([\d.]+); fold (\d)</p>", whole)
-    assert [int(rank) for rank, *_ in told] == list(range(1, cases.WORST + 1))
+    assert [int(rank) for rank, *_ in told] == list(range(1, worst_cases.WORST + 1))
     for (_, name, true, loss, fold), row in zip(told, worst, strict=True):
         assert (name, true, fold) == (row["row_id"], TASK.classes[int(row["label"])], row["fold"])
         assert float(loss) == pytest.approx(-math.log(chance(row)), abs=6e-4)
-    assert whole.count("<article") == cases.WORST
-    assert len(Reader(whole).images) >= 3 * cases.WORST
+    assert whole.count("<article") == worst_cases.WORST
+    assert len(Reader(whole).images) >= 3 * worst_cases.WORST
 
 
 @pytest.mark.slow
 def test_a_map_is_made_by_the_fold_that_held_the_study_out(data, judged):
     evidence, studies = read(judged, TASKS), TASK.read(data, "train")
-    case = cases.worst(evidence, studies, 1)[0]
+    case = worst_cases.worst(evidence, studies, 1)[0]
     graded, folds = evidence.graded, {row["study_id"]: row["fold"] for row in records(judged / "folds.csv")}
     study, target = graded.studies[case.row], graded.targets[case.row]
     group, _ = evidence.sites[target]
@@ -353,9 +353,9 @@ def test_a_map_lies_on_the_film_where_its_box_lies_in_the_patient(seed, mirror, 
     roi = mirrored(roi, 2) if mirror else roi
     linear = lambda mm: mm @ np.array([0.01, -0.02, 0.015]) + 3  # noqa: E731  a function of the place alone
     grid = np.stack(np.meshgrid(*(np.arange(n) for n in roi.shape), indexing="ij"), -1)
-    z = heat.slice_of(volume, roi, 1)
-    back = heat.projected(linear(apply(roi.to_mm, grid)), roi, volume, z, height)
-    assert back.shape == heat.film(volume, z, height).shape
+    z = heatmaps.slice_of(volume, roi, 1)
+    back = heatmaps.projected(linear(apply(roi.to_mm, grid)), roi, volume, z, height)
+    assert back.shape == heatmaps.film(volume, z, height).shape
     rows, columns = (np.arange(n) for n in back.shape)
     scale = np.array(volume.voxels.shape[1:]) / back.shape
     y, x = np.meshgrid((rows + 0.5) * scale[0] - 0.5, (columns + 0.5) * scale[1] - 0.5, indexing="ij")
@@ -374,21 +374,21 @@ def test_the_slice_shown_is_the_strongest_that_the_volume_has():
     maps[0], maps[3] = 1.0, 0.5
     inside = roi_on(volume, apply(volume.to_mm, np.array([3, 30, 25])), (1.0, 1.0), (5, 8, 8))
     edge = roi_on(volume, apply(volume.to_mm, np.array([0, 30, 25])), (1.0, 1.0), (5, 8, 8))
-    assert heat.strongest(maps, volume, inside) == 0
-    assert heat.strongest(maps, volume, edge) == 3  # slice 0 of the box lies outside of the stack
-    assert heat.strongest(np.zeros((5, 8, 8)), volume, inside) == 2
-    assert heat.slice_of(volume, inside, 0) == 1
+    assert heatmaps.strongest(maps, volume, inside) == 0
+    assert heatmaps.strongest(maps, volume, edge) == 3  # slice 0 of the box lies outside of the stack
+    assert heatmaps.strongest(np.zeros((5, 8, 8)), volume, inside) == 2
+    assert heatmaps.slice_of(volume, inside, 0) == 1
 
 
 def test_a_map_of_zeros_leaves_the_image_as_it_is():
     grey = np.arange(64, dtype=np.uint8).reshape(8, 8)
-    assert np.array_equal(heat.tinted(grey, np.zeros((8, 8))), np.repeat(grey[..., None], 3, -1))
-    assert not np.array_equal(heat.tinted(grey, np.ones((8, 8))), np.repeat(grey[..., None], 3, -1))
+    assert np.array_equal(heatmaps.tinted(grey, np.zeros((8, 8))), np.repeat(grey[..., None], 3, -1))
+    assert not np.array_equal(heatmaps.tinted(grey, np.ones((8, 8))), np.repeat(grey[..., None], 3, -1))
 
 
 def test_a_map_is_made_by_every_net_of_the_fold_and_by_no_other(monkeypatch):
     names = [f"grade/kl/{member}fold{k}.safetensors" for member in ("", "member1-") for k in (1, 11)]
-    nets = cases._Nets(SimpleNamespace(folder=Path("w"), manifest={"files": dict.fromkeys(names)}))
+    nets = worst_cases._Nets(SimpleNamespace(folder=Path("w"), manifest={"files": dict.fromkeys(names)}))
     monkeypatch.setattr(nets, "_loaded", lambda name: name)
     assert nets.of("kl", 1) == ["grade/kl/fold1.safetensors", "grade/kl/member1-fold1.safetensors"]
     with pytest.raises(ValueError, match=r"no grade/kl/fold2\.safetensors"):

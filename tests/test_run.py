@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from osteograde import phantom
-from osteograde.imaging.dicom import slices
-from osteograde.inference import pipeline, run
-from osteograde.inference.answers import submission
+from osteograde.imaging.dicom import read
+from osteograde.inference import run, submission
 from osteograde.inference.answers.sheet import Tally
-from osteograde.inference.budget import Budget
-from osteograde.inference.reading import load_study
+from osteograde.inference.deadline import Budget
 from osteograde.models import bundle
 from osteograde.models.device import pick
+from osteograde.pipeline import predict
+from osteograde.pipeline.load import load_study
 from osteograde.tasks import TASKS
 from tests.tiny import random_bundle
 
@@ -45,7 +45,7 @@ def grade(data: Path, weights: Path, out: Path, **options) -> dict[str, np.ndarr
     code = run.infer("lumbar-mr", data, weights, out, **{"device": "cpu", "max_unread": 99, **options})
     assert code == 0
     assert submission.validate(out, data / "sample_submission.csv") == []
-    return submission.read(out)
+    return submission.read_submission(out)
 
 
 def series_of(data: Path, study: int, description: str) -> list[Path]:
@@ -135,7 +135,7 @@ def test_the_log_names_no_patient_and_studies_in_a_batch_do_not_touch(data, weig
     study = TASK.read(data, "test")[0]
     budget = Budget(None, views=2, folds=2)
     [[result]] = run.run(loaded, [study], budget, Tally())
-    expected = submission.written(pipeline.rows(TASK, result.graded, loaded.prior))
+    expected = submission.written(predict.probability_rows(TASK, result.graded, loaded.prior))
     assert np.abs(of_study(together, study.id) - expected).max() < 1e-5
     assert "PatientID" not in caplog.text
 
@@ -145,7 +145,7 @@ def test_points_survive_a_missing_view(original, weights):
     study = load_study(TASK.read(original, "test")[0], TASK)
     nets = run.nets_of(loaded, "locate", run.Effort(1, 1))
     hidden = {view: () if view == "axi_t2" else stacks for view, stacks in study.volumes.items()}
-    found, completed = pipeline.locate_all(TASK, [run.Loaded(study.study, hidden)], nets)
+    found, completed = predict.locate_all(TASK, [run.Loaded(study.study, hidden)], nets)
     assert not any(name.startswith("recess") for name in found[0])
     assert all(np.isfinite(point.mm).all() for point in completed[0].values())
 
@@ -155,8 +155,8 @@ def test_pixels_of_unknown_size_are_as_large_as_those_of_another_series_in_their
     study = TASK.read(data, "test")[0]
     known = load_study(study, TASK)
     with pytest.MonkeyPatch.context() as patch:
-        spacing = slices._spacing
-        patch.setattr(slices, "_spacing", lambda *sources: None if sources[-1]["Rows"] == rows else spacing(*sources))
+        spacing = read._spacing
+        patch.setattr(read, "_spacing", lambda *sources: None if sources[-1]["Rows"] == rows else spacing(*sources))
         rows = known.volumes["sag_t2"][0].voxels.shape[1]
         told = load_study(study, TASK)
     assert told.faults["sag_t2:spacing_unknown"] == known.volumes["sag_t2"][0].voxels.shape[0]

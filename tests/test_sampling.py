@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from osteograde.imaging import sampling
+from osteograde.imaging import resample
 from osteograde.imaging.geometry import Roi, Volume, affine, apply, mirrored, oriented, roi_at, roi_on
-from osteograde.imaging.sampling import crop_stack, oversample_for, sample, sample_reference
+from osteograde.imaging.resample import crop_stack, oversample_for, sample, sample_reference
 from tests.grids import random_volume, rotation
 
 CPU = torch.device("cpu")
@@ -69,7 +69,7 @@ def test_turned_in_plane_boxes_on_the_slices_agree_with_the_reference(seed):
     angle = rng.uniform(-3, 3)
     turn[1:3, 1:3] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
     roi = Roi(roi.to_mm @ turn, roi.shape)
-    assert sampling._slices_of(np.linalg.inv(volume.to_mm) @ roi.to_mm, roi.shape) is not None
+    assert resample._slices_of(np.linalg.inv(volume.to_mm) @ roi.to_mm, roi.shape) is not None
     assert abs(fast(volume, roi) - sample_reference(volume, roi)).max() < 0.05
 
 
@@ -78,7 +78,7 @@ def test_the_two_ways_agree_on_the_same_box(monkeypatch):
     volume = stack_of(rng, sheared=True)
     roi = roi_on(volume, volume.centre_mm, (0.9, 0.7), (5, 12, 14))
     by_slices = fast(volume, roi, 2)
-    monkeypatch.setattr(sampling, "_slices_of", lambda *_: None)
+    monkeypatch.setattr(resample, "_slices_of", lambda *_: None)
     assert abs(by_slices - fast(volume, roi, 2)).max() < 0.05
 
 
@@ -179,7 +179,7 @@ def test_many_boxes_equal_one_at_a_time_and_chunks_equal_the_whole(monkeypatch):
     rois = [roi_at(volume.centre_mm, rotation(rng), [1.5, 0.6, 0.6], shape) for _ in range(3)]
     rois += [roi_on(volume, volume.centre_mm + rng.normal(size=3), (0.6, 0.6), shape) for _ in range(3)]
     singly = np.stack([fast(volume, roi) for roi in rois])
-    monkeypatch.setattr(sampling, "CHUNK_SAMPLES", 150)
+    monkeypatch.setattr(resample, "CHUNK_SAMPLES", 150)
     for dtype in (torch.uint8, torch.float32, torch.int16):
         voxels = torch.from_numpy(volume.voxels).to(dtype)
         many = sample(voxels, volume.to_mm, np.stack([roi.to_mm for roi in rois]), shape).numpy()

@@ -7,9 +7,9 @@ from collections import Counter
 
 import pytest
 
-from osteograde.inference.answers import submission
+from osteograde.inference import multi_gpu, submission
 from osteograde.inference.answers.sheet import Tally
-from osteograde.inference.processes import shards, worker
+from osteograde.inference.processes import worker
 from osteograde.inference.processes.worker import Job
 from osteograde.tasks import TASKS
 from tests.tiny import random_bundle
@@ -50,9 +50,9 @@ def jobs(monkeypatch, tmp_path) -> list[Job]:
         worker.give(folder, job)
         with (folder / "log.txt").open("wb") as log:
             process = subprocess.Popen([sys.executable, "-S", str(script), str(folder)], stdout=log, stderr=log)
-        return shards.Running(job, folder, process)
+        return multi_gpu.Running(job, folder, process)
 
-    monkeypatch.setattr(shards, "start", start)
+    monkeypatch.setattr(multi_gpu, "start", start)
     return started
 
 
@@ -67,18 +67,18 @@ def grade(names, tmp_path, monkeypatch, said=None, devices=("cuda:0", "cuda:1"))
         type(study)(study.id, study.patient, study.series, targets=("left",))
         for study in TASKS[TASK].read(data, "test")
     ]
-    monkeypatch.setattr(shards.run, "prepare", lambda *_: (TASKS[TASK], manifest, studies))
+    monkeypatch.setattr(multi_gpu.run, "prepare", lambda *_: (TASKS[TASK], manifest, studies))
     out = tmp_path / "submission.csv"
     told = said if said is not None else []
-    tally = shards.infer(TASK, data, data, out, devices, hours=1, say=told.append, poll_s=0.01)
-    return tally, {row: values[0] for row, values in submission.read(out).items()}
+    tally = multi_gpu.infer_on_devices(TASK, data, data, out, devices, hours=1, say=told.append, poll_s=0.01)
+    return tally, {row: values[0] for row, values in submission.read_submission(out).items()}
 
 
 def test_lists_are_dealt_evenly_and_completely():
-    dealt = shards.deal([str(i) for i in range(7)], 2)
+    dealt = multi_gpu.deal([str(i) for i in range(7)], 2)
     assert [len(ids) for ids in dealt] == [4, 3]
     assert sorted(sum(dealt, ())) == [str(i) for i in range(7)]
-    assert shards.deal(["a"], 2) == [("a",)]
+    assert multi_gpu.deal(["a"], 2) == [("a",)]
 
 
 def test_every_study_is_graded_once_and_rows_keep_their_order(jobs, tmp_path, monkeypatch):
@@ -106,7 +106,7 @@ def test_the_list_of_a_dead_process_is_taken_by_the_other(jobs, tmp_path, monkey
 def test_a_study_that_kills_keeps_its_prior_and_costs_no_other(jobs, tmp_path, monkeypatch):
     tally, rows = grade(["a", "b", "poison", "c", "d", "e"], tmp_path, monkeypatch)
     assert {row for row, value in rows.items() if value != 0.9} == {"poison_left"}
-    assert tally.faults == Counter({shards.DIED: 1})
+    assert tally.faults == Counter({multi_gpu.DIED: 1})
     assert tally.on_prior == 1
 
 
@@ -114,27 +114,27 @@ def test_a_machine_on_which_everything_dies_ends_with_priors(jobs, tmp_path, mon
     names = [f"poison{i:02d}" for i in range(40)]
     tally, rows = grade(names, tmp_path, monkeypatch)
     assert set(rows.values()) == {0.2}
-    assert tally.faults[shards.DIED] == 40
-    assert len(jobs) <= shards.MAX_PROCESSES
+    assert tally.faults[multi_gpu.DIED] == 40
+    assert len(jobs) <= multi_gpu.MAX_PROCESSES
 
 
 def test_suspects_come_last_and_one_at_a_time():
     job = Job(TASK, "", "", "cpu", ("a", "b", "c", "d", "e"), 1.0, 1, chunk=2)
-    left, lost = shards.rest(job, ("a",), Counter(b=1, c=1))
+    left, lost = multi_gpu.remaining_job(job, ("a",), Counter(b=1, c=1))
     assert (left.ids, left.chunk, lost) == (("d", "e", "b", "c"), 1, [])
-    left, lost = shards.rest(left, ("d", "e"), Counter(b=2))
+    left, lost = multi_gpu.remaining_job(left, ("d", "e"), Counter(b=2))
     assert (left.ids, lost) == (("c",), ["b"])
 
 
 def test_a_process_sees_only_its_own_gpu(tmp_path, monkeypatch):
     started = {}
-    monkeypatch.setattr(shards.subprocess, "Popen", lambda command, env, **_: started.update(env) or None)
+    monkeypatch.setattr(multi_gpu.subprocess, "Popen", lambda command, env, **_: started.update(env) or None)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    shards.start(Job(TASK, "", "", "cuda:1", ("a",), 1.0, 1), tmp_path / "one")
+    multi_gpu.start_worker(Job(TASK, "", "", "cuda:1", ("a",), 1.0, 1), tmp_path / "one")
     assert started["CUDA_VISIBLE_DEVICES"] == "7"
     assert json.loads((tmp_path / "one" / worker.JOB).read_text())["device"] == "cuda:0"
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    shards.start(Job(TASK, "", "", "cuda:1", ("a",), 1.0, 1), tmp_path / "two")
+    multi_gpu.start_worker(Job(TASK, "", "", "cuda:1", ("a",), 1.0, 1), tmp_path / "two")
     assert started["CUDA_VISIBLE_DEVICES"] == "1"
 
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from osteograde.inference import pipeline, run, sharing
+from osteograde.inference import run, sharing
 from osteograde.inference.sharing import Nets, in_memory, logits_of, mean_of
 from osteograde.models import device
+from osteograde.pipeline import predict
 from tests.faults.runner import grade
 
 CPU = torch.device("cpu")
@@ -90,7 +91,7 @@ def test_folds_that_are_not_finite_do_not_count_and_none_at_all_is_nan():
     assert torch.equal(mean_of([one, one]), torch.stack([one, one]).mean(0))
     assert mean_of([bad, bad]).isnan().tolist() == [True, False]
     answers = np.array([[[0.2, 0.8], [np.nan, 1.0]], [[0.4, 0.6], [np.inf, 0.0]]])
-    np.testing.assert_allclose(pipeline._finite_mean(answers), [[0.3, 0.7], [np.nan, np.nan]])
+    np.testing.assert_allclose(predict._finite_mean(answers), [[0.3, 0.7], [np.nan, np.nan]])
 
 
 def test_no_gpu_and_a_gpu_whose_kernels_do_not_run_mean_the_cpu(monkeypatch):
@@ -120,7 +121,7 @@ def healthy(small_studies, tmp_path_factory):
 @pytest.mark.slow
 def test_nets_too_large_for_whole_batches_give_the_same_rows(healthy, tmp_path, monkeypatch):
     data, weights, clean = healthy
-    find, judge, batches = pipeline._find, pipeline._judge, Counter()
+    find, judge, batches = predict._find, predict._judge, Counter()
 
     def crowded(work, *args):
         def inner(*inputs):
@@ -132,8 +133,8 @@ def test_nets_too_large_for_whole_batches_give_the_same_rows(healthy, tmp_path, 
 
         return inner(*args)
 
-    monkeypatch.setattr(pipeline, "_find", partial(crowded, find))
-    monkeypatch.setattr(pipeline, "_judge", partial(crowded, judge))
+    monkeypatch.setattr(predict, "_find", partial(crowded, find))
+    monkeypatch.setattr(predict, "_judge", partial(crowded, judge))
     crowd = grade("lumbar-mr", data, weights, tmp_path / "s.csv")
     assert crowd.code == 0 and max(batches) > 2
     for study, cells in clean.cells.items():
@@ -144,8 +145,8 @@ def test_nets_too_large_for_whole_batches_give_the_same_rows(healthy, tmp_path, 
 @pytest.mark.slow
 def test_a_grader_that_is_never_finite_costs_its_own_rows_and_is_counted(healthy, tmp_path, monkeypatch):
     data, weights, clean = healthy
-    answers = pipeline._answers
-    monkeypatch.setattr(pipeline, "_answers", lambda logits, findings: answers(logits * torch.nan, findings))
+    answers = predict._answers
+    monkeypatch.setattr(predict, "_answers", lambda logits, findings: answers(logits * torch.nan, findings))
     lost = grade("lumbar-mr", data, weights, tmp_path / "s.csv")
     assert lost.code == 0 and "spinal:not_finite x " in lost.said
     for study in clean.cells:
@@ -156,8 +157,8 @@ def test_a_grader_that_is_never_finite_costs_its_own_rows_and_is_counted(healthy
 @pytest.mark.slow
 def test_a_locator_that_is_never_finite_finds_nothing_and_is_counted(healthy, tmp_path, monkeypatch):
     data, weights, clean = healthy
-    scores = pipeline.probabilities
-    monkeypatch.setattr(pipeline, "probabilities", lambda *args, **options: scores(*args, **options) * torch.nan)
+    scores = predict.probabilities
+    monkeypatch.setattr(predict, "probabilities", lambda *args, **options: scores(*args, **options) * torch.nan)
     lost = grade("lumbar-mr", data, weights, tmp_path / "s.csv")
     assert lost.code == 0 and "canal:not_finite x 3" in lost.said
     assert all(lost.reasons[study]["not_graded"] == 1 for study in clean.cells)

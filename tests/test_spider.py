@@ -9,16 +9,15 @@ import pytest
 
 from osteograde.imaging import geometry
 from osteograde.imaging.geometry import Volume
-from osteograde.imaging.sampling import sample_reference
-from osteograde.inference.reading import load_study
-from osteograde.tasks.contract import Point
-from osteograde.tasks.lumbar.names import LEVELS
-from osteograde.tasks.lumbar.task import SAGITTAL
-from osteograde.tasks.spider import files as spider_files
+from osteograde.imaging.resample import sample_reference
+from osteograde.pipeline.load import load_study
+from osteograde.tasks import spider_files
+from osteograde.tasks.spec import Point
 from osteograde.tasks.spider import marks as spider_marks
 from osteograde.tasks.spider import rois as spider_rois
 from osteograde.tasks.spider.marks import landmark
-from osteograde.tasks.spider.task import FIELD_MM, TASK
+from osteograde.tasks.spider_mr import FIELD_MM, TASK
+from osteograde.tasks.spine import LEVELS, SAGITTAL
 from tests.dicom_files import SAGITTAL as SAGITTAL_DICOM
 from tests.dicom_files import dataset, write
 

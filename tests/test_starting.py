@@ -6,7 +6,7 @@ import torch
 import torchvision
 from torch import nn
 
-from osteograde.learning import starting
+from osteograde.learning import pretrained
 from osteograde.learning.recipe import Fit
 from osteograde.models.build import build
 
@@ -26,15 +26,15 @@ def rgb():
 
 def test_a_grader_reads_a_whitened_grey_crop_as_the_file_reads_a_grey_picture(rgb):
     net = build({"kind": "grader", "backbone": "mobilenetv2_035", "views": 1}).eval()
-    starting.fill(net.encoder, rgb.state_dict())
+    pretrained.fill_trunk(net.encoder, rgb.state_dict())
     image = torch.randn(2, 1, 64, 64)
-    expected = rgb.features((image * starting.INPUT_SCALE).repeat(1, 3, 1, 1)).mean((2, 3))
+    expected = rgb.features((image * pretrained.INPUT_SCALE).repeat(1, 3, 1, 1)).mean((2, 3))
     torch.testing.assert_close(net.encoder(image), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_locator_reads_slices_from_0_to_1_as_the_file_reads_them_from_minus_1_to_1(rgb):
     net = build({"kind": "heatmap", "encoder_name": "mobilenetv2_035", "channels": 2, "stages": 5}).eval()
-    starting.fill(net.encoder, rgb.state_dict())
+    pretrained.fill_trunk(net.encoder, rgb.state_dict())
     image = torch.rand(1, 1, 64, 64)
     stack = torch.cat([image.repeat(1, 3, 1, 1), torch.randn(1, 1, 64, 64)], 1)
     found = net.encoder(stack)[0]
@@ -45,29 +45,29 @@ def test_a_locator_reads_slices_from_0_to_1_as_the_file_reads_them_from_minus_1_
 def test_weights_of_another_width_are_refused(rgb):
     net = build({"kind": "grader", "backbone": "mobilenetv2_100", "views": 1})
     with pytest.raises(ValueError, match="do not fit the trunk"):
-        starting.fill(net.encoder, rgb.state_dict())
+        pretrained.fill_trunk(net.encoder, rgb.state_dict())
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path, monkeypatch):
-    monkeypatch.setenv(starting.FOLDER, str(tmp_path))
+    monkeypatch.setenv(pretrained.FOLDER, str(tmp_path))
     plan = Fit(net={"kind": "grader", "backbone": "mobilenetv2_035", "views": 1}, pixels=32, epochs=1, batch=1, lr=1.0,
                pretrained="none.npz")  # fmt: skip
     with pytest.raises(ValueError, match=r"none.npz: no such starting weights; set OSTEOGRADE_PRETRAINED"):
-        starting.net_of(plan, None, None)
+        pretrained.net_of(plan, None, None)
 
 
 def test_folded_batch_norms_are_told_from_real_ones(rgb):
     state = {key: value.clone() for key, value in rgb.state_dict().items()}
-    assert not starting.folded(state)
+    assert not pretrained.is_folded(state)
     for key, value in state.items():
         if key.endswith("running_mean"):
             value.zero_()
         if key.endswith("running_var"):
             value.fill_(1.0)
-    assert starting.folded(state)
+    assert pretrained.is_folded(state)
 
 
 def test_starting_weights_are_read_as_they_are(tmp_path, monkeypatch):
-    monkeypatch.setenv(starting.FOLDER, str(tmp_path))
+    monkeypatch.setenv(pretrained.FOLDER, str(tmp_path))
     np.savez(tmp_path / "a.npz", one=np.arange(3.0, dtype=np.float32))
-    assert starting.read("a.npz")["one"].tolist() == [0.0, 1.0, 2.0]
+    assert pretrained.read_tensors("a.npz")["one"].tolist() == [0.0, 1.0, 2.0]

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from osteograde.inference.answers import submission
-from osteograde.tasks.lumbar.task import TASK
-from osteograde.tasks.scores.table import format_table, score_submission
+from osteograde.inference import submission
+from osteograde.report.score_table import format_table, score_submission
+from osteograde.tasks.lumbar_mr import TASK
 
 COLUMNS = TASK.classes
 IDS = [*TASK.rows("1002"), *TASK.rows("1001")]
@@ -25,14 +25,14 @@ def random_rows(seed, ids=IDS):
 def files(tmp_path):
     """A good submission and its template."""
     paths = tmp_path / "submission.csv", tmp_path / "sample_submission.csv"
-    submission.write(paths[0], random_rows(0), COLUMNS)
-    submission.write(paths[1], dict.fromkeys(IDS, np.full(3, 1 / 3)), COLUMNS)
+    submission.write_submission(paths[0], random_rows(0), COLUMNS)
+    submission.write_submission(paths[1], dict.fromkeys(IDS, np.full(3, 1 / 3)), COLUMNS)
     return paths
 
 
 def test_what_is_written_is_valid_and_comes_back(files):
     assert submission.validate(*files) == []
-    back = submission.read(files[0])
+    back = submission.read_submission(files[0])
     assert list(back) == IDS == submission.template_ids(files[1])
     expected = submission.written(np.stack(list(random_rows(0).values())))
     np.testing.assert_allclose(np.stack(list(back.values())), expected, atol=1e-9)
@@ -46,8 +46,8 @@ def test_what_is_written_is_valid_and_comes_back(files):
 )
 def test_any_masses_are_written_as_probabilities(tmp_path, table):
     path = tmp_path / "any.csv"
-    submission.write(path, {f"r{i}": np.array(row) for i, row in enumerate(table)}, COLUMNS)
-    values = np.stack(list(submission.read(path).values()))
+    submission.write_submission(path, {f"r{i}": np.array(row) for i, row in enumerate(table)}, COLUMNS)
+    values = np.stack(list(submission.read_submission(path).values()))
     assert (np.abs(values.sum(1) - 1) < 1e-6).all()
     assert values.min() > 0.9e-6 and values.max() <= 1
     masses = np.array(table)
@@ -55,7 +55,7 @@ def test_any_masses_are_written_as_probabilities(tmp_path, table):
 
 
 def test_the_same_rows_give_the_same_bytes(tmp_path, files):
-    submission.write(tmp_path / "again.csv", random_rows(0), COLUMNS)
+    submission.write_submission(tmp_path / "again.csv", random_rows(0), COLUMNS)
     assert (tmp_path / "again.csv").read_bytes() == files[0].read_bytes()
     assert b"\r" not in files[0].read_bytes() and b"e-" not in files[0].read_bytes()
 
@@ -64,7 +64,7 @@ def test_the_same_rows_give_the_same_bytes(tmp_path, files):
 def test_no_bad_number_replaces_a_good_file(files, bad):
     before = files[0].read_bytes()
     with pytest.raises(ValueError, match="not finite, negative, or all zero"):
-        submission.write(files[0], {**random_rows(1), IDS[3]: np.array(bad)}, COLUMNS)
+        submission.write_submission(files[0], {**random_rows(1), IDS[3]: np.array(bad)}, COLUMNS)
     assert files[0].read_bytes() == before
     assert sorted(path.name for path in files[0].parent.iterdir()) == ["sample_submission.csv", "submission.csv"]
 
@@ -77,7 +77,7 @@ def test_a_crash_while_writing_leaves_the_old_file_and_no_litter(files, monkeypa
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        submission.write(files[0], random_rows(1), COLUMNS)
+        submission.write_submission(files[0], random_rows(1), COLUMNS)
     assert files[0].read_bytes() == before
     assert len(list(files[0].parent.iterdir())) == 2
 
@@ -85,7 +85,7 @@ def test_a_crash_while_writing_leaves_the_old_file_and_no_litter(files, monkeypa
 def test_a_reader_of_the_old_file_never_sees_half_of_the_new_one(tmp_path, files):
     before = files[0].read_bytes()
     with files[0].open("rb") as reader:
-        submission.write(files[0], random_rows(1), COLUMNS)
+        submission.write_submission(files[0], random_rows(1), COLUMNS)
         assert reader.read() == before
     assert files[0].read_bytes() != before
 
@@ -94,9 +94,10 @@ def test_permissions_and_links_survive_a_rewrite(tmp_path, files):
     files[0].chmod(0o640)
     link = tmp_path / "link.csv"
     link.symlink_to(files[0])
-    submission.write(link, random_rows(1), COLUMNS)
+    submission.write_submission(link, random_rows(1), COLUMNS)
     assert link.is_symlink() and stat.S_IMODE(files[0].stat().st_mode) == 0o640
-    np.testing.assert_allclose(submission.read(files[0])[IDS[0]], submission.written(random_rows(1)[IDS[0]]), atol=1e-9)
+    found = submission.read_submission(files[0])[IDS[0]]
+    np.testing.assert_allclose(found, submission.written(random_rows(1)[IDS[0]]), atol=1e-9)
 
 
 def test_a_new_file_has_the_permissions_of_any_other(tmp_path, files):
@@ -105,7 +106,7 @@ def test_a_new_file_has_the_permissions_of_any_other(tmp_path, files):
 
 
 def test_no_studies_give_a_header_only(tmp_path):
-    submission.write(tmp_path / "empty.csv", {}, COLUMNS)
+    submission.write_submission(tmp_path / "empty.csv", {}, COLUMNS)
     assert (tmp_path / "empty.csv").read_text() == "row_id,normal_mild,moderate,severe\n"
 
 
@@ -165,8 +166,8 @@ def test_all_mistakes_are_told_at_once(files):
 def test_the_repair_of_a_wrong_order_is_valid(files):
     lines = files[0].read_text().splitlines()
     files[0].write_text("\n".join(_swap(lines)))
-    repaired = submission.ordered(submission.read(files[0]), submission.template_ids(files[1]))
-    submission.write(files[0], repaired, COLUMNS)
+    repaired = submission.ordered(submission.read_submission(files[0]), submission.template_ids(files[1]))
+    submission.write_submission(files[0], repaired, COLUMNS)
     assert submission.validate(*files) == []
 
 
@@ -192,7 +193,7 @@ def test_priors_answer_every_row_and_another_competition_is_refused():
 
 def test_study_ids_may_hold_underscores(tmp_path):
     rows = submission.priors_rows(TASK, TASK.rows("a_spinal_b"))
-    submission.write(tmp_path / "s.csv", rows, COLUMNS)
+    submission.write_submission(tmp_path / "s.csv", rows, COLUMNS)
     write_truth(tmp_path / "train.csv", {"a_spinal_b": dict.fromkeys(TASK.targets, 0)})
     assert score_submission(TASK, tmp_path, tmp_path / "s.csv", 0, np.random.default_rng(0))["studies"] == 1
 
@@ -226,7 +227,7 @@ def scored(tmp_path):
     del labels["s3"][TASK.targets[2]]
     probs = {study: 0.1 + 0.7 * np.eye(3)[[cells.get(t, 0) for t in TASK.targets]] for study, cells in labels.items()}
     rows = {row: p for study in labels for row, p in zip(TASK.rows(study), probs[study], strict=True)}
-    submission.write(tmp_path / "s.csv", rows, COLUMNS)
+    submission.write_submission(tmp_path / "s.csv", rows, COLUMNS)
     write_truth(tmp_path / "train.csv", labels)
     return tmp_path, labels, probs
 

@@ -7,7 +7,7 @@ import pytest
 
 from osteograde.learning import folds
 from osteograde.learning.recipes import RECIPES
-from osteograde.learning.take_over import take_over
+from osteograde.learning.reuse import reuse_nets
 from osteograde.models import bundle
 
 RECIPE = RECIPES["spider"]()
@@ -42,7 +42,7 @@ def with_loss(loss):
 def test_nets_of_the_same_plan_are_taken_and_vouched_for(trained, tmp_path, recipe, kinds):
     out = tmp_path / "out"
     wanted = [f"{kind}/{NETS[kind]}/fold{k}.safetensors" for kind in kinds for k in (0, 1)]
-    assert take_over(trained, out, recipe) == wanted
+    assert reuse_nets(trained, out, recipe) == wanted
     assert sorted(str(path.relative_to(out)) for path in out.rglob("*.safetensors")) == sorted(wanted)
     assert (out / "folds.csv").read_text() == FOLDS
     for name in wanted:
@@ -54,7 +54,7 @@ def test_choices_that_a_manifest_does_not_know_yet_had_their_defaults(trained, t
     manifest = json.loads((trained / bundle.MANIFEST).read_text())
     del manifest["recipe"]["grade"]["pfirrmann"]["restart_share"]
     bundle.write_manifest(trained, {key: value for key, value in manifest.items() if key != "format"})
-    assert len(take_over(trained, tmp_path / "out", RECIPE)) == 4
+    assert len(reuse_nets(trained, tmp_path / "out", RECIPE)) == 4
 
 
 def test_choices_that_are_known_no_more_do_not_count_where_they_were_off(trained, tmp_path):
@@ -62,14 +62,14 @@ def test_choices_that_are_known_no_more_do_not_count_where_they_were_off(trained
     for value, taken in ((None, 4), (3, 2)):
         manifest["recipe"]["grade"]["pfirrmann"]["given_up"] = value
         bundle.write_manifest(trained, {key: value for key, value in manifest.items() if key != "format"})
-        assert len(take_over(trained, tmp_path / f"out{taken}", RECIPE)) == taken
+        assert len(reuse_nets(trained, tmp_path / f"out{taken}", RECIPE)) == taken
 
 
 def test_a_net_that_is_there_stays(trained, tmp_path):
     out = tmp_path / "out"
     (out / "locate" / "disc").mkdir(parents=True)
     (out / "locate" / "disc" / "fold0.safetensors").write_bytes(b"newer")
-    assert "locate/disc/fold0.safetensors" not in take_over(trained, out, RECIPE)
+    assert "locate/disc/fold0.safetensors" not in reuse_nets(trained, out, RECIPE)
     assert (out / "locate" / "disc" / "fold0.safetensors").read_bytes() == b"newer"
     assert not (out / "work" / "nets" / "locate-disc-0.sha256").exists()
 
@@ -84,20 +84,20 @@ def test_a_net_that_is_there_stays(trained, tmp_path):
 )
 def test_weights_of_another_task_seed_or_number_of_folds_are_refused(trained, tmp_path, recipe, said):
     with pytest.raises(ValueError, match=said):
-        take_over(trained, tmp_path / "out", recipe)
+        reuse_nets(trained, tmp_path / "out", recipe)
 
 
 def test_other_folds_are_refused(trained, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "folds.csv").write_text("study_id,patient,fold\nother,other,0\n")
     with pytest.raises(ValueError, match="not the folds of"):
-        take_over(trained, tmp_path / "out", RECIPE)
+        reuse_nets(trained, tmp_path / "out", RECIPE)
 
 
 def test_a_changed_net_is_refused(trained, tmp_path):
     (trained / "grade" / "pfirrmann" / "fold1.safetensors").write_bytes(b"other")
     with pytest.raises(ValueError, match=r"fold1\.safetensors"):
-        take_over(trained, tmp_path / "out", RECIPE)
+        reuse_nets(trained, tmp_path / "out", RECIPE)
 
 
 def spread(text, path):
@@ -110,7 +110,7 @@ def test_folds_may_hold_further_studies_but_none_elsewhere(trained, tmp_path):
     for other in ("a,p,0\n", "a,p,1\nb,q,1\n", "a,z,0\nb,q,1\n"):
         spread(other, out / "folds.csv")
         with pytest.raises(ValueError, match="not the folds"):
-            take_over(trained, out, RECIPE)
+            reuse_nets(trained, out, RECIPE)
     spread("a,p,0\nb,q,1\nc,r,0\n", out / "folds.csv")
-    assert len(take_over(trained, out, RECIPE, without=("disc",))) == 2
+    assert len(reuse_nets(trained, out, RECIPE, without=("disc",))) == 2
     assert not (out / "locate").exists()

@@ -11,7 +11,7 @@ import pytest
 from osteograde.imaging import geometry
 from osteograde.imaging.geometry import Volume
 from osteograde.tasks import TASKS
-from osteograde.tasks.contract import Point
+from osteograde.tasks.spec import Point
 
 EACH = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 EACH_GRADER = pytest.mark.parametrize(

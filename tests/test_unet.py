@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from osteograde.models.build import build
-from osteograde.models.locators.locator import LocatorBatch, decode
+from osteograde.models.locators.base import LocatorBatch, decode
 from osteograde.models.locators.unet import (
     DISC,
     Component,

@@ -6,14 +6,15 @@ import pytest
 import torch
 
 from osteograde.imaging.geometry import Volume, affine, apply
-from osteograde.inference import pipeline, run, views
+from osteograde.inference import run
 from osteograde.inference.answers.sheet import Result
-from osteograde.inference.reading import Loaded
 from osteograde.models import bundle
 from osteograde.models.device import pick
+from osteograde.pipeline import crops, predict
+from osteograde.pipeline.load import Loaded
 from osteograde.report import overlays
 from osteograde.tasks import TASKS
-from osteograde.tasks.contract import Point, Study
+from osteograde.tasks.spec import Point, Study
 from tests.tiny import random_bundle
 
 TASK = TASKS["lumbar-mr"]
@@ -35,19 +36,19 @@ def canal_points(z: float = 0.0) -> dict[str, Point]:
 
 def test_a_whole_stack_is_seen_on_its_own_slices_with_the_midline_of_known_points():
     volume = stack("sag_t1")
-    [look] = views.passes(FORAMEN, {"sag_t1": (volume,)}, canal_points(), 64)
+    [look] = crops.passes(FORAMEN, {"sag_t1": (volume,)}, canal_points(), 64)
     assert look.roi.shape == (9, 64, 64) and look.midline_mm == 2.0
     planes = [apply(look.roi.to_mm, np.array([d, 10, 10]))[0] for d in range(9)]
     assert np.allclose(planes, [apply(volume.to_mm, np.array([z, 0, 0]))[0] for z in range(9)])
-    [alone] = views.passes(FORAMEN, {"sag_t1": (volume,)}, {}, 64)
+    [alone] = crops.passes(FORAMEN, {"sag_t1": (volume,)}, {}, 64)
     assert alone.midline_mm == pytest.approx(volume.centre_mm[0])
 
 
 def test_lateral_coordinates_are_patient_x_minus_the_midline():
     for stage, view in ((FORAMEN, "sag_t1"), (RECESS, "axi_t2")):
         volume = stack(view)
-        look = views.passes(stage, {view: (volume,)}, canal_points(-60), 32)[0]
-        lateral = views.lateral_mm(look.roi, look.midline_mm)
+        look = crops.passes(stage, {view: (volume,)}, canal_points(-60), 32)[0]
+        lateral = crops.lateral_mm(look.roi, look.midline_mm)
         for d in (0, look.roi.shape[0] - 1):
             for w in (0, 13, 31):
                 x = apply(look.roi.to_mm, np.array([d, 15.5, w]))[0]
@@ -58,32 +59,32 @@ def test_a_prompt_takes_the_nearest_slice_of_all_stacks_also_of_tilted_ones():
     points = canal_points()
     upper = stack("axi_t2", (0, 0, 60), shape=(3, 60, 60), series="upper")
     tilted = stack("axi_t2", (0, 0, 0), shape=(3, 60, 60), tilt=0.4, series="tilted")
-    looks = views.passes(RECESS, {"axi_t2": (upper, tilted)}, points, 32)
+    looks = crops.passes(RECESS, {"axi_t2": (upper, tilted)}, points, 32)
     by_prompt = {look.landmarks[0].prompt: look.volume.series for look in looks}
     assert by_prompt == {"canal_l1_l2": "upper", "canal_l3_l4": "tilted"}  # the others are too far from every slice
 
 
 def test_without_its_view_or_its_prompts_a_locator_has_nothing_to_see():
-    assert views.passes(RECESS, {"axi_t2": (stack("axi_t2"),)}, {}, 32) == []
-    assert views.passes(CANAL, {"sag_t2": ()}, {}, 32) == []
+    assert crops.passes(RECESS, {"axi_t2": (stack("axi_t2"),)}, {}, 32) == []
+    assert crops.passes(CANAL, {"sag_t2": ()}, {}, 32) == []
 
 
 def test_the_ends_of_a_stack_are_their_own_neighbours():
     crop = torch.arange(3.0)[:, None, None].expand(3, 2, 2)
-    images = views.neighbours(crop, torch.full((3, 2), 25.0))
+    images = crops.neighbours(crop, torch.full((3, 2), 25.0))
     assert images[:, 0, 0, 0].tolist() == [0, 0, 1]
     assert images[:, 2, 0, 0].tolist() == [1, 2, 2]
-    assert torch.allclose(images[:, 3], torch.tensor(25.0 / views.LATERAL_SCALE_MM))
+    assert torch.allclose(images[:, 3], torch.tensor(25.0 / crops.LATERAL_SCALE_MM))
 
 
 def test_a_test_time_view_turns_about_the_centre_and_keeps_the_slices():
-    [look] = views.passes(CANAL, {"sag_t2": (stack("sag_t2"),)}, {}, 48)
-    for degrees, scale in views.TEST_VIEWS:
-        other = views.turned(look.roi, degrees, scale)
+    [look] = crops.passes(CANAL, {"sag_t2": (stack("sag_t2"),)}, {}, 48)
+    for degrees, scale in crops.TEST_VIEWS:
+        other = crops.turned(look.roi, degrees, scale)
         assert np.allclose(other.centre_mm, look.roi.centre_mm)
         assert np.allclose(other.to_mm[:3, 0], look.roi.to_mm[:3, 0])
         assert np.allclose(other.spacing_mm[1:], scale * look.roi.spacing_mm[1:])
-    assert np.allclose(views.turned(look.roi, *views.TEST_VIEWS[0]).to_mm, look.roi.to_mm)
+    assert np.allclose(crops.turned(look.roi, *crops.TEST_VIEWS[0]).to_mm, look.roi.to_mm)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +98,7 @@ def loaded(**stacks: tuple[Volume, ...]) -> Loaded:
 
 def test_right_landmarks_are_never_found_on_the_left(weights):
     study = loaded(sag_t2=(stack("sag_t2"),), sag_t1=(stack("sag_t1"),), axi_t2=(stack("axi_t2", shape=(40, 60, 60)),))
-    found, _ = pipeline.locate_all(TASK, [study], run.nets_of(weights, "locate", run.Effort(1, 2)))
+    found, _ = predict.locate_all(TASK, [study], run.nets_of(weights, "locate", run.Effort(1, 2)))
     sided = [(name, point) for name, point in found[0].items() if "_right_" in name or "_left_" in name]
     assert sided
     middle = np.mean([found[0][mark.name].mm[0] for mark in CANAL.landmarks if mark.name in found[0]] or [0.0])
@@ -109,9 +110,9 @@ def test_right_landmarks_are_never_found_on_the_left(weights):
 def test_a_study_alone_and_among_others_is_told_the_same(weights):
     studies = [loaded(sag_t2=(stack("sag_t2", (0, 0, z)),), sag_t1=(stack("sag_t1"),)) for z in (0, 7, 14)]
     nets = run.nets_of(weights, "locate", run.Effort(1, 2))
-    together, _ = pipeline.locate_all(TASK, studies, nets)
+    together, _ = predict.locate_all(TASK, studies, nets)
     for study, found in zip(studies, together, strict=True):
-        [alone], _ = pipeline.locate_all(TASK, [study], nets)
+        [alone], _ = predict.locate_all(TASK, [study], nets)
         assert alone.keys() == found.keys()
         assert all(np.allclose(alone[name].mm, found[name].mm, atol=1e-2) for name in alone)
 
@@ -121,19 +122,19 @@ def test_probabilities_sum_to_one_and_unseen_targets_are_left_out(weights):
     points = {name: Point(point.mm) for name, point in canal_points().items()}
     nets = run.nets_of(weights, "grade", run.Effort(2, 2))
     spinal, foraminal, _ = TASK.grade
-    [graded] = pipeline.grade(spinal, [study], [points], nets["spinal"], views=2)
+    [graded] = predict.grade(spinal, [study], [points], nets["spinal"], views=2)
     assert len(graded) == 5
     assert all(p.sum() == pytest.approx(1) and (p > 0).all() for p in graded.values())
-    assert pipeline.grade(foraminal, [study], [points], nets["foraminal"]) == [{}]
-    table = pipeline.rows(TASK, graded, TASK.prior)
+    assert predict.grade(foraminal, [study], [points], nets["foraminal"]) == [{}]
+    table = predict.probability_rows(TASK, graded, TASK.prior)
     assert table.shape == (25, 3) and np.allclose(table.sum(1), 1)
 
 
 def test_an_overlay_is_drawn_with_and_without_views(weights, tmp_path):
     full = loaded(sag_t2=(stack("sag_t2"),), sag_t1=(stack("sag_t1"),), axi_t2=(stack("axi_t2", shape=(40, 60, 60)),))
     for i, study in enumerate((full, loaded())):
-        _, [points] = pipeline.locate_all(TASK, [study], run.nets_of(weights, "locate", run.Effort(1, 1)))
-        overlays.drawer(tmp_path / str(i))(Result(study, points, {}), weights)
+        _, [points] = predict.locate_all(TASK, [study], run.nets_of(weights, "locate", run.Effort(1, 1)))
+        overlays.overlay_drawer(tmp_path / str(i))(Result(study, points, {}), weights)
         image = cv2.imread(str(tmp_path / str(i) / "7.png"))
         assert image is not None and image.max() > 200
 
@@ -141,9 +142,9 @@ def test_an_overlay_is_drawn_with_and_without_views(weights, tmp_path):
 def test_a_landmark_beside_a_known_one_is_looked_for_there_only(weights):
     study = loaded(sag_t1=(stack("sag_t1", shape=(13, 130, 110)),))
     nets = run.nets_of(weights, "locate", run.Effort(1, 1))["foramen"]
-    [free] = pipeline.locate(FORAMEN, [study], [{}], nets)
+    [free] = predict.locate(FORAMEN, [study], [{}], nets)
     known = canal_points()
-    [kept] = pipeline.locate(FORAMEN, [study], [known], nets)
+    [kept] = predict.locate(FORAMEN, [study], [known], nets)
     near = {mark.name: mark.near for mark in FORAMEN.landmarks}
 
     def furthest(found) -> float:

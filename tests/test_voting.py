@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from osteograde.inference import voting
+from osteograde.pipeline import voting
 
 STEPS = 8  # probabilities are eighths: sums are exact and ties abound
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from osteograde import cli_kaggle
+from osteograde.kaggle import cli
 
 DEFAULT_TASK = "lumbar-mr"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # what only a user can make room for
@@ -144,7 +144,7 @@ def parser() -> argparse.ArgumentParser:
     built.add_argument(
         "--images", default="", metavar="OWNER/NAME", help="data set to grade, if there is no competition"
     )
-    cli_kaggle.add(commands, _command)
+    cli.add(commands, _command)
     return top
 
 
@@ -168,8 +168,8 @@ def score(args: argparse.Namespace) -> int:
     known_task(args.task)
     import numpy as np
 
+    from osteograde.report import score_table
     from osteograde.tasks import TASKS
-    from osteograde.tasks.scores import table as score_table
 
     rng = np.random.default_rng(0)  # the same table gets the same interval every time
     result = score_table.score_submission(TASKS[args.task], args.data, args.submission, args.bootstrap, rng)
@@ -180,7 +180,7 @@ def score(args: argparse.Namespace) -> int:
 
 def ensemble(args: argparse.Namespace) -> int:
     known_task(args.task)
-    from osteograde.learning.judging import ensemble as voters
+    from osteograde.learning import ensemble as voters
     from osteograde.tasks import TASKS
 
     result = voters.choose(TASKS[args.task], args.members, args.data, log=print)
@@ -201,7 +201,7 @@ def report(args: argparse.Namespace) -> int:
 
 
 def validate(args: argparse.Namespace) -> int:
-    from osteograde.inference.answers import submission
+    from osteograde.inference import submission
 
     problems = submission.validate(args.submission, args.template)
     for problem in problems:
@@ -219,10 +219,10 @@ def doctor(args: argparse.Namespace) -> int:
 
 def kernel_build(args: argparse.Namespace) -> int:
     known_task(args.task)
-    from osteograde.kaggle import kernel
+    from osteograde.kaggle import build_kernel
 
     out = Path("kernels") / args.task
-    print(kernel.build(args.task, args.weights, out, source=args.mount, data=args.images))
+    print(build_kernel.build(args.task, args.weights, out, source=args.mount, data=args.images))
     return 0
 
 

@@ -152,7 +152,7 @@ def _round_trip(uid: str) -> np.ndarray:
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import UID
 
-    from osteograde.imaging.dicom.slices import read_slice
+    from osteograde.imaging.dicom.read import read_slice
 
     made = Dataset()
     made.file_meta = FileMetaDataset()

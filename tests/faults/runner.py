@@ -16,7 +16,7 @@ import pytest
 
 import inference
 from osteograde.imaging import files
-from osteograde.inference.answers import submission
+from osteograde.inference import submission
 from osteograde.tasks import TASKS
 from tests.faults.case import Case
 from tests.faults.studies import VIEWS, Study, write_table
@@ -108,7 +108,7 @@ def build(folder: Path, healthy: Path, cases: tuple[Case, ...]) -> tuple[Path, P
                 case.make(studies[name_of(k)])
         write_table(data, studies)
         rows = {row: [1 / 3] * 3 for name in names for row in TASKS["lumbar-mr"].rows(name)}
-        submission.write(data / "sample_submission.csv", rows, TASKS["lumbar-mr"].classes)
+        submission.write_submission(data / "sample_submission.csv", rows, TASKS["lumbar-mr"].classes)
     return clean, broken
 
 

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from osteograde.inference.answers import submission
+from osteograde.inference import submission
 from osteograde.tasks import TASKS
 from tests.faults.case import PRIOR, VALID
 from tests.faults.files import FILES, TREE

@@ -19,7 +19,7 @@ class FileTooLarge(OSError):
     """A file that has more bytes than the caller takes."""
 
 
-def contents(path: Path, most: int) -> memoryview:
+def read_bytes(path: Path, most: int) -> memoryview:
     """The bytes of a regular file of at most ``most`` bytes; raises OSError (FileTooLarge where it has more).
 
     They may be written to. Errors that pass on a network mount are tried twice more, after a moment; others, such as a

@@ -22,18 +22,18 @@ import numpy as np
 import torch
 
 from osteograde.imaging.memory import keep_freed_memory
-from osteograde.inference import calibration, pipeline
-from osteograde.inference.answers import submission
+from osteograde.inference import submission
 from osteograde.inference.answers.sheet import Result, Sheet, Tally, summary
-from osteograde.inference.budget import Budget, Effort
+from osteograde.inference.deadline import Budget, Effort
 from osteograde.inference.processes.abreast import abreast
 from osteograde.inference.processes.stop import Stopped, on_sigterm
-from osteograde.inference.reading import Loaded, load_study
 from osteograde.models import bundle as bundles
 from osteograde.models.bundle import Bundle
 from osteograde.models.device import pick
+from osteograde.pipeline import calibration, predict
+from osteograde.pipeline.load import Loaded, load_study
 from osteograde.tasks import TASKS
-from osteograde.tasks.contract import Point, Study, Task
+from osteograde.tasks.spec import Point, Study, Task
 
 log = logging.getLogger("osteograde.inference")
 CHUNK = 8  # studies that go through the nets together
@@ -254,25 +254,25 @@ def _answers(
 ) -> tuple[list[dict[str, Point]], list[dict[str, np.ndarray]], tuple[float, float]]:
     """(points, probabilities) of each study that goes through the nets together, and the seconds of both stages."""
     begun = time.monotonic()
-    _, points = pipeline.locate_all(bundle.task, loaded, nets_of(bundle, "locate", effort))
+    _, points = predict.locate_all(bundle.task, loaded, nets_of(bundle, "locate", effort))
     located = time.monotonic()
     graded: list[dict[str, np.ndarray]] = [{} for _ in loaded]
     graders = nets_of(bundle, "grade", effort)
     for group in bundle.task.grade:
-        for i, new in enumerate(pipeline.grade(group, loaded, points, graders[group.name], views=effort.views)):
+        for i, new in enumerate(predict.grade(group, loaded, points, graders[group.name], views=effort.views)):
             graded[i] |= new
     return points, graded, (located - begun, time.monotonic() - located)
 
 
-def nets_of(bundle: Bundle, kind: str, effort: Effort) -> dict[str, pipeline.Nets]:
+def nets_of(bundle: Bundle, kind: str, effort: Effort) -> dict[str, predict.Nets]:
     """The nets of every stage, at most as many folds as the effort says."""
     nets = bundle.locators if kind == "locate" else bundle.graders
     return {
-        stage: pipeline.Nets(
+        stage: predict.Nets(
             folds[: effort.folds],
             bundle.pixels[stage],
             bundle.device,
-            calibration.read(bundle.calibration[stage]) if stage in bundle.calibration else None,
+            calibration.calibration_from_manifest(bundle.calibration[stage]) if stage in bundle.calibration else None,
         )
         for stage, folds in nets.items()
     }

@@ -14,8 +14,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from osteograde.inference.calibration import Calibration
-from osteograde.tasks.contract import Pixels
+from osteograde.pipeline.calibration import Calibration
+from osteograde.tasks.spec import Pixels
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -15,15 +15,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from osteograde.inference.reading import Loaded
-from osteograde.learning import fit, folds, starting
-from osteograde.learning.data import grade_data
-from osteograde.learning.data.cache import cached
-from osteograde.learning.fit import Data, Loss, Where
+from osteograde.learning import folds, grader_data, loop, pretrained
+from osteograde.learning.cache import cached
+from osteograde.learning.loop import Data, Loss, Where
 from osteograde.learning.recipe import Fit, Recipe
 from osteograde.models import bundle
 from osteograde.models.losses import any_severe_loss, finding_loss, target_cross_entropy, targets_of
-from osteograde.tasks.contract import Grade, Study
+from osteograde.pipeline.load import Loaded
+from osteograde.tasks.spec import Grade, Study
 
 Log = Callable[[str], None]
 DataOf = Callable[[Sequence[Study], Fit], Data]  # some studies as a plan learns from them
@@ -122,7 +121,7 @@ def _trained(
     loss = loss_of(one.plan)
     where = Where(one.stage, k, run.recipe.seed + one.plan.seed, run.device, run.work / "nets" / f"{one.work(k)}.pt")
     train, held = (data_of(part(run.everything, k), one.plan) for part in (run.split.training, run.split.held_out))
-    begin: Callable[[], nn.Module] = partial(starting.net_of, one.plan, train, where)
+    begin: Callable[[], nn.Module] = partial(pretrained.net_of, one.plan, train, where)
     own = one.plan
     if own.common:
         together = sharing(run.recipe.num_folds, k)
@@ -130,7 +129,7 @@ def _trained(
         if key not in starts:
             starts[key] = in_common(run, one, data_of, loss, together)
         begin, own = partial(_again, starts[key]), _rest(own)
-    return fit.train(begin, own, train, held, loss, where, resume=run.resume, log=run.log)
+    return loop.train(begin, own, train, held, loss, where, resume=run.resume, log=run.log)
 
 
 def sharing(count: int, k: int) -> tuple[int, ...]:
@@ -151,8 +150,8 @@ def in_common(run: Run, one: Net, data_of: DataOf, loss: Loss, together: tuple[i
     where = Where(one.stage, together[0], run.recipe.seed + one.plan.seed, run.device, checkpoint, together)
     first = replace(one.plan, epochs=one.plan.common, restarts=(), patience=0, practice=0)  # which is for the last ones
     data = data_of(seen, first)
-    begin = partial(starting.net_of, one.plan, data, where)
-    return fit.train(begin, first, data, None, loss, where, resume=run.resume, log=run.log)
+    begin = partial(pretrained.net_of, one.plan, data, where)
+    return loop.train(begin, first, data, None, loss, where, resume=run.resume, log=run.log)
 
 
 def _rest(plan: Fit) -> Fit:
@@ -175,7 +174,7 @@ def grade_loss(group: Grade, recipe: Recipe, plan: Fit) -> Loss:
     """The metric as a loss: weighted cross entropy, plus the any-severe term where the grader has it."""
     weights = torch.tensor(recipe.task.weights)
 
-    def loss(net: nn.Module, batch: grade_data.GradeBatch) -> torch.Tensor:
+    def loss(net: nn.Module, batch: grader_data.GradeBatch) -> torch.Tensor:
         answers = net(list(batch.crops), batch.present).float()
         own = weights.to(answers.device)
         logits, findings = answers[:, : len(own)], answers[:, len(own) :]
@@ -188,7 +187,7 @@ def grade_loss(group: Grade, recipe: Recipe, plan: Fit) -> Loss:
     return loss
 
 
-def _any_severe(group: Grade, logits: torch.Tensor, batch: grade_data.GradeBatch, own: torch.Tensor) -> torch.Tensor:
+def _any_severe(group: Grade, logits: torch.Tensor, batch: grader_data.GradeBatch, own: torch.Tensor) -> torch.Tensor:
     sites, studies = len(group.sites), int(batch.study.max()) + 1
     table = logits.new_zeros(studies, sites, logits.shape[-1])
     labels = batch.labels.new_full((studies, sites), -1)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
-from osteograde.tasks.contract import Grade, Study, Task
+from osteograde.tasks.spec import Grade, Study, Task
 
 FEW_SITES = 2  # of one grader: a right and a left one
 FILE = "folds.csv"

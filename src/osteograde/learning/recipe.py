@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from osteograde.tasks.contract import Pixels, Study, Task, sides
+from osteograde.tasks.spec import Pixels, Study, Task, sides
 
 IMAGENET = "imagenet"  # ``Fit.pretrained``: download the trunk's weights
 NO_CLIP = 1e9  # a norm that no gradient comes near

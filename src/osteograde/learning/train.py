@@ -12,18 +12,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from osteograde.inference import pipeline
-from osteograde.inference.calibration import Calibration
-from osteograde.learning import cross_fit, folds
+from osteograde.learning import cross_fit, evaluate, folds, out_of_fold
 from osteograde.learning.cross_fit import Run
-from osteograde.learning.judging import judged, out_of_fold
 from osteograde.learning.judging.calibrate import calibrated
-from osteograde.learning.judging.out_of_fold import OutOfFold
+from osteograde.learning.out_of_fold import OutOfFold
 from osteograde.learning.recipe import Recipe
 from osteograde.models import bundle
-from osteograde.tasks.contract import Points, Study
-from osteograde.tasks.prior import weighted_prior
+from osteograde.pipeline import predict
+from osteograde.pipeline.calibration import Calibration
+from osteograde.tasks.priors import weighted_prior
 from osteograde.tasks.scores.bootstrap import groups_of, interval
+from osteograde.tasks.spec import Points, Study
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pandas", "pydicom", "opencv-python-headless", "scikit-learn")
 PROVENANCE = "SOURCE.json"  # beside the data: {"source": ..., "licence": ...}
@@ -60,7 +59,7 @@ def train(
     priors = {k: weighted_prior(split.training(studies, k), recipe.task.targets, recipe.task.weights) for k in chosen}
     out_of_fold.save_graded(run, graded, priors, out / "oof.csv")
     scores = {"locate": point_errors(run, found), "grade": grade_scores(run, oof, priors)}
-    if findings := judged.finding_scores(
+    if findings := evaluate.finding_scores(
         recipe.task, [study for study in studies if study.id in graded], graded, BOOTSTRAP, recipe.seed
     ):
         scores["findings"] = findings
@@ -123,8 +122,8 @@ def point_errors(run: Run, found: Mapping[str, Points]) -> dict[str, dict[str, f
             "p95_mm": round(float(np.percentile(values, 95)), 3) if values else None,
             "found": round(len(values) / max(annotated[stage], 1), 4),
             "points": annotated[stage],
-            "right_level": judged.right_level(stages[stage], held, found),
-            "false": judged.false_finds(stages[stage], held, found),
+            "right_level": evaluate.right_level(stages[stage], held, found),
+            "false": evaluate.false_finds(stages[stage], held, found),
         }
         for stage, values in distances.items()
     }
@@ -140,8 +139,8 @@ def grade_scores(run: Run, oof: OutOfFold, priors: Mapping[int, Mapping]) -> dic
     labels = {study.id: study.labels for study in held}
     own = {study.id: priors[run.split.fold[study.id]] for study in held}
     tables = {
-        "model": {study: pipeline.rows(task, oof.graded[study], own[study]) for study in labels},
-        "prior": {study: pipeline.rows(task, {}, own[study]) for study in labels},
+        "model": {study: predict.probability_rows(task, oof.graded[study], own[study]) for study in labels},
+        "prior": {study: predict.probability_rows(task, {}, own[study]) for study in labels},
     }
     scores: dict[str, Any] = {"studies": len(held)}
     for name, table in tables.items():

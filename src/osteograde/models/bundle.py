@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from osteograde.models.build import build
-from osteograde.tasks.contract import Pixels, Task
+from osteograde.tasks.spec import Pixels, Task
 
 FORMAT = 1
 MANIFEST = "manifest.json"

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from osteograde.phantom.writers import knee_writer, lumbar, spider_writer
+from osteograde.phantom import knee_dataset, lumbar_dataset, spider_dataset
 
 WRITERS: Mapping[str, Callable[..., None]] = {
-    "lumbar-mr": lumbar.write,
-    "knee-xray": knee_writer.write,
-    "spider": spider_writer.write,
+    "lumbar-mr": lumbar_dataset.write,
+    "knee-xray": knee_dataset.write,
+    "spider": spider_dataset.write,
 }
 
 

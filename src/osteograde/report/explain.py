@@ -11,11 +11,11 @@ import numpy as np
 
 from osteograde.inference.answers.sheet import Result
 from osteograde.inference.run import Draw
-from osteograde.inference.views import site_boxes
 from osteograde.models.bundle import Bundle
-from osteograde.report import heat
+from osteograde.pipeline.crops import site_boxes
+from osteograde.report import heatmaps
 from osteograde.report.overlays import FONT
-from osteograde.tasks.contract import Site
+from osteograde.tasks.spec import Site
 
 HEIGHT = 260  # pixels of a panel
 TITLE = 40
@@ -52,14 +52,14 @@ def pictures(result: Result, bundle: Bundle) -> dict[str, np.ndarray]:
         boxes = site_boxes(group, result.loaded.volumes, result.points, pixels)
         classes = {target: int(np.argmax(result.graded[target])) for target in boxes if target in result.graded}
         nets = bundle.graders[group.name]
-        shown = heat.explained(group, boxes, nets, pixels, bundle.device, classes, height=HEIGHT)
+        shown = heatmaps.explained(group, boxes, nets, pixels, bundle.device, classes, height=HEIGHT)
         for site in group.sites:
             if site.target in shown:
                 found[site.target] = _picture(result, bundle, site, shown[site.target])
     return found
 
 
-def _picture(result: Result, bundle: Bundle, site: Site, views: Sequence[heat.Shown]) -> np.ndarray:
+def _picture(result: Result, bundle: Bundle, site: Site, views: Sequence[heatmaps.Shown]) -> np.ndarray:
     values = result.graded[site.target]
     title = f"{result.loaded.study.id} {site.target}: evidence for {bundle.task.classes[int(np.argmax(values))]}"
     chances = ", ".join(f"{name} {p:.2f}" for name, p in zip(bundle.task.classes, values, strict=True))
@@ -71,8 +71,8 @@ def _picture(result: Result, bundle: Bundle, site: Site, views: Sequence[heat.Sh
     return np.concatenate([head, *(np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in rows)])
 
 
-def _row(view: heat.Shown) -> np.ndarray:
-    panels = [*heat.pair(view, HEIGHT), view.film]
+def _row(view: heatmaps.Shown) -> np.ndarray:
+    panels = [*heatmaps.pair(view, HEIGHT), view.film]
     row = np.concatenate([np.pad(panel, ((0, 4), (0, 4), (0, 0))) for panel in panels], 1)
     cv2.putText(row, view.slice_words, (6, 14), FONT, 0.4, (255, 255, 255), 1, cv2.LINE_AA)
     return row

@@ -14,9 +14,9 @@ import numpy as np
 
 from osteograde.imaging.geometry import Roi, Volume, apply, to_index
 from osteograde.inference.answers.sheet import Result
-from osteograde.inference.views import nearest, site_boxes
 from osteograde.models.bundle import Bundle
-from osteograde.tasks.contract import Landmark, Locate, Point
+from osteograde.pipeline.crops import nearest, site_boxes
+from osteograde.tasks.spec import Landmark, Locate, Point
 
 HEIGHT = 420  # pixels of a panel
 COLOURS = {"right": (90, 220, 90), "left": (60, 160, 255), "": (255, 220, 60)}  # BGR
@@ -24,7 +24,7 @@ FONT = cv2.FONT_HERSHEY_SIMPLEX
 FILLED_ABOVE = 0.02  # points filled in by geometry carry less confidence than any net's
 
 
-def drawer(folder: Path) -> Callable[[Result, Bundle], None]:
+def overlay_drawer(folder: Path) -> Callable[[Result, Bundle], None]:
     """What ``infer`` calls with every finished study: writes FOLDER/<study>.png."""
     folder.mkdir(parents=True, exist_ok=True)
 

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from osteograde.report import cases, charts, measures
+from osteograde.report import charts, summary
+from osteograde.report import worst_cases as cases
 from osteograde.report.charts import number, table
-from osteograde.report.evidence import Evidence, Graded, labels_of, read
+from osteograde.report.oof_tables import Evidence, Graded, labels_of, read
 from osteograde.report.style import CSS
-from osteograde.tasks.contract import Study, Task
+from osteograde.tasks.spec import Study, Task
 
 NO_LABELS = "No labels: oof.csv holds none. Give the labelled studies with --data."
 
@@ -144,11 +145,11 @@ def confusion(evidence: Evidence) -> str:
         return _missing(graded)
     classes = evidence.task.classes
     every = np.ones(len(graded.ids), bool)
-    found = [charts.confusion_table(measures.confusion(graded, every, len(classes)), classes, "all rows")]
+    found = [charts.confusion_table(summary.confusion(graded, every, len(classes)), classes, "all rows")]
     if len(evidence.task.grade) > 1:
         for group in evidence.task.grade:
             own = np.array([evidence.sites[target][0] is group for target in graded.targets])
-            matrix = measures.confusion(graded, own, len(classes))
+            matrix = summary.confusion(graded, own, len(classes))
             found.append(charts.confusion_table(matrix, classes, group.name))
     note = "<p>Predicted: the most probable class. In small print the share of the true class; shading follows it.</p>"
     return note + f'<div class="grid">{"".join(found)}</div>'
@@ -159,7 +160,7 @@ def calibration(evidence: Evidence) -> str:
     graded = evidence.graded
     if graded is None or not graded.labelled.any():
         return _missing(graded)
-    found = measures.reliability(graded)
+    found = summary.reliability(graded)
     words = f"Expected calibration error (ECE) {number(found.ece, 4)} over {int(found.count.sum())} rows."
     label = f"Reliability curve. {words}"
     return f"<p>{words}</p>" + charts.reliability_chart(found.confidence, found.right, found.count, label)
@@ -196,8 +197,8 @@ def parts(evidence: Evidence) -> str:
         return _missing(graded)
     head = ["rows", "log loss", "accuracy", "within one", "mean error", "quadratic kappa"]
     found = []
-    for name, values in measures.breakdown(evidence, graded).items():
-        shown = head[:-1] if name == measures.TRUE_CLASS else head  # kappa of one true class says nothing
+    for name, values in summary.breakdown(evidence, graded).items():
+        shown = head[:-1] if name == summary.TRUE_CLASS else head  # kappa of one true class says nothing
         body = [
             [value or "-", s.rows, *map(number, (s.log_loss, s.accuracy, s.within_one, s.mae, s.kappa))]
             for value, s in values.items()

@@ -8,7 +8,7 @@ import numpy as np
 
 from osteograde.imaging import geometry
 from osteograde.imaging.geometry import Roi, Volume
-from osteograde.tasks.contract import CropSpec, Pixels, Points, Rois, Site, Volumes, sides, spacing_mm
+from osteograde.tasks.spec import CropSpec, Pixels, Points, Rois, Site, Volumes, sides, spacing_mm
 
 
 def around(

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from osteograde.imaging import raster
+from osteograde.imaging import image_files
 
 DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})
 _ODD = re.compile(r"[^0-9A-Za-z._-]+")
@@ -53,7 +53,7 @@ def _plain(name: str) -> str:
 
 def _is_image(path: Path) -> bool:
     suffix = path.suffix.lower()
-    if raster.is_image(path) or suffix in DICOM_SUFFIXES:
+    if image_files.is_image(path) or suffix in DICOM_SUFFIXES:
         return True
     if suffix:
         return False

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from osteograde.tasks.contract import Task
+from osteograde.tasks.spec import Task
 from osteograde.tasks.tables import some
 
 ROW_ID = "row_id"

@@ -18,10 +18,10 @@ from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels.utils import get_expected_length
 
 from osteograde.imaging.dicom.pixels import checked_frames, complete, decoded_frames, fill_cut_pixels
+from osteograde.imaging.dicom.read import DEFLATED, file_contents, parsed, rescaled
 from osteograde.imaging.dicom.rle import MAX_PIXELS
-from osteograde.imaging.dicom.slices import DEFLATED, contents, parsed, rescaled
 from osteograde.imaging.dicom.tags import DAMAGE, UnreadableSlice, number_of, numbers_of, quiet_pydicom, whole_of
-from osteograde.imaging.raster import UnreadableImage
+from osteograde.imaging.image_files import UnreadableImage
 
 SPACING_MM = (0.02, 5.0)  # beyond these it is a typing error
 _SPACINGS = ("ImagerPixelSpacing", "PixelSpacing", "NominalScannedPixelSpacing")
@@ -47,7 +47,7 @@ def read_film(path: Path) -> Film:
     """The first image of a DICOM file, which is opened once. Raises UnreadableImage with a code of the slice reader."""
     with quiet_pydicom():
         try:
-            return _film(parsed(contents(path)))
+            return _film(parsed(file_contents(path)))
         except UnreadableSlice as error:
             raise UnreadableImage(error.code) from None
         except DAMAGE:  # any tag may turn out to be nonsense when it is looked at
@@ -80,7 +80,7 @@ def film_outline(path: Path) -> tuple[int, int, str, float]:
 def _header(path: Path) -> Dataset:
     with path.open("rb") as file:
         if DEFLATED in file.read(2048):  # opening inflates the whole file, so it is held against its cap first
-            return parsed(contents(path))
+            return parsed(file_contents(path))
         file.seek(0)
         return pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=_OUTLINE)
 

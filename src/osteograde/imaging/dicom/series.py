@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from osteograde.imaging.dicom.slices import Slice, UnreadableSlice, read_slices
-from osteograde.imaging.dicom.stacks import stack
+from osteograde.imaging.dicom.read import Slice, UnreadableSlice, read_slices
 from osteograde.imaging.dicom.tags import quiet_pydicom
+from osteograde.imaging.dicom.volumes import stack
 from osteograde.imaging.geometry import Volume
 
 

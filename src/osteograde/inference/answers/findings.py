@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from osteograde.inference import whole
-from osteograde.tasks.contract import Task
+from osteograde.tasks.spec import Task
 
 Finding = tuple[str, tuple[float, ...]]  # row id, probability of each finding
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from osteograde.inference import whole
-from osteograde.inference.reading import Loaded
-from osteograde.tasks.contract import Point, Site, Study, Task
+from osteograde.pipeline.load import Loaded
+from osteograde.tasks.spec import Point, Site, Study, Task
 
 Flag = tuple[str, str, int]  # row id, reason, how often
 COLUMNS = ("row_id", "reason", "count")

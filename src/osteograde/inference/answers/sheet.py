@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from osteograde.inference import pipeline
-from osteograde.inference.answers import findings, flags, submission
-from osteograde.inference.reading import Loaded
-from osteograde.tasks.contract import Point, Study, Task
+from osteograde.inference import submission
+from osteograde.inference.answers import findings, flags
+from osteograde.pipeline import predict
+from osteograde.pipeline.load import Loaded
+from osteograde.tasks.spec import Point, Study, Task
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +60,7 @@ class Sheet:
         self.rows = submission.priors_rows(self.task, dict.fromkeys((*template, *own)), self.prior)
 
     def _set(self, study: Study, graded: Mapping[str, np.ndarray]) -> None:
-        table = pipeline.rows(self.task, graded, self.prior, study.targets)
+        table = predict.probability_rows(self.task, graded, self.prior, study.targets)
         self.rows |= dict(zip(self.task.rows(study.id, study.targets), table, strict=True))
 
     def put(self, result: Result) -> None:
@@ -78,7 +79,7 @@ class Sheet:
             self.tally.faults[why] += len(left)
 
     def write(self) -> None:
-        submission.write(self.out, self.rows, self.task.classes)
+        submission.write_submission(self.out, self.rows, self.task.classes)
         write_beside(self.task, self.tally, self.out)
 
     def try_to_write(self) -> bool:

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch.nn.functional import grid_sample
 
-from osteograde.imaging import raster
+from osteograde.imaging import image_files
 from osteograde.imaging.geometry import Roi, Volume, apply
-from osteograde.learning.data.augment import Move, sampling_grid
+from osteograde.learning.augment import Move, sampling_grid
 from osteograde.learning.recipe import Fit
-from osteograde.tasks.contract import Series, Study
+from osteograde.tasks.spec import Series, Study
 
 UNKNOWN = 255  # in bytes; -1 in a batch
 SEGMENTING = frozenset({"unet"})  # kinds of locators that learn from label images
@@ -46,7 +46,7 @@ def label_volume(study: Study, volume: Volume) -> Volume | None:
 def _by_slice(series: Series) -> dict[str, Path]:
     """Label images by the names of the slices, the stems of their files."""
     named = dict(zip((file.stem for file in series.files), series.masks, strict=False))
-    if not len(named) == len(series.files) == len(series.masks) or not all(map(raster.is_image, series.files)):
+    if not len(named) == len(series.files) == len(series.masks) or not all(map(image_files.is_image, series.files)):
         raise ValueError(
             f"series {series.id}: {len(series.masks)} label images for {len(series.files)} files "
             f"of {len(named)} names; expected one for each, and image files of different names; "
@@ -57,8 +57,8 @@ def _by_slice(series: Series) -> dict[str, Path]:
 
 def _labels(path: Path, size: tuple[int, ...]) -> np.ndarray:
     try:
-        labels = raster.read_pixels(path)
-    except raster.UnreadableImage as error:
+        labels = image_files.read_pixels(path)
+    except image_files.UnreadableImage as error:
         raise ValueError(f"{path}: label image cannot be read ({error.code}); replace or remove it") from None
     if labels.shape != size:
         raise ValueError(

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from osteograde.inference.calibration import Calibration, fit
-from osteograde.tasks.contract import Grade, Study, Task
+from osteograde.pipeline.calibration import Calibration, fit_calibration
+from osteograde.tasks.spec import Grade, Study, Task
 
 Graded = Mapping[str, Mapping[str, np.ndarray]]
 
@@ -28,9 +28,9 @@ def calibrated(
         probs, labels, folds = _labelled(task, group, studies, fold_of, graded)
         if len(set(folds)) < 2:
             continue
-        shipped[group.name] = fit(probs, labels, _weights(task, labels, balance))
+        shipped[group.name] = fit_calibration(probs, labels, _weights(task, labels, balance))
         for k in sorted(set(folds)):
-            other = fit(probs[folds != k], labels[folds != k], _weights(task, labels[folds != k], balance))
+            other = fit_calibration(probs[folds != k], labels[folds != k], _weights(task, labels[folds != k], balance))
             for study, target in ((s.id, site.target) for s in studies for site in group.sites):
                 if fold_of[study] == k and target in answers.get(study, {}):
                     answer = answers[study][target].copy()

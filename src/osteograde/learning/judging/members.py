@@ -14,8 +14,8 @@ import numpy as np
 from osteograde.learning import folds
 from osteograde.models import bundle
 from osteograde.tasks import rows as tables
-from osteograde.tasks.contract import Task
 from osteograde.tasks.scores.bootstrap import groups_of
+from osteograde.tasks.spec import Task
 from osteograde.tasks.tables import some
 
 MOST = 10  # members: 1023 subsets

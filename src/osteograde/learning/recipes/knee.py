@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from osteograde.learning.recipe import NO_CLIP, Fit, Jitter, Recipe
-from osteograde.phantom.knees.knee_practice import films
 from osteograde.tasks import TASKS
+from osteograde.tasks.knee_films import films
 
 STARTING = "mobilenet_v2_torchvision_from_tf2_ptq.npz"
 SMALL_STARTING = "mobilenet_v2_0.35_float_bn_from_teachablemachine.npz"

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from osteograde.models.backbones import encoder, pyramid_shape
-from osteograde.models.locators.locator import LocatorBatch, heatmap_loss
+from osteograde.models.locators.base import LocatorBatch, heatmap_loss
 
 
 class HeatmapLocator(nn.Module):

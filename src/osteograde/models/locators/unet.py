@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from osteograde.models.backbones import encoder, pyramid_shape
-from osteograde.models.locators.locator import LocatorBatch, target_parts
+from osteograde.models.locators.base import LocatorBatch, target_parts
 from osteograde.models.locators.peaks import start_of
 
 DISC = 1  # classes: 0 background, 1 disc, 2 vertebra, 3 canal

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from osteograde.phantom.spines.planes import Acquisition
-from osteograde.tasks.lumbar.names import CONDITION_VIEW, SPINAL, SUBARTICULAR, TARGET_OF, Target
+from osteograde.phantom.acquisition import Acquisition
+from osteograde.tasks.lumbar_names import CONDITION_VIEW, SPINAL, SUBARTICULAR, TARGET_OF, Target
 
 JITTER_MM = 1.2  # of a mark in its slice, standard deviation
 REACH_MM = 6.0  # a place further than this from every slice of its view is not seen

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from osteograde.phantom.spines.spine import ABOVE, STEP_MM, Spine, bump, spine
-from osteograde.tasks.lumbar.names import LEVELS, SIDES, landmark
+from osteograde.phantom.spine import ABOVE, STEP_MM, Spine, bump, spine
+from osteograde.tasks.lumbar_names import landmark
+from osteograde.tasks.spine import LEVELS, SIDES
 
 WET = ((0.90, 1.0), (0.66, 0.78), (0.42, 0.54), (0.18, 0.30), (0.0, 0.06))  # share of a healthy nucleus' signal
 HEIGHT = ((0.96, 1.06), (0.94, 1.04), (0.86, 0.96), (0.66, 0.78), (0.36, 0.52))  # of the usual height

@@ -8,7 +8,7 @@ import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
-from osteograde.phantom.writers.dicom_writer import decimal, uid
+from osteograde.phantom.dicom_writer import decimal, uid
 
 DIGITAL_XRAY = UID("1.2.840.10008.5.1.4.1.1.1.1")
 WHITE = 4095

@@ -13,10 +13,10 @@ import csv
 import re
 from pathlib import Path
 
-from osteograde.imaging import raster
+from osteograde.imaging import image_files
 from osteograde.imaging.dicom.radiograph import film_outline
-from osteograde.tasks.contract import Mark, Series, Study
 from osteograde.tasks.image_files import images, names, part_of
+from osteograde.tasks.spec import Mark, Series, Study
 from osteograde.tasks.tables import some
 
 VIEW = "film"
@@ -58,7 +58,11 @@ def study(file: Path, name: str, labelled: bool) -> Study:
     told = _NAMED.match(file.stem)
     patient = patient_of(name)
     named = _SIDE[told["side"].lower()] if told else ""
-    if raster.is_image(file) and max(width, height) <= CROP_PIXELS and abs(width - height) <= SQUARE * max(width, 1):
+    if (
+        image_files.is_image(file)
+        and max(width, height) <= CROP_PIXELS
+        and abs(width - height) <= SQUARE * max(width, 1)
+    ):
         side = named or "right"
         pixel_mm = CROP_MM / max(width, 1)
         series = Series(name, VIEW, file.parent, (file,), (4.0, pixel_mm, pixel_mm), side)
@@ -86,8 +90,8 @@ def _outline(file: Path) -> tuple[int, int, str, float]:
     """(width, height, side, width in mm) of a file's header; zeros where it does not say, or cannot be read: reading it
     will tell why."""
     try:
-        return (*raster.size(file), "", 0.0) if raster.is_image(file) else film_outline(file)
-    except raster.UnreadableImage:
+        return (*image_files.image_size(file), "", 0.0) if image_files.is_image(file) else film_outline(file)
+    except image_files.UnreadableImage:
         return 0, 0, "", 0.0
 
 

@@ -8,8 +8,9 @@ import numpy as np
 
 from osteograde.tasks import boxes
 from osteograde.tasks.boxes import along_the_line
-from osteograde.tasks.contract import CropSpec, Pixels, Point, Points, Rois, Site, Volumes
-from osteograde.tasks.lumbar.names import LEVELS, SIDES, landmark
+from osteograde.tasks.lumbar_names import landmark
+from osteograde.tasks.spec import CropSpec, Pixels, Point, Points, Rois, Site, Volumes
+from osteograde.tasks.spine import LEVELS, SIDES
 
 # Typical way from the canal point to the structures of the left side (x to the left, y to the back, z to the head), mm.
 # Textbook proportions of an adult lumbar spine, not fitted to any data; only for points that no locator found.

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from osteograde.imaging import raster
-from osteograde.tasks.lumbar.names import LEVELS
+from osteograde.imaging import image_files
+from osteograde.tasks.spine import LEVELS
 from osteograde.tasks.study import Mark, Series
 
 DISC, VERTEBRA, CANAL = 1, 2, 3
@@ -37,7 +37,7 @@ def of_masks(series: Series) -> list[Mark]:
 
     The slice is the one with most canal in it: the midline, as the data set's own slices are near it.
     """
-    masks = [raster.read_pixels(path) for path in series.masks]
+    masks = [image_files.read_pixels(path) for path in series.masks]
     middle = int(np.argmax([(mask == CANAL).sum() for mask in masks]))
     discs = discs_of(masks[middle])
     return [

@@ -11,9 +11,9 @@ import numpy as np
 from osteograde.imaging import geometry
 from osteograde.imaging.geometry import Roi, Volume
 from osteograde.tasks.boxes import along_the_line, onto_a_slice
-from osteograde.tasks.contract import CropSpec, Pixels, Point, Points, Rois, Site, Volumes, sides, spacing_mm
-from osteograde.tasks.lumbar.names import LEVELS
+from osteograde.tasks.spec import CropSpec, Pixels, Point, Points, Rois, Site, Volumes, sides, spacing_mm
 from osteograde.tasks.spider.marks import landmark
+from osteograde.tasks.spine import LEVELS
 
 APART_MM = 36.0  # usual distance of neighbouring lumbar discs; fields are given for a spine like this
 SCALE = (0.5, 3.0)  # beyond these the distances are not those of discs

@@ -1,0 +1,179 @@
+"""The main job inside an offline kernel: find data and weights below the input folder, then what inference.py does.
+
+With two GPUs each gets a process and half of the studies (shards.py). The log ends with one screen for its reader.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import platform
+import resource
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from osteograde.inference import multi_gpu, run, submission
+from osteograde.inference.answers.sheet import Sheet, Tally
+from osteograde.models import bundle, device
+from osteograde.tasks import TASKS
+from osteograde.tasks.image_files import images
+
+TIME_BUDGET_HOURS = 8.5  # of the 9 a code competition gives
+MARKERS = ("test_series_descriptions.csv", "sample_submission.csv")
+SHOWN = ("torch", "torchvision", "timm", "numpy", "pandas", "scipy", "pydicom", "cv2", "safetensors")
+WIDTH = 78
+
+
+def kernel_main(task: str, manifest_sha256: str = "", data_set: str = "") -> int:
+    """Grade the test studies into submission.csv of the working folder; the exit code is returned.
+
+    data_set: owner/name of the data set that holds the images, for a task without a competition. The variables
+    OSTEOGRADE_KAGGLE_INPUT and OSTEOGRADE_KAGGLE_WORKING move both folders, to rehearse; OSTEOGRADE_DEVICES names the
+    devices to use ("cpu,cpu"), where they are not to be tried out.
+    """
+    begun = time.monotonic()
+    root = Path(os.environ.get("OSTEOGRADE_KAGGLE_INPUT", "/kaggle/input"))
+    out = Path(os.environ.get("OSTEOGRADE_KAGGLE_WORKING", "/kaggle/working")) / "submission.csv"
+    try:
+        weights = find_weights(root, task, manifest_sha256)
+        data = find_data(root, TASKS[task].slug, data_set, skip=weights)
+        devices = preflight(data, weights, out.parent)
+        tally, left = grade(task, data, weights, out, devices, TIME_BUDGET_HOURS - (time.monotonic() - begun) / 3600)
+    except (ValueError, OSError) as error:  # whatever was written stays; the log is all its reader has
+        traceback.print_exc()
+        print(f"error: {error}\nbelow {root}:", *tree(root), sep="\n  ", file=sys.stderr, flush=True)
+        return 2
+    print(*closing(task, data, out, tally, left, devices, time.monotonic() - begun), sep="\n", flush=True)
+    return 0
+
+
+def grade(task: str, data: Path, weights: Path, out: Path, devices: list[str], hours: float) -> tuple[Tally, int]:
+    """What happened, and how many studies keep their priors: one process per device, or all in this one."""
+    if len(devices) > 1:
+        tally = multi_gpu.infer_on_devices(task, data, weights, out, devices, hours=hours, say=_say)
+        return tally, tally.faults[multi_gpu.DIED] + tally.faults[multi_gpu.DEADLINE]
+    known, manifest, studies = run.prepare(task, data, weights)
+    tally = Tally(studies=len(studies))
+    sheet = Sheet(known, manifest["prior"], studies, out, submission.template_ids(data) or (), tally)
+    sheet.write()
+    run.fill(weights, manifest, sheet, device=device.pick(devices[0]), seconds=hours * 3600, say=_say)
+    return tally, len(studies) - sheet.done
+
+
+def find_data(root: Path, slug: str, data_set: str = "", skip: Path | None = None) -> Path:
+    """The folder of the studies: the competition's or data set's new mount, its old one, else the only folder that
+    holds a marker file or, for a task without a competition, the only one that holds images."""
+    owner, _, name = data_set.partition("/")
+    for folder in (root / "competitions" / slug, root / slug):
+        if slug and any((folder / marker).is_file() for marker in MARKERS):
+            return folder
+    for folder in (root / "datasets" / owner / name, root / name):
+        if name and folder.is_dir():
+            return folder
+    found = sorted({path.parent for marker in MARKERS for path in search(root, marker, skip)})
+    expected = " or ".join(MARKERS)
+    if not found and not slug:
+        found, expected = [folder for folder in mounts(root) if folder != skip and images(folder)], "images"
+    if len(found) != 1:
+        raise ValueError(f"{len(found)} folders hold {expected}, expected 1: {[str(path) for path in found]}")
+    return found[0]
+
+
+def mounts(root: Path) -> list[Path]:
+    """What is attached: below the folders of kinds and owners in the new layout, right below the root in the old."""
+    kinds = {"competitions": 1, "datasets": 2, "models": 5, "notebooks": 2}
+    folders = [path for path in root.iterdir() if path.is_dir() and path.name not in kinds] if root.is_dir() else []
+    for kind, depth in kinds.items():
+        folders += [path for path in root.glob("/".join([kind, *["*"] * depth])) if path.is_dir()]
+    return sorted(folders)
+
+
+def find_weights(root: Path, task: str, manifest_sha256: str = "") -> Path:
+    """The folder of the only manifest.json of ``task`` (and of that sha256, if given)."""
+    found = []
+    for path in search(root, bundle.MANIFEST):
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(facts, dict) and facts.get("task") == task:
+            found.append(path)
+    if manifest_sha256:
+        found = [path for path in found if bundle.sha256(path) == manifest_sha256]
+    if len(found) != 1:
+        which = f" with sha256 {manifest_sha256[:12]}..." if manifest_sha256 else ""
+        raise ValueError(f"{len(found)} manifest.json of {task}{which}, expected 1: {[str(p) for p in sorted(found)]}")
+    return found[0].parent
+
+
+def search(root: Path, name: str, skip: Path | None = None, depth: int = 8) -> Iterator[Path]:
+    """Files called ``name`` at most ``depth`` folders down; image folders and ``skip`` are not entered."""
+    if (root / name).is_file():
+        yield root / name
+    if depth and root.is_dir():
+        for folder in sorted(root.iterdir()):
+            if folder.is_dir() and folder != skip and not folder.name.endswith("_images"):
+                yield from search(folder, name, skip, depth - 1)
+
+
+def preflight(data: Path, weights: Path, working: Path) -> list[str]:
+    """Print what a reader of the log will ask first, and return the devices to use: each GPU that a real operation
+    works on, else the CPU."""
+    versions = ", ".join(f"{name} {getattr(importlib.import_module(name), '__version__', '?')}" for name in SHOWN)
+    print(f"python {platform.python_version()}, {versions}")
+    works = []
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.device("cuda", index)
+        fault = device.fault(gpu)
+        works += [] if fault else [str(gpu)]
+        print(f"{gpu} {torch.cuda.get_device_name(gpu)}: {fault or 'works'}")
+    chosen = [name for name in os.environ.get("OSTEOGRADE_DEVICES", "").split(",") if name] or works or ["cpu"]
+    print(f"devices {', '.join(chosen)}; torch built for {torch.cuda.get_arch_list() or 'the CPU'}")
+    kaggle = {name: os.environ.get(name, "") for name in ("KAGGLE_KERNEL_RUN_TYPE", "KAGGLE_IS_COMPETITION_RERUN")}
+    print(f"{os.cpu_count()} CPUs, {shutil.disk_usage(working).free / 2**30:.0f} GiB free, {kaggle}")
+    print(f"data {data}\nweights {weights}, manifest {bundle.sha256(weights / bundle.MANIFEST)[:12]}", flush=True)
+    return chosen
+
+
+def closing(task: str, data: Path, out: Path, tally: Tally, left: int, devices: list[str], seconds: float) -> list[str]:
+    """One screen at the end of the log: studies, faults, times, and the hash that a downloaded file must have."""
+    template = data / submission.TEMPLATE
+    problems = submission.validate(out, template) if submission.template_ids(data) else []
+    state = f"{len(problems)} problems, such as {problems[0]}" if problems else "valid"
+    stages = ", ".join(f"{name} {spent:.1f} s" for name, spent in tally.seconds.items()) or "none"
+    faults = ", ".join(f"{code} x {count}" for code, count in sorted(tally.faults.items())) or "none"
+    return [
+        f"== osteograde {task} ".ljust(WIDTH, "="),
+        f"studies    {tally.studies - left} of {tally.studies} graded, {tally.unread} unreadable",
+        f"rows       {len(submission.read_submission(out))}, {tally.on_prior} on their prior; {state}",
+        f"faults     {faults}",
+        f"stages     {stages}",
+        f"time       {seconds:.0f} s on {', '.join(devices)}, peak memory {peak_mib():.0f} MiB a process",
+        f"result     {out.name} sha256 {bundle.sha256(out)}",
+        "=" * WIDTH,
+    ]
+
+
+def peak_mib() -> float:
+    """Most memory that this process or one of its children held at once."""
+    most = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return most / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def tree(root: Path) -> list[str]:
+    """What lies below ``root``, two levels deep, at most 50 names a folder."""
+    if not root.is_dir():
+        return [f"{root} is not a folder"]
+    lines = []
+    for path in sorted(root.iterdir())[:50]:
+        below = sorted(path.iterdir())[:50] if path.is_dir() else []
+        lines += [path.name, *(f"{path.name}/{inner.name}" for inner in below)]
+    return lines or ["nothing"]
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)  # a log is read while the kernel runs

@@ -1,0 +1,184 @@
+"""Command lines of the way to Kaggle: one safe step each. Exit code 75 says: the same command may work later."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+RETRY = 75  # EX_TEMPFAIL of sysexits.h
+KERNELS = Path("kernels")
+
+Add = Callable[..., argparse.ArgumentParser]
+
+
+def add(commands, command: Add) -> None:
+    """Add ``download`` and the group ``kaggle`` to the sub-commands. command(commands, name, function, text)."""
+    got = command(commands, "download", download, "the competition's data: resumes, and checks disk space and tables")
+    got.add_argument("task", metavar="TASK")
+    got.add_argument("--out", type=Path, metavar="DIR", help="default: data/TASK")
+    got.add_argument("--space", type=_positive, metavar="GIB", help="free disk it needs; default: as the files say")
+
+    group = commands.add_parser("kaggle", help="from weights to the leaderboard, one checked step each")
+    steps = group.add_subparsers(required=True, metavar="STEP", parser_class=type(group))
+
+    sent = command(steps, "upload-weights", upload, "weights to a private data set or model, compared file by file")
+    sent.add_argument("weights", type=Path, metavar="WEIGHTS_DIR")
+    sent.add_argument("--to", required=True, metavar="SOURCE", help="owner/name, or owner/model/pyTorch/variation")
+    _poll(sent, 10)
+
+    pushed = command(steps, "push", push, "push and start the kernel in kernels/TASK, and read it back")
+    pushed.add_argument("task", metavar="TASK")
+
+    waited = command(steps, "wait", wait, "until the kernel has ended; the end of its log where it failed")
+    waited.add_argument("task", metavar="TASK")
+    _poll(waited, 30)
+
+    fetched = command(steps, "output", output, "fetch what the kernel wrote, and check it")
+    fetched.add_argument("task", metavar="TASK")
+
+    last = command(steps, "submit", submit, "tell what would be submitted; with --yes do it and see it listed")
+    last.add_argument("task", metavar="TASK")
+    last.add_argument("--yes", action="store_true", help="send it")
+
+    whole = command(steps, "all", everything, "upload, build, push, wait, output and submit in one go")
+    whole.add_argument("task", metavar="TASK")
+    whole.add_argument("--weights", type=Path, metavar="DIR", help="upload these first, and build the kernel for them")
+    whole.add_argument("--to", default="", metavar="SOURCE", help="default: ACCOUNT/osteograde-TASK-weights")
+    whole.add_argument("--yes", action="store_true", help="send the submission, too")
+    _poll(whole, 30)
+
+    tried = command(steps, "rehearse", rehearse, "run the kernel here as the competition does, without a network")
+    tried.add_argument("task", metavar="TASK")
+    tried.add_argument("--data", type=Path, required=True, metavar="DIR", help="studies: their test part, else all")
+    tried.add_argument("--weights", type=Path, metavar="DIR", help="default: the shipped weights of the task")
+    tried.add_argument(
+        "--copies", type=_positive, default=1, metavar="N", help="of every study, to see time and memory"
+    )
+    tried.add_argument("--image-constraints", action="store_true", help="with the image's versions (make kaggle-env)")
+
+
+def download(args: argparse.Namespace) -> int:
+    from osteograde.kaggle import download as getter
+
+    _known(args.task)
+    return _later(lambda: getter.download(args.task, args.out or Path("data") / args.task, args.space, say=_say))
+
+
+def upload(args: argparse.Namespace) -> int:
+    from osteograde.kaggle import upload as sender
+
+    return _later(lambda: sender.upload(args.weights, args.to, say=_say, poll_s=args.poll))
+
+
+def push(args: argparse.Namespace) -> int:
+    from osteograde.kaggle import push as pusher
+
+    _known(args.task)
+    return _later(lambda: pusher.push(args.task, KERNELS / args.task, say=_say))
+
+
+def wait(args: argparse.Namespace) -> int:
+    from osteograde.kaggle import push as pusher
+
+    _known(args.task)
+    return _later(lambda: pusher.wait(args.task, say=_say, poll_s=args.poll))
+
+
+def output(args: argparse.Namespace) -> int:
+    from osteograde.kaggle import push as pusher
+
+    _known(args.task)
+    return _later(lambda: pusher.output(args.task, say=_say))
+
+
+def submit(args: argparse.Namespace) -> int:
+    from osteograde.kaggle import submit as submitter
+
+    _known(args.task)
+    return _later(lambda: submitter.submit(args.task, yes=args.yes, say=_say))
+
+
+def everything(args: argparse.Namespace) -> int:
+    """``kaggle all``: each step only where the one before came to its end; without a competition the last is output."""
+    from osteograde.kaggle import build_kernel, client
+    from osteograde.kaggle import push as pusher
+    from osteograde.kaggle import submit as submitter
+    from osteograde.kaggle import upload as sender
+    from osteograde.tasks import TASKS
+
+    _known(args.task)
+    if args.to and args.weights is None:
+        raise ValueError(f"--to {args.to} says where weights go; give them with --weights")
+    folder = KERNELS / args.task
+
+    def steps() -> None:
+        if args.weights is not None:
+            to = args.to or f"{client.account()}/osteograde-{args.task}-weights"
+            source = sender.upload(args.weights, to, say=_say, poll_s=args.poll)
+            _say(f"built {build_kernel.build(args.task, args.weights, folder, source=str(source))}")
+        pusher.push(args.task, folder, say=_say)
+        pusher.wait(args.task, say=_say, poll_s=args.poll)
+        pusher.output(args.task, say=_say)
+        if TASKS[args.task].slug:
+            submitter.submit(args.task, yes=args.yes, say=_say)
+
+    return _later(steps)
+
+
+def rehearse(args: argparse.Namespace) -> int:
+    from osteograde.kaggle import rehearse as stage
+
+    _known(args.task)
+    weights = args.weights or stage.shipped(args.task, Path("weights"))
+    python = stage.image_python(Path(".venv-kaggle")) if args.image_constraints else Path(sys.executable)
+    script = KERNELS / args.task / f"{args.task.replace('-', '_')}.py"
+    faults = stage.rehearse(args.task, script, args.data, weights, copies=args.copies, python=python, say=_say)
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    return 2 if faults else 0
+
+
+def _later(step: Callable[[], object]) -> int:
+    """0, or RETRY with one line where the service had no room now; everything else is the caller's to tell."""
+    from osteograde.kaggle.client import RetryLater
+
+    try:
+        step()
+    except RetryLater as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return RETRY
+    return 0
+
+
+def _known(name: str) -> None:
+    from osteograde.tasks import TASKS
+
+    if name not in TASKS:
+        raise ValueError(f"no task {name!r}; known tasks: {', '.join(sorted(TASKS))}")
+
+
+def _poll(parser: argparse.ArgumentParser, default: float) -> None:
+    text = f"between two looks; default: {default:g}"
+    parser.add_argument("--poll", type=_seconds, default=float(default), metavar="SECONDS", help=text)
+
+
+def _positive(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, 0 or more")
+    return seconds
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

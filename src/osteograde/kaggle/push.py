@@ -1,0 +1,185 @@
+"""From a built kernel to its output: push and read back, wait with the log at hand, fetch and check. One step each."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from osteograde.inference import submission
+from osteograde.kaggle import client, metadata
+from osteograde.kaggle.client import Refused, RetryLater, Say
+from osteograde.kaggle.remote import record, secrets
+from osteograde.kaggle.sources import parse
+from osteograde.models import bundle
+from osteograde.tasks import TASKS
+
+HOURS = 9.0  # of a session: what a code competition gives
+POLL_S = 30.0
+TAIL = 20  # lines of a log that are shown
+SUBMISSION = "submission.csv"
+ENDED_BADLY = ("ERROR", "CANCEL_REQUESTED", "CANCEL_ACKNOWLEDGED")
+READ_BACK = ("is_private", "enable_gpu", "enable_internet", "machine_shape")
+SOURCES = ("dataset_sources", "competition_sources", "kernel_sources", "model_sources")
+
+
+def push(task: str, folder: Path, *, say: Say, place: Path = record.PLACE) -> int:
+    """Push the kernel in ``folder``, which also starts it; returns the version that the service gave it.
+
+    Raises ValueError before anything is sent for bad metadata or a secret; RetryLater where no session is free; Refused
+    where the service says no, leaves a source out, or runs it otherwise than was sent.
+    """
+    facts = metadata.read(folder)
+    metadata.check(facts, folder)
+    if metadata.nobodys(facts):
+        facts = metadata.owned(facts, client.account())
+    secrets.refuse([folder / facts["code_file"], folder / metadata.NAME])
+    for name in facts["dataset_sources"]:
+        _ready(name)
+    with tempfile.TemporaryDirectory(prefix="osteograde-") as stage:
+        shutil.copy(folder / facts["code_file"], stage)
+        Path(stage, metadata.NAME).write_text(json.dumps(facts, indent=2), encoding="utf-8")
+        limits = ("-t", f"{HOURS * 3600:.0f}", "--accelerator", facts["machine_shape"])
+        said = client.ask("kernels", "push", "-p", stage, *limits)
+    version = int(client.expect(said, r"Kernel version (\d+) successfully pushed")[1])
+    image = read_back(facts, (folder / facts["code_file"]).read_text(encoding="utf-8"))
+    say(f"{facts['id']} version {version} pushed and running: private, internet off, {facts['machine_shape']}, {image}")
+    record.keep(task, "kernel", {"ref": facts["id"], "version": version, "image": image}, place)
+    return version
+
+
+def read_back(facts: dict[str, Any], text: str) -> str:
+    """The image that the service chose. Refused where it holds another script, other switches or other sources."""
+    with tempfile.TemporaryDirectory(prefix="osteograde-") as folder:
+        said = client.ask("kernels", "pull", facts["id"], "-p", folder, "-m")
+        client.expect(said, r"Source code and metadata downloaded")
+        there = json.loads(Path(folder, metadata.NAME).read_text(encoding="utf-8"))
+        same = Path(folder, there["code_file"]).read_text(encoding="utf-8") == text
+    wrong = [] if same else ["the script is another"]
+    wrong += [f"{key} is {there.get(key)!r}, sent {facts[key]!r}" for key in READ_BACK if there.get(key) != facts[key]]
+    wrong += [f"{key} lacks {name}" for key in SOURCES for name in facts[key] if not _names(name, there.get(key) or [])]
+    if wrong:
+        raise Refused(f"{facts['id']} was pushed, but reads back otherwise: {'; '.join(wrong)}; stop it on its page")
+    return str(there.get("docker_image") or "image unknown")
+
+
+def wait(task: str, *, say: Say, poll_s: float = POLL_S, hours: float = 13.0, place: Path = record.PLACE) -> None:
+    """Return once the pushed version has ended well, telling its status and the last line of its log meanwhile.
+
+    Refused, with the end of the log, where it failed or was stopped; RetryLater where it has not ended after ``hours``.
+    """
+    ref = record.need(task, "kernel", f"push {task}", place)["ref"]
+    begun, told = time.monotonic(), ""
+    while True:
+        status, message = state(ref)
+        spent = time.monotonic() - begun
+        line = f"{ref}: {status}" + (f", {progress(ref)}" if status == "RUNNING" else "")
+        if line != told:
+            say(f"{line} ({spent / 60:.0f} min)")
+            told = line
+        if status == "COMPLETE":
+            return
+        if status in ENDED_BADLY:
+            for end in log_lines(ref)[-TAIL:]:
+                say(f"  {end}")
+            raise Refused(f"{ref}: {status}{': ' + message if message else ''}; the end of its log is above")
+        if spent > hours * 3600:
+            raise RetryLater(f"{ref}: still {status} after {hours:g} h; look at its page, or wait again")
+        time.sleep(poll_s)
+
+
+def state(ref: str) -> tuple[str, str]:
+    """(status, message of failure) of a kernel's latest version."""
+    said = client.ask("kernels", "status", ref)
+    found = re.search(r'has status "(?:\w+\.)?(\w+)"', said.out)
+    if said.code != 0 or found is None:
+        raise client.refusal(said)
+    told = re.search(r'Failure message: "(.*)"', said.out)
+    return found[1].upper(), told[1] if told else ""
+
+
+def log_lines(ref: str) -> list[str]:
+    """The lines of a kernel's log so far; none where the service has none yet."""
+    said = client.ask("kernels", "logs", ref)
+    return lines_of(said.out) if said.code == 0 else []
+
+
+def lines_of(text: str) -> list[str]:
+    """The text of a log, which comes as a JSON list of pieces, or as plain text."""
+    try:
+        pieces = json.loads(text) if text.strip() else []
+    except json.JSONDecodeError:
+        return text.splitlines()
+    return "".join(str(piece.get("data", "")) for piece in pieces).splitlines()
+
+
+def progress(ref: str) -> str:
+    lines = [line for line in log_lines(ref) if line.strip()]
+    return lines[-1] if lines else "no log yet"
+
+
+def output(task: str, *, say: Say, place: Path = record.PLACE) -> Path:
+    """Fetch what the pushed version wrote and check it; the path of its submission.csv.
+
+    Refused where a file is missing, is no submission of the task, or is not the one whose hash the log tells.
+    """
+    kernel = record.need(task, "kernel", f"push {task}", place)
+    ref, version = kernel["ref"], kernel["version"]
+    target = place / task / f"output-v{version}"
+    shutil.rmtree(target, ignore_errors=True)  # the client keeps older files it takes for newer
+    said = client.ask("kernels", "output", ref, "-p", str(target), "-o")
+    client.expect(said, r"downloaded to")
+    path = target / SUBMISSION
+    if not path.is_file():
+        raise Refused(f"{ref}: version {version} left no {SUBMISSION}, only {sorted(p.name for p in target.iterdir())}")
+    rows = check_rows(task, path)
+    digest = bundle.sha256(path)
+    log = target / f"{ref.partition('/')[2]}.log"
+    told = re.findall(
+        rf"{SUBMISSION} sha256 ([0-9a-f]{{64}})", "\n".join(lines_of(log.read_text())) if log.is_file() else ""
+    )
+    if told and told[-1] != digest:
+        raise Refused(f"{path}: sha256 {digest[:12]}, the kernel's log says {told[-1][:12]}; fetch it again")
+    say(
+        f"{path}: {rows} rows, sha256 {digest[:12]}"
+        + (", as the kernel's log says" if told else ", the log tells no hash")
+    )
+    record.keep(task, "output", {"ref": ref, "version": version, "file": str(path), "sha256": digest}, place)
+    return path
+
+
+def check_rows(task: str, path: Path) -> int:
+    """How many rows a submission has. Refused where it is something else, such as a page that tells of an error."""
+    try:
+        rows = submission.read_submission(path)
+        columns = path.open(encoding="utf-8").readline().strip().split(",")
+    except ValueError as error:
+        raise Refused(f"{path}: not a submission ({error}); fetch it again") from error
+    expected = ["row_id", *TASKS[task].classes]
+    if columns != expected or not rows:
+        raise Refused(f"{path}: {len(rows)} rows of {columns}, expected {expected}")
+    bad = [row for row, values in rows.items() if not abs(float(values.sum()) - 1) < submission.SUM_TOLERANCE]
+    if bad:
+        raise Refused(f"{path}: {len(bad)} rows do not sum to 1, such as {bad[0]}")
+    return len(rows)
+
+
+def _ready(name: str) -> None:
+    ref = parse(name).ref
+    said = client.ask("datasets", "status", ref)
+    status = said.out.strip().lower()
+    if client.absent(said):
+        raise Refused(f"{ref}: no such data set, or not yours to use; first python -m osteograde kaggle upload-weights")
+    if said.code != 0:
+        raise client.refusal(said)
+    if status != "ready":
+        raise RetryLater(f"{ref}: {status}; a kernel pushed now would see the old version: retry later")
+
+
+def _names(name: str, there: list[str]) -> bool:
+    """Whether a source is among those read back, which may have a version or a prefix of its kind."""
+    return any(name == other or other.startswith(f"{name}/") or other.endswith(f"/{name}") for other in there)

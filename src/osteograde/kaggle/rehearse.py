@@ -1,0 +1,241 @@
+"""The built kernel as the competition runs it: once on the one study that is shown, then on others at the same paths.
+
+No network, an input that cannot be written, an environment with nothing in it but what Kaggle sets, limits of time and
+memory. By Linux namespaces where the system allows them; else in a plain folder, which is said.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from osteograde.inference import submission
+from osteograde.kaggle import metadata, sandbox_guard, sandbox_namespaces, staging
+from osteograde.kaggle.client import Say
+from osteograde.kaggle.rehearsal import watch
+from osteograde.kaggle.rehearsal.watch import Run
+from osteograde.kaggle.sources import Source, parse
+from osteograde.tasks import TASKS
+from osteograde.tasks.spec import Study, Task
+
+HOURS, STUDIES = 9.0, 700  # what a competition gives, and for how many
+START_S = 300.0  # of it for the start, however few studies there are
+MEMORY_GIB = 30.0
+VISIBLE, HIDDEN = "visible run", "hidden run"
+IMPORTS = "import torch, torchvision, timm, pydicom, cv2, pandas, scipy, safetensors, tqdm"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Where a run takes place. ``isolated``: by namespaces; else ``home`` stands for /kaggle."""
+
+    home: Path
+    python: Path
+    script: Path
+    mounts: Mapping[str, Path]  # below the input: path -> folder
+    isolated: bool
+
+
+def rehearse(
+    task: str,
+    script: Path,
+    data: Path,
+    weights: Path,
+    *,
+    say: Say,
+    copies: int = 1,
+    python: Path = Path(sys.executable),
+    hours: float = HOURS,
+    start_s: float = START_S,
+    memory_gib: float = MEMORY_GIB,
+    isolate: bool = True,
+) -> list[str]:
+    """Both runs, told by ``say``; everything that a competition would fail on is returned, one line each.
+
+    ValueError before any run for a kernel that was not built, damaged weights and data that cannot be read.
+    """
+    facts = metadata.read(script.parent)
+    metadata.check(facts, script.parent)
+    stock = staging.stock(TASKS[task], data)
+    shown, others = stock.studies[:1], stock.studies[1:] or stock.studies
+    with tempfile.TemporaryDirectory(prefix="osteograde-") as folder:
+        home = Path(folder).resolve()
+        isolated = isolate and allowed(home, python)
+        place = "Linux namespaces: no network, input read-only" if isolated else "a plain folder: no namespaces here"
+        say(f"rehearsal in {place}; {python}")
+        mounts = {
+            mount: home / name for name, mount in zip(("weights", "data"), places(facts, TASKS[task]), strict=True)
+        }
+        stage = Stage(home, python, script, mounts, isolated)
+        put = staging.link if isolated else staging.copy
+        staging.lay_weights(weights, home / "weights", put)
+        for name, studies, times in ((VISIBLE, shown, 1), (HIDDEN, others, copies)):
+            made = staging.lay(stock, studies, home / "data", copies=times, put=put)
+            limit_s = start_s + hours * 3600 * len(made) / STUDIES
+            done = play(stage, name, limit_s, memory_gib)
+            faults = judge(name, done, limit_s, memory_gib) or check(name, TASKS[task], made, home)
+            say(
+                f"{name}: {done.done} of {len(made)} studies, {done.seconds:.1f} s, {done.peak / 2**30:.2f} GiB at most"
+            )
+            if faults:
+                return faults
+        for line in (*_closing(done.out), *project(done, len(made), hours, memory_gib)):
+            say(line)
+    return []
+
+
+def places(facts: Mapping[str, object], task: Task) -> tuple[str, str]:
+    """Below the input: where a session has the kernel's weights, and where its data."""
+    models, sets = [list(facts[key]) for key in ("model_sources", "dataset_sources")]  # type: ignore[call-overload]
+    mounted = [mount(parse(name)) for name in (*models, *sets)]
+    if task.slug:
+        return mounted[0], f"competitions/{task.slug}"
+    return mounted[0], mounted[1]
+
+
+def mount(source: Source) -> str:
+    if not source.is_model:
+        return f"datasets/{source.ref}"
+    return f"models/{source.model}/{source.framework.lower()}/{source.variation}/{source.version}"
+
+
+def allowed(home: Path, python: Path) -> bool:
+    """Whether namespaces can be had: tried with a program that does nothing."""
+    (home / "probe").mkdir()
+    spec = _spec(home, {}, [str(python), "-I", "-c", "pass"], home / "probe")
+    done = subprocess.run([str(python), "-I", sandbox_namespaces.__file__, str(spec)], capture_output=True, timeout=120)
+    return done.returncode == 0
+
+
+def play(stage: Stage, name: str, limit_s: float, memory_gib: float) -> Run:
+    """One run of the script with what is staged now."""
+    working, source = stage.home / "working", stage.home / "src"
+    for folder in (working, source):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+    shutil.copyfile(stage.script, source / "script.py")
+    shutil.copyfile(sandbox_guard.__file__, source / "guard.py")
+    environment = {"KAGGLE_KERNEL_RUN_TYPE": "Batch"} | ({"KAGGLE_IS_COMPETITION_RERUN": "1"} if name == HIDDEN else {})
+    limits = {"limit_s": limit_s, "limit_bytes": int(memory_gib * 2**30)}
+    python, logs = [str(stage.python), "-I"], stage.home / "log"
+    if stage.isolated:
+        inside = [*python, "/kaggle/src/guard.py", "/kaggle/src/script.py", sandbox_namespaces.INPUT]
+        spec = _spec(stage.home, stage.mounts, inside, working, environment)
+        return watch.run([*python, sandbox_namespaces.__file__, str(spec)], {}, working, logs, **limits)  # type: ignore[arg-type]
+    root = stage.home / "input"
+    shutil.rmtree(root, ignore_errors=True)
+    for path, folder in stage.mounts.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(folder, root / path)
+    environment |= {"OSTEOGRADE_KAGGLE_INPUT": str(root), "OSTEOGRADE_KAGGLE_WORKING": str(working)}
+    before = _snapshot(root)
+    command = [*python, str(source / "guard.py"), str(source / "script.py"), str(root)]
+    done = watch.run(command, environment, working, logs, **limits)  # type: ignore[arg-type]
+    if _snapshot(root) != before:
+        told = f"{done.err}\n{sandbox_guard.MARK}: {sandbox_guard.WRITE}: its files differ after the run\n"
+        return Run(done.code, done.seconds, done.peak, done.steps, done.out, told)
+    return done
+
+
+def judge(name: str, done: Run, limit_s: float, memory_gib: float) -> list[str]:
+    """What a run failed on, one line each; nothing where it ended well."""
+    if done.over_time:
+        return [f"{name}: over budget: stopped after {limit_s:.0f} s with {done.done} studies done"]
+    if done.over_memory:
+        return [f"{name}: out of memory: stopped at {done.peak / 2**30:.1f} GiB of {memory_gib:g}"]
+    marked = re.findall(rf"^{sandbox_guard.MARK}: (.*)$", done.err, re.MULTILINE)
+    if marked:
+        return [f"{name}: forbidden: {line}" for line in dict.fromkeys(marked)][:5]
+    if done.code == 0:
+        return []
+    return [f"{name}: ended with code {done.code} after {done.done} studies: {last_words(done)}"]
+
+
+def last_words(done: Run) -> str:
+    lines = [line.strip() for line in done.err.splitlines() if line.strip()]
+    told = [line for line in lines if line.startswith("error: ")]
+    return told[-1] if told else lines[-1] if lines else "it said nothing"
+
+
+def check(name: str, task: Task, studies: Sequence[Study], home: Path) -> list[str]:
+    """What is wrong with the submission of a run that ended well."""
+    made = home / "working" / "submission.csv"
+    if not made.is_file():
+        return [f"{name}: no submission.csv in the working folder"]
+    staging.template(task, studies, home / "template.csv")
+    problems = submission.validate(made, home / "template.csv")
+    return [f"{name}: submission.csv: {problem}" for problem in problems]
+
+
+def project(done: Run, studies: int, hours: float, memory_gib: float) -> list[str]:
+    """Time and memory for a whole competition, from the pace between the first and the last chunk of this run."""
+    (first_s, first), (last_s, last) = (done.steps[0], done.steps[-1]) if done.steps else ((0.0, 0), (done.seconds, 1))
+    if last > first > 0:
+        each = (last_s - first_s) / (last - first)
+        start = max(0.0, first_s - first * each)
+        how = f"{each:.2f} s a study after {start:.0f} s"
+    else:
+        each, start = done.seconds / max(studies, 1), 0.0
+        how = f"at most {each:.2f} s a study, start included: rehearse more studies to tell them apart"
+    total = (start + each * STUDIES) / 3600
+    fits = "fits" if total < hours else "DOES NOT FIT"
+    return [
+        f"time for {STUDIES} studies on this machine: {total:.2f} h of {hours:g} ({how}): {fits}",
+        f"memory: {done.peak / 2**30:.2f} GiB at most in {studies} studies, of {memory_gib:g}; it does not grow with "
+        "their number but for the rows",
+    ]
+
+
+def shipped(task: str, folder: Path) -> Path:
+    """The weights folder of a task: FOLDER/TASK, else the only FOLDER/TASK-*."""
+    found = [folder / task] if (folder / task).is_dir() else sorted(folder.glob(f"{task}-*"))
+    if len(found) != 1:
+        raise ValueError(f"{len(found)} weights folders for {task!r} in {folder}; name one with --weights")
+    return found[0]
+
+
+def image_python(venv: Path) -> Path:
+    """The interpreter that has the image's versions. ValueError where it is not made yet."""
+    python = venv.absolute() / "bin" / "python"
+    if not python.is_file():
+        raise ValueError(f"{python}: missing; make kaggle-env makes it (about 3 GB to download)")
+    done = subprocess.run([str(python), "-I", "-c", IMPORTS], capture_output=True, text=True, timeout=600)
+    if done.returncode != 0:
+        raise ValueError(f"{python}: {done.stderr.strip().splitlines()[-1]}; make kaggle-env again")
+    return python
+
+
+def _spec(
+    home: Path,
+    mounts: Mapping[str, Path],
+    command: list[str],
+    working: Path,
+    environment: Mapping[str, str] | None = None,
+) -> Path:
+    for name in ("root", "tmp", "src"):
+        (home / name).mkdir(exist_ok=True)
+    inside = {f"{sandbox_namespaces.INPUT}/{path}": [str(folder), "ro"] for path, folder in mounts.items()}
+    inside |= {"/kaggle/working": [str(working), "rw"], "/kaggle/src": [str(home / "src"), "ro"]}
+    facts = {"root": str(home / "root"), "mounts": inside, "tmp": str(home / "tmp"), "command": command}
+    path = home / "spec.json"
+    path.write_text(json.dumps(facts | {"environment": dict(environment or {})}), encoding="utf-8")
+    return path
+
+
+def _snapshot(root: Path) -> dict[str, tuple[int, int]]:
+    found = {path: path.stat() for path in root.rglob("*")}
+    return {path.as_posix(): (stat.st_size, stat.st_mtime_ns) for path, stat in found.items()}
+
+
+def _closing(out: str) -> list[str]:
+    """The summary that a kernel ends its log with."""
+    lines = out.splitlines()
+    start = [number for number, line in enumerate(lines) if line.startswith("== ")]
+    return lines[start[-1] :] if start else []

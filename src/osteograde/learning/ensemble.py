@@ -1,0 +1,190 @@
+"""Which trained weights vote together, and by which rule, chosen out-of-fold only.
+
+Every subset of the members under every rule is scored on the same out-of-fold tables. The best of hundreds looks
+better than it is, so the number to report is the nested one: for each fold the choice is made without it and the fold
+is answered by that choice, then all answers are scored at once. Folds are grouped by patient, and so are intervals.
+
+Shapes: M members, S studies, T targets, K classes, F folds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from osteograde.learning.judging.members import Answers, gather
+from osteograde.models import bundle
+from osteograde.pipeline import voting
+from osteograde.tasks.scores.bootstrap import interval
+from osteograde.tasks.spec import Task
+
+BOOTSTRAP = 1000
+FILE = "ensemble.json"
+_DIGITS = 12  # scores are compared to so many decimals
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Numbers of the members that vote, and the rule; of one member alone every rule says the same."""
+
+    members: tuple[int, ...]
+    rule: str
+
+
+def choose(
+    task: Task, folders: Sequence[Path], data: Path, *, log: Callable[[str], None], bootstrap: int = BOOTSTRAP
+) -> dict[str, Any]:
+    """Read the members, try everything, write ensemble.json into the folder that holds the first; returns its content.
+
+    ValueError for the user's mistakes: see ``gather``.
+    """
+    answers = gather(task, folders, data)
+    tried = list(choices(len(folders)))
+    log(f"{len(folders)} members, {len(answers.studies)} studies, {len(tried)} choices of members and rule")
+    worth = np.array([_worths(answers, choice) for choice in tried])
+    result = {**_found(answers, folders, tried, worth, bootstrap), "bootstrap": bootstrap}
+    path = folders[0].resolve().parent / FILE
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    part.replace(path)
+    log(str(path))
+    return result
+
+
+def choices(members: int) -> Iterator[Choice]:
+    """Every subset under every rule, fewer members and simpler rules first: of equally good ones the first is taken."""
+    for size in range(1, members + 1):
+        for subset in combinations(range(members), size):
+            yield from (Choice(subset, rule) for rule in (voting.RULES if size > 1 else voting.RULES[:1]))
+
+
+def voted(answers: Answers, choice: Choice) -> np.ndarray:
+    """(S, T, K) what a choice says; NaN in rows that a study does not have."""
+    chosen = answers.tables[list(choice.members)]
+    out = np.full(chosen.shape[1:], np.nan)
+    there = np.isfinite(chosen).all((0, -1))
+    if there.any():
+        out[there] = voting.vote(chosen[:, there], choice.rule)[1]
+    return out
+
+
+def _worths(answers: Answers, choice: Choice) -> np.ndarray:
+    """(1 + F,) the score of a choice times ``sign``: on all studies, then without each fold. Not defined = -inf."""
+    counts = np.stack([np.ones(len(answers.fold)), *(answers.fold != k for k in np.unique(answers.fold))]).astype(float)
+    values = np.round(answers.sign * _statistic(answers, voted(answers, choice))(counts), _DIGITS)
+    return np.where(np.isnan(values), -np.inf, values)
+
+
+def _statistic(answers: Answers, said: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """The task's score alone as a function of counts (B, S) -> (B,)."""
+    parts = answers.task.counted(answers.labels, dict(zip(answers.studies, said, strict=True)))
+    return lambda counts: np.asarray(parts(counts)).reshape(len(counts), -1)[:, -1]
+
+
+def nested(answers: Answers, tried: Sequence[Choice], worth: np.ndarray) -> tuple[np.ndarray, list[Choice]]:
+    """(S, T, K) where what is best on the other folds answers for each fold, and that choice per fold.
+
+    worth: (C, 1 + F) of the C choices tried, as of ``_worths``.
+    """
+    said = np.full(answers.tables.shape[1:], np.nan)
+    best = [tried[int(worth[:, 1 + i].argmax())] for i in range(worth.shape[1] - 1)]
+    for k, choice in zip(np.unique(answers.fold), best, strict=True):
+        held = answers.fold == k
+        said[held] = voted(answers, choice)[held]
+    return said, best
+
+
+def _found(
+    answers: Answers, folders: Sequence[Path], tried: Sequence[Choice], worth: np.ndarray, bootstrap: int
+) -> dict[str, Any]:
+    alone = [i for i, choice in enumerate(tried) if len(choice.members) == 1]
+    best = tried[int(worth[:, 0].argmax())]
+    all_mean = Choice(tuple(range(len(folders))), "mean")
+    together, per_fold = nested(answers, tried, worth)
+    single, _ = nested(answers, [tried[i] for i in alone], worth[alone])
+    singles = {
+        answers.members[tried[i].members[0]]: _measured(answers, voted(answers, tried[i]), bootstrap) for i in alone
+    }
+    gain = [_statistic(answers, said) for said in (together, single)]
+    low, high = _resampled(answers, lambda counts: gain[0](counts) - gain[1](counts), bootstrap)
+    whole = np.ones((1, len(answers.studies)))
+    return {
+        "task": answers.task.name,
+        "folds_sha256": answers.digest,
+        "studies": len(answers.studies),
+        "patients": int(answers.group.max()) + 1,
+        "choices": len(tried),
+        "better": "higher" if answers.sign > 0 else "lower",
+        "singles": singles,
+        "members": [_named(answers, folders, i) for i in best.members],
+        "rule": best.rule,
+        "naive": _measured(answers, voted(answers, best), bootstrap),
+        "nested": _measured(answers, together, bootstrap),
+        "nested_choices": [
+            {"fold": int(k), "members": [answers.members[i] for i in choice.members], "rule": choice.rule}
+            for k, choice in zip(np.unique(answers.fold), per_fold, strict=True)
+        ],
+        "all_mean": _measured(answers, voted(answers, all_mean), bootstrap),
+        "nested_single": _measured(answers, single, bootstrap),
+        "nested_minus_single": {"score": float((gain[0](whole) - gain[1](whole))[0]), "interval_95": [low, high]},
+    }
+
+
+def _named(answers: Answers, folders: Sequence[Path], i: int) -> dict[str, str]:
+    """A chosen member: its name, its folder as seen from ensemble.json and the hash of its manifest."""
+    folder = os.path.relpath(folders[i].resolve(), folders[0].resolve().parent)
+    return {
+        "name": answers.members[i],
+        "folder": Path(folder).as_posix(),
+        "manifest_sha256": bundle.sha256(folders[i] / bundle.MANIFEST),
+    }
+
+
+def _measured(answers: Answers, said: np.ndarray, bootstrap: int) -> dict[str, Any]:
+    statistic = _statistic(answers, said)
+    value = float(statistic(np.ones((1, len(answers.studies))))[0])
+    low, high = _resampled(answers, statistic, bootstrap)
+    return {"score": value if np.isfinite(value) else None, "interval_95": [low, high]}
+
+
+def _resampled(
+    answers: Answers, statistic: Callable[[np.ndarray], np.ndarray], bootstrap: int
+) -> tuple[float | None, float | None]:
+    """95 % interval over patients, drawn alike for every statistic."""
+    ends = interval(statistic, len(answers.studies), bootstrap, np.random.default_rng(0), groups=answers.group)
+    low, high = (float(end) if np.isfinite(end) else None for end in ends)
+    return low, high
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The result for people."""
+    names = [member["name"] for member in result["members"]]
+    chosen = f"{result['rule']} of {', '.join(names)}" if len(names) > 1 else names[0]
+    rows = [
+        *result["singles"].items(),
+        ("mean of all", result["all_mean"]),
+        ("chosen, selected on itself", result["naive"]),
+        ("chosen, nested", result["nested"]),
+        ("best single, nested", result["nested_single"]),
+        ("nested minus single", result["nested_minus_single"]),
+    ]
+    width = 2 + max(len(name) for name, _ in rows)
+    lines = [
+        f"{result['task']}: {result['studies']} studies of {result['patients']} patients, {result['better']} is better"
+    ]
+    lines.append(f"{'out-of-fold':<{width}}{'score':>9}{'95 % interval':>20}")
+    for name, row in rows:
+        score, low, high = ("-" if one is None else f"{one:.4f}" for one in (row["score"], *row["interval_95"]))
+        lines.append(f"{name:<{width}}{score:>9}{f'{low} - {high}':>20}")
+    lines.append(f"chosen of {result['choices']}: {chosen}")
+    for one in result["nested_choices"]:
+        lines.append(f"  without fold {one['fold']}: {one['rule']} of {', '.join(one['members'])}")
+    lines.append("report the nested score: the one before it is the best of many, judged by what it was chosen by")
+    return "\n".join(lines)

@@ -1,0 +1,76 @@
+"""Further out-of-fold measures: levels told apart, landmarks seen where there are none, and yes/no findings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from osteograde.pipeline.load import Loaded
+from osteograde.tasks.scores.bootstrap import groups_of, interval
+from osteograde.tasks.scores.ranking import ranked
+from osteograde.tasks.spec import Landmark, Locate, Points, Study, Task
+
+
+def right_level(stage: Locate, loaded: Sequence[Loaded], found: Mapping[str, Points]) -> float | None:
+    """Share of found landmarks whose nearest annotated one, of their view and side, is their own; None without any."""
+    right = []
+    for one in loaded:
+        for mark in stage.landmarks:
+            rivals = _rivals(stage, mark, one)
+            if mark.name in rivals and mark.name in found.get(one.study.id, {}):
+                here = found[one.study.id][mark.name].mm
+                nearest = min(rivals, key=lambda name: float(np.linalg.norm(here - rivals[name])))
+                right.append(nearest == mark.name)
+    return round(float(np.mean(right)), 4) if right else None
+
+
+def _rivals(stage: Locate, mark: Landmark, one: Loaded) -> dict[str, np.ndarray]:
+    return {
+        other.name: one.marks[other.name].mm
+        for other in stage.landmarks
+        if other.name in one.marks and other.side == mark.side and other.view == mark.view
+    }
+
+
+def false_finds(stage: Locate, loaded: Sequence[Loaded], found: Mapping[str, Points]) -> float | None:
+    """Share of landmarks known to be absent that were found all the same; None where none is known to be absent."""
+    names = {landmark.name for landmark in stage.landmarks}
+    wrong = [name in found.get(one.study.id, {}) for one in loaded for name in one.absent & names]
+    return round(float(np.mean(wrong)), 4) if wrong else None
+
+
+def finding_scores(
+    task: Task, studies: Sequence[Study], graded: Mapping[str, Mapping[str, np.ndarray]], resamples: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Per finding: AUC and average precision with patient-level 95 % intervals, number of rows, and share of yes."""
+    scores = {}
+    groups = groups_of([study.patient for study in studies])
+    for group in task.grade:
+        for place, name in enumerate(group.findings):
+            rows = [
+                (i, graded[study.id][site.target][len(task.classes) + place], study.findings[name][site.target])
+                for i, study in enumerate(studies)
+                for site in group.sites
+                if site.target in study.findings.get(name, {}) and site.target in graded.get(study.id, {})
+            ]
+            if len({label for *_, label in rows}) < 2:
+                continue
+            index, said, truth = (np.array(column) for column in zip(*rows, strict=True))
+            values = ranked(said, truth == 1, index.astype(int))
+
+            def statistic(counts: np.ndarray, values=values) -> np.ndarray:
+                return np.stack(values(counts.T), 1)
+
+            exact = statistic(np.ones((1, len(studies))))[0]
+            low, high = interval(statistic, len(studies), resamples, np.random.default_rng(seed), groups=groups)
+            scores[name] = {
+                "rows": len(rows),
+                "share": round(float(truth.mean()), 4),
+                **{
+                    part: {"value": round(float(v), 4), "interval_95": [round(float(a), 4), round(float(b), 4)]}
+                    for part, v, a, b in zip(("auc", "average_precision"), exact, low, high, strict=True)
+                },
+            }
+    return scores

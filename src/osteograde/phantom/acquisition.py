@@ -1,0 +1,152 @@
+"""How a study is acquired: the series, their planes, matrices and numbers, with the quirks of real studies.
+
+Everything here is drawn from a stream of random numbers of its own, which never sees a grade. All positions in mm.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+
+from osteograde.imaging.geometry import affine
+from osteograde.phantom.spine import ABOVE, Spine
+from osteograde.tasks.spine import LEVELS
+
+SECOND_AXIAL, THIRD_AXIAL = 0.17, 0.015  # studies with two, three axial series
+TILTED = 0.45  # axial acquisitions with one group of slices per disc, along the disc
+DESCENDING_AXIAL, LEFT_FIRST_T1, GAPPY_NUMBERS = 0.12, 0.64, 0.02
+MISSING_SERIES = 0.015
+STIR = 0.25  # of the sagittal fluid-sensitive series
+
+
+@dataclass(frozen=True, eq=False)
+class Plane:
+    """One slice: index (0, row, column) -> mm, and its number."""
+
+    to_mm: np.ndarray
+    number: int
+
+
+@dataclass(frozen=True, eq=False)
+class Acquisition:
+    """One series: view, contrast, matrix and its slices in the order of their numbers."""
+
+    view: str
+    contrast: str
+    shape: tuple[int, int]
+    thickness_mm: float
+    step_mm: float
+    planes: tuple[Plane, ...]
+
+
+def plan(spine: Spine, rng: np.random.Generator) -> list[Acquisition]:
+    """The series of one study."""
+    series = [sagittal(spine, "sag_t1", "t1", rng)]
+    series.append(sagittal(spine, "sag_t2", "stir" if rng.random() < STIR else "t2", rng))
+    series += _axials(spine, rng)
+    if rng.random() < MISSING_SERIES:
+        del series[int(rng.integers(len(series)))]
+    return series
+
+
+def _matrix(rng: np.random.Generator, field_mm: float, low: float, high: float) -> tuple[tuple[int, int], np.ndarray]:
+    """Rows, columns and spacing (row step, column step): now and then not square."""
+    spacing = rng.uniform(low, high)
+    columns = round(field_mm / spacing / 8) * 8
+    rows = columns if rng.random() < 0.75 else round(columns * rng.uniform(0.8, 1.25) / 8) * 8
+    stretch = rng.choice((1.0, 1.0, 1.0, rng.uniform(0.85, 1.18)))
+    return (rows, columns), np.array([spacing * stretch, spacing])
+
+
+def _numbers(count: int, rng: np.random.Generator, *, descending: bool) -> list[int]:
+    numbers = np.arange(1, count + 1)
+    if rng.random() < GAPPY_NUMBERS:
+        numbers = np.sort(rng.choice(np.arange(1, 4 * count + 200), count, replace=False))
+    return (numbers[::-1] if descending else numbers).tolist()
+
+
+def _turn(axes: np.ndarray, rng: np.random.Generator, degrees: float) -> np.ndarray:
+    """Axes turned a little about every patient axis: nobody lies quite straight."""
+    out = axes
+    for i, angle in enumerate(np.deg2rad(rng.normal(0, degrees, 3))):
+        turn = np.eye(3)
+        j, k = [d for d in range(3) if d != i]
+        turn[j, j] = turn[k, k] = np.cos(angle)
+        turn[j, k], turn[k, j] = -np.sin(angle), np.sin(angle)
+        out = out @ turn.T
+    return out
+
+
+def sagittal(spine: Spine, view: str, contrast: str, rng: np.random.Generator) -> Acquisition:
+    """A stack of sagittal slices about the spine, thick and a few mm apart."""
+    count = int(rng.integers(13, 20))
+    step = float(rng.choice((4.0, 4.4, 4.5, 4.8, 5.0)))
+    shape, spacing = _matrix(rng, rng.uniform(250, 300), 0.58, 0.95)
+    middle = spine.to_mm(0, 0, float(spine.discs[ABOVE + 2]))
+    centre = middle + np.array([rng.normal(0, 2.5), rng.normal(8, 12), rng.normal(-5, 12)])
+    axes = _turn(np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]]), rng, 1.5)
+    steps = np.array([step, *spacing])
+    first = centre - axes.T @ (steps * (np.array([count, *shape]) - 1) / 2)
+    left_first = view == "sag_t1" and rng.random() < 1 - LEFT_FIRST_T1
+    numbers = _numbers(count, rng, descending=left_first)
+    planes = [Plane(affine(first + axes[0] * step * i, axes, steps), numbers[i]) for i in range(count)]
+    return Acquisition(view, contrast, shape, step * 0.9, step, _sorted(planes))
+
+
+def _axials(spine: Spine, rng: np.random.Generator) -> list[Acquisition]:
+    """One stack over all levels, or a group per disc; in one series or cut into two or three."""
+    draw = rng.random()
+    parts = 3 if draw < THIRD_AXIAL else 2 if draw < THIRD_AXIAL + SECOND_AXIAL else 1
+    step = float(rng.choice((3.5, 4.0, 4.4)))
+    groups = _tilted(spine, rng) if rng.random() < TILTED else _stack(spine, rng, parts, step)
+    shape, spacing = _matrix(rng, rng.uniform(160, 215), 0.45, 0.75)
+    cuts = np.array_split(np.arange(len(groups)), min(parts, len(groups)))
+    return [_axial([groups[i] for i in cut], shape, spacing, step, rng) for cut in cuts if len(cut)]
+
+
+def _tilted(spine: Spine, rng: np.random.Generator) -> list[tuple[np.ndarray, float, int]]:
+    """(centre mm, tilt rad, slices) of a group per disc; the uppermost are left out now and then."""
+    first = int(rng.choice((0, 0, 0, 0, 0, 0, 0, 1, 1, 2)))
+    groups = []
+    for k in range(first, len(LEVELS)):
+        s = float(spine.discs[ABOVE + k])
+        ty, tz = (spine.to_mm(0, 0, s + 1) - spine.to_mm(0, 0, s))[1:]
+        tilt = np.arctan2(ty, -tz) + np.deg2rad(rng.normal(0, 2))
+        groups.append((spine.to_mm(0, 12, s + rng.normal(0, 1)), float(tilt), int(rng.choice((3, 5, 5, 6)))))
+    return groups
+
+
+def _stack(spine: Spine, rng: np.random.Generator, parts: int, step: float) -> list[tuple[np.ndarray, float, int]]:
+    """The same for straight stacks from above L1/L2 (or L2/L3) to below L5/S1, in ``parts`` pieces that may overlap."""
+    first, last = (spine.to_mm(0, 12, float(spine.discs[ABOVE + k])) for k in (0, 4))
+    # The length is drawn, not fitted: slice counts must not tell how high the discs are.
+    length = rng.normal(182, 8) - (38 if rng.random() < 0.12 else 0)
+    bottom = last + np.array([0, 0, -13.0])
+    along = (first - last) / np.linalg.norm(first - last)
+    top = bottom + along * length
+    tilt = float(np.deg2rad(rng.normal(4, 5)))
+    edges = np.linspace(0, 1, parts + 1)
+    count = int(length / parts // step) + (2 if parts > 1 else 0)
+    return [(top + (bottom - top) * (a + b) / 2, tilt, count) for a, b in itertools.pairwise(edges)]
+
+
+def _axial(groups, shape, spacing, step: float, rng: np.random.Generator) -> Acquisition:
+    planes: list[np.ndarray] = []
+    steps = np.array([step, *spacing])
+    shift = np.array([rng.normal(0, 4), rng.normal(0, 8), 0])
+    for centre, tilt, count in groups:
+        level = np.array(
+            [[0, np.sin(tilt), -np.cos(tilt)], [0, np.cos(tilt), np.sin(tilt)], [1.0, 0, 0]]
+        )  # rows: through the slices (feet), down the image (back), along it (left)
+        axes = _turn(level, rng, 0.8)
+        first = centre + shift - axes.T @ (steps * (np.array([count, *shape]) - 1) / 2)
+        planes += [affine(first + axes[0] * step * i, axes, steps) for i in range(count)]
+    numbers = _numbers(len(planes), rng, descending=rng.random() < DESCENDING_AXIAL)
+    ready = [Plane(to_mm, number) for to_mm, number in zip(planes, numbers, strict=True)]
+    return Acquisition("axi_t2", "t2", shape, step * 0.9, step, _sorted(ready))
+
+
+def _sorted(planes: list[Plane]) -> tuple[Plane, ...]:
+    return tuple(sorted(planes, key=lambda plane: plane.number))

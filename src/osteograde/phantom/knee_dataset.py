@@ -1,0 +1,87 @@
+"""Synthetic `knee-xray` data: crops in grade folders as the public set has them, and films with known joints."""
+
+from __future__ import annotations
+
+import csv
+import json
+import zlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from osteograde.phantom.knee import knee
+from osteograde.phantom.knees.knee_film import SIDES, compose
+from osteograde.phantom.writers.film_dicom import write_film
+from osteograde.tasks.knee.files import GRADE_COLUMNS
+
+SOURCE = {
+    "source": "synthetic knees of osteograde's own phantom",
+    "licence": "Apache-2.0, as the code that makes them",
+}
+SHARES = (0.3, 0.18, 0.27, 0.17, 0.08)  # of the grades: all occur in a few dozen knees
+LETTER = {"right": "R", "left": "L"}
+PNG_EVERY = 4  # one film in so many is a picture without a pixel size, if its shape says that it is for both knees
+
+
+def write(out: Path, *, studies: int, test: int = 0, seed: int = 0, workers: int = 1) -> None:
+    """``studies`` patients with labelled crops of one or two knees, and films of ``test`` others beside their truth.
+
+    Depends on the seed alone; ``workers`` is taken for the sake of the other writers, this is done in a moment.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "SOURCE.json").write_text(json.dumps({**SOURCE, "seed": seed}) + "\n", encoding="utf-8")
+    for index in range(studies):
+        rng, patient = np.random.default_rng([seed, 0, index]), _patient(seed, 0, index)
+        for side in _sides(rng):
+            grade = _grade(rng, index)
+            path = out / "train" / str(grade) / f"{patient}{LETTER[side]}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), _crop(grade, side, rng))
+    if test:
+        _films(out, test, seed)
+
+
+def _films(out: Path, count: int, seed: int) -> None:
+    truth: list[tuple[str, int]] = []
+    points: list[tuple[object, ...]] = []
+    (out / "test_images").mkdir(exist_ok=True)
+    for index in range(count):
+        rng, name = np.random.default_rng([seed, 1, index]), f"film{_patient(seed, 1, index)}"
+        grades = {side: _grade(rng, index + i) for i, side in enumerate(_sides(rng))}
+        film = compose([(_crop(grade, side, rng), side) for side, grade in grades.items()], rng)
+        path = out / "test_images" / name
+        if index % PNG_EVERY == PNG_EVERY - 1 and film.pixels.shape[1] > film.pixels.shape[0]:
+            cv2.imwrite(f"{path}.png", film.pixels)
+        else:
+            write_film(Path(f"{path}.dcm"), film.pixels, film.pixel_mm, name, monochrome1=index % 2 == 1)
+        truth += [(f"{name}_{side}", grades[side]) for side in film.joints]
+        points += [(name, side, round(x, 3), round(y, 3), film.pixel_mm) for side, (x, y) in film.joints.items()]
+    _table(out / "test_truth.csv", GRADE_COLUMNS, truth)
+    _table(out / "test_points.csv", ("study", "side", "x", "y", "pixel_mm"), points)
+
+
+def _patient(seed: int, part: int, index: int) -> str:
+    return str(1_000_000 + (zlib.crc32(f"{seed} {part}".encode()) % 8000) * 1000 + index)
+
+
+def _sides(rng: np.random.Generator) -> Sequence[str]:
+    return SIDES if rng.random() < 0.75 else (str(rng.choice(SIDES)),)
+
+
+def _grade(rng: np.random.Generator, index: int) -> int:
+    """At random, but every fifth patient in turn holds one of each grade: small sets have all of them."""
+    return index // 5 % 5 if index % 5 == 0 else int(rng.choice(len(SHARES), p=SHARES))
+
+
+def _crop(grade: int, side: str, rng: np.random.Generator) -> np.ndarray:
+    right = knee(grade, rng)
+    return right if side == "right" else np.ascontiguousarray(right[:, ::-1])
+
+
+def _table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)

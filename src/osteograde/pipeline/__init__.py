@@ -1,0 +1,1 @@
+"""How nets are applied to studies: load, crop, predict, calibrate. Training and inference share these functions."""

@@ -1,0 +1,77 @@
+"""Probabilities made honest by a small map of their logarithms, fitted on out-of-fold answers.
+
+Matrix scaling of Guo et al. (ICML 2017), softmax(M log p + b), held near one shared temperature. Nets taught with
+softened targets say softened probabilities; this takes the softening back, gets the class frequencies right, and
+knows which neighbouring classes a net mixes up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.optimize import minimize
+
+SMALLEST = 1e-6  # probability
+STIFFNESS = 1e-3  # of the penalty on the squared bias: keeps classes that hardly occur where they are
+MIXING = 1e-2  # of the penalty on the squared distance of the map from a temperature alone
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """mix (K, K) and bias (K,): scores = mix @ centred log p + bias."""
+
+    mix: tuple[tuple[float, ...], ...]
+    bias: tuple[float, ...]
+
+    def __call__(self, probs: np.ndarray) -> np.ndarray:
+        """(..., K) probabilities -> (..., K), rows sum to 1."""
+        scores = _centred(probs) @ np.asarray(self.mix).T + np.asarray(self.bias)
+        scores = np.exp(scores - scores.max(-1, keepdims=True))
+        return scores / scores.sum(-1, keepdims=True)
+
+    def plain(self) -> dict[str, Any]:
+        mix = [[round(value, 5) for value in row] for row in self.mix]
+        return {"mix": mix, "bias": [round(value, 5) for value in self.bias]}
+
+
+def calibration_from_manifest(plain: Mapping[str, Any]) -> Calibration:
+    """From a manifest. Those of before the map hold a temperature in its place."""
+    bias = tuple(float(value) for value in plain["bias"])
+    mix = plain["mix"] if "mix" in plain else np.eye(len(bias)) / float(plain["temperature"])
+    return Calibration(tuple(tuple(float(value) for value in row) for row in mix), bias)
+
+
+def fit_calibration(probs: np.ndarray, labels: np.ndarray, weights: Sequence[float] | np.ndarray) -> Calibration:
+    """The calibration with the lowest class-weighted log loss, penalties added: probs (n, K), labels (n,), weights
+    (K,)."""
+    logs, own = _centred(probs), np.asarray(weights, float)[labels]
+    own = own / own.sum()
+    k = probs.shape[1]
+    wanted = np.eye(k)[labels]
+
+    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        """Value and gradient; parameters: log of 1 / temperature, bias (K), distance of the map from it (K * K)."""
+        sharp, bias, apart = np.exp(parameters[0]), parameters[1 : k + 1], parameters[k + 1 :].reshape(k, k)
+        scores = logs @ (sharp * np.eye(k) + apart).T + bias
+        scores = scores - scores.max(1, keepdims=True)
+        logp = scores - np.log(np.exp(scores).sum(1, keepdims=True))
+        value = -(own * (wanted * logp).sum(1)).sum() + STIFFNESS * (bias**2).sum() + MIXING * (apart**2).sum()
+        error = own[:, None] * (np.exp(logp) - wanted)
+        by_map = error.T @ logs
+        slope = [[sharp * np.trace(by_map)], error.sum(0) + 2 * STIFFNESS * bias, (by_map + 2 * MIXING * apart).ravel()]
+        return float(value), np.concatenate(slope)
+
+    bounds = [(-2.0, 2.0)] * (k + 1) + [(None, None)] * (k * k)
+    best = minimize(loss, np.zeros(1 + k + k * k), jac=True, method="L-BFGS-B", bounds=bounds).x
+    mix = np.exp(best[0]) * np.eye(k) + best[k + 1 :].reshape(k, k)
+    bias = best[1 : k + 1] - best[1 : k + 1].mean()
+    return Calibration(tuple(tuple(map(float, row)) for row in mix), tuple(map(float, bias)))
+
+
+def _centred(probs: np.ndarray) -> np.ndarray:
+    """Logarithms less their mean over the classes: a factor common to all classes says nothing."""
+    logs = np.log(np.maximum(probs, SMALLEST))
+    return logs - logs.mean(-1, keepdims=True)

@@ -1,0 +1,174 @@
+"""Studies to volumes: every file read once, one window per series, every stack the same way up."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from osteograde.imaging import image_files
+from osteograde.imaging.dicom import UnreadableSeries, read_series
+from osteograde.imaging.dicom.radiograph import read_film
+from osteograde.imaging.dicom.volumes import UNSIZED
+from osteograde.imaging.geometry import LEFT, Volume, apply, oriented, roi_at
+from osteograde.imaging.slabs import slabs
+from osteograde.imaging.windowing import window
+from osteograde.tasks.spec import Mark, Point, Series, Study, Task, View
+
+SIDE_MM = 200.0  # an image of one side alone is put this far from the patient's midline: all of it lies on that side
+LATERAL = frozenset({"LL", "RL", "LATERAL", "LLD", "RLD"})  # View Position (0018,5101) of a film from the side
+ASSUMED = "size_assumed"  # code: the pixels of an image have no size in mm, the view's usual width is taken
+STEEP_DEGREES = 60.0  # slabs through the lowest disc may lean by 45 degrees and more; a stack beyond is another view's
+_SIGN = {"right": -1.0, "": 0.0, "left": 1.0}
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """What could be read of a study: view -> stacks of uint8, and why the rest could not.
+
+    marks: annotated landmarks in mm whose slice was read. absent: landmarks known not to be there.
+    """
+
+    study: Study
+    volumes: Mapping[str, tuple[Volume, ...]]
+    faults: Counter[str] = field(default_factory=Counter)
+    marks: Mapping[str, Point] = field(default_factory=dict)
+    absent: frozenset[str] = frozenset()
+
+    @property
+    def readable(self) -> bool:
+        return any(self.volumes.values())
+
+
+def load_study(study: Study, task: Task, *, map: Callable[..., Iterable] = map) -> Loaded:
+    """Read every series of a study. ``map`` may be a thread pool's; a series that fails costs that series only."""
+    volumes: dict[str, list[Volume]] = {view.name: [] for view in task.views}
+    faults: Counter[str] = Counter()
+    marks: dict[str, Point] = {}
+    unsized: list[tuple[str, list[Volume], str]] = []
+    for series in study.series:
+        told = task.view(series.view) if series.view else task.views[0]  # a folder that no table names
+        try:
+            stacks, codes = load_series(series, told, map=map)
+        except (UnreadableSeries, image_files.UnreadableImage) as error:
+            faults[f"{series.view or 'unnamed'}:{error.code}"] += 1
+            continue
+        name, stacks = _in_plane(task, series.view, stacks, codes)
+        faults.update({f"{name or series.view or 'unnamed'}:{code}": count for code, count in codes.items()})
+        if name and UNSIZED in codes:
+            unsized.append((name, stacks, series.id))
+        elif name:
+            marks |= marks_in_mm(study.marks, series.id, stacks)
+            volumes[name] += _seen(task.view(name), stacks, faults)
+    for name, stacks, series_id in unsized:
+        stacks = [_sized(stack, _usual_mm(task, volumes, name)) for stack in stacks]
+        marks |= marks_in_mm(study.marks, series_id, stacks)
+        volumes[name] += _seen(task.view(name), stacks, faults)
+    faults.update({f"{view.name}:absent": 1 for view in task.views if view.needed and not volumes[view.name]})
+    absent = frozenset(mark.landmark for mark in study.marks if np.isnan(mark.x))
+    return Loaded(study, {name: tuple(stacks) for name, stacks in volumes.items()}, faults, marks, absent)
+
+
+def _in_plane(task: Task, told: str, stacks: list[Volume], codes: Counter[str]) -> tuple[str, list[Volume]]:
+    """The view of a series and those of its stacks that lie in its plane; ("", []) where they lie in no view's.
+
+    Where table and files contradict each other, the files are right. What lies across the other stacks, a localizer
+    for example, is dropped.
+    """
+    name = told
+    if not told or not any(task.view(told).shows(stack, STEEP_DEGREES) for stack in stacks):
+        largest = sorted(stacks, key=lambda stack: -stack.voxels.shape[0])
+        name = next(filter(None, map(task.view_of_orientation, largest)), "")
+        codes["orientation_contradicts"] += bool(told)
+    kept = [stack for stack in stacks if name and task.view(name).shows(stack, STEEP_DEGREES)]
+    codes["no_view" if not name else "other_plane"] += _slices(stacks) - _slices(kept)
+    for code in [code for code, count in codes.items() if not count]:
+        del codes[code]
+    return name, kept
+
+
+def _slices(stacks: Sequence[Volume]) -> int:
+    return sum(stack.voxels.shape[0] for stack in stacks)
+
+
+def _seen(view: View, stacks: Sequence[Volume], faults: Counter[str]) -> list[Volume]:
+    """Stacks as the nets see them; those without any contrast show nothing and are left out."""
+    grey = window(stacks, *view.window)
+    kept = [volume for volume in grey if volume.voxels.any()]
+    if len(kept) < len(grey):
+        faults[f"{view.name}:no_contrast"] += len(grey) - len(kept)
+    return [oriented(slabs(volume), np.array(view.directions)) for volume in kept]
+
+
+def _usual_mm(task: Task, volumes: Mapping[str, Sequence[Volume]], name: str) -> float:
+    """Median pixel size in mm of the view's other stacks, else of those of its plane, else of the study's, else 1."""
+    plane = [view.name for view in task.views if view.directions == task.view(name).directions]
+    for names in ([name], plane, list(volumes)):
+        if sizes := [stack.spacing_mm[1:] for one in names for stack in volumes[one]]:
+            return float(np.median(sizes))
+    return 1.0
+
+
+def _sized(volume: Volume, pixel_mm: float) -> Volume:
+    """A stack read at 1 mm a pixel with the pixels of that size; its first pixel stays where it is."""
+    return replace(volume, to_mm=volume.to_mm @ np.diag([1.0, pixel_mm, pixel_mm, 1.0]))
+
+
+def load_series(series: Series, view: View, *, map: Callable[..., Iterable] = map) -> tuple[list[Volume], Counter[str]]:
+    """Stacks of one series as its files have them, and a count of what was lost or assumed, by code.
+
+    UnreadableSeries or UnreadableImage where nothing can be read.
+    """
+    directions = np.array(view.directions)
+    if not series.files:
+        return read_series(series.folder, default_directions=directions, map=map)
+    centre_mm = LEFT * SIDE_MM * _SIGN[series.side]
+    if image_files.is_image(series.files[0]):
+        stacks, codes = _images(series, view, directions, centre_mm)
+        return [replace(stack, series=series.id) for stack in stacks], codes
+    if view.film:
+        return _film(series, view, directions, centre_mm)
+    return read_series(series.folder, files=series.files, default_directions=directions, map=map)
+
+
+def _images(series: Series, view: View, directions: np.ndarray, centre_mm: np.ndarray):
+    spacing, codes = series.spacing_mm, Counter[str]()
+    if spacing is None:
+        codes[ASSUMED] += 1
+        width, height = image_files.image_size(series.files[0])
+        spacing = (view.slice_mm, *(assumed_pixel_mm(view, width, height),) * 2)
+    return image_files.read_images(series.files, directions, spacing, centre_mm), codes
+
+
+def _film(series: Series, view: View, directions: np.ndarray, centre_mm: np.ndarray):
+    film = read_film(series.files[0])
+    codes = Counter(film.codes)
+    if film.view_position in LATERAL:
+        codes["lateral_view"] += 1
+    height, width = film.pixels.shape
+    pixel_mm = film.pixel_mm
+    if pixel_mm is None:
+        codes[ASSUMED] += 1
+        pixel_mm = (assumed_pixel_mm(view, width, height),) * 2
+    grid = roi_at(centre_mm, directions, np.array([view.slice_mm, *pixel_mm]), (1, height, width))
+    volume = Volume(film.pixels[None], grid.to_mm, series=series.id, names=(series.files[0].stem,))
+    return [volume], codes
+
+
+def assumed_pixel_mm(view: View, width: int, height: int) -> float:
+    """Pixel size in mm of an image that does not say: the view's usual width over its pixels."""
+    return view.width_mm[width <= height] / width
+
+
+def marks_in_mm(marks: Sequence[Mark], series: str, stacks: Sequence[Volume]) -> dict[str, Point]:
+    """Annotated pixels of a series in mm. The stacks must be as read: pixel (x, y) is column and row of the file."""
+    places = {name: (stack, z) for stack in stacks for z, name in enumerate(stack.names)}
+    return {
+        mark.landmark: Point(
+            apply(places[mark.instance][0].to_mm, np.array([places[mark.instance][1], mark.y, mark.x]))
+        )
+        for mark in marks
+        if mark.series == series and mark.instance in places and not np.isnan(mark.x)
+    }

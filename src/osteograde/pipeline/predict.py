@@ -1,0 +1,208 @@
+"""The two stages, over many studies at once: locate -> points in mm -> boxes -> grade -> probabilities.
+
+Shapes: N slices, B passes, L landmarks, S sites, K classes. Folds are averaged as probabilities in both stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from osteograde.imaging.geometry import Roi, Volume, apply, to_index
+from osteograde.inference.sharing import Nets, in_memory, logits_of, mean_of
+from osteograde.models.locators.base import probabilities
+from osteograde.models.locators.peaks import candidates, in_order, refined, stack_peaks
+from osteograde.pipeline.crops import SIGN, Pass, pass_images, passes, site_boxes, site_crops, test_views, turned
+from osteograde.pipeline.load import Loaded
+from osteograde.tasks.spec import Grade, Locate, Point, Points, Task, sides
+
+T = TypeVar("T")
+ABSENT_BELOW = 0.05  # a landmark with less of the heatmap's mass near its peak was not found
+SLICES_PER_BATCH = 96
+CROPS_PER_BATCH = 256
+
+
+def locate(stage: Locate, studies: Sequence[Loaded], points: Sequence[Points], nets: Nets) -> list[dict[str, Point]]:
+    """What one locator finds in each study. ``points``: what earlier locators found there.
+
+    What could not be computed is counted in the faults of its study and not found.
+    """
+    side = max(sides(nets.pixels))
+    looks = [(i, look) for i, loaded in enumerate(studies) for look in passes(stage, loaded.volumes, points[i], side)]
+    found: list[dict[str, Point]] = [{} for _ in studies]
+    for batch in _batched(looks, lambda look: look.roi.shape[0], SLICES_PER_BATCH, nets.device):
+        answers = in_memory(partial(_find, stage), [look for _, look in batch], nets)
+        for (i, look), answer in zip(batch, answers, strict=True):
+            if _is_lost(answer, studies[i], stage.name) or answer is None:
+                continue
+            for landmark, (*index, confidence) in zip(look.landmarks, answer, strict=True):
+                if confidence >= ABSENT_BELOW:
+                    found[i][landmark.name] = Point(apply(look.roi.to_mm, np.array(index)), float(confidence))
+    return found
+
+
+def _batched(
+    entries: Sequence[tuple[int, T]], cost: Callable[[T], int], limit: int, device: torch.device
+) -> Iterator[list[tuple[int, T]]]:
+    """(study, thing) entries in groups that cost at most ``limit`` (at least one entry).
+
+    A GPU wants batches across studies. On a CPU they gain nothing, and a batch of one study's own gives it the same
+    bytes whatever is graded beside it.
+    """
+    batch: list[tuple[int, T]] = []
+    total = 0
+    for study, thing in entries:
+        other = batch and device.type == "cpu" and batch[-1][0] != study
+        if batch and (other or total + cost(thing) > limit):
+            yield batch
+            batch, total = [], 0
+        batch.append((study, thing))
+        total += cost(thing)
+    if batch:
+        yield batch
+
+
+def _is_lost(answer: np.ndarray | None, study: Loaded, stage: str) -> bool:
+    """Whether there is no answer, or none in numbers; counted in the study's faults."""
+    if answer is not None and not np.isnan(answer).all():
+        return False
+    study.faults[f"{stage}:{'out_of_memory' if answer is None else 'not_finite'}"] += 1
+    return True
+
+
+@torch.inference_mode()
+def _find(stage: Locate, looks: Sequence[Pass], nets: Nets) -> list[np.ndarray]:
+    """Per pass (L, 4): index of each landmark in the pass's box, and the confidence; NaN where no fold is finite."""
+    images, laterals = zip(*(pass_images(look, nets.device) for look in looks), strict=True)
+    image = (images[0] if len(images) == 1 else torch.cat(images)).contiguous(memory_format=torch.channels_last)
+    lateral = torch.cat(laterals)
+    depths = torch.tensor([look.roi.shape[0] for look in looks], device=nets.device)
+    stack = torch.repeat_interleave(torch.arange(len(looks), device=nets.device), depths)
+    landmarks = looks[0].landmarks
+    channel = torch.tensor([stage.channels.index(landmark.channel) for landmark in landmarks], device=nets.device)
+    side = torch.tensor([SIGN[landmark.side] for landmark in landmarks], device=nets.device)
+    folds = []
+    for net in nets.nets:
+        maps: Callable[..., torch.Tensor] = net.maps  # type: ignore[assignment]
+        logits = logits_of(partial(maps, image), nets.device)
+        stride = image.shape[-1] // logits.shape[-1]
+        folds.append(probabilities(logits, stack, channel, side, lateral, nowhere=stage.absent))
+    slice_mm = torch.tensor([look.roi.spacing_mm[0] for look in looks], device=nets.device)
+    found, pixel_mm = mean_of(folds), stage.field_mm[1] / max(sides(nets.pixels))
+    lost = {int(k) for k in stack[found.isnan().flatten(1).any(1)]}
+    found = found.nan_to_num() if lost else found
+    found = _beside(found, looks, stage, stride, pixel_mm)
+    peaks = stack_peaks(found, stack)
+    if stage.apart_mm is not None:  # a chain of levels: the likeliest places that are in order
+        several, scores = candidates(found, stack)
+        chains, step_mm = stage.chains(landmarks), stride * pixel_mm
+        peaks = in_order(several, scores, chains, map_pixel_mm=step_mm, spacing_mm=stage.apart_mm)
+    index, confidence = refined(found, stack, peaks, stride=stride, pixel_mm=pixel_mm, slice_mm=slice_mm)
+    answers = torch.cat([index, confidence[..., None]], -1).cpu().numpy().astype(float)
+    answers[sorted(lost)] = np.nan
+    return list(answers)
+
+
+def _beside(found: torch.Tensor, looks: Sequence[Pass], stage: Locate, stride: int, pixel_mm: float) -> torch.Tensor:
+    """Probabilities (N, L, h, w) of landmarks that lie beside a known one, kept to its surroundings in-plane."""
+    if not any(look.near_mm for look in looks):
+        return found
+    found, start = found.clone(), 0
+    rows, columns = ((torch.arange(n, device=found.device) + 0.5) * stride - 0.5 for n in found.shape[-2:])
+    for look in looks:
+        part = slice(start, start + look.roi.shape[0])
+        start = part.stop
+        for i, landmark in enumerate(look.landmarks):
+            if landmark.name not in look.near_mm:
+                continue
+            _, row, column = to_index(look.roi, look.near_mm[landmark.name]).tolist()
+            away = (rows[:, None] - row) ** 2 + (columns[None] - column) ** 2 > (stage.near_mm / pixel_mm) ** 2
+            kept = found[part, i].masked_fill(away, 0.0)
+            found[part, i] = kept / kept.sum().clamp_min(1e-12)
+    return found
+
+
+def locate_all(
+    task: Task, studies: Sequence[Loaded], locators: Mapping[str, Nets]
+) -> tuple[list[dict[str, Point]], list[dict[str, Point]]]:
+    """Every locator in order, each prompted by what the earlier ones found.
+
+    Returns (found, completed): what the nets found, and that with what geometry can tell of the rest.
+    """
+    found: list[dict[str, Point]] = [{} for _ in studies]
+    completed: list[dict[str, Point]] = [{} for _ in studies]
+    for stage in task.locate:
+        for i, new in enumerate(locate(stage, studies, completed, locators[stage.name])):
+            found[i] |= new
+            completed[i] = dict(task.complete(found[i]))
+    return found, completed
+
+
+@torch.inference_mode()
+def grade(
+    group: Grade,
+    studies: Sequence[Loaded],
+    points: Sequence[Points],
+    nets: Nets,
+    *,
+    views: int = 1,
+) -> list[dict[str, np.ndarray]]:
+    """What one grader says of every site that can be seen, per study: target -> (K + F,), the probabilities of the
+    classes and then of each of the group's findings. What could not be computed is counted in its study's faults."""
+    graded: list[dict[str, np.ndarray]] = [{} for _ in studies]
+    boxes = [site_boxes(group, loaded.volumes, points[i], nets.pixels) for i, loaded in enumerate(studies)]
+    seen = [(i, target) for i, found in enumerate(boxes) for target in found]
+    for batch in _batched(seen, lambda _: 1, CROPS_PER_BATCH, nets.device):
+        answers = in_memory(partial(_judge, group, views), [boxes[i][target] for i, target in batch], nets)
+        for (i, target), answer in zip(batch, answers, strict=True):
+            if _is_lost(answer, studies[i], group.name) or answer is None:
+                continue
+            if nets.calibration is not None:
+                classes = len(answer) - len(group.findings)
+                answer[:classes] = nets.calibration(answer[:classes])
+            graded[i][target] = answer
+    return graded
+
+
+@torch.inference_mode()
+def _judge(group: Grade, views: int, boxes: Sequence[Mapping[str, tuple[Volume, Roi]]], nets: Nets) -> list[np.ndarray]:
+    """(K + F,) probabilities of each box: the mean over test-time views and folds; NaN where none is finite."""
+    answers = []
+    for look in test_views(group, views):
+        seen = {
+            str(k): {view: (volume, turned(roi, *look)) for view, (volume, roi) in box.items()}
+            for k, box in enumerate(boxes)
+        }
+        crops = site_crops(group, seen, nets.pixels, nets.device)
+        for net in nets.nets:
+            logits = logits_of(partial(net, list(crops.views), crops.present), nets.device)
+            answers.append(_answers(logits, len(group.findings)))
+    return list(_finite_mean(np.array(answers)))
+
+
+def _finite_mean(answers: np.ndarray) -> np.ndarray:
+    """(S, K + F) mean of (M, S, K + F) over the members whose answer is finite; NaN where none is."""
+    if np.isfinite(answers).all():
+        return answers.mean(0)
+    good = np.isfinite(answers).all(-1, keepdims=True)
+    total = np.where(good, answers, 0.0).sum(0)
+    return np.divide(total, good.sum(0), out=np.full_like(total, np.nan), where=good.sum(0) > 0)
+
+
+def _answers(logits: torch.Tensor, findings: int) -> np.ndarray:
+    """(S, K + F) logits as probabilities: the classes exclude each other, the findings do not."""
+    classes = logits.shape[-1] - findings
+    exclusive, free = torch.softmax(logits[:, :classes], -1), torch.sigmoid(logits[:, classes:])
+    return torch.cat([exclusive, free], -1).cpu().numpy().astype(float)
+
+
+def probability_rows(
+    task: Task, graded: Mapping[str, np.ndarray], prior: Mapping[str, Sequence[float]], targets: Sequence[str] = ()
+) -> np.ndarray:
+    """(targets, K) in the task's target order, of those asked: what was graded, else the prior of that target."""
+    classes = len(task.classes)
+    return np.array([np.asarray(graded.get(target, prior[target]), float)[:classes] for target in task.asked(targets)])

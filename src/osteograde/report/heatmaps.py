@@ -1,0 +1,151 @@
+"""Grad-CAM as pictures: a crop as the net read it, the map over it, and the map put back onto the slice it is from.
+
+The map lies on the grid of the crop's box, which is a place in patient mm, so putting it back is a change of
+coordinates: no crop corner, scale factor or mirror flag is kept. Shapes: D slices, H W pixels; images are BGR bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from scipy.ndimage import map_coordinates
+
+from osteograde.imaging.geometry import Roi, Volume, apply, to_index
+from osteograde.models.gradcam import fold_cam
+from osteograde.pipeline.crops import site_crops
+from osteograde.report.overlays import COLOURS, corners
+from osteograde.tasks.spec import Grade, Pixels
+
+SITES_PER_BATCH = 8  # of which all activations are held at once
+STRONGEST = 0.65  # opacity of the map where it is 1
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """One view of one site: the slice on which the map is strongest, and that map put back onto the image.
+
+    crop, heat: (H, W) floats in 0..1. number: which of the crop's ``slices`` it is, from 1. film: BGR, the whole slice.
+    """
+
+    view: str
+    number: int
+    slices: int
+    crop: np.ndarray
+    heat: np.ndarray
+    film: np.ndarray
+
+    @property
+    def slice_words(self) -> str:
+        return f"{self.view}, slice {self.number} of {self.slices}" if self.slices > 1 else self.view
+
+
+def explained(
+    group: Grade,
+    boxes: Mapping[str, Mapping[str, tuple[Volume, Roi]]],
+    nets: Sequence,
+    pixels: Pixels,
+    device: torch.device,
+    classes: Mapping[str, int],
+    *,
+    height: int = 240,
+) -> dict[str, list[Shown]]:
+    """{target: a picture per view that can be seen} of the evidence for class ``classes[target]`` at each site.
+
+    boxes: as ``inference.views.site_boxes`` gives them; targets of it that ``classes`` does not name are left out.
+    nets: folds, whose maps are averaged. height: of the film pictures, in pixels.
+    """
+    targets = [target for target in boxes if target in classes]
+    found: dict[str, list[Shown]] = {}
+    for start in range(0, len(targets), SITES_PER_BATCH):
+        part = {target: dict(boxes[target]) for target in targets[start : start + SITES_PER_BATCH]}
+        crops = site_crops(group, part, pixels, device)
+        wanted = torch.tensor([classes[target] for target in crops.targets], device=device)
+        maps = [view.cpu().numpy() for view in fold_cam(nets, crops.views, crops.present, wanted)]
+        images = [view.cpu().numpy() for view in crops.views]
+        for s, target in enumerate(crops.targets):
+            found[target] = [
+                _shown(spec.view, *part[target][spec.view], images[v][s], maps[v][s], height)
+                for v, spec in enumerate(group.crops)
+                if spec.view in part[target]
+            ]
+    return found
+
+
+def _shown(view: str, volume: Volume, roi: Roi, crop: np.ndarray, heat: np.ndarray, height: int) -> Shown:
+    d = strongest(heat, volume, roi)
+    z = slice_of(volume, roi, d)
+    image, back = film(volume, z, height), projected(heat, roi, volume, z, height)
+    picture = tinted(image, back)
+    scale = np.array(image.shape) / volume.voxels.shape[1:]
+    outline = (to_index(volume, corners(roi))[:, 1:] + 0.5) * scale - 0.5
+    cv2.polylines(picture, [outline[:, ::-1].round().astype(np.int32)], True, COLOURS[""], 1, cv2.LINE_AA)
+    return Shown(view, d + 1, len(heat), crop[d], heat[d], picture)
+
+
+def strongest(heat_DHW: np.ndarray, volume: Volume, roi: Roi) -> int:
+    """The slice of a box with most of the map; of equals the one nearest to the middle. Slices beyond the ends of the
+    volume, of which the net saw zeros, are not chosen unless all are."""
+    depth = len(heat_DHW)
+    z = to_index(volume, apply(roi.to_mm, _middles(roi)))[:, 0]
+    inside = (z > -0.5) & (z < volume.voxels.shape[0] - 0.5)
+    total = np.where(inside | ~inside.any(), heat_DHW.sum((1, 2)), -1.0)
+    return min(range(depth), key=lambda d: (-total[d], abs(d - depth // 2)))
+
+
+def slice_of(volume: Volume, roi: Roi, d: int) -> int:
+    """The slice of a volume nearest to the middle of slice ``d`` of a box."""
+    z = to_index(volume, apply(roi.to_mm, _middles(roi)[d]))[0]
+    return int(np.clip(round(float(z)), 0, volume.voxels.shape[0] - 1))
+
+
+def _middles(roi: Roi) -> np.ndarray:
+    depth, height, width = roi.shape
+    return np.array([(d, (height - 1) / 2, (width - 1) / 2) for d in range(depth)])
+
+
+def film_shape(volume: Volume, height: int) -> tuple[int, int]:
+    """(rows, columns) of a picture of a whole slice with square pixels."""
+    size_mm = np.array(volume.voxels.shape[1:]) * volume.spacing_mm[1:]
+    return height, max(1, round(height * size_mm[1] / size_mm[0]))
+
+
+def film(volume: Volume, z: int, height: int) -> np.ndarray:
+    """(height, columns) bytes: slice z of a volume of bytes."""
+    shape, image = film_shape(volume, height), np.ascontiguousarray(volume.voxels[z])
+    shrinks = shape[0] < image.shape[0] or shape[1] < image.shape[1]
+    return cv2.resize(image, shape[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def projected(heat_DHW: np.ndarray, roi: Roi, volume: Volume, z: int, height: int) -> np.ndarray:
+    """The map on the pixels of ``film(volume, z, height)``: trilinear in the box, 0 outside of it."""
+    shape = film_shape(volume, height)
+    rows, columns = (
+        (np.arange(n) + 0.5) * own / n - 0.5 for n, own in zip(shape, volume.voxels.shape[1:], strict=True)
+    )
+    index = np.stack(np.meshgrid([float(z)], rows, columns, indexing="ij"), -1)
+    index = apply(roi.from_mm @ volume.to_mm, index)
+    values = map_coordinates(heat_DHW.astype(float), np.moveaxis(index, -1, 0), order=1, mode="grid-constant", cval=0.0)
+    return values[0]
+
+
+def tinted(grey: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """(H, W, 3) BGR: a grey image under a map in 0..1 of the same size, clear where the map is 0."""
+    colour = cv2.applyColorMap(np.rint(np.clip(heat, 0, 1) * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)
+    cover = (np.clip(heat, 0, 1) * STRONGEST)[..., None]
+    return np.rint(grey[..., None] * (1 - cover) + colour * cover).astype(np.uint8)
+
+
+def enlarged(image: np.ndarray, height: int) -> np.ndarray:
+    """A crop or a map at ``height`` rows, its shape kept."""
+    width = max(1, round(image.shape[1] * height / image.shape[0]))
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def pair(shown: Shown, height: int) -> tuple[np.ndarray, np.ndarray]:
+    """BGR pictures of a crop, and of its map over it, at ``height`` rows."""
+    grey = np.rint(np.clip(enlarged(shown.crop, height), 0, 1) * 255).astype(np.uint8)
+    return cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR), tinted(grey, enlarged(shown.heat, height))

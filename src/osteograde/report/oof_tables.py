@@ -1,0 +1,160 @@
+"""What a weights folder says of itself: the manifest, the folds, and what each fold said of studies it never saw."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from osteograde.learning import folds
+from osteograde.models import bundle
+from osteograde.tasks import rows as tables
+from osteograde.tasks.spec import Grade, Points, Site, Study, Task
+from osteograde.tasks.spec import Point as Landmark
+
+AXES = ("x_mm", "y_mm", "z_mm")
+POINT_COLUMNS = ("study_id", "fold", "landmark", "confidence", *AXES, *(f"true_{axis}" for axis in AXES))
+
+
+@dataclass(frozen=True, eq=False)
+class Graded:
+    """oof.csv, n rows: probs (n, K), fold (n,), label (n,), -1 where unknown; the study and the target of each."""
+
+    ids: tuple[str, ...]
+    studies: tuple[str, ...]
+    targets: tuple[str, ...]
+    probs: np.ndarray
+    fold: np.ndarray
+    label: np.ndarray
+
+    @property
+    def labelled(self) -> np.ndarray:
+        """(n,) booleans."""
+        return self.label >= 0
+
+    def loss(self) -> np.ndarray:
+        """(n,): -log p of the true class, NaN where that is unknown. p is at least 1e-15."""
+        true = self.probs[np.arange(len(self.label)), np.maximum(self.label, 0)]
+        return np.where(self.labelled, -np.log(np.maximum(true, 1e-15)), np.nan)
+
+
+@dataclass(frozen=True, eq=False)
+class Located:
+    """oof_points.csv, n rows: found_mm and true_mm (n, 3), NaN where there is none; confidence (n,)."""
+
+    studies: tuple[str, ...]
+    landmarks: tuple[str, ...]
+    found_mm: np.ndarray
+    true_mm: np.ndarray
+    confidence: np.ndarray
+
+    def errors_mm(self, landmarks: set[str]) -> np.ndarray:
+        """Distances of these landmarks, in the order of the rows that have both points."""
+        own = np.array([name in landmarks for name in self.landmarks], bool)
+        distance = np.linalg.norm(self.found_mm - self.true_mm, axis=1)
+        return distance[own & np.isfinite(distance)]
+
+    def annotated(self, landmarks: set[str]) -> int:
+        """How many of these landmarks have a true point."""
+        known = np.isfinite(self.true_mm).all(1)
+        return sum(bool(own) for name, own in zip(self.landmarks, known, strict=True) if name in landmarks)
+
+    def points(self, study: str) -> Points:
+        """What was found in one study."""
+        own = [i for i, name in enumerate(self.studies) if name == study and np.isfinite(self.found_mm[i]).all()]
+        return {self.landmarks[i]: Landmark(self.found_mm[i], float(self.confidence[i])) for i in own}
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """Everything a report is made from. ``graded`` and ``located`` are None where the folder lacks their files."""
+
+    folder: Path
+    task: Task
+    manifest: Mapping[str, Any]
+    fold: Mapping[str, int]  # study -> fold
+    patient: Mapping[str, str]
+    graded: Graded | None
+    located: Located | None
+
+    @property
+    def sites(self) -> Mapping[str, tuple[Grade, Site]]:
+        """target -> its grader and its site."""
+        return {site.target: (group, site) for group in self.task.grade for site in group.sites}
+
+
+def read(folder: Path, known: Mapping[str, Task], labels: Mapping[str, Mapping[str, int]] | None = None) -> Evidence:
+    """Read a weights folder. labels: {study: {target: class}}, for tables that were written without them.
+
+    ValueError where the folder is none, or a table is not what training writes.
+    """
+    manifest = bundle.read_manifest(folder)
+    if manifest["task"] not in known:
+        raise ValueError(f"{folder}: weights are of task {manifest['task']!r}; known tasks: {sorted(known)}")
+    task = known[manifest["task"]]
+    fold, patient = _folds(folder / folds.FILE)
+    graded, points = folder / "oof.csv", folder / "oof_points.csv"
+    return Evidence(
+        folder=folder,
+        task=task,
+        manifest=manifest,
+        fold=fold,
+        patient=patient,
+        graded=_graded(graded, task, labels or {}) if graded.is_file() else None,
+        located=_located(points) if points.is_file() else None,
+    )
+
+
+def labels_of(studies: list[Study]) -> dict[str, dict[str, int]]:
+    return {study.id: dict(study.labels) for study in studies}
+
+
+def _folds(path: Path) -> tuple[dict[str, int], dict[str, str]]:
+    if not path.is_file():
+        return {}, {}
+    records = _records(path, folds.COLUMNS)
+    fold = {row["study_id"]: int(row["fold"]) for row in records}
+    return fold, {row["study_id"]: row["patient"] for row in records}
+
+
+def _graded(path: Path, task: Task, labels: Mapping[str, Mapping[str, int]]) -> Graded:
+    columns, ids, values = tables.read(path)
+    wanted = [tables.ROW_ID, *task.classes, "fold"]
+    if columns not in (wanted, [*wanted, "label"]):
+        raise ValueError(f"{path}: columns are {columns}, expected {[*wanted, 'label']}; train again")
+    k = len(task.classes)
+    probs, fold = values[:, :k], values[:, k]
+    if not (np.isfinite(probs).all() and np.isfinite(fold).all()):
+        raise ValueError(f"{path}: cells that are no numbers; train again")
+    names = [tables.split_id(task, row) for row in ids]
+    given = np.array([labels.get(study, {}).get(target, -1) for study, target in names], int)
+    written = values[:, k + 1] if len(columns) > len(wanted) else np.full(len(ids), np.nan)
+    label = np.where(np.isfinite(written), np.nan_to_num(written, nan=-1), given).astype(int)
+    if odd := sorted({int(one) for one in label if one >= k}):
+        raise ValueError(f"{path}: labels {odd}; the classes are 0 to {k - 1}")
+    return Graded(tuple(ids), tuple(s for s, _ in names), tuple(t for _, t in names), probs, fold.astype(int), label)
+
+
+def _located(path: Path) -> Located:
+    records = _records(path, POINT_COLUMNS)
+    number = lambda cell: float(cell) if cell else float("nan")  # noqa: E731
+    place = lambda prefix: np.array([[number(row[prefix + axis]) for axis in AXES] for row in records])  # noqa: E731
+    return Located(
+        studies=tuple(row["study_id"] for row in records),
+        landmarks=tuple(row["landmark"] for row in records),
+        found_mm=place("").reshape(-1, 3),
+        true_mm=place("true_").reshape(-1, 3),
+        confidence=np.array([float(row["confidence"]) for row in records]),
+    )
+
+
+def _records(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != columns:
+            raise ValueError(f"{path}: columns are {reader.fieldnames}, expected {list(columns)}")
+        return list(reader)

@@ -1,0 +1,180 @@
+"""How good a submission is: the official score beside the prior's and the uniform one, with intervals over patients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from osteograde.tasks import rows as tables
+from osteograde.tasks.priors import as_rows
+from osteograde.tasks.scores.bootstrap import groups_of, interval
+from osteograde.tasks.spec import Task
+from osteograde.tasks.tables import some
+
+TRUTHS = ("test_truth.csv", "train.csv")  # in this order; the one that knows most of the submission's studies counts
+
+Labels = Mapping[str, Mapping[str, int]]
+
+
+def score_submission(
+    task: Task, data: Path, submission: Path, bootstrap: int, rng: np.random.Generator
+) -> dict[str, Any]:
+    """Scores of the studies that are both submitted and labelled, as plain data for a table and for JSON.
+
+    bootstrap: resamples of patients behind the 95 % intervals; 0 = no intervals. Keys: task, truth, studies,
+    unlabelled and unsubmitted (counts), score {part: value}, interval {part: [low, high]}, prior and uniform
+    {part: value}, better {part: "higher" or "lower"}, classes, confusion (rows: truth) and confusion_interval
+    (numbers of cells), None where the task counts none. Parts that no label speaks of are None. ValueError where
+    nothing can be compared.
+    """
+    probs = submitted(task, submission)
+    truth, labels = _truth(task, data, probs)
+    both = {study: given for study, given in labels.items() if study in probs}
+    shape = (len(task.targets), len(task.classes))
+    prior, uniform = as_rows(task.prior, task.targets), np.full(shape, 1 / shape[1])
+    names = list(task.score(both, probs))
+    ends: list[tuple[float, float]] = []
+    if bootstrap:
+        groups = groups_of([task.patient(study) for study in both])
+        low, high = interval(task.counted(both, probs), len(both), bootstrap, rng, groups=groups)
+        ends = list(zip(low, high, strict=True))
+    return {
+        "task": task.name,
+        "truth": truth.name,
+        "studies": len(both),
+        "unlabelled": len(set(probs) - set(both)),
+        "unsubmitted": len(set(labels) - set(both)),
+        "bootstrap": bootstrap,
+        "score": _plain(task.score(both, probs)),
+        "interval": {name: [_finite(a), _finite(b)] for name, (a, b) in zip(names, ends, strict=False)},
+        "prior": _plain(task.score(both, dict.fromkeys(both, prior))),
+        "uniform": _plain(task.score(both, dict.fromkeys(both, uniform))),
+        "better": {name: "higher" if name in task.higher_is_better else "lower" for name in names},
+        "classes": list(task.classes),
+        **_confusion(task, both, probs, bootstrap, rng),
+    }
+
+
+def submitted(task: Task, path: Path) -> dict[str, np.ndarray]:
+    """{study: (targets, classes)} of a submission. ValueError names what is missing, doubled or of another task."""
+    columns, ids, values = tables.read(path)
+    if columns != [tables.ROW_ID, *task.classes]:
+        raise ValueError(f"{path}: wrong columns: expected {(tables.ROW_ID, *task.classes)}, found {tuple(columns)}")
+    if doubled := tables.twice(ids):
+        raise ValueError(f"{path}: row ids more than once: {some(doubled)}")
+    try:
+        return tables.by_study(task, dict(zip(ids, values, strict=True)))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def format_table(result: Mapping[str, Any]) -> str:
+    """The result as lines of text; the last column says which way is better.
+
+    >>> plain = {"score": 0.5}
+    >>> print(format_table({"task": "t", "truth": "train.csv", "studies": 3, "unlabelled": 0, "unsubmitted": 0,
+    ...     "bootstrap": 9, "score": plain, "interval": {"score": [0.4, 0.6]}, "prior": plain, "uniform": plain,
+    ...     "better": {"score": "higher"}, "classes": ["no", "yes"], "confusion": [[1, 0], [1, 1]],
+    ...     "confusion_interval": [[[0, 2], [0, 0]], [[0, 3], [0, 2.5]]]}))
+    t: 3 studies of train.csv
+                          score     95 % interval      prior    uniform  better
+    score                0.5000   0.4000 - 0.6000     0.5000     0.5000  higher
+    confusion (rows: truth, columns: most probable class)
+                         no  yes
+    no                    1    0
+    yes                   1    1
+    95 % interval
+                         no  yes
+    no                  0-2  0-0
+    yes                 0-3  0-2
+    """
+    lines = [f"{result['task']}: {result['studies']} studies of {result['truth']}"]
+    for key, what in (("unlabelled", "submitted, but without truth"), ("unsubmitted", "with truth, but not submitted")):
+        if result[key]:
+            lines.append(f"{result[key]} studies are {what}: left out")
+    lines.append(f"{'':18}{'score':>9}{'95 % interval':>18}{'prior':>11}{'uniform':>11}  better")
+    for name in result["score"]:
+        low, high = result["interval"].get(name, (None, None))
+        between = f"{_text(low)} - {_text(high)}" if result["interval"] else "-"
+        score, prior, uniform = (_text(result[key][name]) for key in ("score", "prior", "uniform"))
+        lines.append(f"{name:18}{score:>9}{between:>18}{prior:>11}{uniform:>11}  {result['better'][name]}")
+    if result["confusion"] is not None:
+        lines += _confusion_lines(result)
+    return "\n".join(lines)
+
+
+def _confusion(
+    task: Task, labels: Labels, probs: Mapping[str, np.ndarray], bootstrap: int, rng: np.random.Generator
+) -> dict[str, Any]:
+    if task.confusion is None:
+        return {"confusion": None, "confusion_interval": None}
+    by_study = np.array([task.confusion({study: given}, probs) for study, given in labels.items()])
+    ends = None
+    if bootstrap:
+        groups = groups_of([task.patient(study) for study in labels])
+        low_high = interval(
+            lambda counts: np.tensordot(counts, by_study, 1), len(labels), bootstrap, rng, groups=groups
+        )
+        ends = np.stack(low_high, -1).tolist()
+    return {"confusion": by_study.sum(0).tolist(), "confusion_interval": ends}
+
+
+def _confusion_lines(result: Mapping[str, Any]) -> list[str]:
+    """The matrix, and the intervals of its cells where there are any."""
+    tables = [("confusion (rows: truth, columns: most probable class)", result["confusion"])]
+    if result["confusion_interval"]:
+        ends = [[f"{low:.0f}-{high:.0f}" for low, high in row] for row in result["confusion_interval"]]
+        tables.append(("95 % interval", ends))
+    lines, classes = [], result["classes"]
+    for title, table in tables:
+        cells = [classes, *table]
+        width = 2 + max(len(str(cell)) for row in cells for cell in row)
+        lines.append(title)
+        for name, row in zip(["", *classes], cells, strict=True):
+            lines.append(f"{name:18}" + "".join(f"{cell!s:>{width}}" for cell in row))
+    return lines
+
+
+def _truth(task: Task, data: Path, probs: Mapping[str, np.ndarray]) -> tuple[Path, Labels]:
+    paths = [path for name in TRUTHS if (path := Path(data) / name).is_file()]
+    if not paths:
+        return _own_labels(task, data, probs)
+    known = [(path, {study: given for study, given in task.labels(path).items() if given}) for path in paths]
+    best = max(known, key=lambda pair: len(set(pair[1]) & set(probs)))  # the first of equals
+    if not set(best[1]) & set(probs):
+        raise ValueError(
+            f"none of the {len(probs)} submitted studies is labelled in {' or '.join(map(str, paths))}; "
+            f"submitted: {some(probs, 3)}; is this the right folder?"
+        )
+    return best
+
+
+def _own_labels(task: Task, data: Path, probs: Mapping[str, np.ndarray]) -> tuple[Path, Labels]:
+    """The labels that the data themselves give to training: grade folders, or tables of other names."""
+    try:
+        studies = task.read(Path(data), "train")
+    except ValueError as error:
+        named = " nor ".join(TRUTHS)
+        raise ValueError(f"{data}: holds neither {named}, nor labels of its own ({error}); nothing to score") from error
+    labels = {study.id: study.labels for study in studies if study.labels}
+    if not set(labels) & set(probs):
+        raise ValueError(
+            f"none of the {len(probs)} submitted studies is labelled in {data}; submitted: {some(probs, 3)}; "
+            "is this the right folder?"
+        )
+    return Path(data), labels
+
+
+def _plain(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: _finite(value) for name, value in values.items()}
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None  # JSON has no NaN
+
+
+def _text(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

@@ -1,0 +1,85 @@
+"""Figures of a report, counted from out-of-fold rows. Letters: n rows, K classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from osteograde.report.oof_tables import Evidence, Graded
+from osteograde.tasks.metrics import BINS, confidence_bin
+from osteograde.tasks.scores import confusion as agreement
+
+TRUE_CLASS = "true class"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Figures of some labelled rows; NaN where they are not defined."""
+
+    rows: int
+    log_loss: float
+    accuracy: float
+    within_one: float  # share at most one class off
+    mae: float
+    kappa: float  # quadratic
+
+
+@dataclass(frozen=True, eq=False)
+class Reliability:
+    """Of each of ``BINS`` equal bins of the largest probability: rows, mean probability, share that is right (NaN
+    where a bin is empty). ece: the mean distance of the two, weighted by rows (Naeini et al., AAAI 2015)."""
+
+    count: np.ndarray
+    confidence: np.ndarray
+    right: np.ndarray
+    ece: float
+
+
+def confusion(graded: Graded, chosen: np.ndarray, classes: int) -> np.ndarray:
+    """(K, K) labelled rows among ``chosen`` (n,) booleans: rows the truth, columns the most probable class."""
+    own = chosen & graded.labelled
+    code = graded.label[own] * classes + graded.probs[own].argmax(1)
+    return np.bincount(code, minlength=classes**2).reshape(classes, classes)
+
+
+def summary(graded: Graded, chosen: np.ndarray, classes: int) -> Summary:
+    table = confusion(graded, chosen, classes)
+    off = np.abs(np.subtract.outer(np.arange(classes), np.arange(classes)))
+    loss = graded.loss()[chosen & graded.labelled]
+    return Summary(
+        rows=int(table.sum()),
+        log_loss=float(loss.mean()) if len(loss) else float("nan"),
+        accuracy=float(agreement.accuracy(table)),
+        within_one=float(agreement.share(table[off <= 1].sum(), table.sum())),
+        mae=float(agreement.mean_absolute_error(table)),
+        kappa=float(agreement.quadratic_kappa(table)),
+    )
+
+
+def reliability(graded: Graded) -> Reliability:
+    """Over all labelled rows."""
+    own = graded.labelled
+    top, right = graded.probs[own].max(1), graded.probs[own].argmax(1) == graded.label[own]
+    place = confidence_bin(top)
+    count = np.bincount(place, minlength=BINS)
+    mean = agreement.share(np.bincount(place, top, BINS), count)
+    hits = agreement.share(np.bincount(place, right, BINS), count)
+    distance = np.nan_to_num(np.abs(mean - hits))
+    return Reliability(count, mean, hits, float(agreement.share((distance * count).sum(), count.sum())))
+
+
+def breakdown(evidence: Evidence, graded: Graded) -> dict[str, dict[str, Summary]]:
+    """{by what: {of which: figures}}: by condition, level, side and true class; those with one value are left out."""
+    sites, classes = evidence.sites, evidence.task.classes
+    own: dict[str, list[str]] = {
+        name: [getattr(sites[target][1], name) for target in graded.targets] for name in ("condition", "level", "side")
+    }
+    own[TRUE_CLASS] = [classes[label] if label >= 0 else "" for label in graded.label]
+    order = {name: list(dict.fromkeys(getattr(site, name) for _, site in sites.values())) for name in list(own)[:3]}
+    order[TRUE_CLASS] = list(classes)
+    return {
+        name: {value: summary(graded, np.array(own[name], object) == value, len(classes)) for value in values}
+        for name, values in order.items()
+        if len(values) > 1
+    }

@@ -1,0 +1,164 @@
+"""The worst cases: what the fold that never saw a study got most wrong, with what it looked at.
+
+A map is made by the nets of the fold that held the study out, on the crop around the points which the locators of that
+fold found: nothing on the page was seen in training.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from itertools import count, takewhile
+
+import cv2
+import numpy as np
+import torch
+from torch import nn
+
+from osteograde.learning.cross_fit import net_name
+from osteograde.models import bundle
+from osteograde.pipeline.crops import site_boxes
+from osteograde.pipeline.load import Loaded, load_study
+from osteograde.report import heatmaps
+from osteograde.report.charts import number
+from osteograde.report.heatmaps import Shown
+from osteograde.report.oof_tables import Evidence, Graded
+from osteograde.tasks.spec import Pixels, Study
+
+WORST = 24
+HEIGHT = 200  # pixels of a picture
+QUALITY = 82  # of the JPEGs
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One wrong row. predicted, truth: pictures per view of the evidence for either class; empty without a crop."""
+
+    row: int  # of the out-of-fold table
+    loss: float
+    predicted: Sequence[Shown]
+    truth: Sequence[Shown]
+
+
+def worst_rows(graded: Graded, studies: set[str], count: int = WORST) -> list[int]:
+    """Rows of the given studies with the largest -log p of the true class, worst first; of equals the first row."""
+    loss = graded.loss()
+    own = [i for i in np.flatnonzero(graded.labelled).tolist() if graded.studies[i] in studies]
+    return sorted(own, key=lambda i: (-loss[i], i))[:count]
+
+
+def worst(evidence: Evidence, studies: Sequence[Study], count: int = WORST) -> list[Case]:
+    """The worst cases of the studies given, with pictures where their place was found. Reads their images."""
+    if evidence.graded is None or evidence.located is None:
+        return []
+    by_id, nets = {study.id: study for study in studies}, _Nets(evidence)
+    rows = worst_rows(evidence.graded, set(by_id), count)
+    loss = evidence.graded.loss()
+    found: dict[int, tuple[Sequence[Shown], Sequence[Shown]]] = {}
+    for study in dict.fromkeys(evidence.graded.studies[i] for i in rows):
+        loaded = load_study(by_id[study], evidence.task)
+        own = [i for i in rows if evidence.graded.studies[i] == study]
+        found |= _pictures(evidence, evidence.graded, loaded, own, nets)
+    return [Case(i, float(loss[i]), *found.get(i, ((), ()))) for i in rows]
+
+
+def _pictures(
+    evidence: Evidence, graded: Graded, loaded: Loaded, rows: Sequence[int], nets: _Nets
+) -> dict[int, tuple[Sequence[Shown], Sequence[Shown]]]:
+    """row -> (evidence for the predicted class, for the true one) of some rows of one study."""
+    located = evidence.located
+    points = evidence.task.complete(located.points(loaded.study.id)) if located else {}
+    found: dict[int, tuple[Sequence[Shown], Sequence[Shown]]] = {}
+    for group in evidence.task.grade:
+        own = {graded.targets[i]: i for i in rows if evidence.sites[graded.targets[i]][0] is group}
+        if not own:
+            continue
+        pixels: Pixels = evidence.manifest["pixels"][group.name]
+        boxes = site_boxes(group, loaded.volumes, points, pixels)
+        boxes = {target: views for target, views in boxes.items() if target in own}
+        shown = [
+            heatmaps.explained(
+                group,
+                boxes,
+                nets.of(group.name, int(graded.fold[rows[0]])),
+                pixels,
+                CPU,
+                {target: int(of(own[target])) for target in boxes},
+                height=HEIGHT,
+            )
+            for of in (lambda i: graded.probs[i].argmax(), lambda i: graded.label[i])
+        ]
+        found |= {own[target]: (shown[0][target], shown[1][target]) for target in boxes}
+    return found
+
+
+class _Nets:
+    """Graders by group and fold, each checked and loaded when it is first asked for."""
+
+    def __init__(self, evidence: Evidence) -> None:
+        self.folder = evidence.folder
+        self.files: Mapping[str, Mapping] = evidence.manifest["files"]
+        self.loaded: dict[str, nn.Module] = {}
+
+    def of(self, group: str, fold: int) -> list[nn.Module]:
+        """All nets of a fold: its first one, and further members where the recipe has them."""
+        names = list(takewhile(self.files.__contains__, (net_name("grade", group, fold, m) for m in count())))
+        if not names:
+            first = net_name("grade", group, fold)
+            raise ValueError(f"{self.folder}: oof.csv speaks of fold {fold}, the manifest has no {first}; train again")
+        return [self._loaded(name) for name in names]
+
+    def _loaded(self, name: str) -> nn.Module:
+        if name not in self.loaded:
+            if bundle.sha256(self.folder / name) != self.files[name]["sha256"]:
+                raise ValueError(f"{self.folder / name}: not the file that the manifest describes; fetch it again")
+            self.loaded[name] = bundle.load_net(self.folder / name, self.files[name]["net"])
+        return self.loaded[name]
+
+
+def card(case: Case, rank: int, evidence: Evidence, graded: Graded) -> str:
+    """A case as HTML: what was said, what is true, and per view the crop, the maps and the slice."""
+    i, classes = case.row, evidence.task.classes
+    top, true = int(graded.probs[i].argmax()), int(graded.label[i])
+    chances = ", ".join(
+        f"<b>{escape(name)} {p:.3f}</b>" if k == true else f"{escape(name)} {p:.3f}"
+        for k, (name, p) in enumerate(zip(classes, graded.probs[i], strict=True))
+    )
+    head = (
+        f"<h3>{rank}. {escape(graded.ids[i])}</h3><p>true <b>{escape(classes[true])}</b>, "
+        f"predicted {escape(classes[top])}; {chances}; -log p {number(case.loss)}; fold {graded.fold[i]}</p>"
+    )
+    views = [
+        _figure(predicted, truth if true != top else None, classes[top], classes[true])
+        for predicted, truth in zip(case.predicted, case.truth, strict=True)
+    ]
+    body = "".join(views) or "<p>No crop: its place was not found, the row holds the prior of its fold.</p>"
+    return f'<article class="case">{head}{body}</article>'
+
+
+def _figure(predicted: Shown, truth: Shown | None, said: str, true: str) -> str:
+    """The crop, the evidence for what was said and, where that is wrong, for the truth; each map back on its slice."""
+    crop, seen = heatmaps.pair(predicted, HEIGHT)
+    images = [(crop, f"crop, {predicted.slice_words}"), (seen, f"evidence for {said}")]
+    images.append((predicted.film, f"evidence for {said} on the slice"))
+    if truth is not None:
+        images.append((heatmaps.pair(truth, HEIGHT)[1], f"evidence for {true}, {truth.slice_words}"))
+    return '<div class="strip">' + "".join(_image(image, words) for image, words in images) + "</div>"
+
+
+def _image(image: np.ndarray, words: str) -> str:
+    height, width = image.shape[:2]
+    return (
+        f'<figure style="width:{width}px">'
+        f'<img src="{data_uri(image)}" width="{width}" height="{height}" alt="{escape(words)}">'
+        f"<figcaption>{escape(words)}</figcaption></figure>"
+    )
+
+
+def data_uri(image: np.ndarray) -> str:
+    """A BGR or grey picture as a JPEG inside the page."""
+    _, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode("ascii")

@@ -1,0 +1,217 @@
+"""Reading of `spider`: sagittal slices and stacks of lumbar spines, with the data set's tables or without any.
+
+* ``<patient>_t1.*`` and ``<patient>_t2.*`` are two views of one study, ``<patient>``;
+* ``<patient>_t2_SPACE.*`` is a study of its own, and so is the stack of ``<patient>_t2_SPACE_slice<k>.*``;
+* any other picture or DICOM file is a study of its own, taken for T2; a folder of DICOM files is one study.
+
+Tables (overview.csv, gradings.csv, boxes.csv) are looked for beside the images; without them pictures are taken to be
+280 mm wide. Nothing that is graded depends on that: crops are as large as the patient's own discs lie apart.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from osteograde.imaging import image_files
+from osteograde.tasks.image_files import images, names, part_of
+from osteograde.tasks.spider import marks as spider_marks
+from osteograde.tasks.spine import LEVELS
+from osteograde.tasks.study import Mark, Series, Study
+from osteograde.tasks.tables import numbers, read_table, refuse, some
+
+GRADES = ("1", "2", "3", "4", "5")
+FINDINGS = {"narrowing": "disc narrowing", "bulging": "disc bulging"}
+MASKS = "masks"  # folder of label images, never images to grade
+_NAMED = re.compile(r"^(?P<patient>[0-9A-Za-z]+)_(?P<view>t1|t2)(?P<space>_SPACE)?(?:_slice(?P<slice>[0-9]+))?$")
+GRADE_COLUMNS = ("row_id", "grade")
+COLUMNS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {  # texts, needed and other numbers
+    "overview.csv": (("new_file_name", "pixelspacing"), (), ("slicethickness", "spacingbetweenslices")),
+    "gradings.csv": (("patient",), ("ivd label",), ("pfirrman grade", *FINDINGS.values())),
+    "boxes.csv": (("slice",), ("ivd_label", "x0", "y0", "x1", "y1"), ()),
+}
+
+
+def level_of(label: int) -> str:
+    """The level of a disc label, counted up from 1 = L5/S1; "" beyond the five lowest.
+
+    >>> level_of(1), level_of(5), level_of(6)
+    ('l5_s1', 'l1_l2', '')
+    """
+    return LEVELS[-label] if 1 <= label <= len(LEVELS) else ""
+
+
+def patient_of(study: str) -> str:
+    """The patient of a study's id; ids of other files are patients of their own."""
+    told = re.match(r"^([0-9A-Za-z]+)_t2_SPACE(_stack)?$", study)
+    return told[1] if told else study
+
+
+def read(root: Path, part: str) -> list[Study]:
+    """Every image below ROOT (for "test" ROOT/test_images where it exists) as studies; "train": with what is known.
+
+    ValueError where there is no image, where a table is broken, or where nothing is known about any image.
+    """
+    root = Path(root)
+    folder = part_of(root, part)
+    files = [file for file in images(folder) if MASKS not in file.relative_to(folder).parts[:-1]]
+    if not files:
+        raise ValueError(f"{folder}: no image files (png, jpg, webp, tif, bmp, dcm); give the folder that holds them")
+    first = {(file.parent, file.stem): file for file in reversed(files)}  # one of 1_t2.png and 1_t2.jpg is named so
+    named = [file for file in files if _match(file) and first[file.parent, file.stem] == file]
+    odd = sorted({*files} - {*named})
+    placed = [*_named(named, _spacing(_table(root, "overview.csv"))), *_others(odd, folder)]
+    called = names([place for place, _ in placed], folder)
+    studies = [
+        replace(study, id=name, patient=study.patient or name) for (_, study), name in zip(placed, called, strict=True)
+    ]
+    if part == "train":
+        studies = _known(root, studies)
+        if not studies:
+            raise ValueError(f"{root}: gradings.csv, boxes.csv or masks say nothing about its images; nothing to learn")
+    return sorted(studies, key=lambda study: study.id)
+
+
+def _named(files: Sequence[Path], spacing: Mapping[str, tuple[float, float, float]]) -> Iterator[tuple[Path, Study]]:
+    """Studies, yet without ids, of files that are called as the data set's, and paths that the ids are told from.
+
+    Views of a patient may lie in different folders; where one file name comes twice, each folder has its own patients.
+    """
+    count = Counter(file.stem for file in files)
+    groups: dict[tuple[str, str], list[tuple[Path, str]]] = defaultdict(list)
+    for file in files:
+        if told := _match(file):
+            ending = f"_t2_SPACE{'_stack' if told['slice'] else ''}" if told["space"] else ""
+            groups[told["patient"] + ending, told["patient"]].append((file, told["view"]))
+    for (name, patient), group in groups.items():
+        twice = any(count[file.stem] > 1 for file, _ in group)
+        parts: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
+        for file, view in group:
+            parts[str(file.parent) if twice else ""][view].append(file)
+        for views in parts.values():
+            series = tuple(_series(view, views[view], spacing) for view in sorted(views, reverse=True))
+            yield series[0].folder / f"{name}.study", Study("", patient, series)
+
+
+def _series(view: str, files: list[Path], spacing: Mapping[str, tuple[float, float, float]]) -> Series:
+    ordered = sorted(files, key=lambda file: (int((_match(file) or {"slice": 0})["slice"] or 0), file.name))
+    name = re.sub(r"_slice[0-9]+$", "", ordered[0].stem)
+    masks = tuple(file.parents[1] / MASKS / f"{file.stem}.png" for file in ordered)
+    known = all(mask.is_file() for mask in masks)
+    return Series(name, view, ordered[0].parent, tuple(ordered), spacing.get(name), masks=masks if known else ())
+
+
+def _others(files: Sequence[Path], root: Path) -> Iterator[tuple[Path, Study]]:
+    """The same of files of any other name: unknown contrast counts as T2. DICOM files of a folder are one study."""
+    slices: dict[Path, list[Path]] = defaultdict(list)
+    for file in files:
+        if not image_files.is_image(file):
+            slices[file.parent].append(file)
+        else:
+            view = told["view"] if (told := _match(file)) else "t2"
+            yield file, Study("", "", (Series(file.stem, view, file.parent, (file,)),))
+    for folder, together in slices.items():
+        if len(together) > 1:
+            place = (root if folder == root else folder.parent) / f"{folder.absolute().name}.study"
+            yield place, Study("", "", (Series(folder.absolute().name, "", folder),))
+        else:
+            file = together[0]
+            yield file, Study("", "", (Series(file.stem, "", folder, (file,)),))
+
+
+def _match(file: Path) -> re.Match[str] | None:
+    return _NAMED.match(file.stem) if image_files.is_image(file) else None
+
+
+def _known(root: Path, studies: Sequence[Study]) -> list[Study]:
+    """The studies that a table or a mask tells something about, with their labels, findings and marks."""
+    boxes, grades = _table(root, "boxes.csv"), _grades(_table(root, "gradings.csv"))
+    marks = spider_marks.of_boxes(boxes) if boxes is not None else {}
+    found = []
+    for study in studies:
+        own: list[Mark] = []
+        for series in study.series:
+            own += marks.get(series.id, []) if not series.masks else spider_marks.of_masks(series)
+        labels, findings = grades.get(study.patient, ({}, {}))
+        if own or labels:
+            found.append(Study(study.id, study.patient, study.series, labels, tuple(own), findings=findings))
+    return found
+
+
+def _grades(table: pd.DataFrame | None) -> dict[str, tuple[dict[str, int], dict[str, dict[str, int]]]]:
+    """patient -> (level -> class index, finding -> level -> 0 or 1). Empty cells are unknown."""
+    found: dict[str, tuple[dict[str, int], dict[str, dict[str, int]]]] = {}
+    for row in table.to_dict("records") if table is not None else []:
+        level = level_of(int(row["ivd label"]))
+        if not level:
+            continue
+        labels, findings = found.setdefault(row["patient"], ({}, {name: {} for name in FINDINGS}))
+        if 1 <= row["pfirrman grade"] <= len(GRADES):
+            labels[level] = int(row["pfirrman grade"]) - 1
+        for name, column in FINDINGS.items():
+            if row[column] >= 0:
+                findings[name][level] = int(row[column] > 0)
+    return found
+
+
+def _spacing(table: pd.DataFrame | None) -> dict[str, tuple[float, float, float]]:
+    """series -> mm between (slices, rows, columns)."""
+    found = {}
+    for row in table.to_dict("records") if table is not None else []:
+        told = re.fullmatch(r"\[\s*([0-9.]+)[\s,]+([0-9.]+)\s*\]", str(row["pixelspacing"]).strip())
+        if not told:
+            raise ValueError(
+                f"overview.csv: PixelSpacing of {row['new_file_name']} is {row['pixelspacing']!r}; "
+                'expected mm of rows and columns as "[0.5, 0.5]"'
+            )
+        step = row["spacingbetweenslices"] if row["spacingbetweenslices"] > 0 else row["slicethickness"]
+        found[row["new_file_name"]] = (float(step), float(told[1]), float(told[2]))
+    return found
+
+
+def _table(root: Path, name: str) -> pd.DataFrame | None:
+    """A table of the data set beside the images or up to two folders above them; None where there is none.
+
+    ValueError where it is broken. Above the images, a table of that name without its columns is something else's.
+    """
+    ids, needed, others = COLUMNS[name]
+    for path in (folder / name for folder in (root, *root.resolve().parents[:2])):
+        if path.is_file() and (path.parent == root or _has_columns(path, (*ids, *needed, *others))):
+            table = read_table(path, (*ids, *needed, *others), ids)
+            for column in (*needed, *others):
+                values = numbers(table[column])
+                if column in needed:
+                    refuse(path, table, pd.Series(np.isnan(values), table.index), column, "not a number")
+                table[column] = values
+            return table
+    return None
+
+
+def _has_columns(path: Path, columns: Sequence[str]) -> bool:
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        header = {name.strip().lower() for name in file.readline().split(",")}
+    return {*columns} <= header
+
+
+def labels(path: Path) -> dict[str, dict[str, int]]:
+    """{study: {level: class index}} of a table row_id,grade. ValueError for unknown grades or levels."""
+    table = pd.read_csv(path, dtype=str, encoding="utf-8-sig")
+    if not set(GRADE_COLUMNS) <= set(table.columns):
+        raise ValueError(f"{path}: columns are {list(table.columns)}; expected {','.join(GRADE_COLUMNS)}")
+    found: dict[str, dict[str, int]] = {}
+    bad = []
+    for row, grade in zip(table["row_id"], table["grade"], strict=True):
+        level = next((name for name in LEVELS if str(row).endswith(f"_{name}")), "")
+        if not level or grade not in GRADES:
+            bad.append(row)
+        else:
+            found.setdefault(row[: -len(level) - 1], {})[level] = GRADES.index(grade)
+    if bad:
+        raise ValueError(f"{path}: rows without a known level and grade: {some(bad)}")
+    return found
