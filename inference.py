@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
 from osteograde import cli
 from osteograde.inference import run
-from osteograde.report import explain, overlays
+from osteograde.report import heatmaps, overlays
 
 SHIPPED = Path(__file__).resolve().parent / "weights"
 PHANTOMS = 3  # studies made on the spot where no data are given
@@ -45,8 +45,8 @@ def main(argv: list[str] | None = None) -> int:
         workers=args.workers,
         time_budget_hours=args.time_budget,
         max_unread=args.max_unread,
-        draw=explain.together(
-            [room.drawer(folder) for room, folder in ((overlays, args.overlays), (explain, args.explain)) if folder]
+        draw=heatmaps.together(
+            [room.drawer(folder) for room, folder in ((overlays, args.overlays), (heatmaps, args.explain)) if folder]
         ),
         say=print,
     )

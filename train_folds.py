@@ -14,12 +14,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
 from osteograde import cli
-from osteograde.imaging.memory import keep_all_freed_memory
 from osteograde.learning import pretrained, train
 from osteograde.learning.recipe import shrink
 from osteograde.learning.recipes import RECIPES
 from osteograde.learning.reuse import reuse_nets
-from osteograde.models.device import pick
+from osteograde.models.device import keep_all_freed_memory, pick
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from osteograde.learning.judging.members import Answers, gather
+from osteograde.learning.ensemble import Answers, gather
 from osteograde.tasks import TASKS
-from osteograde.tasks.scores.bootstrap import interval
+from osteograde.tasks.metrics import interval
 
 
 def compare(answers: Answers, bootstrap: int, seed: int = 0) -> dict[str, dict[str, object]]:

@@ -22,14 +22,14 @@ import torch
 
 from osteograde.learning import folds
 from osteograde.learning.cross_fit import net_name
-from osteograde.learning.judging.members import Answers
+from osteograde.learning.ensemble import Answers
 from osteograde.learning.recipes import RECIPES
 from osteograde.models import bundle
 from osteograde.pipeline import predict
 from osteograde.pipeline.load import load_study
 from osteograde.tasks import TASKS
 from osteograde.tasks.knee_films import films
-from osteograde.tasks.scores.bootstrap import groups_of
+from osteograde.tasks.metrics import groups_of
 from osteograde.tasks.spec import Point, Study
 
 TASK = TASKS["knee-xray"]

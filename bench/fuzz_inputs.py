@@ -23,7 +23,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from osteograde.phantom.writers.rle_encode import encode_rle, packbits
+from osteograde.phantom.dicom_writer import encode_rle, packbits
 
 PICTURES = ("png", "jpg", "webp", "tif", "bmp", "f.tif")
 ODD = (0, 1, 2, 3, 7, 8, 16, 127, 255, 256, 4095, 32767, 32768, 65535)

@@ -30,15 +30,15 @@ import boxes as precision
 
 from osteograde.imaging.geometry import apply, to_index
 from osteograde.learning import evaluate, folds
-from osteograde.learning.data.masks import UNKNOWN, cut_labels, label_volume
+from osteograde.learning.locator_data import UNKNOWN, cut_labels, label_volume
 from osteograde.models import bundle
 from osteograde.models.locators.unet import disc_components, in_a_column
 from osteograde.pipeline import predict
 from osteograde.pipeline.crops import Pass, pass_images, passes
 from osteograde.pipeline.load import Loaded, load_study
 from osteograde.tasks import TASKS
-from osteograde.tasks.scores.bootstrap import groups_of, interval
-from osteograde.tasks.spider.rois import apart_mm
+from osteograde.tasks.metrics import groups_of, interval
+from osteograde.tasks.spider_mr import apart_mm
 from osteograde.tasks.spine import LEVELS
 
 TASK = TASKS["spider"]

@@ -19,7 +19,7 @@ from typing import Any
 from compare_oof import compare, told
 
 from osteograde.learning import train
-from osteograde.learning.judging.members import gather
+from osteograde.learning.ensemble import gather
 from osteograde.learning.recipe import Recipe
 from osteograde.learning.recipes import RECIPES
 from osteograde.learning.reuse import reuse_nets

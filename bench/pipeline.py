@@ -25,12 +25,11 @@ import usual
 from osteograde import phantom
 from osteograde.imaging.dicom import fast_header, rle
 from osteograde.imaging.dicom.read import file_contents
-from osteograde.imaging.memory import keep_freed_memory
 from osteograde.inference import run
-from osteograde.inference.answers.sheet import Tally
 from osteograde.inference.deadline import Budget, Effort
+from osteograde.inference.submission import Tally
 from osteograde.models import bundle
-from osteograde.models.device import pick
+from osteograde.models.device import keep_freed_memory, pick
 from osteograde.pipeline import crops
 from osteograde.tasks import TASKS
 

@@ -29,7 +29,7 @@ from slices import write_study
 from osteograde.imaging.dicom import read_series, rle
 from osteograde.imaging.dicom.fast_header import quick_read
 from osteograde.imaging.dicom.read import file_contents, read_slice
-from osteograde.imaging.memory import keep_freed_memory
+from osteograde.models.device import keep_freed_memory
 
 Reader = Callable[[Path], np.ndarray]
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}

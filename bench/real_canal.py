@@ -25,12 +25,12 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the writer of real studies, which tests share
 
 from osteograde.inference import run
-from osteograde.inference.sharing import Nets
 from osteograde.learning import folds
 from osteograde.models import bundle
 from osteograde.models.device import pick
 from osteograde.pipeline import predict
 from osteograde.pipeline.load import load_study
+from osteograde.pipeline.predict import Nets
 from osteograde.report import overlays
 from osteograde.tasks import TASKS
 from osteograde.tasks.lumbar_names import landmark

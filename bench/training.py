@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from osteograde import phantom
-from osteograde.imaging.memory import keep_all_freed_memory
 from osteograde.learning import loop, train
 from osteograde.learning.recipe import Recipe
 from osteograde.learning.recipes import RECIPES
-from osteograde.models.device import pick
+from osteograde.models.device import keep_all_freed_memory, pick
 
 
 class TwiceOver(loop.Fetched):

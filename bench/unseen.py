@@ -20,13 +20,13 @@ import numpy as np
 
 from osteograde import phantom
 from osteograde.inference import run
-from osteograde.inference.answers.sheet import Result, Tally
 from osteograde.inference.deadline import Budget
+from osteograde.inference.submission import Result, Tally
 from osteograde.models import bundle
 from osteograde.models.device import pick
 from osteograde.pipeline import predict
 from osteograde.tasks import TASKS
-from osteograde.tasks.scores.bootstrap import interval
+from osteograde.tasks.metrics import interval
 from osteograde.tasks.spec import Study
 
 TASK = TASKS["lumbar-mr"]

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from osteograde.inference.processes.abreast import abreast
+from osteograde.inference.run import map_single_threaded
 
 
 @pytest.fixture
@@ -23,13 +23,13 @@ def test_answers_come_in_order_from_workers_with_one_thread_each(two_threads):
         both.wait()
         return item, torch.get_num_threads()
 
-    assert abreast(work, range(6)) == [(item, 1) for item in range(6)]
+    assert map_single_threaded(work, range(6)) == [(item, 1) for item in range(6)]
     assert torch.get_num_threads() == 2
 
 
 def test_one_item_is_worked_on_like_one_of_many(two_threads):
-    assert abreast(lambda item: (item, torch.get_num_threads()), ["a"]) == [("a", 1)]
-    assert abreast(lambda item: item, []) == []
+    assert map_single_threaded(lambda item: (item, torch.get_num_threads()), ["a"]) == [("a", 1)]
+    assert map_single_threaded(lambda item: item, []) == []
 
 
 def test_an_error_ends_it_and_the_threads_come_back(two_threads):
@@ -37,14 +37,14 @@ def test_an_error_ends_it_and_the_threads_come_back(two_threads):
         raise MemoryError(str(item))
 
     with pytest.raises(MemoryError):
-        abreast(work, range(4))
+        map_single_threaded(work, range(4))
     assert torch.get_num_threads() == 2
 
 
 def test_a_sum_is_the_same_to_the_bit_however_many_threads_torch_has(two_threads):
     values = [torch.rand(3, 400_000, generator=torch.Generator().manual_seed(k)) for k in range(3)]
-    several = abreast(lambda one: torch.std_mean(one), values)
+    several = map_single_threaded(lambda one: torch.std_mean(one), values)
     torch.set_num_threads(1)
-    alone = abreast(lambda one: torch.std_mean(one), values)
+    alone = map_single_threaded(lambda one: torch.std_mean(one), values)
     for a, b in zip(several, alone, strict=True):
         assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])

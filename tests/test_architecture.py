@@ -10,15 +10,16 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "osteograde"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 BENCHES = sorted((ROOT / "bench").glob("*.py"))
-# Each imports itself and those before it. Learning comes after inference: it cuts, reads and validates with its code.
-ROOMS = ("imaging", "tasks", "models", "inference", "learning")
-SEES = {room: set(ROOMS[: index + 1]) for index, room in enumerate(ROOMS)}
-SEES["learning"] = {*SEES["learning"], "phantom"}  # recipes practise on films made of the data's own crops
-SEES |= {"kaggle": {*ROOMS, "kaggle"}, "report": {*ROOMS, "report"}, "phantom": {"imaging", "tasks", "phantom"}}
+# Each imports itself and those before it; inference and learning do not know each other.
+BELOW = ("imaging", "tasks", "models", "pipeline")
+SEES = {room: set(BELOW[: index + 1]) for index, room in enumerate(BELOW)}
+SEES |= {room: {*BELOW, room} for room in ("inference", "learning")}
+SEES |= {room: {*BELOW, "inference", "learning", room} for room in ("kaggle", "report")}
+SEES["phantom"] = {"imaging", "tasks", "phantom"}
 TASK_WORDS = re.compile(r"lumbar|knee|spider|l4_l5|stenosis", re.IGNORECASE)
 MAY_NAME_TASKS = re.compile(r"(tasks|phantom)/.*|learning/recipes/.*|cli\.py|__init__\.py")
 # cli.py: help and the default task; the package's own __init__.py: one sentence that says what it is for
-TORCH_IN = {"imaging/sampling.py"}  # of the rooms that describe scans and tasks
+TORCH_IN = {"imaging/resample.py"}  # of the rooms that describe scans and tasks
 
 
 def name_of(path: Path) -> str:

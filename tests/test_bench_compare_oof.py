@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 
 import compare_oof
 
-from osteograde.learning.judging.members import Answers
+from osteograde.learning.ensemble import Answers
 from osteograde.tasks import TASKS
 
 TASK = TASKS["knee-xray"]

@@ -18,12 +18,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 
 import fuzz
 
-from osteograde.imaging import files
+from osteograde.imaging import files, image_files
 from osteograde.imaging import image_files as raster
 from osteograde.imaging.dicom import UnreadableSlice, read_slice
 from osteograde.imaging.dicom.radiograph import read_film
-from osteograde.imaging.dicom.streams import stream_size
-from osteograde.tasks import image_files
+from osteograde.imaging.dicom.read import stream_size
 from tests.dicom_files import dataset, pattern, write
 
 LIMIT = 150 << 20  # bytes that refusing a bomb may take
@@ -126,7 +125,7 @@ def test_pipes_and_devices_are_no_files_and_nothing_waits_for_them(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "zero.dcm").symlink_to("/dev/zero")
-    assert image_files.images(tmp_path) == []
+    assert image_files.find_images(tmp_path) == []
     for name in ("pipe.png", "zero.dcm"):
         with pytest.raises(OSError, match="not a regular file"):
             files.read_bytes(tmp_path / name, 100)

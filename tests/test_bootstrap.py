@@ -5,7 +5,7 @@ import pytest
 
 from osteograde.report.score_table import score_submission
 from osteograde.tasks import TASKS
-from osteograde.tasks.scores.bootstrap import groups_of, interval
+from osteograde.tasks.metrics import groups_of, interval
 
 KNEES = TASKS["knee-xray"]
 

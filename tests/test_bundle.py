@@ -9,7 +9,7 @@ import torch
 
 from osteograde.learning.recipes import RECIPES
 from osteograde.models import bundle
-from osteograde.models.build import build
+from osteograde.models.bundle import build_net
 from osteograde.tasks import TASKS
 from tests.tiny import random_bundle
 
@@ -41,7 +41,7 @@ def test_what_is_saved_is_loaded_for_every_stage_and_fold(folder):
 
 
 def test_a_net_comes_back_as_its_fp16_self(tmp_path):
-    net = build(dict(RECIPES["lumbar-mr-small"]().grade["spinal"].net))
+    net = build_net(dict(RECIPES["lumbar-mr-small"]().grade["spinal"].net))
     bundle.save_net(net, tmp_path / "net.safetensors")
     back = bundle.load_net(
         tmp_path / "net.safetensors", bundle.config_of(RECIPES["lumbar-mr-small"]().grade["spinal"].net)
@@ -56,7 +56,7 @@ def test_one_changed_byte_is_found_before_anything_is_built(folder, monkeypatch)
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    monkeypatch.setattr(bundle, "build", lambda config: pytest.fail("a net was built"))
+    monkeypatch.setattr(bundle, "build_net", lambda config: pytest.fail("a net was built"))
     with pytest.raises(ValueError, match=r"fold1.safetensors: sha256 is .* the manifest says"):
         bundle.load(folder, TASKS, CPU)
 
@@ -109,7 +109,7 @@ def test_a_stage_without_nets_is_named(folder):
 
 def test_tensors_that_do_not_fit_the_net_are_told_apart(tmp_path):
     net = RECIPES["lumbar-mr-small"]().grade["spinal"].net
-    bundle.save_net(build(dict(net)), tmp_path / "net.safetensors")
+    bundle.save_net(build_net(dict(net)), tmp_path / "net.safetensors")
     with pytest.raises(ValueError, match=r"2 tensors do not fit.*head.bias: net \(5,\), file \(3,\)"):
         bundle.load_net(tmp_path / "net.safetensors", {**net, "classes": 5})
 

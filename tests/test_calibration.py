@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from osteograde.learning.judging.calibrate import calibrated
 from osteograde.pipeline import calibration
+from osteograde.pipeline.calibration import cross_fitted
 from osteograde.tasks import TASKS
 from osteograde.tasks.spec import Study
 
@@ -75,11 +75,11 @@ def graded_studies(rng, n):
 
 def test_changing_the_labels_of_a_fold_leaves_its_own_answers_as_they_are():
     task, studies, folds, graded = graded_studies(np.random.default_rng(1), 500)
-    before, shipped = calibrated(task, studies, folds, graded)
+    before, shipped = cross_fitted(task, studies, folds, graded)
     turned = [
         Study(s.id, s.patient, (), {"right": 4 - s.labels["right"]} if folds[s.id] == 2 else s.labels) for s in studies
     ]
-    after, other = calibrated(task, turned, folds, graded)
+    after, other = cross_fitted(task, turned, folds, graded)
     for study in studies:
         same = np.array_equal(before[study.id]["right"], after[study.id]["right"])
         assert same == (folds[study.id] == 2)
@@ -88,7 +88,7 @@ def test_changing_the_labels_of_a_fold_leaves_its_own_answers_as_they_are():
 
 def test_one_fold_alone_is_not_calibrated():
     task, studies, _, graded = graded_studies(np.random.default_rng(2), 50)
-    answers, shipped = calibrated(task, studies, {study.id: 0 for study in studies}, graded)
+    answers, shipped = cross_fitted(task, studies, {study.id: 0 for study in studies}, graded)
     assert shipped == {}
     assert all(np.array_equal(answers[s.id]["right"], graded[s.id]["right"]) for s in studies)
 
@@ -98,7 +98,7 @@ def test_balance_says_a_rare_grade_more_often_and_no_weight_changes_nothing_wher
     rare = [study for i, study in enumerate(studies) if study.labels["right"] != 3 or i % 8 == 0]
 
     def said(balance, studies):
-        answers, _ = calibrated(task, studies, folds, graded, balance)
+        answers, _ = cross_fitted(task, studies, folds, graded, balance)
         return np.array([answers[study.id]["right"] for study in studies])
 
     threes = [(said(balance, rare).argmax(1) == 3).sum() for balance in (0.0, 0.5, 1.0)]

@@ -51,7 +51,7 @@ def taught(tmp_path, monkeypatch):
     """fold -> studies that its net has learnt from."""
     run = Run(RECIPES["knee-xray"](), STUDIES, [], SPLIT, tuple(range(5)), tmp_path, torch.device("cpu"), True, print)
     learnt: dict[int, set[str]] = {}
-    monkeypatch.setattr(cross_fit.starting, "net_of", lambda *_: nn.Linear(1, 1))
+    monkeypatch.setattr(cross_fit.pretrained, "net_of", lambda *_: nn.Linear(1, 1))
     monkeypatch.setattr(bundle, "load_net", lambda path, config: nn.Linear(1, 1))
     made: list[tuple[tuple[str, ...], Rows]] = []
 
@@ -81,7 +81,7 @@ def test_epochs_in_common_are_learnt_once_per_half(tmp_path, monkeypatch):
         calls.append((where.title, plan.epochs, plan.early[0], plan.lr, len(data), plan.restarts))
         return nn.Linear(1, 1)
 
-    monkeypatch.setattr(cross_fit.fit, "train", train)
+    monkeypatch.setattr(cross_fit.loop, "train", train)
     monkeypatch.setattr(bundle, "load_net", lambda path, config: nn.Linear(1, 1))
     plan = Fit(net={}, pixels=32, epochs=5, common=3, batch=2, lr=0.1, early=(4, 0.5), restarts=(4,))
     run = Run(RECIPES["knee-xray"](), STUDIES, [], SPLIT, tuple(range(5)), tmp_path, torch.device("cpu"), False, print)
@@ -96,7 +96,7 @@ def test_epochs_in_common_are_learnt_once_per_half(tmp_path, monkeypatch):
 
 def test_epochs_in_common_leave_practice_to_the_last_ones(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(cross_fit.fit, "train", lambda begin, plan, data, *rest, **more: asked.append((plan, data)))
+    monkeypatch.setattr(cross_fit.loop, "train", lambda begin, plan, data, *rest, **more: asked.append((plan, data)))
     plan = replace(IN_COMMON, practice=1)
     run = Run(RECIPES["knee-xray"](), STUDIES, [], SPLIT, (0,), tmp_path, torch.device("cpu"), False, print)
     (one,) = cross_fit.nets_of("grade", "kl", plan)
@@ -121,7 +121,7 @@ def test_every_fold_has_a_net_by_each_plan_and_is_judged_by_all_of_them(tmp_path
         calls.append((where.title, where.checkpoint.name, where.seed, plan.epochs, loss))
         return nn.Linear(1, 1)
 
-    monkeypatch.setattr(cross_fit.fit, "train", train)
+    monkeypatch.setattr(cross_fit.loop, "train", train)
     monkeypatch.setattr(bundle, "load_net", lambda path, config: path.name)
     monkeypatch.setattr(bundle, "on_device", lambda net, device: net)
     first = Fit(net={}, pixels=32, epochs=5, batch=2, lr=0.1)

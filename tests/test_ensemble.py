@@ -11,7 +11,6 @@ import pytest
 
 from osteograde import cli
 from osteograde.learning import ensemble, folds
-from osteograde.learning.judging import members
 from osteograde.models import bundle
 from osteograde.pipeline import voting
 from osteograde.tasks import TASKS
@@ -76,8 +75,8 @@ def folders(tmp_path_factory, split) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def answers(folders) -> members.Answers:
-    return members.gather(TASK, folders, Path("data"))
+def answers(folders) -> ensemble.Answers:
+    return ensemble.gather(TASK, folders, Path("data"))
 
 
 @pytest.fixture(scope="module")
@@ -187,14 +186,14 @@ def changed_folds(folder: Path, split) -> None:
 def test_members_of_other_folds_are_refused(tmp_path, folders):
     other = member(tmp_path / "other", 0, 1.0, folds.assign(TASK, STUDIES, FOLDS, seed=5))
     with pytest.raises(ValueError, match=r"other: not trained on the folds of .*m0 .*copy .*m0/folds.csv"):
-        members.gather(TASK, [*folders, other], Path("data"))
+        ensemble.gather(TASK, [*folders, other], Path("data"))
 
 
 def test_folds_changed_after_training_are_refused(tmp_path, split):
     changed = member(tmp_path / "a", 0, 1.0, split)
     folds.save(folds.assign(TASK, STUDIES, FOLDS, seed=5), changed / "folds.csv")
     with pytest.raises(ValueError, match="changed after training"):
-        members.gather(TASK, [changed, member(tmp_path / "b", 1, 1.0, split)], Path("data"))
+        ensemble.gather(TASK, [changed, member(tmp_path / "b", 1, 1.0, split)], Path("data"))
 
 
 def test_answers_that_do_not_follow_the_folds_are_refused(tmp_path, split):
@@ -202,24 +201,24 @@ def test_answers_that_do_not_follow_the_folds_are_refused(tmp_path, split):
     for folder in pair:
         changed_folds(folder, folds.assign(TASK, STUDIES, FOLDS, seed=5))
     with pytest.raises(ValueError, match="whose fold is not that"):
-        members.gather(TASK, pair, Path("data"))
+        ensemble.gather(TASK, pair, Path("data"))
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path, split, folders):
     fewer = member(tmp_path / "fewer", 0, 1.0, split, STUDIES[:-2])
     with pytest.raises(ValueError, match="2 studies differ from"):
-        members.gather(TASK, [folders[0], fewer], Path("data"))
+        ensemble.gather(TASK, [folders[0], fewer], Path("data"))
     with pytest.raises(ValueError, match="1 members; an ensemble is chosen from 2 to 10"):
-        members.gather(TASK, folders[:1], Path("data"))
+        ensemble.gather(TASK, folders[:1], Path("data"))
     with pytest.raises(ValueError, match="two members are called m0"):
-        members.gather(TASK, [folders[0], folders[0]], Path("data"))
+        ensemble.gather(TASK, [folders[0], folders[0]], Path("data"))
     with pytest.raises(ValueError, match="weights are of task 'knee-xray', asked for 'lumbar-mr'"):
-        members.gather(TASKS["lumbar-mr"], folders, Path("data"))
+        ensemble.gather(TASKS["lumbar-mr"], folders, Path("data"))
     with pytest.raises(ValueError, match="wrong folder"):
-        members.gather(replace(TASK, read=lambda root, part: STUDIES[:1]), folders, Path("data"))
+        ensemble.gather(replace(TASK, read=lambda root, part: STUDIES[:1]), folders, Path("data"))
     (fewer / "oof.csv").unlink()
     with pytest.raises(ValueError, match=r"fewer: no oof.csv"):
-        members.gather(TASK, [folders[0], fewer], Path("data"))
+        ensemble.gather(TASK, [folders[0], fewer], Path("data"))
 
 
 def test_the_command_prints_a_table_and_one_line_of_json(tmp_path, folders, capsys):

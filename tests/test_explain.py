@@ -7,7 +7,7 @@ import pytest
 
 import inference
 from osteograde import phantom
-from osteograde.report import explain
+from osteograde.report import heatmaps
 from osteograde.tasks import TASKS
 from tests.tiny import random_bundle
 
@@ -28,19 +28,19 @@ def test_every_graded_site_gets_a_picture_and_the_submission_stays_the_same(tmp_
     assert names and names <= {f"{study}_{target}.png" for target in TASKS["lumbar-mr"].targets}
     for path in folder.iterdir():
         image = cv2.imread(str(path))
-        rows = (image.shape[0] - explain.TITLE) / (explain.HEIGHT + 4)
-        assert rows in (1, 2) and image.shape[1] >= 3 * explain.HEIGHT * 0.5
+        rows = (image.shape[0] - heatmaps.TITLE) / (heatmaps.HEIGHT + 4)
+        assert rows in (1, 2) and image.shape[1] >= 3 * heatmaps.HEIGHT * 0.5
         assert image.std() > 5
 
 
 def test_drawers_are_called_together_and_none_of_none():
     said: list[str] = []
-    both = explain.together([lambda result, bundle: said.append("a"), lambda result, bundle: said.append("b")])
+    both = heatmaps.together([lambda result, bundle: said.append("a"), lambda result, bundle: said.append("b")])
     both(None, None)
     assert said == ["a", "b"]
-    assert explain.together([]) is None
+    assert heatmaps.together([]) is None
 
 
 def test_the_folder_is_made_before_the_first_study(tmp_path: Path):
-    explain.drawer(tmp_path / "a" / "b")
+    heatmaps.heatmap_drawer(tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b").is_dir()

@@ -6,7 +6,7 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from osteograde.tasks.image_files import MOST, images, names, part_of
+from osteograde.imaging.image_files import MOST, find_images, part_folder, unique_names
 from osteograde.tasks.tables import is_id
 
 
@@ -27,41 +27,41 @@ def test_pictures_and_dicom_files_are_found_in_order_at_any_depth(tmp_path):
     ]
     for other in ("table.csv", "notes", ".hidden.png", ".cache/f.png", "x/short", "x/g.png.bak"):
         touch(tmp_path / other)
-    assert sorted(images(tmp_path)) == sorted(expected)
-    assert images(tmp_path)[-1].name == "e.IMA"
+    assert sorted(find_images(tmp_path)) == sorted(expected)
+    assert find_images(tmp_path)[-1].name == "e.IMA"
 
 
 def test_the_order_does_not_depend_on_the_order_of_writing(tmp_path):
     for turn, order in enumerate(("abc", "cba")):
         for name in order:
             touch(tmp_path / str(turn) / name / f"{name}.png")
-    first, second = ([path.name for path in images(tmp_path / str(turn))] for turn in (0, 1))
+    first, second = ([path.name for path in find_images(tmp_path / str(turn))] for turn in (0, 1))
     assert first == second
 
 
 def test_links_to_folders_are_not_followed(tmp_path):
     touch(tmp_path / "a" / "x.png")
     (tmp_path / "a" / "again").symlink_to(tmp_path / "a", target_is_directory=True)
-    assert len(images(tmp_path)) == 1
+    assert len(find_images(tmp_path)) == 1
 
 
 def test_no_folder_and_an_empty_one_hold_no_images(tmp_path):
-    assert images(tmp_path) == images(tmp_path / "nowhere") == []
+    assert find_images(tmp_path) == find_images(tmp_path / "nowhere") == []
 
 
 def test_a_part_is_its_own_folder_where_there_is_one(tmp_path):
-    assert part_of(tmp_path, "test") == tmp_path
+    assert part_folder(tmp_path, "test") == tmp_path
     touch(tmp_path / "test_images" / "x.png")
-    assert part_of(tmp_path, "test") == tmp_path / "test_images"
-    assert part_of(tmp_path, "train") == tmp_path
+    assert part_folder(tmp_path, "test") == tmp_path / "test_images"
+    assert part_folder(tmp_path, "train") == tmp_path
     shutil.rmtree(tmp_path / "test_images")
     touch(tmp_path / "test_images")  # a file of that name is no folder
-    assert part_of(tmp_path, "test") == tmp_path
+    assert part_folder(tmp_path, "test") == tmp_path
 
 
 def test_a_name_is_the_stem_where_that_is_enough_and_the_path_where_it_is_not():
     root = Path("r")
-    assert names([root / "a/x.png", root / "b/x.png", root / "b/my y.png"], root) == ["a_x", "b_x", "my_y"]
+    assert unique_names([root / "a/x.png", root / "b/x.png", root / "b/my y.png"], root) == ["a_x", "b_x", "my_y"]
 
 
 parts = st.text(st.sampled_from("ab _.-/0é"), min_size=1, max_size=6).filter(lambda text: text.strip("./ "))
@@ -72,12 +72,12 @@ parts = st.text(st.sampled_from("ab _.-/0é"), min_size=1, max_size=6).filter(la
 def test_every_file_has_a_name_of_its_own_that_a_row_id_may_hold(told):
     root = Path("r")
     files = sorted({root / folder.strip("/") / (name.replace("/", "") + suffix) for folder, name, suffix in told})
-    called = names(files, root)
+    called = unique_names(files, root)
     assert len(set(called)) == len(files)
     assert all(name and "," not in name and " " not in name and name.isascii() for name in called)
 
 
 def test_long_names_are_cut_and_still_differ():
     root = Path("r")
-    called = names([root / f"{'a' * 100}{i}" / f"{'b' * 80}.png" for i in range(3)], root)
+    called = unique_names([root / f"{'a' * 100}{i}" / f"{'b' * 80}.png" for i in range(3)], root)
     assert len(set(called)) == 3 and all(len(name) <= MOST + 2 and is_id(name[:MOST]) for name in called)

@@ -8,7 +8,7 @@ from osteograde.learning import evaluate
 from osteograde.pipeline.load import Loaded
 from osteograde.tasks import TASKS
 from osteograde.tasks.spec import Point, Study
-from osteograde.tasks.spider.marks import landmark
+from osteograde.tasks.spider_files import landmark
 from osteograde.tasks.spine import LEVELS
 
 SPIDER, KNEES = TASKS["spider"], TASKS["knee-xray"]

@@ -9,7 +9,6 @@ import pytest
 
 from osteograde.kaggle import build_kernel, client, download, push, submit, upload
 from osteograde.kaggle.client import Refused, RetryLater
-from osteograde.kaggle.remote import record
 from osteograde.models import bundle
 from osteograde.tasks import TASKS
 from tests.kaggle_stub import ACCOUNT, SECRET, Stub, client_environment
@@ -71,7 +70,7 @@ def pushed(world, outputs: dict[str, bytes], version: int = 1) -> None:
     request = {"newTitle": "Osteograde", "text": "", "kernelType": "script"}
     world.kernels[ref] = {"version": version, "request": request}
     world.run, world.outputs = ("COMPLETE",), outputs
-    record.keep(TASK, "kernel", {"ref": ref, "version": version})
+    client.keep_record(TASK, "kernel", {"ref": ref, "version": version})
 
 
 def test_weights_become_a_data_set(world, weights, said):
@@ -83,7 +82,7 @@ def test_weights_become_a_data_set(world, weights, said):
     created = world.sent("CreateDataset")[0]
     assert (created["isPrivate"], created["licenseName"]) == (True, "other")
     assert "cache" not in json.dumps(world.seen)
-    assert record.read(TASK)["weights"]["source"] == f"{WEIGHTS_SET}/1"
+    assert client.read_record(TASK)["weights"]["source"] == f"{WEIGHTS_SET}/1"
     assert any("blobs_received" in line for line in said)  # it was not ready at once, and was waited for
     assert any("all 4 files there" in line for line in said)
 
@@ -110,7 +109,7 @@ def test_a_file_that_the_service_lost_is_noticed(world, weights, said):
     world.ready_after, world.lose = 0, frozenset({"locate__canal__fold0.safetensors"})
     with pytest.raises(Refused, match=r"locate__canal__fold0\.safetensors missing"):
         send(weights, WEIGHTS_SET, said)
-    assert "weights" not in record.read(TASK)
+    assert "weights" not in client.read_record(TASK)
 
 
 def test_a_blob_that_was_refused_is_noticed(world, weights, said):
@@ -152,7 +151,7 @@ def test_a_push_sends_what_a_code_competition_needs(world, built, said):
     assert sent["slug"] == f"{ACCOUNT}/osteograde-{TASK}"
     assert sent["text"] == (built / "lumbar_mr.py").read_text()
     assert SECRET not in json.dumps(world.seen)
-    assert record.read(TASK)["kernel"]["version"] == 1
+    assert client.read_record(TASK)["kernel"]["version"] == 1
 
 
 @pytest.mark.parametrize(
@@ -173,7 +172,7 @@ def test_a_push_that_failed_is_noticed_whatever_the_exit_code(world, built, said
     with pytest.raises(Refused, match=message) as refused:
         push.push(TASK, built, say=said.append)
     assert type(refused.value) is error
-    assert record.read(TASK) == {}
+    assert client.read_record(TASK) == {}
 
 
 def test_nothing_is_pushed_before_the_weights_are_ready(world, built, said):
@@ -243,7 +242,7 @@ def fetched(tmp_path: Path, version: int = 1) -> None:
         "file": str(file),
         "sha256": bundle.sha256(file),
     }
-    record.keep(TASK, "output", facts)
+    client.keep_record(TASK, "output", facts)
 
 
 def test_a_submission_is_told_first_and_sent_only_with_yes(world, said, tmp_path):

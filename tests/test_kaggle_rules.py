@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from osteograde.kaggle import build_kernel, client, download, metadata, sources, submit, upload
+from osteograde.kaggle import build_kernel, client, download, metadata, submit, upload
 from osteograde.kaggle.client import Refused, RetryLater, Said
-from osteograde.kaggle.remote import secrets
 from osteograde.models import bundle
 from tests.kaggle_stub import ACCOUNT, SECRET
 from tests.kaggle_stub.weights import hashed_weights
@@ -49,19 +48,19 @@ def test_flat_weights_are_read_as_those_in_folders(weights, tmp_path):
 def test_secrets_are_refused_and_not_repeated(name, text, message, tmp_path):
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=message) as refused:
-        secrets.refuse([tmp_path / name], known=[SECRET])
+        client.refuse_secrets([tmp_path / name], known=[SECRET])
     assert SECRET not in str(refused.value)
 
 
 def test_a_secret_across_two_blocks_is_found(tmp_path, monkeypatch):
-    monkeypatch.setattr(secrets, "BLOCK", 600)
+    monkeypatch.setattr(client, "BLOCK", 600)
     (tmp_path / "net.safetensors").write_bytes(b"\0" * 590 + SECRET.encode() + b"\0" * 5000)
     with pytest.raises(ValueError, match="your own Kaggle key"):
-        secrets.refuse([tmp_path / "net.safetensors"], known=[SECRET])
+        client.refuse_secrets([tmp_path / "net.safetensors"], known=[SECRET])
 
 
 def test_what_the_client_prints_is_free_of_secrets():
-    assert secrets.hide(f"user:{SECRET}", [SECRET]) == f"user:{secrets.HIDDEN}"
+    assert client.hide_secrets(f"user:{SECRET}", [SECRET]) == f"user:{client.HIDDEN}"
 
 
 def test_a_task_without_a_competition_is_not_submitted():
@@ -132,7 +131,7 @@ def test_a_kernel_of_nobody_becomes_the_accounts(tmp_path):
     "name", ["me/my-weights", "me/my-weights/2", "me/net/pyTorch/default", "me/net/pyTorch/default/3"]
 )
 def test_a_source_is_written_as_it_was_read(name):
-    assert str(sources.parse(name)) == name
+    assert str(metadata.parse_source(name)) == name
 
 
 @pytest.mark.parametrize(
@@ -140,7 +139,7 @@ def test_a_source_is_written_as_it_was_read(name):
 )
 def test_a_name_that_is_no_source_is_refused(name):
     with pytest.raises(ValueError, match=r"expected|letters"):
-        sources.parse(name)
+        metadata.parse_source(name)
 
 
 def test_the_data_set_that_an_upload_names_is_mounted_in_its_latest_version(weights, tmp_path):

@@ -5,11 +5,11 @@ import numpy as np
 import pydicom
 import pytest
 
-from osteograde.phantom.writers.film_dicom import write_film
+from osteograde.phantom.dicom_writer import write_film
 from osteograde.pipeline.load import ASSUMED, SIDE_MM, load_study
 from osteograde.report import score_table
 from osteograde.tasks import TASKS
-from osteograde.tasks.knee.files import labels, read
+from osteograde.tasks.knee_xray import labels, read
 
 TASK = TASKS["knee-xray"]
 

@@ -17,14 +17,13 @@ from osteograde.imaging.resample import crop_stack
 from osteograde.learning import locator_data, loop
 from osteograde.learning.augment import draw_move, resample
 from osteograde.learning.cache import cached
-from osteograde.learning.data import masks
 from osteograde.learning.recipe import Fit, Jitter, shrink
 from osteograde.learning.recipes import RECIPES
-from osteograde.models.build import build
+from osteograde.models.bundle import build_net
 from osteograde.pipeline.load import load_study
 from osteograde.tasks import TASKS
-from osteograde.tasks.spider.marks import of_masks
-from osteograde.tasks.study import Series, Study
+from osteograde.tasks.spec import Series, Study
+from osteograde.tasks.spider_files import of_masks
 
 TASK = TASKS["spider"]
 (STAGE,) = TASK.locate
@@ -157,7 +156,7 @@ def test_label_images_change_no_other_part_of_a_batch(tmp_path):
 def test_a_slab_has_the_label_image_of_its_middle_slice(tmp_path, count):
     one = study(tmp_path, count, 0.8)  # five slices of 0.8 mm make one of 4
     (volume,) = load_study(one, TASK).volumes["t2"]
-    labels = masks.label_volume(one, volume)
+    labels = locator_data.label_volume(one, volume)
     first = count % 5 // 2 + 2
     wanted = [read_pixels(path) for path in one.series[0].masks[first::5]][: count // 5]
     assert labels.voxels.shape == volume.voxels.shape
@@ -170,23 +169,23 @@ def test_studies_from_the_cache_have_the_same_labels(tmp_path):
     (fresh,) = load_study(one, TASK).volumes["t2"]
     for _ in range(2):
         (kept,) = cached(one, TASK, tmp_path / "cache").volumes["t2"]
-        assert np.array_equal(masks.label_volume(one, kept).voxels, masks.label_volume(one, fresh).voxels)
+        assert np.array_equal(locator_data.label_volume(one, kept).voxels, locator_data.label_volume(one, fresh).voxels)
 
 
 def test_label_images_that_do_not_fit_are_named(tmp_path):
     one = study(tmp_path)
     (volume,), (series,) = load_study(one, TASK).volumes["t2"], one.series
     with pytest.raises(ValueError, match="8 label images for 9 files"):
-        masks.label_volume(replace(one, series=(replace(series, masks=series.masks[:8]),)), volume)
+        locator_data.label_volume(replace(one, series=(replace(series, masks=series.masks[:8]),)), volume)
     write(series.masks[4], blocks(0, (150, 131)))
     with pytest.raises(ValueError, match=r"slice4.png: .*\(150, 131\).*\(150, 130\)"):
-        masks.label_volume(one, volume)
+        locator_data.label_volume(one, volume)
     write(series.masks[4], blocks(0).astype(np.uint16) + 300)
     with pytest.raises(ValueError, match=r"slice4.png: .* holds 303"):
-        masks.label_volume(one, volume)
+        locator_data.label_volume(one, volume)
     series.masks[4].write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"slice4.png: .*not_an_image"):
-        masks.label_volume(one, volume)
+        locator_data.label_volume(one, volume)
 
 
 @settings(max_examples=30, deadline=None)
@@ -201,17 +200,17 @@ def test_cut_labels_are_the_threshold_of_the_cut_image(seed, spacing, shift):
     image, labels = (Volume(voxels.astype(np.uint8) * value, grid) for value in (255, 1))
     centre = image.centre_mm + axes[1] * shift - axes[2] * shift / 2
     roi = roi_at(centre, axes, np.array([4.0, spacing, spacing]), (5, 40, 44))
-    found = masks.cut_labels(labels, roi)
+    found = locator_data.cut_labels(labels, roi)
     inside = crop_stack(replace(image, voxels=np.full_like(image.voxels, 255)), roi, CPU, 1).numpy()
-    assert ((found == masks.UNKNOWN) == (inside < 0.25))[(inside < 0.2) | (inside > 0.8)].all()
+    assert ((found == locator_data.UNKNOWN) == (inside < 0.25))[(inside < 0.2) | (inside > 0.8)].all()
     shade = crop_stack(image, roi, CPU, 1).numpy()
     sure = (inside > 0.999) & ((shade < 0.2) | (shade > 0.8))  # nearer to the voxel than to any of another label
     assert np.array_equal(found[sure], shade[sure] > 0.5)
 
 
 def test_without_labels_every_place_of_a_box_is_unknown():
-    cut = masks.cut_labels(None, Roi(np.eye(4), (2, 3, 4)))
-    assert cut.shape == (2, 3, 4) and (cut == masks.UNKNOWN).all()
+    cut = locator_data.cut_labels(None, Roi(np.eye(4), (2, 3, 4)))
+    assert cut.shape == (2, 3, 4) and (cut == locator_data.UNKNOWN).all()
 
 
 @settings(max_examples=30, deadline=None)
@@ -221,12 +220,12 @@ def test_labels_move_as_images_move(seed):
     bright = cv2.resize(rng.random((5, 5)), (70, 70), interpolation=cv2.INTER_CUBIC) > 0.5
     labels = torch.from_numpy(bright.astype(np.uint8))[None, None]
     move = draw_move(rng, 1, WILD, pixel_mm=1.0)
-    moved, image = masks.resample_labels(labels, move, (48, 48)), resample(labels * 255, move, (48, 48))
+    moved, image = locator_data.resample_labels(labels, move, (48, 48)), resample(labels * 255, move, (48, 48))
     inside = resample(torch.full_like(labels, 255), move, (48, 48))
-    assert ((moved == masks.UNKNOWN) == (inside == 0))[(inside == 0) | (inside > 0.999)].all()
+    assert ((moved == locator_data.UNKNOWN) == (inside == 0))[(inside == 0) | (inside > 0.999)].all()
     sure = (inside > 0.999) & ((image < 0.2) | (image > 0.8))
     assert torch.equal(moved[sure], (image[sure] > 0.5).to(torch.uint8))
-    assert set(masks.classes_of(moved).unique().tolist()) <= {-1, 0, 1}
+    assert set(locator_data.classes_of(moved).unique().tolist()) <= {-1, 0, 1}
 
 
 def test_a_segmenting_recipe_learns_from_label_images(tmp_path):
@@ -242,7 +241,7 @@ def test_a_segmenting_recipe_learns_from_label_images(tmp_path):
     where = loop.Where(STAGE.name, 0, 3, CPU, tmp_path / "net.pt")
     told: list[str] = []
     net = loop.train(
-        lambda: build(dict(plan.net)), plan, data, data.of({"1"}), loss, where, resume=False, log=told.append
+        lambda: build_net(dict(plan.net)), plan, data, data.of({"1"}), loss, where, resume=False, log=told.append
     )
     assert len(told) == plan.epochs and len(losses) >= plan.epochs * plan.steps
     assert all(torch.isfinite(value) for value in losses)

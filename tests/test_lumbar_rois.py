@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from osteograde.imaging import geometry
 from osteograde.imaging.geometry import Volume
+from osteograde.tasks import lumbar_mr as lumbar_rois
 from osteograde.tasks.boxes import box as box_within
 from osteograde.tasks.boxes import canonical
-from osteograde.tasks.lumbar import rois as lumbar_rois
 from osteograde.tasks.lumbar_mr import TASK
 from osteograde.tasks.spec import Point
 from osteograde.tasks.spine import LEVELS

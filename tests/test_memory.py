@@ -8,9 +8,9 @@ import pytest
 PROGRAM = """
 import resource, sys
 import numpy as np
-from osteograde.imaging import memory
+from osteograde.models import device
 
-getattr(memory, sys.argv[1])()
+getattr(device, sys.argv[1])()
 size = int(sys.argv[2]) << 20
 
 def faults():

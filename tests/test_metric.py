@@ -8,10 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import log_loss
 
-from osteograde.tasks import lumbar_metric
+from osteograde.tasks import lumbar_metric, metrics
 from osteograde.tasks.lumbar_mr import TASK
 from osteograde.tasks.priors import as_rows, weighted_prior
-from osteograde.tasks.scores import bootstrap
 from osteograde.tasks.spec import Study
 
 TARGETS = TASK.targets
@@ -216,7 +215,7 @@ def test_counting_studies_equals_scoring_them_that_often(seed):
 def test_intervals_of_2000_studies_are_as_wide_as_theory_says():
     labels, probs = random_case(0, studies=2000, sharp=5.0)
     statistic = TASK.counted(labels, probs)
-    low, high = bootstrap.interval(statistic, len(labels), 1000, np.random.default_rng(1))
+    low, high = metrics.interval(statistic, len(labels), 1000, np.random.default_rng(1))
     point = np.array(list(TASK.score(labels, probs).values()))
     assert (low < point).all() and (point < high).all()
     above, below = lumbar_metric.study_sums(*lumbar_metric.tables(labels, probs))
@@ -230,20 +229,20 @@ def test_intervals_are_the_same_for_the_same_generator_and_cover_the_truth():
     covered, trials = 0, 200
     for _ in range(trials):
         values = rng.normal(0, 1, 80)
-        low, high = bootstrap.interval(lambda counts, v=values: counts @ v / counts.sum(1), 80, 400, rng)
+        low, high = metrics.interval(lambda counts, v=values: counts @ v / counts.sum(1), 80, 400, rng)
         covered += int(low <= 0 <= high)
     assert 0.88 <= covered / trials <= 0.99
     mean = lambda counts: counts @ np.arange(5.0) / 5  # noqa: E731
-    pairs = [bootstrap.interval(mean, 5, 300, np.random.default_rng(3)) for _ in range(2)]
+    pairs = [metrics.interval(mean, 5, 300, np.random.default_rng(3)) for _ in range(2)]
     assert pairs[0] == pairs[1]
 
 
 def test_a_part_that_no_resample_defines_has_no_interval():
-    low, high = bootstrap.interval(lambda c: np.full((len(c), 2), [np.nan, 1.0]), 3, 10, np.random.default_rng(0))
+    low, high = metrics.interval(lambda c: np.full((len(c), 2), [np.nan, 1.0]), 3, 10, np.random.default_rng(0))
     assert np.isnan([low[0], high[0]]).all() and (low[1], high[1]) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize(("studies", "n"), [(0, 10), (10, 0)])
 def test_nothing_to_resample_is_refused(studies, n):
     with pytest.raises(ValueError, match="resamples"):
-        bootstrap.interval(lambda counts: counts.sum(1), studies, n, np.random.default_rng(0))
+        metrics.interval(lambda counts: counts.sum(1), studies, n, np.random.default_rng(0))

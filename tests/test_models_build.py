@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from osteograde.models.backbones import adapt_first_conv, classifier_body, encoder, pyramid_shape
-from osteograde.models.build import KINDS, build
+from osteograde.models.bundle import KINDS, build_net
 from osteograde.models.locators.base import LocatorBatch, decode
 from osteograde.models.locators.faster_rcnn import FasterRcnnLocator
 from osteograde.models.locators.heatmap import HeatmapLocator
@@ -53,8 +53,8 @@ def answer(net: nn.Module, config: dict[str, Any]) -> torch.Tensor:
 @pytest.mark.parametrize("config", CONFIGS, ids=name)
 def test_a_net_comes_back_from_json_and_its_weights(config: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    first = build(config).eval()
-    again = build(json.loads(json.dumps(first.config))).eval()
+    first = build_net(config).eval()
+    again = build_net(json.loads(json.dumps(first.config))).eval()
     again.load_state_dict(first.state_dict(), strict=True)
     assert again.config == first.config
     assert first.config.items() >= config.items()
@@ -64,7 +64,7 @@ def test_a_net_comes_back_from_json_and_its_weights(config: dict[str, Any]) -> N
 @pytest.mark.parametrize("config", CONFIGS, ids=name)
 def test_weights_survive_storage_as_float16(config: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    net = build(config).eval()
+    net = build_net(config).eval()
     before = answer(net, config)
     stored = {key: value.half() if value.is_floating_point() else value for key, value in net.state_dict().items()}
     assert all(value.isfinite().all() for value in stored.values() if value.is_floating_point())
@@ -90,7 +90,7 @@ def teach(points: list[list[float]], pixels: int = 64) -> LocatorBatch:
 @pytest.mark.parametrize("config", LOCATORS, ids=name)
 def test_every_locator_keeps_the_protocol(config: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    net: Any = build(config)
+    net: Any = build_net(config)
     batch = teach([[1.0, 30.0, 20.0], [0.6, 40.0, 44.0]])
     loss = net.train().loss(batch)
     loss.backward()
@@ -108,7 +108,7 @@ def test_every_locator_keeps_the_protocol(config: dict[str, Any]) -> None:
 @pytest.mark.parametrize("config", LOCATORS, ids=name)
 def test_a_locator_learns_from_a_batch_without_labels(config: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    loss = build(config).train().loss(teach([[float("nan")] * 3] * 2))  # type: ignore[operator]
+    loss = build_net(config).train().loss(teach([[float("nan")] * 3] * 2))  # type: ignore[operator]
     loss.backward()
     assert loss.isfinite()
 
@@ -194,19 +194,19 @@ def test_close_names_help() -> None:
 
 def test_configs_that_fit_no_net_are_refused() -> None:
     with pytest.raises(ValueError, match=r"expected one of \['faster_rcnn', 'grader', 'heatmap', 'unet'\]"):
-        build({"kind": "transformer"})
+        build_net({"kind": "transformer"})
     with pytest.raises(ValueError, match="no argument \\['depth'\\]"):
-        build({"kind": "heatmap", "encoder_name": "lcnet_035", "channels": 1, "depth": 3})
+        build_net({"kind": "heatmap", "encoder_name": "lcnet_035", "channels": 1, "depth": 3})
     with pytest.raises(ValueError, match="variant"):
-        build({"kind": "faster_rcnn", "variant": "yolo", "channels": 1})
+        build_net({"kind": "faster_rcnn", "variant": "yolo", "channels": 1})
     with pytest.raises(ValueError, match="stride"):
-        build({"kind": "heatmap", "encoder_name": "lcnet_035", "channels": 1, "stride": 3})
+        build_net({"kind": "heatmap", "encoder_name": "lcnet_035", "channels": 1, "stride": 3})
     assert set(KINDS) == {"heatmap", "faster_rcnn", "grader", "unet"}
 
 
 @pytest.mark.slow
 def test_the_large_detector_comes_back_too() -> None:
     config = {"kind": "faster_rcnn", "variant": "resnet50_v2", "channels": 2}
-    first, again = build(config).eval(), build(config).eval()
+    first, again = build_net(config).eval(), build_net(config).eval()
     again.load_state_dict(first.state_dict(), strict=True)
     assert torch.equal(answer(first, config), answer(again, config))

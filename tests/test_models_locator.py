@@ -10,15 +10,18 @@ from hypothesis import strategies as st
 
 from osteograde.models.locators.base import (
     LocatorBatch,
+    candidates,
     decode,
     decode_probabilities,
     heatmap_loss,
+    in_order,
     lateral_on_map,
     probabilities,
+    refined,
     side_mask,
+    stack_peaks,
     targets,
 )
-from osteograde.models.locators.peaks import candidates, in_order, refined, stack_peaks
 
 PIXEL_MM, SLICE_MM, STRIDE = 1.5, 4.0, 4
 DEPTHS = (5, 3)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from osteograde.inference import run
-from osteograde.phantom.knees.knee_film import compose
 from osteograde.tasks import TASKS
+from osteograde.tasks.knee_films import compose
 from tests.tiny import random_bundle
 
 TASK = TASKS["knee-xray"]

@@ -14,9 +14,10 @@ from sklearn import metrics
 
 from osteograde.inference import submission
 from osteograde.report.score_table import format_table, score_submission
+from osteograde.tasks import metrics as bootstrap
+from osteograde.tasks import metrics as confusion
 from osteograde.tasks.lumbar_mr import TASK
 from osteograde.tasks.metrics import BINS, EPS, OrdinalMetric
-from osteograde.tasks.scores import bootstrap, confusion
 from tests import test_task_contract
 
 METRIC = OrdinalMetric(("right", "left"), tuple("01234"))

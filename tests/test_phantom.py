@@ -14,9 +14,9 @@ from osteograde import phantom
 from osteograde.imaging.dicom.rle import decode_rle
 from osteograde.phantom import acquisition as planes
 from osteograde.phantom import grades, render
+from osteograde.phantom.acquisition import REACH_MM
+from osteograde.phantom.dicom_writer import encode_rle
 from osteograde.phantom.spine import spine
-from osteograde.phantom.spines.annotate import REACH_MM
-from osteograde.phantom.writers.rle_encode import encode_rle
 from osteograde.pipeline.load import load_study
 from osteograde.tasks import TASKS
 from osteograde.tasks.lumbar_mr import COUNTS, SEVERE_PERCENT

@@ -9,12 +9,11 @@ import pytest
 
 from osteograde import phantom
 from osteograde.imaging.dicom.radiograph import read_film
+from osteograde.phantom.dicom_writer import write_film
 from osteograde.phantom.knee import knee
-from osteograde.phantom.knees.knee_film import compose
-from osteograde.phantom.writers.film_dicom import write_film
 from osteograde.pipeline.load import load_study
 from osteograde.tasks import TASKS
-from osteograde.tasks.knee_films import films
+from osteograde.tasks.knee_films import compose, films
 
 TASK = TASKS["knee-xray"]
 

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from osteograde import phantom
-from osteograde.phantom.spine import ABOVE
-from osteograde.phantom.spines.worn_discs import HEIGHT, NARROW, worn
+from osteograde.phantom.spine import ABOVE, HEIGHT, NARROW, worn
 from osteograde.tasks import TASKS
-from osteograde.tasks.spider.marks import CANAL, DISC, VERTEBRA, discs_of
+from osteograde.tasks.spider_files import CANAL, DISC, VERTEBRA, discs_of
 from osteograde.tasks.spine import LEVELS
 
 TASK = TASKS["spider"]

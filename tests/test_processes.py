@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 import kill
 
 from osteograde import cli
-from osteograde.inference import run, submission, whole
-from osteograde.inference.processes import stop
+from osteograde.imaging import files
+from osteograde.inference import run, submission
 from osteograde.tasks import TASKS
 from tests.faults.runner import grade
 
@@ -65,7 +65,7 @@ def test_other_threads_leave_the_signals_alone():
     before, seen = signal.getsignal(signal.SIGTERM), []
 
     def work():
-        with stop.on_sigterm():
+        with run.on_sigterm():
             seen.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=work)
@@ -105,7 +105,7 @@ def test_a_disk_that_is_full_for_a_while_costs_no_row(undisturbed, tmp_path, mon
             raise OSError(28, "No space left on device")
         write(path, rows, columns)
 
-    monkeypatch.setattr(submission, "write", crowded)
+    monkeypatch.setattr(submission, "write_submission", crowded)
     again = grade("lumbar-mr", job.data, job.weights, tmp_path / "s.csv")
     assert again.code == 0 and "not_written_yet x 2" in again.said
     assert again.out.read_bytes() == clean.out.read_bytes()
@@ -117,7 +117,7 @@ def test_a_full_disk_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(os, "fsync", full)
     (tmp_path / "s.csv").write_text("what was there")
-    assert cli.run(lambda: whole.write(tmp_path / "s.csv", "new")) == 2
+    assert cli.run(lambda: files.atomic_write(tmp_path / "s.csv", "new")) == 2
     assert capsys.readouterr().err == "error: [Errno 28] No space left on device\n"
     assert [path.name for path in tmp_path.iterdir()] == ["s.csv"] and (
         tmp_path / "s.csv"

@@ -10,11 +10,11 @@ import torchvision
 from osteograde.learning import loop, pretrained
 from osteograde.learning.recipe import IMAGENET, shrink
 from osteograde.learning.recipes import RECIPES
-from osteograde.learning.recipes import knee_published as recipes_knee_published
-from osteograde.models.build import build
+from osteograde.learning.recipes import knee as recipes_knee_published
+from osteograde.models.bundle import build_net
 from osteograde.tasks.spec import sides
 
-NAMES = sorted(recipes_knee_published.NAMES)
+NAMES = sorted(recipes_knee_published.PUBLISHED_BACKBONES)
 
 
 def judge(name):
@@ -26,7 +26,7 @@ def test_there_is_a_recipe_for_each_of_the_eight_nets():
     assert len(NAMES) == 8
     assert all(RECIPES[name]().name == name for name in NAMES)
     backbones = {judge(name).net["backbone"].removeprefix("torchvision/") for name in NAMES}
-    assert backbones == set(recipes_knee_published.PIXELS) <= set(torchvision.models.list_models())
+    assert backbones == set(recipes_knee_published.PUBLISHED_PIXELS) <= set(torchvision.models.list_models())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -66,7 +66,7 @@ def test_without_its_file_a_net_starts_from_nothing_and_says_so(tmp_path, monkey
 def test_the_net_is_the_published_one_on_a_grey_image():
     """torchvision's own net with five outputs, shown the image three times, says the same."""
     theirs = torchvision.models.get_model("shufflenet_v2_x2_0", weights=None, num_classes=5).eval()
-    ours: Any = build(judge("knee-shufflenet-v2-x2").net).eval()
+    ours: Any = build_net(judge("knee-shufflenet-v2-x2").net).eval()
     tensors = {key: value for key, value in theirs.state_dict().items() if not key.startswith("fc.")}
     pretrained.fill_trunk(ours.encoder, tensors)
     first = next(key for key in tensors if key.startswith("conv1") and tensors[key].ndim == 4)
@@ -85,7 +85,7 @@ def test_the_net_is_the_published_one_on_a_grey_image():
 @pytest.mark.parametrize("name", NAMES)
 def test_every_net_learns_a_step_on_the_small_images_of_a_debug_run(name):
     (plan,) = shrink(RECIPES[name]()).grade.values()
-    net = build(plan.net).train()
+    net = build_net(plan.net).train()
     logits = net([torch.rand(plan.batch, 1, *sides(plan.pixels))], torch.ones(plan.batch, 1, dtype=torch.bool))
     assert logits.shape == (2, 5)
     logits.square().sum().backward()

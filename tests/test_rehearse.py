@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from osteograde.kaggle import build_kernel, rehearse, sandbox_guard, sandbox_namespaces, staging
-from osteograde.kaggle.rehearsal.watch import Run
-from osteograde.kaggle.sources import parse
+from osteograde.kaggle.metadata import parse_source
+from osteograde.kaggle.rehearse import WatchedRun
 from osteograde.tasks import TASKS
 from tests.tiny import random_bundle
 
@@ -136,7 +136,7 @@ def test_a_good_kernel_passes_on_copies_and_tells_what_700_studies_take(script, 
 
 
 def test_the_pace_is_what_lies_between_the_first_and_the_last_chunk():
-    done = Run(0, 130.0, 2 << 30, ((30.0, 10), (120.0, 100)), "", "")
+    done = WatchedRun(0, 130.0, 2 << 30, ((30.0, 10), (120.0, 100)), "", "")
     time, memory = rehearse.project(done, 100, 9.0, 30.0)
     assert time == "time for 700 studies on this machine: 0.20 h of 9 (1.00 s a study after 20 s): fits"
     assert memory.startswith("memory: 2.00 GiB at most in 100 studies, of 30")
@@ -161,8 +161,8 @@ def test_what_is_forbidden(event, args, kind):
 
 
 def test_sources_are_mounted_where_a_session_has_them():
-    assert rehearse.mount(parse("me/my-weights")) == "datasets/me/my-weights"
-    assert rehearse.mount(parse("me/net/pyTorch/default/3")) == "models/me/net/pytorch/default/3"
+    assert rehearse.mount(parse_source("me/my-weights")) == "datasets/me/my-weights"
+    assert rehearse.mount(parse_source("me/net/pyTorch/default/3")) == "models/me/net/pytorch/default/3"
 
 
 def test_a_kernel_that_was_not_built_and_an_environment_that_was_not_made_are_told(data, weights, tmp_path):

@@ -11,8 +11,8 @@ import pytest
 from osteograde import phantom
 from osteograde.imaging.dicom import read
 from osteograde.inference import run, submission
-from osteograde.inference.answers.sheet import Tally
 from osteograde.inference.deadline import Budget
+from osteograde.inference.submission import Tally
 from osteograde.models import bundle
 from osteograde.models.device import pick
 from osteograde.pipeline import predict

@@ -8,9 +8,8 @@ from collections import Counter
 import pytest
 
 from osteograde.inference import multi_gpu, submission
-from osteograde.inference.answers.sheet import Tally
-from osteograde.inference.processes import worker
-from osteograde.inference.processes.worker import Job
+from osteograde.inference.multi_gpu import Job
+from osteograde.inference.submission import Tally
 from osteograde.tasks import TASKS
 from tests.tiny import random_bundle
 
@@ -47,12 +46,12 @@ def jobs(monkeypatch, tmp_path) -> list[Job]:
     def start(job, folder):
         started.append(job)
         folder.mkdir(parents=True)
-        worker.give(folder, job)
+        multi_gpu.write_job(folder, job)
         with (folder / "log.txt").open("wb") as log:
             process = subprocess.Popen([sys.executable, "-S", str(script), str(folder)], stdout=log, stderr=log)
         return multi_gpu.Running(job, folder, process)
 
-    monkeypatch.setattr(multi_gpu, "start", start)
+    monkeypatch.setattr(multi_gpu, "start_worker", start)
     return started
 
 
@@ -132,7 +131,7 @@ def test_a_process_sees_only_its_own_gpu(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
     multi_gpu.start_worker(Job(TASK, "", "", "cuda:1", ("a",), 1.0, 1), tmp_path / "one")
     assert started["CUDA_VISIBLE_DEVICES"] == "7"
-    assert json.loads((tmp_path / "one" / worker.JOB).read_text())["device"] == "cuda:0"
+    assert json.loads((tmp_path / "one" / multi_gpu.JOB).read_text())["device"] == "cuda:0"
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     multi_gpu.start_worker(Job(TASK, "", "", "cuda:1", ("a",), 1.0, 1), tmp_path / "two")
     assert started["CUDA_VISIBLE_DEVICES"] == "1"
@@ -144,9 +143,9 @@ def test_a_worker_tells_what_its_process_did(tmp_path):
     (tmp_path / "data" / "9000001L.png").write_bytes(b"broken")
     (tmp_path / "job").mkdir()
     job = Job(TASK, str(tmp_path / "data"), str(weights), "cpu", ("9000001L",), 1.0, 1)
-    worker.give(tmp_path / "job", job)
-    assert worker.main(tmp_path / "job") == 0
-    came = worker.progress(tmp_path / "job")
+    multi_gpu.write_job(tmp_path / "job", job)
+    assert multi_gpu.main(tmp_path / "job") == 0
+    came = multi_gpu.read_progress(tmp_path / "job")
     assert came.done == ("9000001L",)
     assert came.tally.unread == 1
     assert came.tally.flags

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from osteograde.inference import run, sharing
-from osteograde.inference.sharing import Nets, in_memory, logits_of, mean_of
+from osteograde.inference import run
 from osteograde.models import device
 from osteograde.pipeline import predict
+from osteograde.pipeline.predict import Nets, finite_mean, logits_of, with_memory_fallback
 from tests.faults.runner import grade
 
 CPU = torch.device("cpu")
@@ -39,7 +39,15 @@ def doubled(batch, nets: Nets) -> list[float]:
 
 def test_a_batch_too_large_for_the_device_is_halved_until_it_fits():
     net = Small(room=3)
-    assert in_memory(doubled, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0], Nets([net], 8, CPU)) == [2, 4, 6, 8, 10, 12, 14]
+    assert with_memory_fallback(doubled, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0], Nets([net], 8, CPU)) == [
+        2,
+        4,
+        6,
+        8,
+        10,
+        12,
+        14,
+    ]
     assert net.batches == [7, 3, 4, 2, 2]
 
 
@@ -49,28 +57,32 @@ def test_an_item_too_large_for_every_device_has_no_answer_and_the_others_do():
             raise MemoryError
         return doubled(batch, nets)
 
-    assert in_memory(work, [1.0, 2.0, 3.0, 4.0], Nets([Small(9)], 8, CPU)) == [2, 4, None, 8]
+    assert with_memory_fallback(work, [1.0, 2.0, 3.0, 4.0], Nets([Small(9)], 8, CPU)) == [2, 4, None, 8]
 
 
 def test_an_item_too_large_for_the_gpu_goes_to_the_cpu(monkeypatch):
     moved = []
     net = Small(room=9)
     monkeypatch.setattr(net, "to", lambda where: moved.append(where.type))
-    monkeypatch.setattr(sharing, "_free", lambda where: None)
+    monkeypatch.setattr(predict, "_free", lambda where: None)
 
     def work(batch, nets):
         if nets.device.type == "cuda":
             raise torch.OutOfMemoryError("CUDA out of memory")
         return doubled(batch, nets)
 
-    assert in_memory(work, [1.0, 2.0], Nets([net], 8, torch.device("cuda:0"))) == [2, 4]
+    assert with_memory_fallback(work, [1.0, 2.0], Nets([net], 8, torch.device("cuda:0"))) == [2, 4]
     assert moved == ["cpu", "cuda", "cpu", "cuda"]
 
 
 def test_the_machines_own_memory_counts_and_other_errors_are_not_caught():
-    assert sharing.is_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"))
+    assert predict.is_out_of_memory(
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+    )
     with pytest.raises(RuntimeError, match="sizes"):
-        in_memory(lambda batch, nets: (_ for _ in ()).throw(RuntimeError("sizes differ")), [1], Nets([], 8, CPU))
+        with_memory_fallback(
+            lambda batch, nets: (_ for _ in ()).throw(RuntimeError("sizes differ")), [1], Nets([], 8, CPU)
+        )
 
 
 def overflowing(image: torch.Tensor) -> torch.Tensor:
@@ -80,16 +92,16 @@ def overflowing(image: torch.Tensor) -> torch.Tensor:
 
 def test_logits_that_overflow_in_half_precision_are_computed_again_in_full(monkeypatch):
     image = torch.ones(4)
-    monkeypatch.setattr(sharing, "is_half", lambda where: True)
+    monkeypatch.setattr(predict, "is_half", lambda where: True)
     assert logits_of(partial(overflowing, image), CPU).tolist() == [3.0] * 4
     assert logits_of(lambda: image, CPU).tolist() == [1.0] * 4
 
 
 def test_folds_that_are_not_finite_do_not_count_and_none_at_all_is_nan():
     one, bad = torch.tensor([1.0, 3.0]), torch.tensor([torch.nan, 5.0])
-    assert mean_of([one, bad]).tolist() == [1.0, 4.0]
-    assert torch.equal(mean_of([one, one]), torch.stack([one, one]).mean(0))
-    assert mean_of([bad, bad]).isnan().tolist() == [True, False]
+    assert finite_mean([one, bad]).tolist() == [1.0, 4.0]
+    assert torch.equal(finite_mean([one, one]), torch.stack([one, one]).mean(0))
+    assert finite_mean([bad, bad]).isnan().tolist() == [True, False]
     answers = np.array([[[0.2, 0.8], [np.nan, 1.0]], [[0.4, 0.6], [np.inf, 0.0]]])
     np.testing.assert_allclose(predict._finite_mean(answers), [[0.3, 0.7], [np.nan, np.nan]])
 

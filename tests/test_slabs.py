@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from osteograde.imaging.geometry import Volume, affine, apply
-from osteograde.imaging.slabs import slabs
+from osteograde.imaging.resample import average_thin_slices
 
 
 def stack(count: int, step: float, dtype=np.uint8) -> Volume:
@@ -20,7 +20,7 @@ def stack(count: int, step: float, dtype=np.uint8) -> Volume:
 @given(st.integers(1, 60), st.floats(0.4, 1.9))
 def test_each_slab_is_the_mean_of_its_slices_and_lies_at_their_mean_place(count, step):
     thin = stack(count, step)
-    thick = slabs(thin)
+    thick = average_thin_slices(thin)
     each = min(round(4.0 / step), count)
     assert thick.voxels.shape[0] == count // each
     places = [apply(thin.to_mm, np.array([z, 1, 2])) for z in range(count)]
@@ -33,4 +33,4 @@ def test_each_slab_is_the_mean_of_its_slices_and_lies_at_their_mean_place(count,
 
 def test_ordinary_stacks_are_left_alone():
     thick = stack(15, 4.0)
-    assert slabs(thick) is thick
+    assert average_thin_slices(thick) is thick

@@ -12,10 +12,10 @@ from osteograde.imaging.geometry import Volume
 from osteograde.imaging.resample import sample_reference
 from osteograde.pipeline.load import load_study
 from osteograde.tasks import spider_files
+from osteograde.tasks import spider_files as spider_marks
+from osteograde.tasks import spider_mr as spider_rois
 from osteograde.tasks.spec import Point
-from osteograde.tasks.spider import marks as spider_marks
-from osteograde.tasks.spider import rois as spider_rois
-from osteograde.tasks.spider.marks import landmark
+from osteograde.tasks.spider_files import landmark
 from osteograde.tasks.spider_mr import FIELD_MM, TASK
 from osteograde.tasks.spine import LEVELS, SAGITTAL
 from tests.dicom_files import SAGITTAL as SAGITTAL_DICOM

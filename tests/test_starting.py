@@ -8,7 +8,7 @@ from torch import nn
 
 from osteograde.learning import pretrained
 from osteograde.learning.recipe import Fit
-from osteograde.models.build import build
+from osteograde.models.bundle import build_net
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def rgb():
 
 
 def test_a_grader_reads_a_whitened_grey_crop_as_the_file_reads_a_grey_picture(rgb):
-    net = build({"kind": "grader", "backbone": "mobilenetv2_035", "views": 1}).eval()
+    net = build_net({"kind": "grader", "backbone": "mobilenetv2_035", "views": 1}).eval()
     pretrained.fill_trunk(net.encoder, rgb.state_dict())
     image = torch.randn(2, 1, 64, 64)
     expected = rgb.features((image * pretrained.INPUT_SCALE).repeat(1, 3, 1, 1)).mean((2, 3))
@@ -33,7 +33,7 @@ def test_a_grader_reads_a_whitened_grey_crop_as_the_file_reads_a_grey_picture(rg
 
 
 def test_a_locator_reads_slices_from_0_to_1_as_the_file_reads_them_from_minus_1_to_1(rgb):
-    net = build({"kind": "heatmap", "encoder_name": "mobilenetv2_035", "channels": 2, "stages": 5}).eval()
+    net = build_net({"kind": "heatmap", "encoder_name": "mobilenetv2_035", "channels": 2, "stages": 5}).eval()
     pretrained.fill_trunk(net.encoder, rgb.state_dict())
     image = torch.rand(1, 1, 64, 64)
     stack = torch.cat([image.repeat(1, 3, 1, 1), torch.randn(1, 1, 64, 64)], 1)
@@ -43,7 +43,7 @@ def test_a_locator_reads_slices_from_0_to_1_as_the_file_reads_them_from_minus_1_
 
 
 def test_weights_of_another_width_are_refused(rgb):
-    net = build({"kind": "grader", "backbone": "mobilenetv2_100", "views": 1})
+    net = build_net({"kind": "grader", "backbone": "mobilenetv2_100", "views": 1})
     with pytest.raises(ValueError, match="do not fit the trunk"):
         pretrained.fill_trunk(net.encoder, rgb.state_dict())
 

@@ -13,7 +13,7 @@ from osteograde.learning import train
 from osteograde.learning.recipe import Recipe, shrink
 from osteograde.learning.recipes import RECIPES
 from osteograde.models import bundle
-from osteograde.models.build import KINDS
+from osteograde.models.bundle import KINDS
 from osteograde.tasks import TASKS
 
 CPU = torch.device("cpu")

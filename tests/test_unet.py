@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from osteograde.models.build import build
+from osteograde.models.bundle import build_net
 from osteograde.models.locators.base import LocatorBatch, decode
 from osteograde.models.locators.unet import (
     DISC,
@@ -288,7 +288,7 @@ def test_segments_have_the_stride_asked_for(stride: int) -> None:
 
 def test_a_config_rebuilds_the_net() -> None:
     net = tiny(stride=4, channels=3, classes=2).eval()
-    again = build(json.loads(json.dumps(net.config))).eval()
+    again = build_net(json.loads(json.dumps(net.config))).eval()
     assert isinstance(again, UnetLocator)
     again.load_state_dict(net.state_dict(), strict=True)
     images = torch.rand(1, 4, PIXELS, PIXELS)

@@ -7,7 +7,7 @@ import torch
 
 from osteograde.imaging.geometry import Volume, affine, apply
 from osteograde.inference import run
-from osteograde.inference.answers.sheet import Result
+from osteograde.inference.submission import Result
 from osteograde.models import bundle
 from osteograde.models.device import pick
 from osteograde.pipeline import crops, predict

@@ -8,7 +8,7 @@ import torch
 
 from osteograde.learning.recipes import RECIPES
 from osteograde.models import bundle
-from osteograde.models.build import build
+from osteograde.models.bundle import build_net
 
 CONFIDENT = 60_000  # scales the heads of locators: else nothing is found and every row is a prior
 
@@ -30,7 +30,7 @@ def random_bundle(
     for kind, fits in (("locate", recipe.locate), ("grade", recipe.grade)):
         for stage, fit in fits.items():
             for k in range(folds):
-                net, name = build(dict(fit.net)), f"{kind}/{stage}/fold{k}.safetensors"
+                net, name = build_net(dict(fit.net)), f"{kind}/{stage}/fold{k}.safetensors"
                 if kind == "locate":
                     net.head.weight.data *= CONFIDENT
                 bundle.save_net(net, folder / name)

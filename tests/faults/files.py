@@ -21,7 +21,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from osteograde.phantom.writers.rle_encode import encode_rle
+from osteograde.phantom.dicom_writer import encode_rle
 from tests.faults.case import DROPPED, NO_AXIAL, NO_T2, PRIOR, VALID, Case
 from tests.faults.studies import Study, rewrite, stored, syntax
 

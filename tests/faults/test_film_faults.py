@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEGLSLossless
 
-from osteograde.phantom.writers.film_dicom import WHITE, write_film
+from osteograde.phantom.dicom_writer import WHITE, write_film
 from tests.faults.case import HEALTHY, VALID
 from tests.faults.runner import Outcome, grade, worst
 from tests.faults.studies import rewrite, set_pixels, stored

@@ -3,12 +3,17 @@
 Nothing of such a file says how large a pixel is or which way the patient faces: the caller does. An orientation noted
 by a camera (EXIF) is ignored on purpose: what is exported from an archive carries none, and ``size`` and
 ``read_pixels`` must agree about rows and columns. Errors carry a code and no value of the file.
+
+Folders of image files without tables: which files there are, and what they may be called in a submission.
 """
 
 from __future__ import annotations
 
+import os
+import re
 import struct
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
@@ -142,3 +147,57 @@ def _to_words(values: np.ndarray) -> np.ndarray:
         return values.astype(np.uint16)
     scale = 65535.0 / (most - least) if most > least else 0.0
     return np.rint((np.where(finite, values, least) - least) * scale).astype(np.uint16)
+
+
+DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})
+_ODD = re.compile(r"[^0-9A-Za-z._-]+")
+MOST = 64  # characters of a name
+
+
+def find_images(root: Path) -> list[Path]:
+    """All image files below a folder in order of their paths: pictures and DICOM files, known by their suffix, and
+    files without a suffix that start as DICOM does. Hidden files and folders are passed over, links to folders are not
+    followed."""
+    found = []
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        paths = (Path(folder, name) for name in sorted(files) if not name.startswith("."))
+        found += [path for path in paths if path.is_file() and _holds_image(path)]  # a named pipe would never end
+    return found
+
+
+def unique_names(files: Sequence[Path], root: Path) -> list[str]:
+    """One name per file: its stem where no other file has it, else its path below ``root``; odd characters become _.
+
+    >>> unique_names([Path("a/x.png"), Path("b/x.png"), Path("b/my y.png")], Path("."))
+    ['a_x', 'b_x', 'my_y']
+    """
+    stems = Counter(_plain(file.stem) for file in files)
+    short = [_plain(file.stem) for file in files]
+    long = [_plain("_".join(file.relative_to(root).with_suffix("").parts)) for file in files]
+    chosen = [a if stems[a] == 1 else b for a, b in zip(short, long, strict=True)]
+    again = Counter(chosen)
+    return [name if again[name] == 1 else f"{name}_{i}" for i, name in enumerate(chosen)]
+
+
+def part_folder(root: Path, part: str) -> Path:
+    """The folder of a part: ROOT/<part>_images, or ROOT itself where there is none."""
+    folder = Path(root) / f"{part}_images"
+    return folder if folder.is_dir() else Path(root)
+
+
+def _plain(name: str) -> str:
+    return _ODD.sub("_", name)[-MOST:] or "_"
+
+
+def _holds_image(path: Path) -> bool:
+    suffix = path.suffix.lower()
+    if is_image(path) or suffix in DICOM_SUFFIXES:
+        return True
+    if suffix:
+        return False
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False

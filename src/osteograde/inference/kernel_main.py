@@ -19,11 +19,11 @@ from pathlib import Path
 
 import torch
 
+from osteograde.imaging.image_files import find_images
 from osteograde.inference import multi_gpu, run, submission
-from osteograde.inference.answers.sheet import Sheet, Tally
+from osteograde.inference.submission import Sheet, Tally
 from osteograde.models import bundle, device
 from osteograde.tasks import TASKS
-from osteograde.tasks.image_files import images
 
 TIME_BUDGET_HOURS = 8.5  # of the 9 a code competition gives
 MARKERS = ("test_series_descriptions.csv", "sample_submission.csv")
@@ -80,7 +80,7 @@ def find_data(root: Path, slug: str, data_set: str = "", skip: Path | None = Non
     found = sorted({path.parent for marker in MARKERS for path in search(root, marker, skip)})
     expected = " or ".join(MARKERS)
     if not found and not slug:
-        found, expected = [folder for folder in mounts(root) if folder != skip and images(folder)], "images"
+        found, expected = [folder for folder in mounts(root) if folder != skip and find_images(folder)], "images"
     if len(found) != 1:
         raise ValueError(f"{len(found)} folders hold {expected}, expected 1: {[str(path) for path in found]}")
     return found[0]

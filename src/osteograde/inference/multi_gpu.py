@@ -3,24 +3,32 @@
 A process that dies (no memory, a broken driver, a file that kills a library) loses nothing that it had finished. What
 is left of its list goes to another device, the studies it died on last and one at a time; a study that two processes
 died on keeps its priors. Rows are merged as text, so the bytes are those of one process.
+
+One process of several: grades the studies of its list on its device, and tells after every chunk how far it came.
+
+    python -m osteograde.inference.multi_gpu FOLDER
+
+reads FOLDER/job.json and leaves FOLDER/part.csv and FOLDER/progress.json, each replaced in one step.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from osteograde.inference import run, submission, whole
-from osteograde.inference.answers.sheet import Sheet, Tally, write_beside
-from osteograde.inference.processes import worker
-from osteograde.inference.processes.worker import Job
+from osteograde.imaging import files
+from osteograde.inference import run, submission
+from osteograde.inference.submission import Sheet, Tally, write_beside
+from osteograde.models.device import pick
 
 POLL_S = 0.5
 MAX_DEATHS = 2  # of processes on one study
@@ -47,7 +55,7 @@ class Schedule:
     free: list[str]
     orphans: list[Job]
     running: list[Running] = field(default_factory=list)
-    ended: list[worker.Progress] = field(default_factory=list)
+    ended: list[Progress] = field(default_factory=list)
     deaths: Counter[str] = field(default_factory=Counter)
     lost: list[str] = field(default_factory=list)  # studies that stay on their priors
     retired: list[str] = field(default_factory=list)  # devices that a process died on, the last one last
@@ -137,7 +145,7 @@ def _supervise(
                 _ended(plan, one, code, say)
         if time.monotonic() > deadline + 60:
             say("out of time: what is not graded keeps its priors")
-            plan.ended += [worker.progress(one.folder) for one in plan.running]
+            plan.ended += [read_progress(one.folder) for one in plan.running]
             return
         if time.monotonic() > deadline and not plan.running:
             return
@@ -145,7 +153,7 @@ def _supervise(
 
 def _ended(plan: Schedule, one: Running, code: int, say: Callable[[str], None]) -> None:
     plan.running.remove(one)
-    came = worker.progress(one.folder)
+    came = read_progress(one.folder)
     plan.ended.append(came)
     if code == 0:
         plan.free.append(one.job.device)
@@ -171,8 +179,8 @@ def start_worker(job: Job, folder: Path) -> Running:
     if kind == "cuda":
         seen = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
         env["CUDA_VISIBLE_DEVICES"] = seen[int(number)] if seen else number
-    worker.give(folder, replace(job, device="cuda:0" if kind == "cuda" else "cpu"))
-    command = [sys.executable, "-m", "osteograde.inference.processes.worker", str(folder)]
+    write_job(folder, replace(job, device="cuda:0" if kind == "cuda" else "cpu"))
+    command = [sys.executable, "-m", "osteograde.inference.multi_gpu", str(folder)]
     with (folder / "log.txt").open("wb") as log:
         process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
     return Running(job, folder, process)
@@ -188,16 +196,16 @@ class MergedRows:
 
     def take(self, one: Running) -> bool:
         """Take over the rows of studies that a process has finished since; whether there were any."""
-        new = worker.progress(one.folder).done[one.seen :]
+        new = read_progress(one.folder).done[one.seen :]
         if not new:
             return False
-        own = (one.folder / worker.PART).read_text(encoding="utf-8").splitlines()[1:]
+        own = (one.folder / PART).read_text(encoding="utf-8").splitlines()[1:]
         part = {line.partition(",")[0]: line for line in own}
         for study in new:
             self.lines |= {row: part[row] for row in self.rows[study]}
         self.done |= dict.fromkeys(new)
         one.seen += len(new)
-        whole.write(self.out, "\n".join((self.head, *self.lines.values())) + "\n")
+        files.atomic_write(self.out, "\n".join((self.head, *self.lines.values())) + "\n")
         return True
 
 
@@ -216,3 +224,85 @@ def merged_tally(parts: Sequence[Tally], order: Sequence[str], rows: Mapping[str
     every.flags.sort(key=lambda flag: study_of[flag[0]])
     every.findings.sort(key=lambda finding: study_of[finding[0]])
     return every
+
+
+JOB, PART, PROGRESS = "job.json", "part.csv", "progress.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one process does. ``hours``: what it may take; ``chunk``: studies that go through the nets together."""
+
+    task: str
+    data: str
+    weights: str
+    device: str
+    ids: tuple[str, ...]
+    hours: float
+    workers: int
+    chunk: int = run.CHUNK
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Studies that are finished, and what happened up to them."""
+
+    done: tuple[str, ...]
+    tally: Tally
+
+
+def write_job(folder: Path, job: Job) -> None:
+    (folder / JOB).write_text(json.dumps(asdict(job)), encoding="utf-8")
+
+
+def read_progress(folder: Path) -> Progress:
+    """How far a process came; nothing done where it has not said anything."""
+    path = folder / PROGRESS
+    if not path.is_file():
+        return Progress((), Tally())
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    tally = Tally(facts["studies"], facts["unread"], facts["on_prior"])
+    tally.faults = Counter(facts["faults"])
+    tally.seconds = defaultdict(float, facts["seconds"])
+    tally.flags = [(row, reason, count) for row, reason, count in facts["flags"]]
+    tally.findings = [(row, tuple(values)) for row, values in facts["findings"]]
+    return Progress(tuple(facts["done"]), tally)
+
+
+def main(folder: Path) -> int:
+    """Do the job in ``folder``. Errors are not caught: what was written stays, and whoever started it sees the code."""
+    facts: dict[str, Any] = json.loads((folder / JOB).read_text(encoding="utf-8"))
+    job = Job(**{**facts, "ids": tuple(facts["ids"])})
+    task, manifest, studies = run.prepare(job.task, Path(job.data), Path(job.weights))
+    by_id = {study.id: study for study in studies}
+    mine = [by_id[name] for name in job.ids]
+    tally = Tally(studies=len(mine))
+    sheet = Sheet(task, manifest["prior"], mine, folder / PART, (), tally)
+    sheet.write()
+    done: list[str] = []
+
+    def after(ids: Sequence[str]) -> None:
+        done.extend(ids)
+        _write_progress(folder, done, tally)
+
+    run.fill(
+        Path(job.weights), manifest, sheet, device=pick(job.device), seconds=job.hours * 3600, workers=job.workers,
+        chunk=job.chunk, after=after, say=_say,
+    )  # fmt: skip
+    _write_progress(folder, done, tally)
+    return 0
+
+
+def _write_progress(folder: Path, done: Sequence[str], tally: Tally) -> None:
+    part = folder / (PROGRESS + ".part")
+    facts = {"done": list(done), **vars(tally)}  # counters are dicts to JSON
+    part.write_text(json.dumps(facts), encoding="utf-8")
+    part.replace(folder / PROGRESS)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -4,32 +4,36 @@ A full, valid submission of class priors stands on disk before a net is built or
 atomically after every chunk. One unreadable series costs that series; a study of which nothing can be read keeps its
 priors and is counted. SIGTERM and deadlines end the run with what is done. Memory that runs out, a device that is lost
 and a disk that is full for a while are lived through, and counted. Nothing else is caught.
+
+Studies side by side on a CPU: one small net does not keep several cores busy, several of them do.
+
+A run that is told to stop (SIGTERM: a notebook's limit, a queue's) writes down what it has, instead of dying.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from osteograde.imaging.memory import keep_freed_memory
 from osteograde.inference import submission
-from osteograde.inference.answers.sheet import Result, Sheet, Tally, summary
 from osteograde.inference.deadline import Budget, Effort
-from osteograde.inference.processes.abreast import abreast
-from osteograde.inference.processes.stop import Stopped, on_sigterm
+from osteograde.inference.submission import Result, Sheet, Tally, summary
 from osteograde.models import bundle as bundles
 from osteograde.models.bundle import Bundle
-from osteograde.models.device import pick
+from osteograde.models.device import keep_freed_memory, pick
 from osteograde.pipeline import calibration, predict
 from osteograde.pipeline.load import Loaded, load_study
 from osteograde.tasks import TASKS
@@ -233,7 +237,7 @@ def _grade_chunk(
 ) -> list[Result]:
     begun = time.monotonic()
     apart = [[study] for study in loaded] if bundle.device.type == "cpu" else [loaded]
-    done = abreast(partial(_answers, bundle, effort), apart)
+    done = map_single_threaded(partial(_answers, bundle, effort), apart)
     points = [one for found, _, _ in done for one in found]
     graded = [one for _, answers, _ in done for one in answers]
     locating, grading = np.sum([seconds for _, _, seconds in done], axis=0)
@@ -276,3 +280,48 @@ def nets_of(bundle: Bundle, kind: str, effort: Effort) -> dict[str, predict.Nets
         )
         for stage, folds in nets.items()
     }
+
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def map_single_threaded(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """``work(item)`` of every item, in order, as many at a time as torch has threads, each with one of them.
+
+    Sums over many values come out differently, in the seventh digit, on another number of threads. With one each, also
+    where there is but one item, an answer depends neither on the machine's cores nor on what is done beside it. An
+    error ends it; items that are being worked on are not waited for.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or not items:
+        return [work(item) for item in items]
+    pool = ThreadPoolExecutor(min(threads, len(items)))
+    torch.set_num_threads(1)  # of this thread and of those that begin after it
+    try:
+        return list(pool.map(work, items))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        torch.set_num_threads(threads)
+
+
+class Stopped(BaseException):
+    """Raised wherever the run is when the signal arrives. No Exception: nothing that repairs faults may swallow it."""
+
+
+def _stop(number: int, frame: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt the writing
+    raise Stopped
+
+
+@contextmanager
+def on_sigterm() -> Iterator[None]:
+    """SIGTERM raises ``Stopped`` inside; the handler that was there before comes back. Other threads see no change."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

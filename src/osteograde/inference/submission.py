@@ -1,21 +1,31 @@
-"""submission.csv: written whole or not at all, the same bytes for the same numbers, and checked against a template."""
+"""submission.csv: written whole or not at all, the same bytes for the same numbers, and checked against a template.
+
+Rows that a person should look at before believing them, and why. No patient data.
+
+What graders say beside the grade: a table of yes/no findings next to the submission, for tasks that have any.
+
+What a run writes: rows that are priors until their study is done, flags and findings, and the summary.
+"""
 
 from __future__ import annotations
 
 import csv
 import logging
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from osteograde.inference import whole
-from osteograde.tasks import rows as tables
-from osteograde.tasks.rows import ROW_ID, twice
-from osteograde.tasks.spec import Task
-from osteograde.tasks.tables import some
+from osteograde.imaging import files
+from osteograde.pipeline import predict
+from osteograde.pipeline.load import Loaded
+from osteograde.tasks import tables
+from osteograde.tasks.spec import Point, Site, Study, Task
+from osteograde.tasks.tables import ROW_ID, duplicates, some
 
 log = logging.getLogger(__name__)
 
@@ -82,13 +92,13 @@ def write_submission(path: Path, rows: Rows, columns: Sequence[str]) -> None:
     out = csv.writer(text, lineterminator="\n")
     out.writerow((ROW_ID, *columns))
     out.writerows((row, *(f"{p:.{DIGITS}f}" for p in ps)) for row, ps in zip(rows, table.tolist(), strict=True))
-    whole.write(path, text.getvalue())
+    files.atomic_write(path, text.getvalue())
 
 
 def read_submission(path: Path) -> dict[str, np.ndarray]:
     """{row id: (classes,)} of a submission, in its order. ValueError where it is unreadable or a row appears twice."""
-    _, ids, values = tables.read(path)
-    if doubled := twice(ids):
+    _, ids, values = tables.read_rows(path)
+    if doubled := duplicates(ids):
         raise ValueError(f"{path}: row ids more than once: {some(doubled)}")
     return dict(zip(ids, values, strict=True))
 
@@ -100,11 +110,11 @@ def template_ids(path: Path) -> list[str] | None:
     logged), or where the folder has no test part (the template then speaks of other studies).
     """
     if not Path(path).is_dir():
-        return tables.read(path)[1]
+        return tables.read_rows(path)[1]
     if not (Path(path) / TEMPLATE).is_file() or not (Path(path) / "test_images").is_dir():
         return None
     try:
-        return tables.read(Path(path) / TEMPLATE)[1]
+        return tables.read_rows(Path(path) / TEMPLATE)[1]
     except ValueError as error:
         log.warning("%s; rows are written in the order of the studies", error)
         return None
@@ -115,11 +125,11 @@ def validate(submission: Path, template: Path) -> list[Problem]:
 
     ValueError where the template itself cannot be read: then nothing can be said about the submission.
     """
-    columns, wanted, _ = tables.read(template)
-    if doubled := twice(wanted):
+    columns, wanted, _ = tables.read_rows(template)
+    if doubled := duplicates(wanted):
         raise ValueError(f"{template}: the template names row ids more than once: {some(doubled)}")
     try:
-        found, ids, values = tables.read(submission)
+        found, ids, values = tables.read_rows(submission)
     except ValueError as error:
         return [Problem(str(error))]
     if found != columns:
@@ -133,7 +143,7 @@ def _id_problems(ids: list[str], wanted: list[str]) -> list[Problem]:
     for what, rows in (
         ("missing", [row for row in wanted if row not in given]),
         ("that the template does not have", [row for row in dict.fromkeys(ids) if row not in needed]),
-        ("more than once", twice(ids)),
+        ("more than once", duplicates(ids)),
     ):
         if rows:
             problems.append(Problem(f"{len(rows)} row ids {what}: {some(rows)}"))
@@ -159,3 +169,173 @@ def _value_problems(ids: list[str], values: np.ndarray) -> list[Problem]:
         for what, bad in named
         if bad.any()
     ]
+
+
+Flag = tuple[str, str, int]  # row id, reason, how often
+FLAG_COLUMNS = ("row_id", "reason", "count")
+LOW_CONFIDENCE = 0.5  # of a landmark: less than this share of its probability lies within 10 mm of it
+UNCERTAIN = 0.35  # no class is more probable than this
+
+NOT_GRADED = "not_graded"  # the row holds the class prior
+NOT_SEEN = "low_confidence"
+UNSURE = "uncertain_grade"
+
+
+def flags_of(task: Task, loaded: Loaded, points: Mapping[str, Point], graded: Mapping[str, np.ndarray]) -> list[Flag]:
+    """The flags of one study's rows: what was lost in reading it, rows on the prior, landmarks and grades in doubt."""
+    sites = {site.target: site for group in task.grade for site in group.sites}
+    study, found = loaded.study, []
+    for target in task.asked(study.targets):
+        row = f"{study.id}_{target}"
+        found += [(row, code, count) for code, count in sorted(loaded.faults.items())]
+        found += [(row, reason, 1) for reason in _doubts(task, sites[target], points, graded)]
+    return found
+
+
+def flags_of_unreached(task: Task, study: Study, why: str) -> list[Flag]:
+    """The flags of a study that the run ended before."""
+    return [(row, reason, 1) for row in task.rows(study.id, study.targets) for reason in (why, NOT_GRADED)]
+
+
+def _doubts(task: Task, site: Site, points: Mapping[str, Point], graded: Mapping[str, np.ndarray]) -> list[str]:
+    if site.target not in graded:
+        return [NOT_GRADED]
+    seen = [points[name].confidence for name in site.landmarks if name in points]
+    low = [NOT_SEEN] if max(seen, default=0.0) < LOW_CONFIDENCE else []
+    return low + ([UNSURE] if graded[site.target][: len(task.classes)].max() < UNCERTAIN else [])
+
+
+def write_flags(path: Path, flags: Sequence[Flag]) -> None:
+    """The flags as a table of ``COLUMNS``; only its first line where there are none."""
+    lines = [",".join(FLAG_COLUMNS), *(f"{row},{reason},{count}" for row, reason, count in flags)]
+    files.atomic_write(path, "\n".join(lines) + "\n")
+
+
+def flags_path(out: Path) -> Path:
+    """Where the flags of a submission go: submission.csv -> submission.flags.csv."""
+    return out.with_name(out.stem + ".flags.csv")
+
+
+Finding = tuple[str, tuple[float, ...]]  # row id, probability of each finding
+
+
+def finding_names(task: Task) -> tuple[str, ...]:
+    """The findings of a task, in the order of its graders."""
+    return tuple(dict.fromkeys(name for group in task.grade for name in group.findings))
+
+
+def findings_of(task: Task, study: str, graded: Mapping[str, np.ndarray]) -> list[Finding]:
+    """The findings of one study's graded rows; NaN where a row's grader does not ask."""
+    columns, found = finding_names(task), []
+    for group in task.grade:
+        for site in group.sites:
+            if group.findings and site.target in graded:
+                said = dict(zip(group.findings, graded[site.target][len(task.classes) :], strict=True))
+                found.append((f"{study}_{site.target}", tuple(float(said.get(name, np.nan)) for name in columns)))
+    return found
+
+
+def write_findings(path: Path, columns: Sequence[str], rows: Sequence[Finding]) -> None:
+    lines = [",".join(["row_id", *columns])]
+    lines += [",".join([row, *("" if np.isnan(v) else f"{v:.6f}" for v in values)]) for row, values in rows]
+    files.atomic_write(path, "\n".join(lines) + "\n")
+
+
+def findings_path(out: Path) -> Path:
+    """submission.csv -> submission.findings.csv."""
+    return out.with_name(out.stem + ".findings.csv")
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """Everything one study came to."""
+
+    loaded: Loaded
+    points: Mapping[str, Point]  # found and completed
+    graded: Mapping[str, np.ndarray]  # target -> (K + F,) of the targets that could be seen, see ``pipeline.grade``
+
+
+@dataclass
+class Tally:
+    """What happened, for the log, the flags file and the benchmark."""
+
+    studies: int = 0
+    unread: int = 0
+    on_prior: int = 0  # targets
+    faults: Counter[str] = field(default_factory=Counter)
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    flags: list[Flag] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+
+
+class Sheet:
+    """The rows of the submission: priors at first, replaced study by study, written whole each time.
+
+    Rows are those of the template, in its order, and then those of studies that a stale template does not know. The
+    tables of flags and findings lie beside it and are written with it.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        prior: Mapping[str, Sequence[float]],
+        studies: Sequence[Study],
+        out: Path,
+        template: Sequence[str],
+        tally: Tally,
+    ) -> None:
+        self.task, self.prior, self.studies, self.out, self.tally, self.done = task, prior, studies, out, tally, 0
+        own = [row for study in studies for row in self.task.rows(study.id, study.targets)]
+        self.rows = priors_rows(self.task, dict.fromkeys((*template, *own)), self.prior)
+
+    def _set(self, study: Study, graded: Mapping[str, np.ndarray]) -> None:
+        table = predict.probability_rows(self.task, graded, self.prior, study.targets)
+        self.rows |= dict(zip(self.task.rows(study.id, study.targets), table, strict=True))
+
+    def put(self, result: Result) -> None:
+        study, tally = result.loaded.study, self.tally
+        self._set(study, result.graded)
+        self.done += 1
+        tally.findings += findings_of(self.task, study.id, result.graded)
+        tally.flags += flags_of(self.task, result.loaded, result.points, result.graded)
+        tally.on_prior += len(self.task.asked(study.targets)) - len(result.graded)
+
+    def leave(self, why: str) -> None:
+        """Flag the rows of studies that were not reached."""
+        left = self.studies[self.done :]
+        self.tally.flags += [flag for study in left for flag in flags_of_unreached(self.task, study, why)]
+        if left:
+            self.tally.faults[why] += len(left)
+
+    def write(self) -> None:
+        write_submission(self.out, self.rows, self.task.classes)
+        write_beside(self.task, self.tally, self.out)
+
+    def try_to_write(self) -> bool:
+        """Write, unless the disk is full or gone for the moment: what was written before stays, grading goes on."""
+        try:
+            self.write()
+        except OSError:
+            self.tally.faults["not_written_yet"] += 1
+            return False
+        return True
+
+
+def write_beside(task: Task, tally: Tally, out: Path) -> None:
+    """The tables beside the submission: flags, and findings of tasks that have any."""
+    write_flags(flags_path(out), tally.flags)
+    if columns := finding_names(task):
+        write_findings(findings_path(out), columns, tally.findings)
+
+
+def summary(tally: Tally, done: int, out: Path) -> list[str]:
+    """What a reader of the log wants to know."""
+    spent: dict[str, Any] = {name: f"{seconds:.1f} s" for name, seconds in tally.seconds.items()}
+    lines = [f"time: {', '.join(f'{name} {seconds}' for name, seconds in spent.items())}"]
+    if tally.faults:
+        lines.append("faults: " + ", ".join(f"{code} x {count}" for code, count in sorted(tally.faults.items())))
+    lines.append(
+        f"{done} of {tally.studies} studies graded ({tally.unread} unreadable), "
+        f"{tally.on_prior} targets on the prior -> {out}"
+    )
+    return lines

@@ -2,6 +2,10 @@
 
 kaggle 2.2.4 prints refusals that arrive inside a good reply and returns 0. So a command counts as done only where its
 sentence of success was said, no sentence of failure was, and what it did is read back by another command.
+
+Keys and tokens: hidden in what is printed, and refused in what is about to be uploaded.
+
+What the last commands came to, in runs/kaggle/TASK.json: no command of the client lists versions of kernels.
 """
 
 from __future__ import annotations
@@ -11,11 +15,10 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
-
-from osteograde.kaggle.remote import secrets
 
 Say = Callable[[str], None]
 TIMEOUT_S = 3 * 3600.0  # of one command; uploads of weights are the longest
@@ -64,8 +67,8 @@ def ask(*words: str, timeout_s: float = TIMEOUT_S) -> Said:
         done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=timeout_s)
     except subprocess.TimeoutExpired as error:
         raise RetryLater(f"kaggle {' '.join(words)}: no end after {timeout_s:.0f} s; retry later") from error
-    known = secrets.own()
-    said = Said(words, done.returncode, secrets.hide(done.stdout, known), secrets.hide(done.stderr, known))
+    known = own_secrets()
+    said = Said(words, done.returncode, hide_secrets(done.stdout, known), hide_secrets(done.stderr, known))
     if "No module named" in said.err:
         missing = said.err.strip().splitlines()[-1]
         raise ValueError(f"the kaggle client does not start ({missing}); pip install kaggle==2.2.4 six")
@@ -141,3 +144,107 @@ def hours_left() -> str:
         f"{row['remaining']} of {row['total']}, renewed {row['refreshAt']}" for row in rows if row["resource"] == "GPU"
     ]
     return told[0] if told else "unknown"
+
+
+SECRET_VARIABLES = ("KAGGLE_KEY", "KAGGLE_API_TOKEN", "KAGGLE_API_V1_TOKEN")
+SECRET_NAMES = re.compile(
+    r"kaggle\.json|credentials(\.json)?|access_token(\.txt)?|\.env|\.netrc|id_(rsa|ed25519)|.*\.(pem|key)",
+    re.IGNORECASE,
+)
+SECRET_SHAPES = {
+    "a private key": rb"-----BEGIN [A-Z ]*PRIVATE KEY-----",
+    "a Kaggle key": rb"[\"']?(?:KAGGLE_)?[kK](?:ey|EY)[\"']?\s*[:=]\s*[\"']?[0-9a-f]{32}\b",
+    "a Kaggle token": rb"\bKGAT_[0-9A-Za-z]{20,}",
+    "an AWS key": rb"\bAKIA[0-9A-Z]{16}\b",
+    "a GitHub token": rb"\bgh[pousr]_[0-9A-Za-z]{36}",
+    "a Hugging Face token": rb"\bhf_[0-9A-Za-z]{30,}",
+    "an API key": rb"\bsk-[0-9A-Za-z_-]{32,}",
+}
+SECRET_SHAPE = re.compile(b"|".join(b"(?P<n%d>%s)" % (i, shape) for i, shape in enumerate(SECRET_SHAPES.values())))
+SHORTEST_SECRET = 12  # a shorter value would hide common words
+BLOCK, OVERLAP = 1 << 23, 512
+HIDDEN = "[hidden]"
+
+
+def own_secrets() -> list[str]:
+    """The secrets of this user that are known here: values of the client's variables, the key in kaggle.json."""
+    found = [os.environ.get(name, "") for name in SECRET_VARIABLES]
+    home = Path(os.environ.get("KAGGLE_CONFIG_DIR", Path.home() / ".kaggle"))
+    for name in ("kaggle.json", "credentials.json", "access_token", "access_token.txt"):
+        found += _values(home / name)
+    return [value for value in dict.fromkeys(found) if len(value) >= SHORTEST_SECRET]
+
+
+def hide_secrets(text: str, known: Iterable[str]) -> str:
+    """``text`` without the secrets."""
+    for value in known:
+        text = text.replace(value, HIDDEN)
+    return SECRET_SHAPE.sub(HIDDEN.encode(), text.encode()).decode()
+
+
+def refuse_secrets(files: Iterable[Path], known: Iterable[str] | None = None) -> None:
+    """ValueError naming the file, and the kind of secret but never the secret, where one is about to be uploaded."""
+    values = [value.encode() for value in (own_secrets() if known is None else known)]
+    for path in files:
+        if SECRET_NAMES.fullmatch(path.name):
+            raise ValueError(f"{path}: its name is that of a file of secrets; take it out, nothing was uploaded")
+        if kind := _kind(path, values):
+            raise ValueError(f"{path}: holds what looks like {kind}; take it out, nothing was uploaded")
+
+
+def _kind(path: Path, values: list[bytes]) -> str:
+    tail = b""
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            data = tail + block
+            if any(value in data for value in values):
+                return "your own Kaggle key"
+            if found := SECRET_SHAPE.search(data):
+                return list(SECRET_SHAPES)[int(str(found.lastgroup)[1:])]
+            tail = data[-OVERLAP:]
+    return ""
+
+
+def _values(path: Path) -> list[str]:
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8", errors="replace").strip()
+    try:
+        facts = json.loads(text)
+    except json.JSONDecodeError:
+        return [text]
+    if not isinstance(facts, dict):
+        return []
+    return [value for name, value in facts.items() if isinstance(value, str) and "name" not in name.lower()]
+
+
+PLACE = Path("runs") / "kaggle"
+
+
+def record_path(task: str, place: Path = PLACE) -> Path:
+    return place / f"{task}.json"
+
+
+def read_record(task: str, place: Path = PLACE) -> dict[str, Any]:
+    """The record of a task; empty where there is none."""
+    file = record_path(task, place)
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def keep_record(task: str, step: str, facts: dict[str, Any], place: Path = PLACE) -> None:
+    """Replace what is known of one step. Names, versions and hashes only, never a secret."""
+    file = record_path(task, place)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(read_record(task, place) | {step: facts}, indent=1) + "\n", encoding="utf-8")
+    part.replace(file)
+
+
+def need_record(task: str, step: str, command: str, place: Path = PLACE) -> dict[str, Any]:
+    """What is known of a step. ValueError naming the command that comes first where it was not done."""
+    facts = read_record(task, place).get(step)
+    if facts is None:
+        raise ValueError(
+            f"{record_path(task, place)} knows no {step} of {task}: first python -m osteograde kaggle {command}"
+        )
+    return facts

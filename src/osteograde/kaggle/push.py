@@ -13,8 +13,7 @@ from typing import Any
 from osteograde.inference import submission
 from osteograde.kaggle import client, metadata
 from osteograde.kaggle.client import Refused, RetryLater, Say
-from osteograde.kaggle.remote import record, secrets
-from osteograde.kaggle.sources import parse
+from osteograde.kaggle.metadata import parse_source
 from osteograde.models import bundle
 from osteograde.tasks import TASKS
 
@@ -27,7 +26,7 @@ READ_BACK = ("is_private", "enable_gpu", "enable_internet", "machine_shape")
 SOURCES = ("dataset_sources", "competition_sources", "kernel_sources", "model_sources")
 
 
-def push(task: str, folder: Path, *, say: Say, place: Path = record.PLACE) -> int:
+def push(task: str, folder: Path, *, say: Say, place: Path = client.PLACE) -> int:
     """Push the kernel in ``folder``, which also starts it; returns the version that the service gave it.
 
     Raises ValueError before anything is sent for bad metadata or a secret; RetryLater where no session is free; Refused
@@ -37,7 +36,7 @@ def push(task: str, folder: Path, *, say: Say, place: Path = record.PLACE) -> in
     metadata.check(facts, folder)
     if metadata.nobodys(facts):
         facts = metadata.owned(facts, client.account())
-    secrets.refuse([folder / facts["code_file"], folder / metadata.NAME])
+    client.refuse_secrets([folder / facts["code_file"], folder / metadata.NAME])
     for name in facts["dataset_sources"]:
         _ready(name)
     with tempfile.TemporaryDirectory(prefix="osteograde-") as stage:
@@ -48,7 +47,7 @@ def push(task: str, folder: Path, *, say: Say, place: Path = record.PLACE) -> in
     version = int(client.expect(said, r"Kernel version (\d+) successfully pushed")[1])
     image = read_back(facts, (folder / facts["code_file"]).read_text(encoding="utf-8"))
     say(f"{facts['id']} version {version} pushed and running: private, internet off, {facts['machine_shape']}, {image}")
-    record.keep(task, "kernel", {"ref": facts["id"], "version": version, "image": image}, place)
+    client.keep_record(task, "kernel", {"ref": facts["id"], "version": version, "image": image}, place)
     return version
 
 
@@ -67,12 +66,12 @@ def read_back(facts: dict[str, Any], text: str) -> str:
     return str(there.get("docker_image") or "image unknown")
 
 
-def wait(task: str, *, say: Say, poll_s: float = POLL_S, hours: float = 13.0, place: Path = record.PLACE) -> None:
+def wait(task: str, *, say: Say, poll_s: float = POLL_S, hours: float = 13.0, place: Path = client.PLACE) -> None:
     """Return once the pushed version has ended well, telling its status and the last line of its log meanwhile.
 
     Refused, with the end of the log, where it failed or was stopped; RetryLater where it has not ended after ``hours``.
     """
-    ref = record.need(task, "kernel", f"push {task}", place)["ref"]
+    ref = client.need_record(task, "kernel", f"push {task}", place)["ref"]
     begun, told = time.monotonic(), ""
     while True:
         status, message = state(ref)
@@ -122,12 +121,12 @@ def progress(ref: str) -> str:
     return lines[-1] if lines else "no log yet"
 
 
-def output(task: str, *, say: Say, place: Path = record.PLACE) -> Path:
+def output(task: str, *, say: Say, place: Path = client.PLACE) -> Path:
     """Fetch what the pushed version wrote and check it; the path of its submission.csv.
 
     Refused where a file is missing, is no submission of the task, or is not the one whose hash the log tells.
     """
-    kernel = record.need(task, "kernel", f"push {task}", place)
+    kernel = client.need_record(task, "kernel", f"push {task}", place)
     ref, version = kernel["ref"], kernel["version"]
     target = place / task / f"output-v{version}"
     shutil.rmtree(target, ignore_errors=True)  # the client keeps older files it takes for newer
@@ -148,7 +147,7 @@ def output(task: str, *, say: Say, place: Path = record.PLACE) -> Path:
         f"{path}: {rows} rows, sha256 {digest[:12]}"
         + (", as the kernel's log says" if told else ", the log tells no hash")
     )
-    record.keep(task, "output", {"ref": ref, "version": version, "file": str(path), "sha256": digest}, place)
+    client.keep_record(task, "output", {"ref": ref, "version": version, "file": str(path), "sha256": digest}, place)
     return path
 
 
@@ -169,7 +168,7 @@ def check_rows(task: str, path: Path) -> int:
 
 
 def _ready(name: str) -> None:
-    ref = parse(name).ref
+    ref = parse_source(name).ref
     said = client.ask("datasets", "status", ref)
     status = said.out.strip().lower()
     if client.absent(said):

@@ -2,16 +2,21 @@
 
 No network, an input that cannot be written, an environment with nothing in it but what Kaggle sets, limits of time and
 memory. By Linux namespaces where the system allows them; else in a plain folder, which is said.
+
+One run of a program under limits of time and memory: how it ended, how far it came, and how much it took.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +24,7 @@ from pathlib import Path
 from osteograde.inference import submission
 from osteograde.kaggle import metadata, sandbox_guard, sandbox_namespaces, staging
 from osteograde.kaggle.client import Say
-from osteograde.kaggle.rehearsal import watch
-from osteograde.kaggle.rehearsal.watch import Run
-from osteograde.kaggle.sources import Source, parse
+from osteograde.kaggle.metadata import Source, parse_source
 from osteograde.tasks import TASKS
 from osteograde.tasks.spec import Study, Task
 
@@ -94,7 +97,7 @@ def rehearse(
 def places(facts: Mapping[str, object], task: Task) -> tuple[str, str]:
     """Below the input: where a session has the kernel's weights, and where its data."""
     models, sets = [list(facts[key]) for key in ("model_sources", "dataset_sources")]  # type: ignore[call-overload]
-    mounted = [mount(parse(name)) for name in (*models, *sets)]
+    mounted = [mount(parse_source(name)) for name in (*models, *sets)]
     if task.slug:
         return mounted[0], f"competitions/{task.slug}"
     return mounted[0], mounted[1]
@@ -114,7 +117,7 @@ def allowed(home: Path, python: Path) -> bool:
     return done.returncode == 0
 
 
-def play(stage: Stage, name: str, limit_s: float, memory_gib: float) -> Run:
+def play(stage: Stage, name: str, limit_s: float, memory_gib: float) -> WatchedRun:
     """One run of the script with what is staged now."""
     working, source = stage.home / "working", stage.home / "src"
     for folder in (working, source):
@@ -128,7 +131,7 @@ def play(stage: Stage, name: str, limit_s: float, memory_gib: float) -> Run:
     if stage.isolated:
         inside = [*python, "/kaggle/src/guard.py", "/kaggle/src/script.py", sandbox_namespaces.INPUT]
         spec = _spec(stage.home, stage.mounts, inside, working, environment)
-        return watch.run([*python, sandbox_namespaces.__file__, str(spec)], {}, working, logs, **limits)  # type: ignore[arg-type]
+        return run_watched([*python, sandbox_namespaces.__file__, str(spec)], {}, working, logs, **limits)  # type: ignore[arg-type]
     root = stage.home / "input"
     shutil.rmtree(root, ignore_errors=True)
     for path, folder in stage.mounts.items():
@@ -137,14 +140,14 @@ def play(stage: Stage, name: str, limit_s: float, memory_gib: float) -> Run:
     environment |= {"OSTEOGRADE_KAGGLE_INPUT": str(root), "OSTEOGRADE_KAGGLE_WORKING": str(working)}
     before = _snapshot(root)
     command = [*python, str(source / "guard.py"), str(source / "script.py"), str(root)]
-    done = watch.run(command, environment, working, logs, **limits)  # type: ignore[arg-type]
+    done = run_watched(command, environment, working, logs, **limits)  # type: ignore[arg-type]
     if _snapshot(root) != before:
         told = f"{done.err}\n{sandbox_guard.MARK}: {sandbox_guard.WRITE}: its files differ after the run\n"
-        return Run(done.code, done.seconds, done.peak, done.steps, done.out, told)
+        return WatchedRun(done.code, done.seconds, done.peak, done.steps, done.out, told)
     return done
 
 
-def judge(name: str, done: Run, limit_s: float, memory_gib: float) -> list[str]:
+def judge(name: str, done: WatchedRun, limit_s: float, memory_gib: float) -> list[str]:
     """What a run failed on, one line each; nothing where it ended well."""
     if done.over_time:
         return [f"{name}: over budget: stopped after {limit_s:.0f} s with {done.done} studies done"]
@@ -158,7 +161,7 @@ def judge(name: str, done: Run, limit_s: float, memory_gib: float) -> list[str]:
     return [f"{name}: ended with code {done.code} after {done.done} studies: {last_words(done)}"]
 
 
-def last_words(done: Run) -> str:
+def last_words(done: WatchedRun) -> str:
     lines = [line.strip() for line in done.err.splitlines() if line.strip()]
     told = [line for line in lines if line.startswith("error: ")]
     return told[-1] if told else lines[-1] if lines else "it said nothing"
@@ -174,7 +177,7 @@ def check(name: str, task: Task, studies: Sequence[Study], home: Path) -> list[s
     return [f"{name}: submission.csv: {problem}" for problem in problems]
 
 
-def project(done: Run, studies: int, hours: float, memory_gib: float) -> list[str]:
+def project(done: WatchedRun, studies: int, hours: float, memory_gib: float) -> list[str]:
     """Time and memory for a whole competition, from the pace between the first and the last chunk of this run."""
     (first_s, first), (last_s, last) = (done.steps[0], done.steps[-1]) if done.steps else ((0.0, 0), (done.seconds, 1))
     if last > first > 0:
@@ -239,3 +242,77 @@ def _closing(out: str) -> list[str]:
     lines = out.splitlines()
     start = [number for number, line in enumerate(lines) if line.startswith("== ")]
     return lines[start[-1] :] if start else []
+
+
+POLL_S = 0.2
+PROGRESS = re.compile(r"^(\d+)/\d+ studies, ", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class WatchedRun:
+    """What a run came to. ``steps``: (seconds since the start, studies done). peak: bytes of all its processes."""
+
+    code: int
+    seconds: float
+    peak: int
+    steps: tuple[tuple[float, int], ...]
+    out: str
+    err: str
+    over_time: bool = False
+    over_memory: bool = False
+
+    @property
+    def done(self) -> int:
+        return self.steps[-1][1] if self.steps else 0
+
+
+def run_watched(
+    command: Sequence[str], environment: dict[str, str], folder: Path, logs: Path, *, limit_s: float, limit_bytes: int
+) -> WatchedRun:
+    """Run a command in ``folder`` until it ends or goes over a limit; its process group is then killed."""
+    begun, peak, steps = time.monotonic(), 0, list[tuple[float, int]]()
+    over_time = over_memory = False
+    out, err = logs.with_suffix(".out"), logs.with_suffix(".err")
+    with out.open("wb") as to_out, err.open("wb") as to_err:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=to_out,
+            stderr=to_err,
+            start_new_session=True,
+        )
+        while process.poll() is None:
+            time.sleep(POLL_S)
+            spent = time.monotonic() - begun
+            peak = max(peak, memory_of(process.pid))
+            done = [int(number) for number in PROGRESS.findall(_text(out))]
+            if done and (not steps or done[-1] > steps[-1][1]):
+                steps.append((spent, done[-1]))
+            over_time, over_memory = spent > limit_s, peak > limit_bytes
+            if over_time or over_memory:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    seconds, code = time.monotonic() - begun, process.returncode
+    done = [int(number) for number in PROGRESS.findall(_text(out))]
+    if done and (not steps or done[-1] > steps[-1][1]):
+        steps.append((seconds, done[-1]))
+    return WatchedRun(code, seconds, peak, tuple(steps), _text(out), _text(err), over_time, over_memory)
+
+
+def memory_of(session: int) -> int:
+    """Resident bytes of all processes of a session; 0 where the system does not tell."""
+    total = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[3]) == session:
+                total += int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
+        except (OSError, IndexError):  # it has ended meanwhile
+            continue
+    return total
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")

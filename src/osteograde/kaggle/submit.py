@@ -8,12 +8,11 @@ from typing import Any
 
 from osteograde.kaggle import client, push
 from osteograde.kaggle.client import Refused, Say
-from osteograde.kaggle.remote import record
 from osteograde.models import bundle
 from osteograde.tasks import TASKS
 
 
-def submit(task: str, *, yes: bool, say: Say, place: Path = record.PLACE) -> bool:
+def submit(task: str, *, yes: bool, say: Say, place: Path = client.PLACE) -> bool:
     """Submit the fetched version; True where it was sent and is listed, False where ``yes`` was not given.
 
     Refused where the version fetched is not the one pushed last or did not end well, where it was submitted before, or
@@ -22,8 +21,8 @@ def submit(task: str, *, yes: bool, say: Say, place: Path = record.PLACE) -> boo
     slug = TASKS[task].slug
     if not slug:
         raise ValueError(f"{task} has no competition to submit to; its result is the kernel's output")
-    kernel = record.need(task, "kernel", f"push {task}", place)
-    out = record.need(task, "output", f"output {task}", place)
+    kernel = client.need_record(task, "kernel", f"push {task}", place)
+    out = client.need_record(task, "output", f"output {task}", place)
     if (kernel["ref"], kernel["version"]) != (out["ref"], out["version"]):
         raise ValueError(
             f"version {out['version']} was fetched, version {kernel['version']} pushed: first kaggle output {task}"
@@ -39,7 +38,7 @@ def submit(task: str, *, yes: bool, say: Say, place: Path = record.PLACE) -> boo
         say("nothing was sent; --yes sends it")
         return False
     _send(slug, words, message, out, say)
-    record.keep(task, "submission", {"message": message, "version": out["version"]}, place)
+    client.keep_record(task, "submission", {"message": message, "version": out["version"]}, place)
     return True
 
 

@@ -15,8 +15,7 @@ from typing import Any
 
 from osteograde.kaggle import client
 from osteograde.kaggle.client import Refused, RetryLater, Say
-from osteograde.kaggle.remote import record, secrets
-from osteograde.kaggle.sources import Source, parse
+from osteograde.kaggle.metadata import Source, parse_source
 from osteograde.models import bundle
 
 PATIENCE_S = 3600.0
@@ -32,7 +31,7 @@ def upload(
     say: Say,
     poll_s: float = POLL_S,
     patience_s: float = PATIENCE_S,
-    place: Path = record.PLACE,
+    place: Path = client.PLACE,
 ) -> Source:
     """Upload a weights folder and return its source with the version that now holds it.
 
@@ -40,11 +39,11 @@ def upload(
     says no or holds other files than were sent; RetryLater where it is not ready in time.
     """
     manifest = bundle.verify(weights)
-    target = parse(to)
+    target = parse_source(to)
     if target.version:
         raise ValueError(f"{to}: an upload makes the version itself; leave {target.version} out")
     files = to_send(weights, manifest)
-    secrets.refuse(files.values())
+    client.refuse_secrets(files.values())
     with tempfile.TemporaryDirectory(prefix="osteograde-") as folder:
         stage(Path(folder), files, target, manifest["task"])
         before = version_of(target)
@@ -58,7 +57,7 @@ def upload(
     compare(target.at(version), {name: path.stat().st_size for name, path in files.items()})
     say(f"{target.ref} version {version}: all {len(files)} files there, names and sizes as sent")
     facts = {"source": str(target.at(version)), "manifest": bundle.sha256(weights / bundle.MANIFEST)}
-    record.keep(manifest["task"], "weights", facts, place)
+    client.keep_record(manifest["task"], "weights", facts, place)
     return target.at(version)
 
 

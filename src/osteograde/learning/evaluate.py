@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from osteograde.pipeline.load import Loaded
-from osteograde.tasks.scores.bootstrap import groups_of, interval
-from osteograde.tasks.scores.ranking import ranked
+from osteograde.tasks.metrics import auc_and_precision, groups_of, interval
 from osteograde.tasks.spec import Landmark, Locate, Points, Study, Task
 
 
@@ -58,7 +57,7 @@ def finding_scores(
             if len({label for *_, label in rows}) < 2:
                 continue
             index, said, truth = (np.array(column) for column in zip(*rows, strict=True))
-            values = ranked(said, truth == 1, index.astype(int))
+            values = auc_and_precision(said, truth == 1, index.astype(int))
 
             def statistic(counts: np.ndarray, values=values) -> np.ndarray:
                 return np.stack(values(counts.T), 1)

@@ -2,6 +2,8 @@
 
 All randomness of a step is derived from (seed, stage, fold, epoch, step), so a run resumed at an epoch's end goes on
 exactly as if it had never stopped.
+
+Means of a net's weights over its training.
 """
 
 from __future__ import annotations
@@ -20,7 +22,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from osteograde.learning import averaging
 from osteograde.learning.recipe import Fit
 from osteograde.models.bundle import on_device
 
@@ -106,10 +107,10 @@ def train(
                 group["lr"] = rate(plan, epoch * steps + step, steps)
             torch.manual_seed(int(where.rng(epoch, step, 1).integers(2**62)))  # dropout and proposals
             total += _step(net, batch, loss, optimiser, scaler, plan, where, f"epoch {epoch + 1} step {step + 1}")
-            averaging.follow(average, net, plan.ema, epoch * steps + step)
+            update_ema(average, net, plan.ema, epoch * steps + step)
         state["epoch"] = epoch + 1
         if best is not None and plan.swa:
-            averaging.join(best, average, [*plan.restarts, plan.epochs], state["epoch"])
+            update_swa(best, average, [*plan.restarts, plan.epochs], state["epoch"])
         last = plan.patience or epoch + 1 == plan.epochs  # judging earlier epochs of a fixed run is only time
         value = evaluate(average, held_out, plan, loss, where) if held_out is not None and last else math.nan
         if plan.patience:
@@ -276,3 +277,32 @@ def _load(path: Path, net, average, optimiser, scaler, device) -> tuple[dict, di
     optimiser.load_state_dict(saved["optimiser"])
     scaler.load_state_dict(saved["scaler"])
     return saved["state"], saved["best"]
+
+
+@torch.no_grad()
+def update_ema(average: nn.Module, net: nn.Module, decay: float, step: int) -> None:
+    """Exponential moving average of weights and buffers; starts fast so that early steps do not linger."""
+    decay = min(decay, (1 + step) / (10 + step)) if decay else 0.0
+    for slow, fast in zip(average.state_dict().values(), net.state_dict().values(), strict=True):
+        if slow.is_floating_point():
+            slow.lerp_(fast, 1 - decay)
+        else:
+            slow.copy_(fast)
+
+
+@torch.no_grad()
+def update_swa(mean: dict[str, torch.Tensor], net: nn.Module, ends: Sequence[int], epoch: int) -> None:
+    """Where a cycle of the learning rate ends, take its net into the mean of those before (Izmailov et al. 2018); after
+    the last one the net is that mean. Statistics of batch norms are averaged as weights are.
+
+    ends: the epochs after which cycles end, in order.
+    """
+    if epoch not in ends:
+        return
+    for value, own in zip(mean.values(), net.state_dict().values(), strict=True):
+        if value.is_floating_point():
+            value.lerp_(own, 1 / (1 + ends.index(epoch)))
+        else:
+            value.copy_(own)
+    if epoch == ends[-1]:
+        net.load_state_dict(mean)

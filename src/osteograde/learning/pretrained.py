@@ -17,7 +17,7 @@ from torch import nn
 
 from osteograde.learning.grader_data import GradeBatch
 from osteograde.learning.recipe import IMAGENET, Fit, Recipe
-from osteograde.models.build import build
+from osteograde.models.bundle import build_net
 
 if TYPE_CHECKING:
     from osteograde.learning.loop import Data, Where
@@ -33,8 +33,8 @@ BATCHES = 8  # through which normalisation statistics are measured
 def net_of(plan: Fit, data: Data, where: Where) -> nn.Module:
     """The net of a plan with its starting weights. ValueError where the plan names a file that is not there."""
     if plan.pretrained in ("", IMAGENET):
-        return build(plan.net, pretrained=plan.pretrained == IMAGENET)
-    net = build(plan.net)
+        return build_net(plan.net, pretrained=plan.pretrained == IMAGENET)
+    net = build_net(plan.net)
     tensors = read_tensors(plan.pretrained)
     trunk: Any = net.encoder
     fill_trunk(trunk, tensors, eps=EXTRA_EPS.get(plan.pretrained, 0.0))

@@ -14,14 +14,13 @@ import torch
 
 from osteograde.learning import cross_fit, evaluate, folds, out_of_fold
 from osteograde.learning.cross_fit import Run
-from osteograde.learning.judging.calibrate import calibrated
 from osteograde.learning.out_of_fold import OutOfFold
 from osteograde.learning.recipe import Recipe
 from osteograde.models import bundle
 from osteograde.pipeline import predict
-from osteograde.pipeline.calibration import Calibration
+from osteograde.pipeline.calibration import Calibration, cross_fitted
+from osteograde.tasks.metrics import groups_of, interval
 from osteograde.tasks.priors import weighted_prior
-from osteograde.tasks.scores.bootstrap import groups_of, interval
 from osteograde.tasks.spec import Points, Study
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pandas", "pydicom", "opencv-python-headless", "scikit-learn")
@@ -54,7 +53,7 @@ def train(
     calibrations: dict[str, Calibration] = {}
     if recipe.calibrate:
         fold_of = {study.id: split.fold_of(study) for study in studies}
-        graded, calibrations = calibrated(recipe.task, studies, fold_of, graded, recipe.calibrate_balance)
+        graded, calibrations = cross_fitted(recipe.task, studies, fold_of, graded, recipe.calibrate_balance)
     oof = OutOfFold(found, points, graded)
     priors = {k: weighted_prior(split.training(studies, k), recipe.task.targets, recipe.task.weights) for k in chosen}
     out_of_fold.save_graded(run, graded, priors, out / "oof.csv")

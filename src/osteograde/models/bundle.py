@@ -2,13 +2,16 @@
 
 The manifest holds what is needed to rebuild every net without a download and to know where it came from. Loading
 checks every hash before a net is built, loads strictly and never unpickles.
+
+Nets from plain data: what a net's ``config`` says is enough to build it again, without any download.
 """
 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
-from osteograde.models.build import build
+from osteograde.models.grader import Grader
+from osteograde.models.locators.faster_rcnn import FasterRcnnLocator
+from osteograde.models.locators.heatmap import HeatmapLocator
+from osteograde.models.locators.unet import UnetLocator
 from osteograde.tasks.spec import Pixels, Task
 
 FORMAT = 1
@@ -90,7 +96,7 @@ def save_net(net: nn.Module, path: Path, *, half: bool = True) -> None:
 
 def load_net(path: Path, config: Mapping[str, Any]) -> nn.Module:
     """Rebuild a net from its config and load its tensors strictly, as float32, in evaluation mode."""
-    net = build(dict(config))
+    net = build_net(dict(config))
     try:
         tensors = load_file(path)
     except SafetensorError as error:
@@ -116,7 +122,7 @@ def on_device(net: nn.Module, device: torch.device) -> nn.Module:
 
 def config_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """The complete config of a net, with what a recipe left at its default."""
-    net: Any = build(dict(config))
+    net: Any = build_net(dict(config))
     return net.config
 
 
@@ -201,3 +207,27 @@ def load(
         graders={stage: tuple(found) for stage, found in nets["grade"].items()},
         device=device,
     )
+
+
+KINDS: Mapping[str, Callable[..., nn.Module]] = {
+    "heatmap": HeatmapLocator,
+    "faster_rcnn": FasterRcnnLocator,
+    "unet": UnetLocator,
+    "grader": Grader,
+}
+
+
+def build_net(config: Mapping[str, Any], *, pretrained: bool = False) -> nn.Module:
+    """The net of a config such as ``net.config``: {"kind": one of KINDS, ...the arguments of its class}.
+
+    pretrained: start the trunk from ImageNet weights (a download; training only, never part of a config).
+    Raises ValueError for an unknown kind or an argument that the kind does not have.
+    """
+    arguments = dict(config)
+    kind = arguments.pop("kind", None)
+    if kind not in KINDS:
+        raise ValueError(f"net of kind {kind!r}; expected one of {sorted(KINDS)}")
+    taken = set(inspect.signature(KINDS[kind]).parameters) - {"pretrained"}
+    if odd := set(arguments) - taken:
+        raise ValueError(f"a {kind!r} net has no argument {sorted(odd)}; it takes {sorted(taken)}")
+    return KINDS[kind](**arguments, pretrained=pretrained)

@@ -11,10 +11,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from osteograde.phantom.dicom_writer import write_film
 from osteograde.phantom.knee import knee
-from osteograde.phantom.knees.knee_film import SIDES, compose
-from osteograde.phantom.writers.film_dicom import write_film
-from osteograde.tasks.knee.files import GRADE_COLUMNS
+from osteograde.tasks.knee_films import SIDES, compose
+from osteograde.tasks.knee_xray import GRADE_COLUMNS
 
 SOURCE = {
     "source": "synthetic knees of osteograde's own phantom",

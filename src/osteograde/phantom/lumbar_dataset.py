@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
+from osteograde.phantom import acquisition as annotate
 from osteograde.phantom import acquisition as planes
 from osteograde.phantom import grades, render
 from osteograde.phantom.dicom_writer import write_slice
 from osteograde.phantom.spine import spine
-from osteograde.phantom.spines import annotate
 from osteograde.tasks.lumbar_names import CLASS_LABELS, CLASSES, SERIES_DESCRIPTIONS, TARGETS, TEMPLATE_TARGETS
 
 PARTS = ("train", "test")

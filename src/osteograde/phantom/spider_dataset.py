@@ -15,10 +15,8 @@ import numpy as np
 from osteograde.imaging.geometry import affine
 from osteograde.phantom import acquisition as planes
 from osteograde.phantom import render
-from osteograde.phantom.spine import ABOVE, Spine
-from osteograde.phantom.spines.worn_discs import Worn, worn
-from osteograde.tasks.spider.marks import DISC, VERTEBRA, landmark
-from osteograde.tasks.spider_files import GRADE_COLUMNS
+from osteograde.phantom.spine import ABOVE, Spine, Worn, worn
+from osteograde.tasks.spider_files import DISC, GRADE_COLUMNS, VERTEBRA, landmark
 from osteograde.tasks.spine import LEVELS
 
 SOURCE = {

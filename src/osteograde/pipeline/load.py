@@ -13,7 +13,7 @@ from osteograde.imaging.dicom import UnreadableSeries, read_series
 from osteograde.imaging.dicom.radiograph import read_film
 from osteograde.imaging.dicom.volumes import UNSIZED
 from osteograde.imaging.geometry import LEFT, Volume, apply, oriented, roi_at
-from osteograde.imaging.slabs import slabs
+from osteograde.imaging.resample import average_thin_slices
 from osteograde.imaging.windowing import window
 from osteograde.tasks.spec import Mark, Point, Series, Study, Task, View
 
@@ -99,7 +99,7 @@ def _seen(view: View, stacks: Sequence[Volume], faults: Counter[str]) -> list[Vo
     kept = [volume for volume in grey if volume.voxels.any()]
     if len(kept) < len(grey):
         faults[f"{view.name}:no_contrast"] += len(grey) - len(kept)
-    return [oriented(slabs(volume), np.array(view.directions)) for volume in kept]
+    return [oriented(average_thin_slices(volume), np.array(view.directions)) for volume in kept]
 
 
 def _usual_mm(task: Task, volumes: Mapping[str, Sequence[Volume]], name: str) -> float:

@@ -1,26 +1,116 @@
 """The two stages, over many studies at once: locate -> points in mm -> boxes -> grade -> probabilities.
 
 Shapes: N slices, B passes, L landmarks, S sites, K classes. Folds are averaged as probabilities in both stages.
+
+Work on a device whose memory may be too small, with nets that may overflow: halve, move, redo; then give up on one.
+
+What is given up is counted in the faults of its study; its rows keep the prior.
 """
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
 import numpy as np
 import torch
+from torch import nn
 
 from osteograde.imaging.geometry import Roi, Volume, apply, to_index
-from osteograde.inference.sharing import Nets, in_memory, logits_of, mean_of
-from osteograde.models.locators.base import probabilities
-from osteograde.models.locators.peaks import candidates, in_order, refined, stack_peaks
+from osteograde.models.locators.base import candidates, in_order, probabilities, refined, stack_peaks
+from osteograde.pipeline.calibration import Calibration
 from osteograde.pipeline.crops import SIGN, Pass, pass_images, passes, site_boxes, site_crops, test_views, turned
 from osteograde.pipeline.load import Loaded
-from osteograde.tasks.spec import Grade, Locate, Point, Points, Task, sides
+from osteograde.tasks.spec import Grade, Locate, Pixels, Point, Points, Task, sides
 
 T = TypeVar("T")
+R = TypeVar("R")
+_CPU = torch.device("cpu")
+_CPU_FULL = "can't allocate memory"  # torch's words where the machine's own memory is too small
+
+
+@dataclass(frozen=True)
+class Nets:
+    """The folds of one stage, the pixels of what they read, and how their answers are calibrated."""
+
+    nets: Sequence[nn.Module]
+    pixels: Pixels
+    device: torch.device
+    calibration: Calibration | None = None
+
+
+def with_memory_fallback(
+    work: Callable[[Sequence[T], Nets], Sequence[R]], batch: Sequence[T], nets: Nets
+) -> list[R | None]:
+    """``work(batch, nets)``, one answer per item, whatever the size of the device's memory.
+
+    Where memory runs out the batch is halved, down to one item; one that is still too large goes to the CPU, and where
+    that fails as well its answer is None. Other errors are not caught.
+    """
+    try:
+        return list(work(batch, nets))
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        if not is_out_of_memory(error):
+            raise
+    _free(nets.device)  # here and not above: the error holds the tensors of the frames it came through
+    if len(batch) > 1:
+        half = len(batch) // 2
+        return with_memory_fallback(work, batch[:half], nets) + with_memory_fallback(work, batch[half:], nets)
+    if nets.device.type == "cpu":
+        return [None] * len(batch)
+    with _on_cpu(nets) as slower:
+        return with_memory_fallback(work, batch, slower)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a device or on the machine."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or _CPU_FULL in str(error)
+
+
+def logits_of(call: Callable[[], torch.Tensor], device: torch.device) -> torch.Tensor:
+    """``call()`` in half precision where the device is faster so; once more in full where that overflows. float32."""
+    half = is_half(device)
+    # fp16 and never bf16: the T4 only emulates the latter.
+    with torch.autocast(device.type, torch.float16, enabled=half):
+        logits = call().float()
+    if half and not torch.isfinite(logits).all():
+        logits = call().float()
+    return logits
+
+
+def is_half(device: torch.device) -> bool:
+    return device.type == "cuda"
+
+
+def finite_mean(folds: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The mean over folds of equal shape; of those that are finite where some are not, NaN where none is."""
+    stacked = torch.stack(list(folds))
+    mean = stacked.mean(0)
+    return mean if torch.isfinite(mean.sum()) else stacked.nanmean(0)  # a sum is finite only where all of it is
+
+
+def _free(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+@contextmanager
+def _on_cpu(nets: Nets) -> Iterator[Nets]:
+    """The same nets on the CPU for a while: moved, since a copy would need the memory that is not there."""
+    try:
+        for net in nets.nets:
+            net.to(_CPU)
+        yield replace(nets, device=_CPU)
+    finally:
+        for net in nets.nets:
+            net.to(nets.device)
+
+
 ABSENT_BELOW = 0.05  # a landmark with less of the heatmap's mass near its peak was not found
 SLICES_PER_BATCH = 96
 CROPS_PER_BATCH = 256
@@ -35,7 +125,7 @@ def locate(stage: Locate, studies: Sequence[Loaded], points: Sequence[Points], n
     looks = [(i, look) for i, loaded in enumerate(studies) for look in passes(stage, loaded.volumes, points[i], side)]
     found: list[dict[str, Point]] = [{} for _ in studies]
     for batch in _batched(looks, lambda look: look.roi.shape[0], SLICES_PER_BATCH, nets.device):
-        answers = in_memory(partial(_find, stage), [look for _, look in batch], nets)
+        answers = with_memory_fallback(partial(_find, stage), [look for _, look in batch], nets)
         for (i, look), answer in zip(batch, answers, strict=True):
             if _is_lost(answer, studies[i], stage.name) or answer is None:
                 continue
@@ -92,7 +182,7 @@ def _find(stage: Locate, looks: Sequence[Pass], nets: Nets) -> list[np.ndarray]:
         stride = image.shape[-1] // logits.shape[-1]
         folds.append(probabilities(logits, stack, channel, side, lateral, nowhere=stage.absent))
     slice_mm = torch.tensor([look.roi.spacing_mm[0] for look in looks], device=nets.device)
-    found, pixel_mm = mean_of(folds), stage.field_mm[1] / max(sides(nets.pixels))
+    found, pixel_mm = finite_mean(folds), stage.field_mm[1] / max(sides(nets.pixels))
     lost = {int(k) for k in stack[found.isnan().flatten(1).any(1)]}
     found = found.nan_to_num() if lost else found
     found = _beside(found, looks, stage, stride, pixel_mm)
@@ -157,7 +247,7 @@ def grade(
     boxes = [site_boxes(group, loaded.volumes, points[i], nets.pixels) for i, loaded in enumerate(studies)]
     seen = [(i, target) for i, found in enumerate(boxes) for target in found]
     for batch in _batched(seen, lambda _: 1, CROPS_PER_BATCH, nets.device):
-        answers = in_memory(partial(_judge, group, views), [boxes[i][target] for i, target in batch], nets)
+        answers = with_memory_fallback(partial(_judge, group, views), [boxes[i][target] for i, target in batch], nets)
         for (i, target), answer in zip(batch, answers, strict=True):
             if _is_lost(answer, studies[i], group.name) or answer is None:
                 continue

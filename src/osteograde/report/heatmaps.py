@@ -2,12 +2,16 @@
 
 The map lies on the grid of the crop's box, which is a place in patient mm, so putting it back is a change of
 coordinates: no crop corner, scale factor or mirror flag is kept. Shapes: D slices, H W pixels; images are BGR bytes.
+
+One picture per graded site of a new study: the crop, the evidence for the predicted class over it, and the same on
+the slice that the crop is from. A row per view. Crops are as the nets read them: left sites are mirrored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -15,10 +19,13 @@ import torch
 from scipy.ndimage import map_coordinates
 
 from osteograde.imaging.geometry import Roi, Volume, apply, to_index
+from osteograde.inference.run import Draw
+from osteograde.inference.submission import Result
+from osteograde.models.bundle import Bundle
 from osteograde.models.gradcam import fold_cam
-from osteograde.pipeline.crops import site_crops
-from osteograde.report.overlays import COLOURS, corners
-from osteograde.tasks.spec import Grade, Pixels
+from osteograde.pipeline.crops import site_boxes, site_crops
+from osteograde.report.overlays import COLOURS, FONT, corners
+from osteograde.tasks.spec import Grade, Pixels, Site
 
 SITES_PER_BATCH = 8  # of which all activations are held at once
 STRONGEST = 0.65  # opacity of the map where it is 1
@@ -149,3 +156,64 @@ def pair(shown: Shown, height: int) -> tuple[np.ndarray, np.ndarray]:
     """BGR pictures of a crop, and of its map over it, at ``height`` rows."""
     grey = np.rint(np.clip(enlarged(shown.crop, height), 0, 1) * 255).astype(np.uint8)
     return cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR), tinted(grey, enlarged(shown.heat, height))
+
+
+HEIGHT = 260  # pixels of a panel
+TITLE = 40
+
+
+def heatmap_drawer(folder: Path) -> Draw:
+    """What ``infer`` calls with every finished study: writes FOLDER/<study>_<target>.png per graded site."""
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def draw(result: Result, bundle: Bundle) -> None:
+        for target, image in pictures(result, bundle).items():
+            cv2.imwrite(str(folder / f"{result.loaded.study.id}_{target}.png"), image)
+
+    return draw
+
+
+def together(draws: Sequence[Callable[[Result, Bundle], None]]) -> Draw | None:
+    """One callback that calls each; None of none."""
+    if not draws:
+        return None
+
+    def draw(result: Result, bundle: Bundle) -> None:
+        for each in draws:
+            each(result, bundle)
+
+    return draw
+
+
+def pictures(result: Result, bundle: Bundle) -> dict[str, np.ndarray]:
+    """{target: (H, W, 3) BGR} of the sites that were graded, with the maps of all folds averaged."""
+    found: dict[str, np.ndarray] = {}
+    for group in bundle.task.grade:
+        pixels = bundle.pixels[group.name]
+        boxes = site_boxes(group, result.loaded.volumes, result.points, pixels)
+        classes = {target: int(np.argmax(result.graded[target])) for target in boxes if target in result.graded}
+        nets = bundle.graders[group.name]
+        shown = explained(group, boxes, nets, pixels, bundle.device, classes, height=HEIGHT)
+        for site in group.sites:
+            if site.target in shown:
+                found[site.target] = _picture(result, bundle, site, shown[site.target])
+    return found
+
+
+def _picture(result: Result, bundle: Bundle, site: Site, views: Sequence[Shown]) -> np.ndarray:
+    values = result.graded[site.target]
+    title = f"{result.loaded.study.id} {site.target}: evidence for {bundle.task.classes[int(np.argmax(values))]}"
+    chances = ", ".join(f"{name} {p:.2f}" for name, p in zip(bundle.task.classes, values, strict=True))
+    rows = [_row(view) for view in views]
+    width = max(560, *(row.shape[1] for row in rows))
+    head = np.zeros((TITLE, width, 3), np.uint8)
+    for line, text in enumerate((title, chances)):
+        cv2.putText(head, text, (6, 15 + 18 * line), FONT, 0.42, (255, 255, 255), 1, cv2.LINE_AA)
+    return np.concatenate([head, *(np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in rows)])
+
+
+def _row(view: Shown) -> np.ndarray:
+    panels = [*pair(view, HEIGHT), view.film]
+    row = np.concatenate([np.pad(panel, ((0, 4), (0, 4), (0, 0))) for panel in panels], 1)
+    cv2.putText(row, view.slice_words, (6, 14), FONT, 0.4, (255, 255, 255), 1, cv2.LINE_AA)
+    return row

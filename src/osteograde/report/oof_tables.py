@@ -12,7 +12,7 @@ import numpy as np
 
 from osteograde.learning import folds
 from osteograde.models import bundle
-from osteograde.tasks import rows as tables
+from osteograde.tasks import tables
 from osteograde.tasks.spec import Grade, Points, Site, Study, Task
 from osteograde.tasks.spec import Point as Landmark
 
@@ -122,7 +122,7 @@ def _folds(path: Path) -> tuple[dict[str, int], dict[str, str]]:
 
 
 def _graded(path: Path, task: Task, labels: Mapping[str, Mapping[str, int]]) -> Graded:
-    columns, ids, values = tables.read(path)
+    columns, ids, values = tables.read_rows(path)
     wanted = [tables.ROW_ID, *task.classes, "fold"]
     if columns not in (wanted, [*wanted, "label"]):
         raise ValueError(f"{path}: columns are {columns}, expected {[*wanted, 'label']}; train again")

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from osteograde.imaging.geometry import Roi, Volume, apply, to_index
-from osteograde.inference.answers.sheet import Result
+from osteograde.inference.submission import Result
 from osteograde.models.bundle import Bundle
 from osteograde.pipeline.crops import nearest, site_boxes
 from osteograde.tasks.spec import Landmark, Locate, Point

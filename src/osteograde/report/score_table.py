@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from osteograde.tasks import rows as tables
+from osteograde.tasks import tables
+from osteograde.tasks.metrics import groups_of, interval
 from osteograde.tasks.priors import as_rows
-from osteograde.tasks.scores.bootstrap import groups_of, interval
 from osteograde.tasks.spec import Task
 from osteograde.tasks.tables import some
 
@@ -60,10 +60,10 @@ def score_submission(
 
 def submitted(task: Task, path: Path) -> dict[str, np.ndarray]:
     """{study: (targets, classes)} of a submission. ValueError names what is missing, doubled or of another task."""
-    columns, ids, values = tables.read(path)
+    columns, ids, values = tables.read_rows(path)
     if columns != [tables.ROW_ID, *task.classes]:
         raise ValueError(f"{path}: wrong columns: expected {(tables.ROW_ID, *task.classes)}, found {tuple(columns)}")
-    if doubled := tables.twice(ids):
+    if doubled := tables.duplicates(ids):
         raise ValueError(f"{path}: row ids more than once: {some(doubled)}")
     try:
         return tables.by_study(task, dict(zip(ids, values, strict=True)))

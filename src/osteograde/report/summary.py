@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from osteograde.report.oof_tables import Evidence, Graded
+from osteograde.tasks import metrics as agreement
 from osteograde.tasks.metrics import BINS, confidence_bin
-from osteograde.tasks.scores import confusion as agreement
 
 TRUE_CLASS = "true class"
 
@@ -51,7 +51,7 @@ def summary(graded: Graded, chosen: np.ndarray, classes: int) -> Summary:
         rows=int(table.sum()),
         log_loss=float(loss.mean()) if len(loss) else float("nan"),
         accuracy=float(agreement.accuracy(table)),
-        within_one=float(agreement.share(table[off <= 1].sum(), table.sum())),
+        within_one=float(agreement.ratio(table[off <= 1].sum(), table.sum())),
         mae=float(agreement.mean_absolute_error(table)),
         kappa=float(agreement.quadratic_kappa(table)),
     )
@@ -63,10 +63,10 @@ def reliability(graded: Graded) -> Reliability:
     top, right = graded.probs[own].max(1), graded.probs[own].argmax(1) == graded.label[own]
     place = confidence_bin(top)
     count = np.bincount(place, minlength=BINS)
-    mean = agreement.share(np.bincount(place, top, BINS), count)
-    hits = agreement.share(np.bincount(place, right, BINS), count)
+    mean = agreement.ratio(np.bincount(place, top, BINS), count)
+    hits = agreement.ratio(np.bincount(place, right, BINS), count)
     distance = np.nan_to_num(np.abs(mean - hits))
-    return Reliability(count, mean, hits, float(agreement.share((distance * count).sum(), count.sum())))
+    return Reliability(count, mean, hits, float(agreement.ratio((distance * count).sum(), count.sum())))
 
 
 def breakdown(evidence: Evidence, graded: Graded) -> dict[str, dict[str, Summary]]:

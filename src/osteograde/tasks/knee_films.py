@@ -1,19 +1,233 @@
-"""Films to learn joint centres and grades from, composed out of a data set's own crops, patient by patient."""
+"""Films to learn joint centres and grades from, composed out of a data set's own crops, patient by patient.
+
+Films of knees composed out of single-knee crops, with exactly known joint centres.
+
+A crop shows 140 mm x 140 mm of one knee, its joint at the centre. Each is continued into a leg that ends in air,
+turned, scaled and put on a film with borders, shutters, markers, grain and uneven exposure; some films show one knee, a
+knee cut by the border, or none. Pixels are (row, column); positions are (x, y), an integer is a pixel centre.
+"""
 
 from __future__ import annotations
 
 import json
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from osteograde.imaging import image_files
-from osteograde.phantom.knees.knee_film import SIDES, compose
-from osteograde.tasks.knee.files import VIEW
+from osteograde.tasks.knee_xray import VIEW
 from osteograde.tasks.spec import Mark, Series, Study
+
+CROP_MM = 140.0
+LEG_MM = 170.0  # of leg beyond each border of the crop
+SIDES = ("right", "left")  # the patient's right is on the left of the image
+
+
+@dataclass(frozen=True, eq=False)
+class Film:
+    """pixels (H, W) uint8, bone bright; joints: side -> (x, y) of the joint centres that lie on the film."""
+
+    pixels: np.ndarray
+    pixel_mm: float
+    joints: Mapping[str, tuple[float, float]]
+
+
+@dataclass(frozen=True, eq=False)
+class Leg:
+    """A knee continued on all sides: value (H, W) float32 and how much of it covers what lies behind, both 0..1."""
+
+    value: np.ndarray
+    cover: np.ndarray
+    pixel_mm: float
+
+    @property
+    def centre(self) -> np.ndarray:
+        return (np.array(self.value.shape[::-1]) - 1) / 2
+
+
+def compose(
+    knees: Sequence[tuple[np.ndarray, str]],
+    rng: np.random.Generator,
+    *,
+    layout: str = "bilateral",
+    pixel_mm: float = 0.5,
+) -> Film:
+    """A film of up to two knees, (uint8 crop, side) each. layout: "bilateral", knees on their own halves, or "single",
+    one knee anywhere. ValueError for another layout or two knees of a side."""
+    if layout not in ("bilateral", "single") or len({side for _, side in knees}) < len(knees):
+        shown = [side for _, side in knees]
+        raise ValueError(f"layout {layout!r} with knees {shown}; expected bilateral or single, each side once")
+    size_mm = _size_mm(layout, rng)
+    width, height = (round(one / pixel_mm) for one in size_mm)
+    air = rng.uniform(0.0, 0.12)
+    film = np.full((height, width), air, np.float32)
+    joints = {}
+    places = _places_mm(layout, [side for _, side in knees], size_mm, rng)
+    for (crop, side), place_mm in zip(knees, places, strict=True):
+        joints[side] = _put(film, leg(crop, rng), np.asarray(place_mm) / pixel_mm, pixel_mm, rng)
+    if not knees:
+        _distract(film, rng)
+    film = _expose(film, rng)
+    film = _collimate(film, joints, pixel_mm, rng)
+    _mark(film, rng)
+    noisy = film + rng.normal(0, rng.uniform(0.003, 0.03), film.shape).astype(np.float32)
+    pixels = (np.clip(noisy, 0, 1) * 255).astype(np.uint8)
+    inside = {side: xy for side, xy in joints.items() if 0 <= xy[0] <= width - 1 and 0 <= xy[1] <= height - 1}
+    return Film(pixels, pixel_mm, inside)
+
+
+def leg(crop: np.ndarray, rng: np.random.Generator) -> Leg:
+    """A crop continued by shafts and soft tissue that end in air, so that no square border tells where it was."""
+    grey = crop.astype(np.float32)
+    low, high = np.percentile(grey, [1, 99])
+    grey = np.clip((grey - low) / max(high - low, 1.0), 0, 1.2)
+    pixel_mm = CROP_MM / crop.shape[1]
+    pad = round(LEG_MM / pixel_mm)
+    value = cv2.copyMakeBorder(grey, pad, pad, pad, pad, cv2.BORDER_REPLICATE)
+    soft = cv2.blur(value, (9, 61))
+    inner = np.zeros(value.shape, np.float32)
+    inner[pad:-pad, pad:-pad] = 1
+    inner = cv2.blur(cv2.erode(inner, np.ones((9, 9), np.uint8)), (9, 9))
+    texture = cv2.resize(rng.normal(0, 0.02, (value.shape[0] // 4, value.shape[1] // 4)).astype(np.float32),
+                         value.shape[::-1])  # fmt: skip
+    value = value * inner + (soft + texture) * (1 - inner)
+    return Leg(_narrowed(value, pad, rng), _narrowed(_outline(value.shape, pad, pixel_mm, rng), pad, rng), pixel_mm)
+
+
+def _outline(shape: tuple[int, ...], pad: int, pixel_mm: float, rng: np.random.Generator) -> np.ndarray:
+    """Cover of a leg: whole over the crop, falling to air at a wavy distance beside it."""
+    rows = np.arange(shape[0], dtype=np.float32)[:, None]
+    columns = np.abs(np.arange(shape[1], dtype=np.float32) - (shape[1] - 1) / 2)[None]
+    wave = np.sin(rows * rng.uniform(0.004, 0.01) + rng.uniform(0, 6)) * rng.uniform(0, 6)
+    flesh_mm = rng.uniform(2, 40) + wave
+    beyond_mm = (columns - (shape[1] - 1) / 2 + pad) * pixel_mm
+    return np.clip((flesh_mm - beyond_mm) / rng.uniform(3, 15) + 0.5, 0, 1).astype(np.float32)
+
+
+def _narrowed(image: np.ndarray, pad: int, rng: np.random.Generator) -> np.ndarray:
+    """Rows beyond the crop drawn in towards the axis, as shafts are narrower than joints."""
+    height, width = image.shape
+    beyond = np.maximum(np.abs(np.arange(height) - (height - 1) / 2) - (height - 1) / 2 + pad, 0) / pad
+    wider = 1 + 0.5 * beyond**0.7
+    centre = (width - 1) / 2
+    x = centre + (np.arange(width)[None] - centre) * wider[:, None]
+    y = np.broadcast_to(np.arange(height)[:, None], x.shape)
+    return cv2.remap(
+        image, x.astype(np.float32), y.astype(np.float32), cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT
+    )
+
+
+def _put(
+    film: np.ndarray, part: Leg, joint: np.ndarray, pixel_mm: float, rng: np.random.Generator
+) -> tuple[float, float]:
+    """Draw a leg in place, its joint at the pixel position ``joint`` (x, y), turned and scaled at random."""
+    angle, scale = np.deg2rad(rng.uniform(-8, 8)), rng.uniform(0.88, 1.12) * part.pixel_mm / pixel_mm
+    turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    move = np.column_stack([turn, joint - turn @ part.centre])
+    size = film.shape[::-1]
+    mode = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    value, cover = (cv2.warpAffine(image, move, size, flags=mode) for image in (part.value, part.cover))
+    tone = np.clip(value, 0, 1.2) ** rng.uniform(0.7, 1.4) * rng.uniform(0.55, 0.95) + rng.uniform(0.02, 0.15)
+    film *= 1 - cover
+    film += cover * tone
+    return float(joint[0]), float(joint[1])
+
+
+def _size_mm(layout: str, rng: np.random.Generator) -> tuple[float, float]:
+    if layout == "single":
+        return rng.uniform(170, 300), rng.uniform(220, 400)
+    return rng.uniform(300, 430), rng.uniform(200, 430)
+
+
+def _places_mm(layout: str, sides: Sequence[str], size_mm: tuple[float, float], rng: np.random.Generator) -> list:
+    width, height = size_mm
+    level = height * rng.uniform(0.32, 0.68)
+    if layout == "single":
+        return [(width * rng.uniform(0.3, 0.7), level) for _ in sides]
+    apart = rng.uniform(140, min(260, width - 90)) if width > 235 else 140
+    middle = width / 2 + rng.uniform(-0.25, 0.25) * min(apart, width - apart)
+    places = []
+    for side in sides:
+        x = middle + (apart / 2 if side == "left" else -apart / 2)
+        if rng.random() < 0.08:  # cut by the border
+            x = rng.uniform(-15, 25) if side == "right" else width - rng.uniform(-15, 25)
+        x = max(x, width / 2 + 12) if side == "left" else min(x, width / 2 - 12)  # knees lie on their own halves
+        places.append((x, level + rng.uniform(-15, 15)))
+    return places
+
+
+def _expose(film: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    height, width = film.shape
+    slope = rng.uniform(-0.25, 0.25, 2)
+    rows, columns = np.linspace(-0.5, 0.5, height)[:, None], np.linspace(-0.5, 0.5, width)[None]
+    uneven = (1 + slope[0] * rows + slope[1] * columns).astype(np.float32)
+    if rng.random() < 0.5:
+        film = cv2.GaussianBlur(film, (0, 0), float(rng.uniform(0.3, 1.2)))
+    return (np.clip(film, 0, 1.3) * uneven) ** np.float32(rng.uniform(0.7, 1.4))
+
+
+def _collimate(film: np.ndarray, joints: Mapping, pixel_mm: float, rng: np.random.Generator) -> np.ndarray:
+    """Shutters: outside of a slightly turned rectangle that keeps the joints, the film is black or white."""
+    if rng.random() < 0.45:
+        return film
+    height, width = film.shape
+    cut = rng.uniform(0, 0.12, 4) * (width, width, height, height)
+    for x, y in joints.values():
+        keep = 25 / pixel_mm
+        cut = np.minimum(cut, np.maximum([x - keep, width - x - keep, y - keep, height - y - keep], 0))
+    left, right, top, bottom = cut[0], width - cut[1], cut[2], height - cut[3]
+    box = np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
+    angle = np.deg2rad(rng.uniform(-3, 3))
+    middle = np.array([width, height]) / 2
+    box = (box - middle) @ np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) + middle
+    mask = cv2.fillConvexPoly(np.zeros(film.shape, np.uint8), np.rint(box).astype(np.int32), 1)
+    border = 1.0 if rng.random() < 0.25 else rng.uniform(0, 0.05)
+    return np.where(mask == 1, film, np.float32(border)).astype(np.float32)
+
+
+def _mark(film: np.ndarray, rng: np.random.Generator) -> None:
+    """Letters, beads and rulers, in place, anywhere near the borders."""
+    height, width = film.shape
+    for text, x in (("R", rng.uniform(0.03, 0.4)), ("L", rng.uniform(0.6, 0.95))):
+        if rng.random() < 0.45:
+            at = (round(x * width), round(height * rng.choice([rng.uniform(0.08, 0.2), rng.uniform(0.85, 0.97)])))
+            _write(film, text, at, rng.uniform(0.8, 2.2), int(rng.integers(1, 5)), 1.0)
+    if rng.random() < 0.3:
+        label = "".join(rng.choice(list("ABCDEFGHKMNPRSTUVXYZ0123456789 ")) for _ in range(rng.integers(5, 14)))
+        at = (round(width * rng.uniform(0.02, 0.6)), round(height * rng.uniform(0.03, 0.98)))
+        _write(film, label, at, rng.uniform(0.3, 0.8), 1, float(rng.uniform(0.7, 1)))
+    if rng.random() < 0.2:
+        x, step = round(width * rng.uniform(0.4, 0.6)), max(4, round(height / 40))
+        for y in range(round(height * 0.1), round(height * 0.9), step):
+            cv2.circle(film, (x, y), max(1, step // 8), 1.0, -1)
+
+
+def _write(film: np.ndarray, text: str, at: tuple[int, int], size: float, thick: int, tone: float) -> None:
+    letters = cv2.putText(np.zeros(film.shape, np.uint8), text, at, cv2.FONT_HERSHEY_SIMPLEX, size, 255, thick)
+    np.maximum(film, letters * np.float32(tone / 255), out=film)
+
+
+def _distract(film: np.ndarray, rng: np.random.Generator) -> None:
+    """What is on films without knees: shafts, round and long bones, hands of blobs, or nothing. In place."""
+    height, width = film.shape
+    kind = rng.integers(4)
+    for _ in range(int(rng.integers(1, 6)) * (kind > 0)):
+        centre = (round(rng.uniform(0, width)), round(rng.uniform(0, height)))
+        axes = (rng.uniform(0.03, 0.15) * width, rng.uniform(0.05, 0.9 if kind == 1 else 0.2) * height)
+        layer = np.zeros_like(film)
+        for share, tone in ((1.6, 0.25), (1.0, 0.5), (0.75, 0.4)):
+            size = tuple(max(1, round(one * share)) for one in axes)
+            cv2.ellipse(layer, centre, size, rng.uniform(-30, 30), 0, 360, float(tone * rng.uniform(0.7, 1.3)), -1)
+        layer = cv2.GaussianBlur(layer, (0, 0), float(rng.uniform(1, 12)))
+        np.maximum(film, layer, out=film)
+    if kind == 3:
+        rough = cv2.resize(rng.random((9, 9)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
+        film += 0.5 * np.clip(rough, 0, 1)
+
 
 VERSION = 1  # change it when films are composed otherwise: those in a folder are made anew then
 FILMS = 1500

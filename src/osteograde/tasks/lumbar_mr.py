@@ -3,20 +3,77 @@
 Canal points are found on sagittal T2, foramina on sagittal T1, recesses on axial T2 around the canal points. The canal
 is graded on sagittal and axial slices, the foramina on sagittal T1, the recesses on axial T2 with sagittal T2 as a
 second view. Names: names.py; tables: tables.py; score: metric.py; boxes: rois.py.
+
+Where the points of `lumbar-mr` lie when they were not found, and the boxes around them. Pure geometry, LPS mm.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
 
-from osteograde.tasks import lumbar_metric, lumbar_names, lumbar_tables
-from osteograde.tasks.lumbar import rois as lumbar_rois
+from osteograde.tasks import boxes, lumbar_metric, lumbar_names, lumbar_tables
+from osteograde.tasks.boxes import along_the_line
 from osteograde.tasks.lumbar_names import FORAMINAL, SPINAL, SUBARTICULAR, WEIGHTS, landmark
 from osteograde.tasks.priors import normalised
-from osteograde.tasks.spec import CropSpec, Grade, Landmark, Locate, Site, Task, View
+from osteograde.tasks.spec import (
+    CropSpec,
+    Grade,
+    Landmark,
+    Locate,
+    Pixels,
+    Point,
+    Points,
+    Rois,
+    Site,
+    Task,
+    View,
+    Volumes,
+)
 from osteograde.tasks.spine import LEVELS, SAGITTAL, SIDES
+
+# Typical way from the canal point to the structures of the left side (x to the left, y to the back, z to the head), mm.
+# Textbook proportions of an adult lumbar spine, not fitted to any data; only for points that no locator found.
+FORAMEN_MM = np.array([17.0, -4.0, 2.0])
+RECESS_MM = np.array([8.5, -4.0, 0.0])
+OFFSETS_MM = {"foramen": FORAMEN_MM, "recess": RECESS_MM}
+MIRROR = np.array([-1.0, 1.0, 1.0])
+FILLED = 0.01  # confidence of a point that was not seen
+
+# A structure further than this from every slice of a view (along the normal) is not in that view.
+REACH_MM = {"sag_t1": 6.0, "sag_t2": 6.0, "axi_t2": 8.0}
+
+
+def complete(points: Points) -> Points:
+    """The points found, and those that geometry can tell from them with a confidence of 0.01.
+
+    Canal points come from the foramina of both sides, else along the line of the other levels (two at least). Foramina
+    and recesses come from the other side mirrored about the canal, else from the canal by typical offsets.
+    """
+    canal = {i: points[name].mm for i, level in enumerate(LEVELS) if (name := landmark("canal", level)) in points}
+    for i, level in enumerate(LEVELS):
+        sides = [points[name].mm for side in SIDES if (name := landmark("foramen", level, side)) in points]
+        if i not in canal and len(sides) == len(SIDES):
+            canal[i] = np.mean(sides, axis=0) - FORAMEN_MM * [0, 1, 1]
+    canal = along_the_line(canal, len(LEVELS))
+    whole = {landmark("canal", LEVELS[i]): mm for i, mm in canal.items()}
+    for structure, offset in OFFSETS_MM.items():
+        for i, middle in canal.items():
+            for side in SIDES:
+                other = landmark(structure, LEVELS[i], "left" if side == "right" else "right")
+                typical = offset if side == "left" else offset * MIRROR
+                away = (points[other].mm - middle) * MIRROR if other in points else typical
+                whole[landmark(structure, LEVELS[i], side)] = middle + away
+    filled = {name: Point(np.asarray(mm, float), FILLED) for name, mm in whole.items()}
+    return {**filled, **points}
+
+
+def rois(sites: Sequence[Site], crops: Sequence[CropSpec], volumes: Volumes, points: Points, pixels: Pixels) -> Rois:
+    """The boxes around the landmark of each site; see ``boxes.around``."""
+    return boxes.around(sites, crops, REACH_MM, volumes, points, pixels)
+
 
 # Unit LPS directions of a stack's (D, H, W) axes.
 AXIAL = ((0.0, 0.0, -1.0), (0.0, 1.0, 0.0), (1.0, 0.0, 0.0))
@@ -85,7 +142,7 @@ def _grader(name: str, condition: str, crops: tuple[CropSpec, ...], *, any_sever
         for target in lumbar_names.TARGET_OF.values()
         if target.condition == condition
     )
-    return Grade(name, sites, crops, partial(lumbar_rois.rois, sites, crops), any_severe)
+    return Grade(name, sites, crops, partial(rois, sites, crops), any_severe)
 
 
 TASK = Task(
@@ -109,6 +166,6 @@ TASK = Task(
     labels=lumbar_tables.read_labels,
     score=lumbar_metric.score,
     counted=lumbar_metric.counted,
-    complete=lumbar_rois.complete,
+    complete=complete,
     score_groups=lumbar_metric.PARTS,
 )

@@ -6,6 +6,8 @@
 
 Tables (overview.csv, gradings.csv, boxes.csv) are looked for beside the images; without them pictures are taken to be
 280 mm wide. Nothing that is graded depends on that: crops are as large as the patient's own discs lie apart.
+
+Disc centres as boxes and masks give them. Levels are counted up from the lowest disc.
 """
 
 from __future__ import annotations
@@ -16,14 +18,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 
 from osteograde.imaging import image_files
-from osteograde.tasks.image_files import images, names, part_of
-from osteograde.tasks.spider import marks as spider_marks
+from osteograde.imaging.image_files import find_images, part_folder, unique_names
+from osteograde.tasks.spec import Mark, Series, Study
 from osteograde.tasks.spine import LEVELS
-from osteograde.tasks.study import Mark, Series, Study
 from osteograde.tasks.tables import numbers, read_table, refuse, some
 
 GRADES = ("1", "2", "3", "4", "5")
@@ -59,15 +61,15 @@ def read(root: Path, part: str) -> list[Study]:
     ValueError where there is no image, where a table is broken, or where nothing is known about any image.
     """
     root = Path(root)
-    folder = part_of(root, part)
-    files = [file for file in images(folder) if MASKS not in file.relative_to(folder).parts[:-1]]
+    folder = part_folder(root, part)
+    files = [file for file in find_images(folder) if MASKS not in file.relative_to(folder).parts[:-1]]
     if not files:
         raise ValueError(f"{folder}: no image files (png, jpg, webp, tif, bmp, dcm); give the folder that holds them")
     first = {(file.parent, file.stem): file for file in reversed(files)}  # one of 1_t2.png and 1_t2.jpg is named so
     named = [file for file in files if _match(file) and first[file.parent, file.stem] == file]
     odd = sorted({*files} - {*named})
     placed = [*_named(named, _spacing(_table(root, "overview.csv"))), *_others(odd, folder)]
-    called = names([place for place, _ in placed], folder)
+    called = unique_names([place for place, _ in placed], folder)
     studies = [
         replace(study, id=name, patient=study.patient or name) for (_, study), name in zip(placed, called, strict=True)
     ]
@@ -132,12 +134,12 @@ def _match(file: Path) -> re.Match[str] | None:
 def _known(root: Path, studies: Sequence[Study]) -> list[Study]:
     """The studies that a table or a mask tells something about, with their labels, findings and marks."""
     boxes, grades = _table(root, "boxes.csv"), _grades(_table(root, "gradings.csv"))
-    marks = spider_marks.of_boxes(boxes) if boxes is not None else {}
+    marks = of_boxes(boxes) if boxes is not None else {}
     found = []
     for study in studies:
         own: list[Mark] = []
         for series in study.series:
-            own += marks.get(series.id, []) if not series.masks else spider_marks.of_masks(series)
+            own += marks.get(series.id, []) if not series.masks else of_masks(series)
         labels, findings = grades.get(study.patient, ({}, {}))
         if own or labels:
             found.append(Study(study.id, study.patient, study.series, labels, tuple(own), findings=findings))
@@ -215,3 +217,49 @@ def labels(path: Path) -> dict[str, dict[str, int]]:
     if bad:
         raise ValueError(f"{path}: rows without a known level and grade: {some(bad)}")
     return found
+
+
+DISC, VERTEBRA, CANAL = 1, 2, 3
+SMALL = 0.3  # a component below this share of the median disc's area is a fragment
+
+
+def landmark(view: str, level: str) -> str:
+    return f"{view}_disc_{level}"
+
+
+def of_boxes(table: pd.DataFrame) -> dict[str, list[Mark]]:
+    """series -> marks at the middles of boxes, x0 <= pixel < x1, of the five lowest discs."""
+    found: dict[str, list[Mark]] = defaultdict(list)
+    for row in table.to_dict("records"):
+        label, series = int(row["ivd_label"]), str(row["slice"])
+        if 1 <= label <= len(LEVELS):
+            view = "t1" if series.endswith("_t1") else "t2"
+            x, y = (row["x0"] + row["x1"] - 1) / 2, (row["y0"] + row["y1"] - 1) / 2
+            found[series].append(Mark(landmark(view, LEVELS[-label]), series, series, float(x), float(y)))
+    return dict(found)
+
+
+def of_masks(series: Series) -> list[Mark]:
+    """The five lowest discs of a stack, each where its middle slice of the canal shows it.
+
+    The slice is the one with most canal in it: the midline, as the data set's own slices are near it.
+    """
+    masks = [image_files.read_pixels(path) for path in series.masks]
+    middle = int(np.argmax([(mask == CANAL).sum() for mask in masks]))
+    discs = discs_of(masks[middle])
+    return [
+        Mark(landmark(series.view, level), series.id, series.files[middle].stem, float(x), float(y))
+        for level, (x, y) in zip(reversed(LEVELS), discs, strict=False)
+    ]
+
+
+def discs_of(mask: np.ndarray) -> list[tuple[float, float]]:
+    """(x, y) middles of the bounding boxes of the discs of a label image (H, W), the lowest first."""
+    count, _, stats, centres = cv2.connectedComponentsWithStats((mask == DISC).astype(np.uint8), connectivity=8)
+    if count < 2:
+        return []
+    stats, centres = stats[1:], centres[1:]
+    kept = stats[:, cv2.CC_STAT_AREA] >= SMALL * np.median(stats[:, cv2.CC_STAT_AREA])
+    left, top, width, height = (stats[kept, i] for i in range(4))
+    middles = np.stack([left + (width - 1) / 2, top + (height - 1) / 2], 1)
+    return [(float(x), float(y)) for x, y in middles[np.argsort(-centres[kept][:, 1])]]

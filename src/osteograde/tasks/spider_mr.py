@@ -3,19 +3,102 @@
 Disc centres are found in each view, levels counted up from the lowest disc. A crop around each, turned with the spine
 and as large as the patient's discs lie apart, is graded; narrowing and bulging are asked of the same net. Files:
 files.py, marks: marks.py, boxes: rois.py.
+
+Boxes around discs: turned with the spine and as large as its own discs lie apart. Pure geometry, LPS mm.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 
+import numpy as np
+
+from osteograde.imaging import geometry
+from osteograde.imaging.geometry import Roi, Volume
 from osteograde.tasks import spider_files
+from osteograde.tasks.boxes import along_the_line, onto_a_slice
 from osteograde.tasks.metrics import OrdinalMetric
 from osteograde.tasks.priors import normalised
-from osteograde.tasks.spec import CropSpec, Grade, Landmark, Locate, Site, Task, View
-from osteograde.tasks.spider import rois as spider_rois
-from osteograde.tasks.spider.marks import landmark
+from osteograde.tasks.spec import (
+    CropSpec,
+    Grade,
+    Landmark,
+    Locate,
+    Pixels,
+    Point,
+    Points,
+    Rois,
+    Site,
+    Task,
+    View,
+    Volumes,
+    sides,
+    spacing_mm,
+)
+from osteograde.tasks.spider_files import landmark
 from osteograde.tasks.spine import LEVELS, SAGITTAL
+
+APART_MM = 36.0  # usual distance of neighbouring lumbar discs; fields are given for a spine like this
+SCALE = (0.5, 3.0)  # beyond these the distances are not those of discs
+FILLED = 0.01  # confidence of a point that was not seen
+
+
+def complete(points: Points) -> Points:
+    """The points found, and missing levels on the line of at least two others of the same view."""
+    filled: dict[str, Point] = {}
+    for view in ("t2", "t1"):
+        known = {i: points[name].mm for i, level in enumerate(LEVELS) if (name := landmark(view, level)) in points}
+        line = along_the_line(known, len(LEVELS))
+        filled |= {landmark(view, LEVELS[i]): Point(np.asarray(mm, float), FILLED) for i, mm in line.items()}
+    return {**filled, **points}
+
+
+def apart_mm(discs: Mapping[int, np.ndarray]) -> float:
+    """Median distance of neighbouring discs (level number -> mm); the usual one where no two are known."""
+    steps = [np.linalg.norm(discs[b] - discs[a]) / (b - a) for a, b in pairwise(sorted(discs))]
+    return float(np.median(steps)) if steps else APART_MM
+
+
+def turn_of(discs: Mapping[int, np.ndarray], i: int, volume: Volume) -> float:
+    """Radians by which the spine at disc i is turned in the slice plane: 0 where it runs straight down the image."""
+    known = [j for j in (i - 1, i, i + 1) if j in discs]
+    if len(known) < 2:
+        return 0.0
+    down, across = volume.axes[1:] @ (discs[known[-1]] - discs[known[0]])
+    return float(np.arctan2(-across, down))
+
+
+def rois(sites: Sequence[Site], crops: Sequence[CropSpec], volumes: Volumes, points: Points, pixels: Pixels) -> Rois:
+    """{level: {view: (stack, box)}}: in each view around that view's own point. See ``contract.Grade``."""
+    found: dict[str, dict[str, tuple[Volume, Roi]]] = {}
+    for crop in crops:
+        stacks = volumes.get(crop.view, ())
+        discs = {i: points[name].mm for i, level in enumerate(LEVELS) if (name := landmark(crop.view, level)) in points}
+        if not stacks or not discs:
+            continue
+        volume = max(stacks, key=lambda stack: (stack.voxels.shape[0], stack.series))  # where stage 1 looked
+        scale = float(np.clip(apart_mm(discs) / APART_MM, *SCALE))
+        for site in sites:
+            i = LEVELS.index(site.level)
+            if i in discs and geometry.outside_mm(volume, discs[i]) == 0:
+                roi = _box(crop, volume, discs, i, scale, pixels)
+                found.setdefault(site.target, {})[crop.view] = (volume, roi)
+    return found
+
+
+def _box(crop: CropSpec, volume: Volume, discs: Mapping[int, np.ndarray], i: int, scale: float, pixels: Pixels) -> Roi:
+    step_mm = spacing_mm(crop.field_mm * scale, pixels)
+    roi = geometry.roi_on(volume, onto_a_slice(volume, discs[i]), step_mm, (crop.slices, *sides(pixels)))
+    angle = turn_of(discs, i, volume)
+    centre = (np.array(roi.shape) - 1) / 2
+    turn = np.eye(4)
+    turn[1:3, 1:3] = [[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]
+    turn[:3, 3] = centre - turn[:3, :3] @ centre
+    return replace(roi, to_mm=roi.to_mm @ turn)
+
 
 VIEWS = ("t2", "t1")
 FIELD_MM = 64.0  # a disc, half of the vertebrae beside it, and the canal behind it
@@ -55,18 +138,14 @@ TASK = Task(
             whole=True,
         ),
     ),
-    grade=(
-        Grade(
-            "pfirrmann", SITES, CROPS, partial(spider_rois.rois, SITES, CROPS), findings=tuple(spider_files.FINDINGS)
-        ),
-    ),
+    grade=(Grade("pfirrmann", SITES, CROPS, partial(rois, SITES, CROPS), findings=tuple(spider_files.FINDINGS)),),
     targets=LEVELS,
     prior={level: normalised(COUNTS[level]) for level in LEVELS},
     read=spider_files.read,
     labels=spider_files.labels,
     score=METRIC.score,
     counted=METRIC.counted,
-    complete=spider_rois.complete,
+    complete=complete,
     score_groups=METRIC.groups,
     patient=spider_files.patient_of,
     higher_is_better=METRIC.higher_is_better,

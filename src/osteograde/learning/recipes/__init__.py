@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from osteograde.learning.recipe import Recipe
-from osteograde.learning.recipes import knee, knee_published, lumbar, spider
+from osteograde.learning.recipes import knee, lumbar, spider
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "lumbar-mr": lumbar.lumbar_mr,
@@ -18,5 +18,5 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "spider-unet": spider.spider_unet,
     "spider-faster-rcnn": spider.spider_faster_rcnn,
     "knee-xray": knee.knee_xray,
-    **knee_published.RECIPES,
+    **knee.PUBLISHED,
 }

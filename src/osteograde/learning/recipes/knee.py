@@ -1,8 +1,39 @@
-"""Recipes of `knee-xray`."""
+"""Recipes of `knee-xray`.
+
+The published ensemble of Kellgren-Lawrence graders: one recipe per net (Pi et al., Sci Rep 13:22887, 2023).
+
+As published: the whole 140 mm crop, square, at each net's own size; the trunk with a new linear layer for five grades,
+from ImageNet weights; batches of 16; epoch 1 the new layer alone at 1e-2, then a new Adam over everything with weight
+decay 1e-4 at 1e-3 for epochs 2 and 3 and at 1e-4 after them, 30 epochs at most; cross entropy with label smoothing 0.1;
+turns up to 20 degrees and left-right flips, nothing else; five folds; at test time the image and its mirror image; an
+epoch counts against the patience of 7 only where its held-out loss is worse than the best by more than 0.1.
+
+Not as published, on purpose:
+* Folds are grouped by patient; there both knees of one person may lie on both sides of the split.
+* One net per fold, its best epoch by held-out loss, is kept; there every epoch close to the best was, and which of them
+  to use was chosen on the test set. Members and voting rule are chosen out-of-fold as well: ``osteograde ensemble``.
+* Left knees are mirrored, films are cut by landmarks, grey values are clipped to the 5th to 99th percentile, one
+  bilinear resample takes the place of several, and what a turn brings in from outside the image is black.
+* ImageNet's mean and deviation are those of grey values, the same for all three channels. The mean over the image and
+  its mirror image is one of probabilities, not of logits. While the trunk is frozen its batch statistics stay.
+* Norms and biases are not decayed.
+
+The sizes are those of the authors' ensemble script. The paper's table gives others for five of the nets (DenseNet 512,
+EfficientNet-B5 448, V2-S 456, RegNet 384, ResNet 384); the authors' five-fold figures differ by less than folds do.
+
+They want a GPU (16 GB; hours per net), where a run is ``--device cuda``. ``pretrained`` downloads torchvision's weights
+once: on a machine without a network put its cache of downloaded weights there first, or give ``pretrained`` the name of
+a file in the folder OSTEOGRADE_PRETRAINED. With --debug nothing is downloaded. The members of an ensemble share one
+folds.csv: copy that of the first into the new --out of the others before they are trained.
+"""
 
 from __future__ import annotations
 
-from osteograde.learning.recipe import NO_CLIP, Fit, Jitter, Recipe
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+from osteograde.learning.recipe import IMAGENET, NO_CLIP, Fit, Jitter, Recipe
 from osteograde.tasks import TASKS
 from osteograde.tasks.knee_films import films
 
@@ -62,3 +93,53 @@ def _knee(name: str, look: Fit, judge: Fit, *, test_views: int) -> Recipe:
             "trained on ImageNet, Apache-2.0",
         },
     )
+
+
+PUBLISHED_PIXELS = {  # torchvision's name -> side of the crop
+    "densenet161": 456,
+    "efficientnet_b5": 456,
+    "efficientnet_v2_s": 384,
+    "regnet_y_8gf": 448,
+    "resnet101": 456,
+    "resnext50_32x4d": 512,
+    "shufflenet_v2_x2_0": 512,
+    "wide_resnet50_2": 456,
+}
+PUBLISHED_BACKBONES = {
+    "knee-densenet161": "densenet161",
+    "knee-efficientnet-b5": "efficientnet_b5",
+    "knee-efficientnet-v2-s": "efficientnet_v2_s",
+    "knee-regnet-y-8gf": "regnet_y_8gf",
+    "knee-resnet101": "resnet101",
+    "knee-resnext50": "resnext50_32x4d",
+    "knee-shufflenet-v2-x2": "shufflenet_v2_x2_0",
+    "knee-wide-resnet50-2": "wide_resnet50_2",
+}
+
+
+def published(name: str) -> Recipe:
+    """One member of the ensemble: a key of ``NAMES``.
+
+    python train_folds.py knee-xray --recipe knee-resnet101 --data DIR --out weights/knee-resnet101
+    """
+    backbone = PUBLISHED_BACKBONES[name]
+    base = knee_xray()
+    judge = Fit(
+        net={
+            "kind": "grader", "backbone": f"torchvision/{backbone}", "views": 1, "classes": 5, "dropout": 0.0,
+            "pool": "mean", "width": 0, "normalise": "imagenet",
+        },
+        pixels=PUBLISHED_PIXELS[backbone], epochs=30, batch=16, lr=1e-3, optimiser="adam", weight_decay=1e-4, ema=0.0,
+        clip=NO_CLIP, patience=7, slack=0.1, label_smoothing=0.1, pretrained=IMAGENET,
+        head_epochs=1, head_lr=1e-2, milestones=(3,),
+        jitter=Jitter(
+            turn_deg=20, scale=0, shift_mm=0, gamma=0, contrast=0, noise=0, blur=0, mirror=True, drop_view=0,
+            use_measured_error=False,
+        ),
+    )  # fmt: skip
+    grade = dict.fromkeys(base.grade, judge)
+    # Members vote with honest probabilities: none counts a rare grade for more.
+    return replace(base, name=name, grade=grade, num_folds=5, test_views=2, calibrate_balance=0.0)
+
+
+PUBLISHED: dict[str, Callable[[], Recipe]] = {name: partial(published, name) for name in PUBLISHED_BACKBONES}

@@ -15,8 +15,7 @@ from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_fpn, fast
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from osteograde.models.backbones import adapt_first_conv
-from osteograde.models.locators.base import LocatorBatch, heatmap_loss, target_parts
-from osteograde.models.locators.peaks import start_of
+from osteograde.models.locators.base import LocatorBatch, heatmap_loss, start_of, target_parts
 
 _VARIANTS = {  # name: (detector, the classifier whose ImageNet weights fit its trunk)
     "resnet50_v2": (fasterrcnn_resnet50_fpn_v2, "resnet50"),

@@ -17,8 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from osteograde.models.backbones import encoder, pyramid_shape
-from osteograde.models.locators.base import LocatorBatch, target_parts
-from osteograde.models.locators.peaks import start_of
+from osteograde.models.locators.base import LocatorBatch, start_of, target_parts
 
 DISC = 1  # classes: 0 background, 1 disc, 2 vertebra, 3 canal
 DISC_HALF_MM = (

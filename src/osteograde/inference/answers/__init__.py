@@ -1,1 +1,0 @@
-"""What is written down: submission, flags, findings."""

@@ -1,1 +1,0 @@
-"""Several studies and several processes at once, and how they end."""

@@ -1,1 +1,0 @@
-"""What goes over the client: data, weights, kernels, submissions."""

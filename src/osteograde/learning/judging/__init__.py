@@ -1,1 +1,0 @@
-"""What nets say of studies they never saw, and what follows from it."""

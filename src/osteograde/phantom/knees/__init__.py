@@ -1,1 +1,0 @@
-"""Synthetic knees and films."""

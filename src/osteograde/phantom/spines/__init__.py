@@ -1,1 +1,0 @@
-"""Synthetic spines: shapes, tissue, grades, and the planes they are seen in."""

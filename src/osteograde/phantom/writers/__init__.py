@@ -1,1 +1,0 @@
-"""Data sets in the layouts of the real ones."""

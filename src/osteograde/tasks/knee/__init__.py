@@ -1,1 +1,0 @@
-"""Knees on radiographs."""

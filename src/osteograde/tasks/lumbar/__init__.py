@@ -1,1 +1,0 @@
-"""The 25 gradings of a lumbar spine from three MR series."""

@@ -1,1 +1,0 @@
-"""Lumbar discs on sagittal slices and stacks."""
