@@ -33,7 +33,7 @@ from osteograde.tasks.metrics import groups_of
 from osteograde.tasks.spec import Point, Study
 
 TASK = TASKS["knee-xray"]
-(GROUP,) = TASK.grade
+(GROUP,) = TASK.graders
 CHUNK = 8  # studies that go through the nets together
 
 

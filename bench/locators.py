@@ -34,7 +34,7 @@ from osteograde.learning.locator_data import UNKNOWN, cut_labels, label_volume
 from osteograde.models import bundle
 from osteograde.models.locators.unet import disc_components, in_a_column
 from osteograde.pipeline import predict
-from osteograde.pipeline.crops import Pass, pass_images, passes
+from osteograde.pipeline.crops import Region, region_images, regions_of
 from osteograde.pipeline.load import Loaded, load_study
 from osteograde.tasks import TASKS
 from osteograde.tasks.metrics import groups_of, interval
@@ -42,7 +42,7 @@ from osteograde.tasks.spider_mr import apart_mm
 from osteograde.tasks.spine import LEVELS
 
 TASK = TASKS["spider"]
-STAGE = TASK.locate[0]
+STAGE = TASK.locators[0]
 SHARE = (0.45, 1.15)  # height and width of a box around a point, of the disc spacing
 CPU = torch.device("cpu")
 
@@ -69,16 +69,16 @@ def held_out(run: Path, studies: Sequence, split: folds.Split, trained: Sequence
     return said
 
 
-def _looks(loaded: Loaded, nets: predict.Nets) -> list[Pass]:
-    return passes(STAGE, loaded.volumes, {}, int(nets.pixels))  # type: ignore[call-overload]
+def _looks(loaded: Loaded, nets: predict.Nets) -> list[Region]:
+    return regions_of(STAGE, loaded.volumes, {}, int(nets.pixels))  # type: ignore[call-overload]
 
 
 @torch.inference_mode()
-def _boxes(net, look: Pass) -> tuple[np.ndarray, np.ndarray]:
+def _boxes(net, look: Region) -> tuple[np.ndarray, np.ndarray]:
     """(N, 4) boxes in pixels of the file and (N,) scores on a single slice, by the net itself; none by heatmaps."""
     if look.roi.shape[0] > 1 or net.config["kind"] == "heatmap":
         return np.zeros((0, 4)), np.zeros(0)
-    image, _ = pass_images(look, CPU)
+    image, _ = region_images(look, CPU)
     if net.config["kind"] == "faster_rcnn":
         found = net.detector(list(image))[0]
         best = [int(i) for label in found["labels"].unique() for i in (found["labels"] == label).nonzero()[:1, 0]]
@@ -89,7 +89,7 @@ def _boxes(net, look: Pass) -> tuple[np.ndarray, np.ndarray]:
     return _in_file(look, edges), np.array([part.probability for part in parts])
 
 
-def _around(look: Pass, points: Mapping) -> tuple[np.ndarray, np.ndarray]:
+def _around(look: Region, points: Mapping) -> tuple[np.ndarray, np.ndarray]:
     """The same around points, of a size that follows from how far they lie apart."""
     mm = {i: points[mark.name].mm for i, mark in enumerate(look.landmarks) if mark.name in points}
     if len(mm) < 2 or look.roi.shape[0] > 1:
@@ -100,7 +100,7 @@ def _around(look: Pass, points: Mapping) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([centres - half[::-1], centres + half[::-1]], 1), scores
 
 
-def _in_file(look: Pass, edges: np.ndarray) -> np.ndarray:
+def _in_file(look: Region, edges: np.ndarray) -> np.ndarray:
     """Corners (N, 4) at continuous index (x, y) of the box the net read -> pixel edges of the file."""
     corners = edges.reshape(-1, 2)
     index = np.column_stack([np.zeros(len(corners)), corners[:, 1], corners[:, 0]])
@@ -115,7 +115,7 @@ def _dice(net, study, loaded: Loaded, nets: predict.Nets) -> dict[str, tuple[flo
         return {}
     (look,) = _looks(loaded, nets)
     truth = cut_labels(label_volume(study, look.volume), look.roi)
-    image, _ = pass_images(look, CPU)
+    image, _ = region_images(look, CPU)
     labels = torch.cat([net.segment(one[None]).argmax(1) for one in image])
     found = labels.repeat_interleave(net.stride, 1).repeat_interleave(net.stride, 2).numpy()
     known = truth < UNKNOWN

@@ -36,7 +36,7 @@ LOSSES: dict[str, dict[str, Any]] = {
 def with_loss(recipe: Recipe, name: str) -> Recipe:
     """The recipe with one net a fold for every grader, learning by another loss."""
     return replace(
-        recipe, grade={group: replace(plan, also=(), **LOSSES[name]) for group, plan in recipe.grade.items()}
+        recipe, graders={group: replace(plan, also=(), **LOSSES[name]) for group, plan in recipe.graders.items()}
     )
 
 

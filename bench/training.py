@@ -49,8 +49,8 @@ def short(recipe: Recipe, epochs: int, steps: int) -> Recipe:
         recipe,
         num_folds=2,
         calibrate=False,
-        locate={name: replace(plan, **few) for name, plan in recipe.locate.items()},
-        grade={name: replace(plan, **few) for name, plan in recipe.grade.items()},
+        locators={name: replace(plan, **few) for name, plan in recipe.locators.items()},
+        graders={name: replace(plan, **few) for name, plan in recipe.graders.items()},
     )
 
 

@@ -46,7 +46,7 @@ def read_truth(path: Path) -> dict[str, dict[str, np.ndarray]]:
 def errors(results: list[Result], truth: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, dict]:
     """Per structure: distance of net-found points in mm (truth and marks), found share, right level share."""
     table = {}
-    for stage in TASK.locate:
+    for stage in TASK.locators:
         names = [landmark.name for landmark in stage.landmarks]
         true_mm, mark_mm, right, seen, found_count = [], [], [], 0, 0
         for result in results:

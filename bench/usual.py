@@ -71,7 +71,7 @@ def infer(weights: Bundle, studies: Sequence[Study], effort: Effort) -> list[dic
             _, points = predict.locate_all(weights.task, [load_study(study, weights.task)], nets["locate"])
             again = load_study(study, weights.task)
             graded: dict[str, np.ndarray] = {}
-            for group in weights.task.grade:
+            for group in weights.task.graders:
                 graded |= predict.grade(group, [again], points, nets["grade"][group.name], views=effort.views)[0]
             answers.append(graded)
     return answers

@@ -49,7 +49,7 @@ def judged_folder(data: Path, out: Path) -> Path:
         places, completed = predict.locate_all(task, volumes, nets)
         for study, own, full in zip(held, places, completed, strict=True):
             found[study.id], points[study.id], graded[study.id] = own, full, {}
-        for group in task.grade:
+        for group in task.graders:
             for study, new in zip(held, predict.grade(group, volumes, completed, nets[group.name]), strict=True):
                 graded[study.id] |= new
     priors = {k: weighted_prior(split.training(studies, k), task.targets, task.weights) for k in run.folds}

@@ -147,9 +147,9 @@ def test_every_fold_has_a_net_by_each_plan_and_is_judged_by_all_of_them(tmp_path
 @pytest.mark.parametrize(
     ("kind", "changes", "said"),
     [
-        ("grade", {}, "are the same"),
-        ("grade", {"pixels": 64, "seed": 1}, "pixels"),
-        ("locate", {"seed": 1}, "one net a fold"),
+        ("graders", {}, "are the same"),
+        ("graders", {"pixels": 64, "seed": 1}, "pixels"),
+        ("locators", {"seed": 1}, "one net a fold"),
     ],
 )
 def test_further_nets_that_cannot_be_averaged_are_refused(kind, changes, said):
@@ -163,9 +163,9 @@ def test_further_nets_that_cannot_be_averaged_are_refused(kind, changes, said):
 @pytest.mark.parametrize(
     ("kind", "changes", "said"),
     [
-        ("locate", {"practice": 1}, "in all epochs"),
-        ("locate", {"swa": True, "patience": 2}, "take one"),
-        ("grade", {"swa": True, "patience": 2}, "take one"),
+        ("locators", {"practice": 1}, "in all epochs"),
+        ("locators", {"swa": True, "patience": 2}, "take one"),
+        ("graders", {"swa": True, "patience": 2}, "take one"),
     ],
 )
 def test_a_plan_that_cannot_be_followed_is_refused(kind, changes, said):

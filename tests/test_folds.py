@@ -15,7 +15,7 @@ TASK = TASKS["lumbar-mr"]
 
 
 def studies_of(count: int, patients: int, severe: set[int]) -> list[Study]:
-    target = TASK.grade[0].sites[0].target
+    target = TASK.graders[0].sites[0].target
     return [
         Study(f"{i:03d}", f"p{i % patients}", (), labels={target: 2 if i % patients in severe else 0})
         for i in range(count)
@@ -70,7 +70,7 @@ def test_fewer_patients_than_folds_is_said_plainly():
 
 
 def test_rarity_tells_the_groups_with_a_severe_grade():
-    labels = {TASK.grade[1].sites[0].target: 2, TASK.grade[0].sites[0].target: 1}
+    labels = {TASK.graders[1].sites[0].target: 2, TASK.graders[0].sites[0].target: 1}
     assert folds.rarity(TASK, Study("a", "a", (), labels=labels)) == "010"
     assert np.unique([folds.rarity(TASK, s) for s in studies_of(4, 4, {0})]).tolist() == ["000", "100"]
 

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from osteograde.models.gradcam import fold_cam, grad_cam, raw_cam, scaled
-from osteograde.models.grader import Grader
+from osteograde.models.grader import GraderNet
 
 BACKBONES = [
     {"backbone": "mobilenetv4_conv_small_050", "stages": 4},  # a pooled pyramid
@@ -17,9 +17,9 @@ BACKBONES = [
 ]
 
 
-def grader(views: int = 1, seed: int = 0, **options) -> Grader:
+def grader(views: int = 1, seed: int = 0, **options) -> GraderNet:
     torch.manual_seed(seed)
-    net = Grader(views=views, classes=4, **{"backbone": "resnet10t", **options}).eval()
+    net = GraderNet(views=views, classes=4, **{"backbone": "resnet10t", **options}).eval()
     with torch.no_grad():  # so that maps of random weights differ from pixel to pixel
         for module in net.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -39,7 +39,7 @@ def crops(shapes: list[tuple[int, ...]], seed: int = 1) -> list[torch.Tensor]:
 class OneImage(nn.Module):
     """A grader of one slice as an ordinary classifier: (B, 1, H, W) -> (B, K)."""
 
-    def __init__(self, net: Grader) -> None:
+    def __init__(self, net: GraderNet) -> None:
         super().__init__()
         self.net = net
 
@@ -66,7 +66,7 @@ def test_it_equals_the_public_implementation(layer):
     assert np.abs(ours - expected).max() < 1e-3
 
 
-def spelled_out(net: Grader, layer: nn.Module, views: list[torch.Tensor], present: torch.Tensor, target: int):
+def spelled_out(net: GraderNet, layer: nn.Module, views: list[torch.Tensor], present: torch.Tensor, target: int):
     """Raw maps of ONE site, one slice and one channel at a time; the encoder is run once per slice, not per view."""
     kept: list[torch.Tensor] = []
     hook = layer.register_forward_hook(lambda module, inputs, output: kept.append(output))

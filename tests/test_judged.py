@@ -23,14 +23,14 @@ def spine(name, shift=0):
 
 def test_points_one_level_off_are_of_the_wrong_level_but_for_the_last():
     right, wrong = spine("a"), spine("b", shift=1)
-    stage = SPIDER.locate[0]
+    stage = SPIDER.locators[0]
     assert evaluate.right_level(stage, [right[0]], {"a": right[1]}) == 1.0
     assert evaluate.right_level(stage, [wrong[0]], {"b": wrong[1]}) == pytest.approx(0.2)  # below the last is no other
     assert evaluate.right_level(stage, [], {}) is None
 
 
 def test_a_knee_found_where_there_is_none_is_counted():
-    stage = KNEES.locate[0]
+    stage = KNEES.locators[0]
     empty = Loaded(Study("film", "film", ()), {}, absent=frozenset({"right", "left"}))
     assert evaluate.false_finds(stage, [empty], {"film": {"left": Point(np.zeros(3))}}) == 0.5
     assert evaluate.false_finds(stage, [empty], {}) == 0.0

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from osteograde.imaging.geometry import Volume, affine, to_index
-from osteograde.learning import cross_fit, grader_data, locator_data
+from osteograde.learning import grader_data, grader_loss, locator_data
 from osteograde.learning.recipe import Fit, Jitter
 from osteograde.learning.recipes import RECIPES
 from osteograde.models.losses import metric_loss
@@ -62,7 +62,7 @@ def loaded(structure: str, view: str, labels: dict[str, int] | None = None) -> L
 
 @pytest.mark.parametrize(("stage", "structure"), [("canal", "canal"), ("foramen", "foramen"), ("recess", "recess")])
 def test_a_landmark_stays_on_its_blob_and_on_its_side(tmp_path, stage, structure):
-    locate = next(one for one in TASK.locate if one.name == stage)
+    locate = next(one for one in TASK.locators if one.name == stage)
     fit = Fit(net={}, pixels=96, epochs=1, batch=1, lr=1, window=9, jitter=WILD)
     data = locator_data.store(
         locate, TASK.view(locate.view), fit, [loaded(structure, locate.view)], tmp_path, log=lambda text: None
@@ -89,7 +89,7 @@ def test_a_landmark_stays_on_its_blob_and_on_its_side(tmp_path, stage, structure
 
 
 def test_partners_are_mirror_images_and_mirroring_twice_is_nothing():
-    for stage in TASK.locate:
+    for stage in TASK.locators:
         for _, prompt in stage.looks:
             own = [one for one in stage.landmarks if one.prompt == prompt]
             swap = locator_data.partners(own)
@@ -98,8 +98,8 @@ def test_partners_are_mirror_images_and_mirroring_twice_is_nothing():
                 assert other.name == one.name.replace(one.side, {"right": "left", "left": "right"}.get(one.side, ""))
 
 
-def graded(tmp_path: Path, name: str, structure: str, view: str, jitter: Jitter) -> grader_data.GradeData:
-    group = next(one for one in TASK.grade if one.name == name)
+def graded(tmp_path: Path, name: str, structure: str, view: str, jitter: Jitter) -> grader_data.GraderData:
+    group = next(one for one in TASK.graders if one.name == name)
     labels = {target: i % 3 for i, target in enumerate(TARGET_OF)}
     fit = Fit(net={}, pixels=48, epochs=1, batch=1, lr=1, jitter=jitter)
     study = loaded(structure, view, labels)
@@ -152,11 +152,11 @@ def test_a_measured_error_moves_the_crop_by_itself(tmp_path):
 def test_the_any_severe_term_puts_sites_of_a_study_together(tmp_path):
     """The loss of a batch equals the metric loss on the table (studies, sites), also where sites are missing."""
     recipe = RECIPES["lumbar-mr-small"]()
-    group = TASK.grade[0]
+    group = TASK.graders[0]
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(8, 3, generator=generator)
     labels = torch.tensor([0, 2, 1, 0, 0, 1, 1, 0])
-    batch = grader_data.GradeBatch(
+    batch = grader_data.GraderBatch(
         (),
         torch.ones(8, 2, dtype=torch.bool),
         labels,
@@ -169,8 +169,8 @@ def test_the_any_severe_term_puts_sites_of_a_study_together(tmp_path):
         def forward(self, crops, present):
             return logits
 
-    plan = dataclasses.replace(recipe.grade["spinal"], label_smoothing=0.0)
-    value = cross_fit.grade_loss(group, recipe, plan)(Fixed(), batch)
+    plan = dataclasses.replace(recipe.graders["spinal"], label_smoothing=0.0)
+    value = grader_loss.grader_loss(group, recipe, plan)(Fixed(), batch)
     table, known = torch.zeros(2, 5, 3), torch.full((2, 5), -1)
     table[0], known[0] = logits[:5], labels[:5]
     table[1, :3], known[1, :3] = logits[5:], labels[5:]
@@ -179,7 +179,7 @@ def test_the_any_severe_term_puts_sites_of_a_study_together(tmp_path):
 
 def test_stored_points_are_the_marks(tmp_path):
     study = loaded("canal", "sag_t2")
-    stage = TASK.locate[0]
+    stage = TASK.locators[0]
     fit = Fit(net={}, pixels=96, epochs=1, batch=1, lr=1)
     data = locator_data.store(stage, TASK.view("sag_t2"), fit, [study], tmp_path, log=lambda text: None)
     batch = data.batch([0], np.random.default_rng(0), CPU, augment=False)

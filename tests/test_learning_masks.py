@@ -26,7 +26,7 @@ from osteograde.tasks.spec import Series, Study
 from osteograde.tasks.spider_files import of_masks
 
 TASK = TASKS["spider"]
-(STAGE,) = TASK.locate
+(STAGE,) = TASK.locators
 CPU = torch.device("cpu")
 WILD = Jitter(turn_deg=25, scale=0.2, shift_mm=25, gamma=0, contrast=0, noise=0, blur=0)
 PLAN = Fit(net={"kind": "unet"}, pixels=96, epochs=1, batch=1, lr=1, window=5, jitter=WILD)
@@ -62,7 +62,7 @@ def study(folder: Path, count: int = 9, step_mm: float = 4.0, name: str = "1", m
     return Study(name, name, (shown,), marks=tuple(of_masks(series)))
 
 
-def stored(folder: Path, *studies: Study, plan: Fit = PLAN) -> locator_data.LocateData:
+def stored(folder: Path, *studies: Study, plan: Fit = PLAN) -> locator_data.LocatorData:
     loaded = [load_study(one, TASK) for one in studies]
     return locator_data.store(STAGE, TASK.view("t2"), plan, loaded, folder / "work", log=lambda text: None)
 
@@ -229,7 +229,7 @@ def test_labels_move_as_images_move(seed):
 
 
 def test_a_segmenting_recipe_learns_from_label_images(tmp_path):
-    plan = shrink(RECIPES["spider-unet"]()).locate[STAGE.name]
+    plan = shrink(RECIPES["spider-unet"]()).locators[STAGE.name]
     data = stored(tmp_path, study(tmp_path, 21, 0.9, "1"), study(tmp_path, 5, 4.0, "2", masked=False), plan=plan)
     losses, known = [], []
 

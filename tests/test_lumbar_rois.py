@@ -15,7 +15,7 @@ from osteograde.tasks.spec import Point
 from osteograde.tasks.spine import LEVELS
 
 REACH_MM = lumbar_rois.REACH_MM
-GRADERS = {group.name: group for group in TASK.grade}
+GRADERS = {group.name: group for group in TASK.graders}
 CANAL_MM = {level: np.array([1.0, 20.0 + 2 * i, 60.0 - 32 * i]) for i, level in enumerate(LEVELS)}
 
 
@@ -64,7 +64,7 @@ def test_what_was_found_is_never_moved():
 
 def test_canal_points_complete_every_landmark_on_its_own_side():
     whole = all_points()
-    assert set(whole) == {landmark.name for stage in TASK.locate for landmark in stage.landmarks}
+    assert set(whole) == {landmark.name for stage in TASK.locators for landmark in stage.landmarks}
     for level, middle in CANAL_MM.items():
         for structure in ("foramen", "recess"):
             right, left = (whole[f"{structure}_{side}_{level}"].mm for side in ("right", "left"))
@@ -137,7 +137,7 @@ def test_a_whole_study_gets_every_box_centred_on_its_landmark():
         "axi_t2": [axial(level, series=level) for level in LEVELS],
     }
     points = all_points()
-    for group in TASK.grade:
+    for group in TASK.graders:
         boxes = group.rois(volumes, points, 64)
         assert list(boxes) == [site.target for site in group.sites]
         for site in group.sites:
@@ -165,7 +165,7 @@ def test_samples_lie_on_slices():
 @pytest.mark.parametrize("view", ["sag_t1", "sag_t2", "axi_t2"])
 def test_left_is_right_mirrored(view, tilt):
     """A body that is its own mirror image gives the same pixels on both sides, whatever the view."""
-    crop = next(crop for group in TASK.grade for crop in group.crops if crop.view == view)
+    crop = next(crop for group in TASK.graders for crop in group.crops if crop.view == view)
     centre = np.array([0.0, 24.0, -4.0])
     shape, spacing = ((17, 256, 256), (4.0, 1.0, 1.0)) if view != "axi_t2" else ((7, 201, 201), (4.0, 0.8, 0.8))
     right_mm, left_mm = centre + np.array([-16.0, -3.0, 2.0]), centre + np.array([16.0, -3.0, 2.0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from osteograde.models.grader import Grader
+from osteograde.models.grader import GraderNet
 
 SMALL = {"backbone": "lcnet_035", "stages": 5, "width": 16}
 
@@ -15,10 +15,10 @@ def crops(*depths: int, batch: int = 4, side: int = 32, seed: int = 0) -> list[t
     return [torch.rand(batch, d, side, side, generator=generator) for d in depths]
 
 
-def net(views: int = 2, **options: object) -> Grader:
+def net(views: int = 2, **options: object) -> GraderNet:
     """A grader whose batch norms have seen some images: untrained ones forget what they are shown."""
     torch.manual_seed(0)
-    grader = Grader(views=views, **{**SMALL, **options}).train()  # type: ignore[arg-type]
+    grader = GraderNet(views=views, **{**SMALL, **options}).train()  # type: ignore[arg-type]
     for module in grader.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 0.5
@@ -160,7 +160,7 @@ def test_the_wrong_number_of_views_is_refused() -> None:
 )
 def test_any_timm_or_torchvision_backbone_grades(backbone: str, options: dict[str, object]) -> None:
     torch.manual_seed(0)
-    grader = Grader(backbone, 1, **options)  # type: ignore[arg-type]
+    grader = GraderNet(backbone, 1, **options)  # type: ignore[arg-type]
     logits = grader(crops(2, batch=2, side=64), torch.ones(2, 1, dtype=torch.bool))
     assert logits.shape == (2, 3)
     logits.sum().backward()

@@ -15,7 +15,7 @@ from osteograde.tasks.spec import Point, Study
 STUDIES = [Study(f"s{i:02d}", f"p{i:02d}", ()) for i in range(CHUNK + 3)]
 POINTS = {study.id: {"joint": Point(np.array([0.1, i / 3, 1e-17]), 1 / 7)} for i, study in enumerate(STUDIES)}
 RECIPE = RECIPES["knee-xray"]()
-NETS = nets_of("grade", "kl", RECIPE.grade["kl"])
+NETS = nets_of("grade", "kl", RECIPE.graders["kl"])
 
 
 @pytest.fixture

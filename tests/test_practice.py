@@ -22,7 +22,7 @@ def test_graders_learn_from_films_of_their_own_patients_where_their_plan_says_so
     phantom.write("knee-xray", tmp_path / "data", studies=6, seed=1)
     studies = TASK.read(tmp_path / "data", "train")
     made = films(studies, tmp_path / "films", np.random.default_rng(0), share=0.01)
-    plan = replace(RECIPE.grade["kl"], pixels=(32, 48))
+    plan = replace(RECIPE.graders["kl"], pixels=(32, 48))
     learnt, judged = {}, []
 
     def cross_fit(run, kind, stage, own, data_of, loss_of):
@@ -39,7 +39,7 @@ def test_graders_learn_from_films_of_their_own_patients_where_their_plan_says_so
     monkeypatch.setattr(out_of_fold, "cross_fit", cross_fit)
     monkeypatch.setattr(out_of_fold, "_told", told)
     split = folds.assign(TASK, studies, 2, seed=0)
-    recipe = replace(RECIPE, grade={"kl": replace(plan, practice=1)})
+    recipe = replace(RECIPE, graders={"kl": replace(plan, practice=1)})
     run = Run(recipe, studies, made, split, (0,), tmp_path, torch.device("cpu"), False, lambda text: None)
     out_of_fold.grade_out_of_fold(run, {}, {study.id: {} for study in studies})
     crops = {study.id for study in split.training(studies, 0)}

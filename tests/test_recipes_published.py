@@ -18,7 +18,7 @@ NAMES = sorted(recipes_knee_published.PUBLISHED_BACKBONES)
 
 
 def judge(name):
-    (plan,) = RECIPES[name]().grade.values()
+    (plan,) = RECIPES[name]().graders.values()
     return plan
 
 
@@ -42,7 +42,7 @@ def test_the_schedule_is_the_published_one(name):
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_a_debug_run_downloads_nothing(name):
     small = shrink(RECIPES[name]())
-    for plan in (*small.locate.values(), *small.grade.values()):
+    for plan in (*small.locators.values(), *small.graders.values()):
         assert plan.pretrained != IMAGENET
         assert max(sides(plan.pixels)) <= 64
 
@@ -50,10 +50,10 @@ def test_a_debug_run_downloads_nothing(name):
 def test_without_its_file_a_net_starts_from_nothing_and_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv(pretrained.FOLDER, str(tmp_path))
     recipe = RECIPES["knee-xray"]()
-    named = [plan.pretrained for plan in (*recipe.locate.values(), *recipe.grade.values())]
+    named = [plan.pretrained for plan in (*recipe.locators.values(), *recipe.graders.values())]
     said: list[str] = []
     bare = pretrained.without_missing_weights(recipe, said.append)
-    for plan in (*bare.locate.values(), *bare.grade.values()):
+    for plan in (*bare.locators.values(), *bare.graders.values()):
         assert plan.pretrained == "" and not plan.frozen
     assert len(said) == len(named)
     assert all(str(tmp_path / name) in line for name, line in zip(named, said, strict=True))
@@ -84,7 +84,7 @@ def test_the_net_is_the_published_one_on_a_grey_image():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_net_learns_a_step_on_the_small_images_of_a_debug_run(name):
-    (plan,) = shrink(RECIPES[name]()).grade.values()
+    (plan,) = shrink(RECIPES[name]()).graders.values()
     net = build_net(plan.net).train()
     logits = net([torch.rand(plan.batch, 1, *sides(plan.pixels))], torch.ones(plan.batch, 1, dtype=torch.bool))
     assert logits.shape == (2, 5)
@@ -94,6 +94,6 @@ def test_every_net_learns_a_step_on_the_small_images_of_a_debug_run(name):
 
 def test_a_recipe_with_an_image_of_another_shape_is_shrunk_to_it():
     recipe = RECIPES["knee-resnet101"]()
-    flat = replace(recipe, grade={name: replace(plan, pixels=(256, 512)) for name, plan in recipe.grade.items()})
-    (plan,) = shrink(flat).grade.values()
+    flat = replace(recipe, graders={name: replace(plan, pixels=(256, 512)) for name, plan in recipe.graders.items()})
+    (plan,) = shrink(flat).graders.values()
     assert sides(plan.pixels) == (32, 64)

@@ -121,7 +121,7 @@ def test_the_page_holds_every_section_and_nothing_from_elsewhere(whole):
     visible = re.sub(r"data:image/jpeg;base64,[A-Za-z0-9+/=]+", "", whole)
     assert not re.search(r"https?:|//|<script|<link|<iframe|url\(|@import", visible)
     assert all(image["alt"] and image["width"] and image["height"] for image in read_page.images)
-    assert visible.count("<svg") == visible.count('role="img" aria-label="') == 1 + len(TASK.locate)
+    assert visible.count("<svg") == visible.count('role="img" aria-label="') == 1 + len(TASK.locators)
     assert "2026-11-21 10:30" in visible and "lumbar-mr-small" in visible
 
 
@@ -162,7 +162,7 @@ def test_the_confusion_matrices_and_the_calibration_are_counted_from_the_table(j
     for name, expected in zip(TASK.classes, counts, strict=True):
         cells = [f"{n} {100 * n / max(sum(expected), 1):.0f} %" for n in expected]
         assert shown[name] == [*cells, str(sum(expected))]
-    each = [table_of(whole, "true \\ predicted", 1 + i) for i in range(len(TASK.grade))]
+    each = [table_of(whole, "true \\ predicted", 1 + i) for i in range(len(TASK.graders))]
     total = sum(int(shown[name][-1]) for name in TASK.classes)
     assert sum(int(part[name][-1]) for part in each for name in TASK.classes) == total == len(rows)
     gaps = [abs(sum(p for p, _ in b) / len(b) - sum(hit for _, hit in b) / len(b)) * len(b) for b in bins.values()]
@@ -176,7 +176,7 @@ def test_the_confusion_matrices_and_the_calibration_are_counted_from_the_table(j
 def test_the_landmark_errors_are_the_distances_of_the_table(judged, whole):
     shown = table_of(whole, "locator")
     told = json.loads((judged / "manifest.json").read_text())["scores"]["locate"]
-    for stage in TASK.locate:
+    for stage in TASK.locators:
         names = {landmark.name for landmark in stage.landmarks}
         own = [row for row in records(judged / "oof_points.csv") if row["landmark"] in names and row["true_x_mm"]]
         errors = [
@@ -307,7 +307,7 @@ def random_folder(task, folder: Path) -> Path:
             label = "" if rng.random() < 0.2 else str(rng.integers(len(task.classes)))
             lines.append(",".join([f"{study}_{target}", *(f"{v:.6f}" for v in p), str(i // 2), label]))
     (folder / "oof.csv").write_text("\n".join(lines) + "\n")
-    names = [landmark.name for stage in task.locate for landmark in stage.landmarks]
+    names = [landmark.name for stage in task.locators for landmark in stage.landmarks]
     places = [f"s<0>,0,{name},0.5," + ",".join(f"{v:.3f}" for v in rng.normal(size=6)) for name in names]
     axes = "x_mm,y_mm,z_mm,true_x_mm,true_y_mm,true_z_mm"
     (folder / "oof_points.csv").write_text("\n".join([f"study_id,fold,landmark,confidence,{axes}", *places]) + "\n")

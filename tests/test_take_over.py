@@ -35,7 +35,7 @@ def trained(tmp_path):
 
 
 def with_loss(loss):
-    return replace(RECIPE, grade={"pfirrmann": replace(RECIPE.grade["pfirrmann"], loss=loss)})
+    return replace(RECIPE, graders={"pfirrmann": replace(RECIPE.graders["pfirrmann"], loss=loss)})
 
 
 @pytest.mark.parametrize(("recipe", "kinds"), [(RECIPE, ["locate", "grade"]), (with_loss("classes"), ["locate"])])

@@ -18,7 +18,7 @@ from osteograde.tasks.spec import Point
 EACH = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 EACH_GRADER = pytest.mark.parametrize(
     ("task", "group"),
-    [(task, group) for task in TASKS.values() for group in task.grade],
+    [(task, group) for task in TASKS.values() for group in task.graders],
     ids=lambda value: value.name,
 )
 
@@ -34,7 +34,7 @@ def study(task, side=300):
     middle = {"right": -15.0, "left": 15.0, "": 0.0}
     points = {
         landmark.name: Point(rng.uniform(-30, 30, 3) * [0.1, 1, 1] + [middle[landmark.side], 0, 0])
-        for stage in task.locate
+        for stage in task.locators
         for landmark in stage.landmarks
     }
     return volumes, points
@@ -48,7 +48,7 @@ def test_a_task_is_known_by_its_name(task):
 
 @EACH
 def test_every_target_is_graded_once(task):
-    graded = [site.target for group in task.grade for site in group.sites]
+    graded = [site.target for group in task.graders for site in group.sites]
     assert sorted(graded) == sorted(task.targets)
     assert len(set(graded)) == len(graded)
 
@@ -62,9 +62,9 @@ def test_row_ids_are_derived_from_study_and_targets(task):
 def test_names_of_stages_landmarks_and_views_are_unique(task):
     for names in (
         [view.name for view in task.views],
-        [stage.name for stage in task.locate],
-        [group.name for group in task.grade],
-        [landmark.name for stage in task.locate for landmark in stage.landmarks],
+        [stage.name for stage in task.locators],
+        [group.name for group in task.graders],
+        [landmark.name for stage in task.locators for landmark in stage.landmarks],
     ):
         assert len(set(names)) == len(names)
 
@@ -79,15 +79,15 @@ def test_view_directions_are_orthonormal(task):
 @EACH
 def test_landmarks_of_a_channel_and_prompt_differ_by_side(task):
     """Otherwise nothing could tell them apart in the locator's heatmap."""
-    for stage in task.locate:
+    for stage in task.locators:
         keys = [(mark.channel, mark.prompt, mark.side, mark.view or stage.view) for mark in stage.landmarks]
         assert len(set(keys)) == len(keys)
 
 
 @EACH
 def test_sided_sites_come_in_pairs_at_landmarks_of_their_side(task):
-    sides = {landmark.name: landmark.side for stage in task.locate for landmark in stage.landmarks}
-    for group in task.grade:
+    sides = {landmark.name: landmark.side for stage in task.locators for landmark in stage.landmarks}
+    for group in task.graders:
         pairs: dict[tuple[str, str], set[str]] = {}
         for site in group.sites:
             assert sides[site.landmark] == site.side
@@ -141,7 +141,7 @@ def test_a_task_travels_to_other_processes(task):
     again = pickle.loads(pickle.dumps(task))
     volumes, points = study(task)
     assert again.targets == task.targets
-    assert again.grade[0].rois(volumes, points, 8).keys() == task.grade[0].rois(volumes, points, 8).keys()
+    assert again.graders[0].rois(volumes, points, 8).keys() == task.graders[0].rois(volumes, points, 8).keys()
 
 
 @EACH
@@ -165,7 +165,7 @@ def test_boxes_are_pure_and_fit_their_specs(task, group):
             assert volume is volumes[view][0]
             assert roi.shape == (specs[view].slices, 24, 24)
             field_mm = roi.spacing_mm[1:] * 24
-            if task.locate[0].whole:  # images of unknown size: boxes follow the patient's own proportions, all alike
+            if task.locators[0].whole:  # images of unknown size: boxes follow the patient's own proportions, all alike
                 np.testing.assert_allclose(field_mm, fields_mm.setdefault(view, field_mm[0]))
             else:
                 np.testing.assert_allclose(field_mm, specs[view].field_mm)
@@ -214,39 +214,39 @@ def test_completion_keeps_what_was_found(task):
 PROMPTED = [
     task
     for task in TASKS.values()
-    if any(stage.midline or any(prompt for _, prompt in stage.looks) for stage in task.locate)
+    if any(stage.midline or any(prompt for _, prompt in stage.looks) for stage in task.locators)
 ]
 
 
 @pytest.mark.parametrize("task", PROMPTED, ids=lambda task: task.name)
 def test_a_prompt_that_no_earlier_locator_finds_is_refused_with_what_is_known(task):
     with pytest.raises(ValueError, match=r"prompted by \[.*\], which no earlier locator finds; found so far: \["):
-        replace(task, locate=task.locate[1:])
+        replace(task, locators=task.locators[1:])
 
 
 @EACH
 def test_a_target_left_out_or_graded_twice_is_refused(task):
     with pytest.raises(ValueError, match="every target must be graded once"):
         replace(task, targets=task.targets[1:])
-    with pytest.raises(ValueError, match=f"every target must be graded once.*{task.grade[0].sites[0].target}"):
-        replace(task, grade=(*task.grade, task.grade[0]))
+    with pytest.raises(ValueError, match=f"every target must be graded once.*{task.graders[0].sites[0].target}"):
+        replace(task, graders=(*task.graders, task.graders[0]))
 
 
 @EACH
 def test_unknown_views_landmarks_and_priors_are_refused(task):
-    group, stage = task.grade[0], task.locate[0]
+    group, stage = task.graders[0], task.locators[0]
     crop = replace(group.crops[0], view="elsewhere")
     with pytest.raises(ValueError, match=r"grader .* reads \['elsewhere'\]; views are"):
-        replace(task, grade=(replace(group, crops=(crop,)), *task.grade[1:]))
+        replace(task, graders=(replace(group, crops=(crop,)), *task.graders[1:]))
     with pytest.raises(ValueError, match=r"locator .* reads 'elsewhere'; views are"):
-        replace(task, locate=(replace(stage, view="elsewhere"), *task.locate[1:]))
+        replace(task, locators=(replace(stage, view="elsewhere"), *task.locators[1:]))
     with pytest.raises(ValueError, match="by an earlier locator"):
-        replace(task, locate=(*task.locate, replace(stage, name="again")))
+        replace(task, locators=(*task.locators, replace(stage, name="again")))
     with pytest.raises(ValueError, match="the prior must name every target"):
         replace(task, prior={})
     sites = (replace(group.sites[0], landmark="nowhere"), *group.sites[1:])
     with pytest.raises(ValueError, match=r"needs \['nowhere'\], which no locator finds"):
-        replace(task, grade=(replace(group, sites=sites), *task.grade[1:]))
+        replace(task, graders=(replace(group, sites=sites), *task.graders[1:]))
 
 
 def test_examples_in_docstrings_are_true():

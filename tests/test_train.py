@@ -94,7 +94,7 @@ def test_folds_that_the_recipe_does_not_have_are_refused(data, tmp_path):
 def test_every_recipe_names_every_stage_and_is_plain_data(name):
     recipe = RECIPES[name]()
     json.dumps(recipe.plain())
-    for fit in (*recipe.locate.values(), *recipe.grade.values()):
+    for fit in (*recipe.locators.values(), *recipe.graders.values()):
         assert bundle.config_of(fit.net)["kind"] in KINDS
     with pytest.raises(ValueError, match="has"):
-        Recipe(name="x", task=recipe.task, locate={}, grade=recipe.grade)
+        Recipe(name="x", task=recipe.task, locators={}, graders=recipe.graders)

@@ -18,7 +18,7 @@ from osteograde.tasks.spec import Point, Study
 from tests.tiny import random_bundle
 
 TASK = TASKS["lumbar-mr"]
-CANAL, FORAMEN, RECESS = TASK.locate
+CANAL, FORAMEN, RECESS = TASK.locators
 
 
 def stack(view: str, centre=(0.0, 0.0, 0.0), shape=(9, 60, 50), step=(4.0, 2.0, 2.0), tilt=0.0, series="s") -> Volume:
@@ -36,18 +36,18 @@ def canal_points(z: float = 0.0) -> dict[str, Point]:
 
 def test_a_whole_stack_is_seen_on_its_own_slices_with_the_midline_of_known_points():
     volume = stack("sag_t1")
-    [look] = crops.passes(FORAMEN, {"sag_t1": (volume,)}, canal_points(), 64)
+    [look] = crops.regions_of(FORAMEN, {"sag_t1": (volume,)}, canal_points(), 64)
     assert look.roi.shape == (9, 64, 64) and look.midline_mm == 2.0
     planes = [apply(look.roi.to_mm, np.array([d, 10, 10]))[0] for d in range(9)]
     assert np.allclose(planes, [apply(volume.to_mm, np.array([z, 0, 0]))[0] for z in range(9)])
-    [alone] = crops.passes(FORAMEN, {"sag_t1": (volume,)}, {}, 64)
+    [alone] = crops.regions_of(FORAMEN, {"sag_t1": (volume,)}, {}, 64)
     assert alone.midline_mm == pytest.approx(volume.centre_mm[0])
 
 
 def test_lateral_coordinates_are_patient_x_minus_the_midline():
     for stage, view in ((FORAMEN, "sag_t1"), (RECESS, "axi_t2")):
         volume = stack(view)
-        look = crops.passes(stage, {view: (volume,)}, canal_points(-60), 32)[0]
+        look = crops.regions_of(stage, {view: (volume,)}, canal_points(-60), 32)[0]
         lateral = crops.lateral_mm(look.roi, look.midline_mm)
         for d in (0, look.roi.shape[0] - 1):
             for w in (0, 13, 31):
@@ -59,14 +59,14 @@ def test_a_prompt_takes_the_nearest_slice_of_all_stacks_also_of_tilted_ones():
     points = canal_points()
     upper = stack("axi_t2", (0, 0, 60), shape=(3, 60, 60), series="upper")
     tilted = stack("axi_t2", (0, 0, 0), shape=(3, 60, 60), tilt=0.4, series="tilted")
-    looks = crops.passes(RECESS, {"axi_t2": (upper, tilted)}, points, 32)
+    looks = crops.regions_of(RECESS, {"axi_t2": (upper, tilted)}, points, 32)
     by_prompt = {look.landmarks[0].prompt: look.volume.series for look in looks}
     assert by_prompt == {"canal_l1_l2": "upper", "canal_l3_l4": "tilted"}  # the others are too far from every slice
 
 
 def test_without_its_view_or_its_prompts_a_locator_has_nothing_to_see():
-    assert crops.passes(RECESS, {"axi_t2": (stack("axi_t2"),)}, {}, 32) == []
-    assert crops.passes(CANAL, {"sag_t2": ()}, {}, 32) == []
+    assert crops.regions_of(RECESS, {"axi_t2": (stack("axi_t2"),)}, {}, 32) == []
+    assert crops.regions_of(CANAL, {"sag_t2": ()}, {}, 32) == []
 
 
 def test_the_ends_of_a_stack_are_their_own_neighbours():
@@ -78,13 +78,13 @@ def test_the_ends_of_a_stack_are_their_own_neighbours():
 
 
 def test_a_test_time_view_turns_about_the_centre_and_keeps_the_slices():
-    [look] = crops.passes(CANAL, {"sag_t2": (stack("sag_t2"),)}, {}, 48)
-    for degrees, scale in crops.TEST_VIEWS:
+    [look] = crops.regions_of(CANAL, {"sag_t2": (stack("sag_t2"),)}, {}, 48)
+    for degrees, scale in crops.TEST_TIME_VIEWS:
         other = crops.turned(look.roi, degrees, scale)
         assert np.allclose(other.centre_mm, look.roi.centre_mm)
         assert np.allclose(other.to_mm[:3, 0], look.roi.to_mm[:3, 0])
         assert np.allclose(other.spacing_mm[1:], scale * look.roi.spacing_mm[1:])
-    assert np.allclose(crops.turned(look.roi, *crops.TEST_VIEWS[0]).to_mm, look.roi.to_mm)
+    assert np.allclose(crops.turned(look.roi, *crops.TEST_TIME_VIEWS[0]).to_mm, look.roi.to_mm)
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def test_probabilities_sum_to_one_and_unseen_targets_are_left_out(weights):
     study = loaded(sag_t2=(stack("sag_t2", shape=(9, 130, 100)),))
     points = {name: Point(point.mm) for name, point in canal_points().items()}
     nets = run.nets_of(weights, "grade", run.Effort(2, 2))
-    spinal, foraminal, _ = TASK.grade
+    spinal, foraminal, _ = TASK.graders
     [graded] = predict.grade(spinal, [study], [points], nets["spinal"], views=2)
     assert len(graded) == 5
     assert all(p.sum() == pytest.approx(1) and (p > 0).all() for p in graded.values())

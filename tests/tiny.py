@@ -27,7 +27,7 @@ def random_bundle(
     """
     recipe, files = RECIPES[recipe_name](), {}
     torch.manual_seed(7)
-    for kind, fits in (("locate", recipe.locate), ("grade", recipe.grade)):
+    for kind, fits in (("locate", recipe.locators), ("grade", recipe.graders)):
         for stage, fit in fits.items():
             for k in range(folds):
                 net, name = build_net(dict(fit.net)), f"{kind}/{stage}/fold{k}.safetensors"
@@ -35,10 +35,10 @@ def random_bundle(
                     net.head.weight.data *= CONFIDENT
                 bundle.save_net(net, folder / name)
                 files[name] = bundle.file_entry(folder, name, bundle.config_of(fit.net))
-    own = dict.fromkeys(recipe.locate, pixels[0]) | dict.fromkeys(recipe.grade, pixels[1]) if pixels else {}
+    own = dict.fromkeys(recipe.locators, pixels[0]) | dict.fromkeys(recipe.graders, pixels[1]) if pixels else {}
     manifest = {
         "task": recipe.task.name,
-        "pixels": {stage: own.get(stage, fit.pixels) for stage, fit in {**recipe.locate, **recipe.grade}.items()},
+        "pixels": {stage: own.get(stage, fit.pixels) for stage, fit in {**recipe.locators, **recipe.graders}.items()},
         "test_views": test_views,
         "files": files,
         "prior": {target: list(values) for target, values in recipe.task.prior.items()},

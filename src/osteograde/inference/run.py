@@ -262,7 +262,7 @@ def _answers(
     located = time.monotonic()
     graded: list[dict[str, np.ndarray]] = [{} for _ in loaded]
     graders = nets_of(bundle, "grade", effort)
-    for group in bundle.task.grade:
+    for group in bundle.task.graders:
         for i, new in enumerate(predict.grade(group, loaded, points, graders[group.name], views=effort.views)):
             graded[i] |= new
     return points, graded, (located - begun, time.monotonic() - located)

@@ -183,7 +183,7 @@ UNSURE = "uncertain_grade"
 
 def flags_of(task: Task, loaded: Loaded, points: Mapping[str, Point], graded: Mapping[str, np.ndarray]) -> list[Flag]:
     """The flags of one study's rows: what was lost in reading it, rows on the prior, landmarks and grades in doubt."""
-    sites = {site.target: site for group in task.grade for site in group.sites}
+    sites = {site.target: site for group in task.graders for site in group.sites}
     study, found = loaded.study, []
     for target in task.asked(study.targets):
         row = f"{study.id}_{target}"
@@ -221,13 +221,13 @@ Finding = tuple[str, tuple[float, ...]]  # row id, probability of each finding
 
 def finding_names(task: Task) -> tuple[str, ...]:
     """The findings of a task, in the order of its graders."""
-    return tuple(dict.fromkeys(name for group in task.grade for name in group.findings))
+    return tuple(dict.fromkeys(name for group in task.graders for name in group.findings))
 
 
 def findings_of(task: Task, study: str, graded: Mapping[str, np.ndarray]) -> list[Finding]:
     """The findings of one study's graded rows; NaN where a row's grader does not ask."""
     columns, found = finding_names(task), []
-    for group in task.grade:
+    for group in task.graders:
         for site in group.sites:
             if group.findings and site.target in graded:
                 said = dict(zip(group.findings, graded[site.target][len(task.classes) :], strict=True))
@@ -252,7 +252,7 @@ class Result:
 
     loaded: Loaded
     points: Mapping[str, Point]  # found and completed
-    graded: Mapping[str, np.ndarray]  # target -> (K + F,) of the targets that could be seen, see ``pipeline.grade``
+    graded: Mapping[str, np.ndarray]  # target -> (K + F,) of the targets that could be seen, see ``pipeline.graders``
 
 
 @dataclass

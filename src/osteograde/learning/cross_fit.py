@@ -15,18 +15,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from osteograde.learning import folds, grader_data, loop, pretrained
+from osteograde.learning import folds, loop, pretrained
 from osteograde.learning.cache import cached
 from osteograde.learning.loop import Data, Loss, Where
 from osteograde.learning.recipe import Fit, Recipe
 from osteograde.models import bundle
-from osteograde.models.losses import any_severe_loss, finding_loss, target_cross_entropy, targets_of
 from osteograde.pipeline.load import Loaded
-from osteograde.tasks.spec import Grade, Study
+from osteograde.tasks.spec import Study
 
 Log = Callable[[str], None]
 DataOf = Callable[[Sequence[Study], Fit], Data]  # some studies as a plan learns from them
-FINDINGS_SHARE = 0.5  # of a grader's yes/no findings in its loss
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,31 +166,3 @@ def _rest(plan: Fit) -> Fit:
 
 def _again(net: nn.Module) -> nn.Module:
     return copy.deepcopy(net).requires_grad_(True)
-
-
-def grade_loss(group: Grade, recipe: Recipe, plan: Fit) -> Loss:
-    """The metric as a loss: weighted cross entropy, plus the any-severe term where the grader has it."""
-    weights = torch.tensor(recipe.task.weights)
-
-    def loss(net: nn.Module, batch: grader_data.GradeBatch) -> torch.Tensor:
-        answers = net(list(batch.crops), batch.present).float()
-        own = weights.to(answers.device)
-        logits, findings = answers[:, : len(own)], answers[:, len(own) :]
-        wanted = targets_of(batch.labels, len(own), plan.loss, plan.label_smoothing)
-        value = target_cross_entropy(logits, wanted, own[batch.labels] * batch.weight)
-        if group.findings:
-            value = value + FINDINGS_SHARE * finding_loss(findings, batch.findings)
-        return value + _any_severe(group, logits, batch, own) if group.any_severe else value
-
-    return loss
-
-
-def _any_severe(group: Grade, logits: torch.Tensor, batch: grader_data.GradeBatch, own: torch.Tensor) -> torch.Tensor:
-    sites, studies = len(group.sites), int(batch.study.max()) + 1
-    table = logits.new_zeros(studies, sites, logits.shape[-1])
-    labels = batch.labels.new_full((studies, sites), -1)
-    place = torch.arange(len(batch.study), device=logits.device)
-    place = place - torch.searchsorted(batch.study, batch.study)  # position of the site within its study
-    table = table.index_put((batch.study, place), logits)
-    labels = labels.index_put((batch.study, place), batch.labels)
-    return any_severe_loss(table, labels, own)

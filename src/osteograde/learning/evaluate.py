@@ -9,10 +9,10 @@ import numpy as np
 
 from osteograde.pipeline.load import Loaded
 from osteograde.tasks.metrics import auc_and_precision, groups_of, interval
-from osteograde.tasks.spec import Landmark, Locate, Points, Study, Task
+from osteograde.tasks.spec import Landmark, Locator, Points, Study, Task
 
 
-def right_level(stage: Locate, loaded: Sequence[Loaded], found: Mapping[str, Points]) -> float | None:
+def right_level(stage: Locator, loaded: Sequence[Loaded], found: Mapping[str, Points]) -> float | None:
     """Share of found landmarks whose nearest annotated one, of their view and side, is their own; None without any."""
     right = []
     for one in loaded:
@@ -25,7 +25,7 @@ def right_level(stage: Locate, loaded: Sequence[Loaded], found: Mapping[str, Poi
     return round(float(np.mean(right)), 4) if right else None
 
 
-def _rivals(stage: Locate, mark: Landmark, one: Loaded) -> dict[str, np.ndarray]:
+def _rivals(stage: Locator, mark: Landmark, one: Loaded) -> dict[str, np.ndarray]:
     return {
         other.name: one.marks[other.name].mm
         for other in stage.landmarks
@@ -33,7 +33,7 @@ def _rivals(stage: Locate, mark: Landmark, one: Loaded) -> dict[str, np.ndarray]
     }
 
 
-def false_finds(stage: Locate, loaded: Sequence[Loaded], found: Mapping[str, Points]) -> float | None:
+def false_finds(stage: Locator, loaded: Sequence[Loaded], found: Mapping[str, Points]) -> float | None:
     """Share of landmarks known to be absent that were found all the same; None where none is known to be absent."""
     names = {landmark.name for landmark in stage.landmarks}
     wrong = [name in found.get(one.study.id, {}) for one in loaded for name in one.absent & names]
@@ -46,7 +46,7 @@ def finding_scores(
     """Per finding: AUC and average precision with patient-level 95 % intervals, number of rows, and share of yes."""
     scores = {}
     groups = groups_of([study.patient for study in studies])
-    for group in task.grade:
+    for group in task.graders:
         for place, name in enumerate(group.findings):
             rows = [
                 (i, graded[study.id][site.target][len(task.classes) + place], study.findings[name][site.target])

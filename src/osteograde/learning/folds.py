@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
-from osteograde.tasks.spec import Grade, Study, Task
+from osteograde.tasks.spec import Grader, Study, Task
 
 FEW_SITES = 2  # of one grader: a right and a left one
 FILE = "folds.csv"
@@ -61,10 +61,10 @@ def rarity(task: Task, study: Study) -> str:
     """The key the folds are stratified on, a letter per grader group: with many sites, whether one of them has the
     last class (every class occurs somewhere in most studies); with few, the worst class itself ("-" without a label).
     """
-    return "".join(_rarity(group, study, len(task.classes) - 1) for group in task.grade)
+    return "".join(_rarity(group, study, len(task.classes) - 1) for group in task.graders)
 
 
-def _rarity(group: Grade, study: Study, last: int) -> str:
+def _rarity(group: Grader, study: Study, last: int) -> str:
     known = [study.labels[site.target] for site in group.sites if site.target in study.labels]
     if len(group.sites) <= FEW_SITES:
         return str(max(known)) if known else "-"

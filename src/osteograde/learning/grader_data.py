@@ -19,7 +19,7 @@ from osteograde.learning.augment import Move, draw_move, resample, shade, still
 from osteograde.learning.recipe import Fit
 from osteograde.pipeline.crops import site_boxes
 from osteograde.pipeline.load import Loaded
-from osteograde.tasks.spec import CropSpec, Grade, Points, Task, sides
+from osteograde.tasks.spec import CropSpec, Grader, Points, Task, sides
 
 MARGIN = 0.22  # stored border on each side, as a share of the side
 SLICE_MARGIN = 2
@@ -27,7 +27,7 @@ STRIDE = 16  # sides of smaller batches are multiples of this
 
 
 @dataclass(frozen=True, eq=False)
-class GradeBatch:
+class GraderBatch:
     """crops: per view (S, D, H, W); present (S, V); labels (S,), -1 = unlabelled; study (S,): which sites belong
     together, counted from 0; findings (S, F) 0, 1 or -1 = unlabelled; weight (S,): how much a site counts."""
 
@@ -40,10 +40,10 @@ class GradeBatch:
 
 
 @dataclass(frozen=True, eq=False)
-class GradeData:
+class GraderData:
     """The crops of one grader over many studies. rows of a study are neighbours: its sites in the grader's order."""
 
-    group: Grade
+    group: Grader
     fit: Fit
     stored: tuple[int, int]  # (H, W) of the nets' crops that the stored ones are, without their margin
     crops: tuple[np.ndarray, ...]  # per view (N, D', H', W') uint8, memory-mapped
@@ -59,14 +59,14 @@ class GradeData:
     practice: frozenset[str] = frozenset()  # those of the studies that were made for practice
     share: float = 1.0  # of the pixels' sides that batches have, over the same millimetres
 
-    def learnt_by(self, fit: Fit) -> GradeData:
+    def learnt_by(self, fit: Fit) -> GraderData:
         """The same crops as another plan of the fold reads them."""
         return self._with(fit=fit)
 
-    def of(self, studies: set[str]) -> GradeData:
+    def of(self, studies: set[str]) -> GraderData:
         return self._with(studies=tuple(study for study in self.studies if study in studies))
 
-    def without_practice(self) -> GradeData:
+    def without_practice(self) -> GraderData:
         return self._with(studies=tuple(study for study in self.studies if study not in self.practice))
 
     @cached_property
@@ -77,10 +77,10 @@ class GradeData:
         weight = np.maximum(counts, 1.0) ** -self.fit.balance
         return weight / (weight[self.labels[rows]]).mean()
 
-    def with_errors(self, errors_mm: np.ndarray) -> GradeData:
+    def with_errors(self, errors_mm: np.ndarray) -> GraderData:
         return self._with(errors_mm=np.asarray(errors_mm, float).reshape(-1, 3))
 
-    def smaller(self, share: float) -> GradeData:
+    def smaller(self, share: float) -> GraderData:
         """The same crops read with fewer pixels: sides of ``share``, in whole strides of the nets."""
         return self._with(share=share)
 
@@ -94,7 +94,7 @@ class GradeData:
             STRIDE, round(width * self.share / STRIDE) * STRIDE
         )
 
-    def _with(self, **changes) -> GradeData:
+    def _with(self, **changes) -> GraderData:
         return replace(self, **changes)
 
     def __len__(self) -> int:
@@ -102,7 +102,7 @@ class GradeData:
 
     def batch(
         self, indices: Sequence[int] | np.ndarray, rng: np.random.Generator, device: torch.device, *, augment: bool
-    ) -> GradeBatch:
+    ) -> GraderBatch:
         """The sites of some studies, each view cut out of its stored crop in one resample."""
         picked = [self.rows_of[self.studies[i]] for i in indices]
         rows = np.concatenate(picked)
@@ -110,7 +110,7 @@ class GradeData:
         mirror = self.mirrorable[rows] & (rng.random(len(rows)) < 0.5) & augment & self.fit.jitter.mirror
         crops = tuple(self._view(v, rows, errors, mirror, rng, device, augment=augment) for v in range(len(self.crops)))
         present = self._hide(self.present[rows], rng) if augment else self.present[rows]
-        return GradeBatch(
+        return GraderBatch(
             crops=crops,
             present=torch.from_numpy(present).to(device),
             labels=torch.from_numpy(self.labels[rows]).to(device),
@@ -147,14 +147,14 @@ class GradeData:
 
 
 def store(
-    group: Grade,
+    group: Grader,
     task: Task,
     fit: Fit,
     studies: Iterable[tuple[Loaded, Points]],
     folder: Path,
     *,
     log: Callable[[str], None],
-) -> GradeData:
+) -> GraderData:
     """Cut the crops of every labelled site around the given points, with a margin, into arrays on disk."""
     margin, (height, width) = _margin(fit), sides(fit.pixels)
     shapes = [(spec.slices + 2 * _slice_margin(spec), height + 2 * margin, width + 2 * margin) for spec in group.crops]
@@ -189,7 +189,7 @@ def store(
     crops = tuple(
         np.memmap(path, np.uint8, "r", shape=(len(labels), *shape)) for path, shape in zip(paths, shapes, strict=True)
     )
-    return GradeData(
+    return GraderData(
         group=group,
         fit=fit,
         stored=(height, width),
@@ -216,7 +216,7 @@ def _slice_margin(spec: CropSpec) -> int:
     return SLICE_MARGIN if spec.slices > 1 else 0  # a single slice has no neighbours to move to
 
 
-def _write(group: Grade, boxes: dict, margin: int, shapes: list, files: list) -> tuple[list[bool], np.ndarray]:
+def _write(group: Grader, boxes: dict, margin: int, shapes: list, files: list) -> tuple[list[bool], np.ndarray]:
     """Append one site's crop of each view to its file; absent views are zeros. Returns (present, mm -> index)."""
     bases = np.zeros((len(group.crops), 3, 3))
     for v, (spec, shape, file) in enumerate(zip(group.crops, shapes, files, strict=True)):

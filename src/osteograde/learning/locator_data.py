@@ -26,9 +26,9 @@ from osteograde.imaging.resample import crop_stack
 from osteograde.learning.augment import Move, draw_move, move_points, resample, sampling_grid, shade, still
 from osteograde.learning.recipe import Fit
 from osteograde.models.locators.base import LocatorBatch
-from osteograde.pipeline.crops import LATERAL_SCALE_MM, SIGN, Pass, passes
+from osteograde.pipeline.crops import LATERAL_SCALE_MM, SIGN, Region, regions_of
 from osteograde.pipeline.load import Loaded
-from osteograde.tasks.spec import Landmark, Locate, Series, Study, View, sides
+from osteograde.tasks.spec import Landmark, Locator, Series, Study, View, sides
 
 MARGIN = 0.18  # stored border on each side, as a share of the side: room for turning and shifting
 SLICE_MARGIN = 2  # extra slices stored around a prompted box
@@ -50,10 +50,10 @@ class Stored:
 
 
 @dataclass(frozen=True, eq=False)
-class LocateData:
+class LocatorData:
     """Passes of one locator over many studies, in one memory-mapped array of slices (N, H', W')."""
 
-    stage: Locate
+    stage: Locator
     fit: Fit
     landmarks: tuple[Landmark, ...]  # of every pass, in order: channels and sides are the same for all prompts
     slices: np.ndarray
@@ -61,7 +61,7 @@ class LocateData:
     lateral_axis: int  # index axis that runs right-left: 0 in a sagittal stack, 2 in an axial one
     labels: np.ndarray | None = None  # (N, H', W') of the slices, where the net learns from label images
 
-    def of(self, studies: set[str]) -> LocateData:
+    def of(self, studies: set[str]) -> LocatorData:
         """The part of the data that belongs to these studies."""
         return replace(self, items=tuple(item for item in self.items if item.study in studies))
 
@@ -174,7 +174,7 @@ def _slices(item: Stored, start: int, depth: int) -> np.ndarray:
     return item.start + np.clip(np.arange(start - 1, start + depth + 1), 0, item.depth - 1)
 
 
-def _window(item: Stored, stage: Locate, fit: Fit, rng: np.random.Generator, augment: bool) -> tuple[int, int]:
+def _window(item: Stored, stage: Locator, fit: Fit, rng: np.random.Generator, augment: bool) -> tuple[int, int]:
     """First and last-plus-one slice of the sample: around a prompt its own slices, else a window with a landmark."""
     if stage.slices:
         start = SLICE_MARGIN + (int(rng.integers(-1, 2)) if augment else 0)
@@ -194,8 +194,8 @@ def _outside(points: np.ndarray, depths: Sequence[int], size: tuple[int, int]) -
 
 
 def store(
-    stage: Locate, view: View, fit: Fit, studies: Iterable[Loaded], folder: Path, *, log: Callable[[str], None]
-) -> LocateData:
+    stage: Locator, view: View, fit: Fit, studies: Iterable[Loaded], folder: Path, *, log: Callable[[str], None]
+) -> LocatorData:
     """Cut every pass of the studies around annotated points, with a margin, into one array on disk.
 
     Where the net learns from label images, they are cut alike into a second one.
@@ -212,7 +212,7 @@ def store(
         labels_file = opened.enter_context(labels_path.open("wb")) if learns_from_masks(fit) else None
         written = 0
         for loaded in studies:
-            for look in passes(stage, loaded.volumes, loaded.marks, pixels):
+            for look in regions_of(stage, loaded.volumes, loaded.marks, pixels):
                 roi = grown(look.roi, (SLICE_MARGIN if stage.slices else 0, margin, margin))
                 item = _placed(look, roi, loaded, written)
                 landmarks = landmarks or look.landmarks
@@ -230,10 +230,10 @@ def store(
     slices = np.memmap(path, np.uint8, "r", shape=(written, side, side))
     labels = np.memmap(labels_path, np.uint8, "r", shape=(written, side, side)) if labels_file else None
     lateral_axis = int(np.argmax(np.abs(np.array(view.directions)[:, 0])))
-    return LocateData(stage, fit, landmarks, slices, tuple(items), lateral_axis, labels)
+    return LocatorData(stage, fit, landmarks, slices, tuple(items), lateral_axis, labels)
 
 
-def _placed(look: Pass, roi: Roi, loaded: Loaded, start: int) -> Stored:
+def _placed(look: Region, roi: Roi, loaded: Loaded, start: int) -> Stored:
     """Where the landmarks of a pass lie in its box, which is stored from slice ``start`` on."""
     points = np.full((len(look.landmarks), 3), np.nan)
     for i, landmark in enumerate(look.landmarks):

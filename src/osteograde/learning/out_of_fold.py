@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from osteograde.learning import grader_data, locator_data
-from osteograde.learning.cross_fit import Net, Run, cross_fit, grade_loss, nets_of
+from osteograde.learning.cross_fit import Net, Run, cross_fit, nets_of
+from osteograde.learning.grader_loss import grader_loss
 from osteograde.models import bundle
 from osteograde.pipeline import predict
 from osteograde.tasks.spec import Point, Points, Study
@@ -42,8 +43,8 @@ def locate_out_of_fold(run: Run) -> tuple[dict[str, dict[str, Point]], dict[str,
     held = [study for k in run.folds for study in run.split.held_out(run.everything, k)]
     found: dict[str, dict[str, Point]] = {study.id: {} for study in held}
     points: dict[str, dict[str, Point]] = {study.id: {} for study in held}
-    for stage in task.locate:
-        plan = run.recipe.locate[stage.name]
+    for stage in task.locators:
+        plan = run.recipe.locators[stage.name]
         some = [*run.studies[:: plan.thin], *run.practice]
         every = (loaded for study in some for loaded in run.loaded([study]))
         data = locator_data.store(stage, task.view(stage.view), plan, every, run.work / "locate", log=run.log)
@@ -68,8 +69,8 @@ def grade_out_of_fold(run: Run, found: Mapping[str, Points], points: Mapping[str
     own = {study.id for study in run.studies}
     graded: dict[str, dict[str, np.ndarray]] = {study: {} for study in points if study in own}
     errors = errors_mm(run, found)
-    for group in task.grade:
-        plan = run.recipe.grade[group.name]
+    for group in task.graders:
+        plan = run.recipe.graders[group.name]
         practised = run.practice if any(one.practice for one in plan.members) else []
         every = (
             (loaded, dict(task.complete({**points.get(study.id, {}), **loaded.marks})))
@@ -83,7 +84,7 @@ def grade_out_of_fold(run: Run, found: Mapping[str, Points], points: Mapping[str
         part = lambda studies, plan, data=data: data.learnt_by(plan).of(  # noqa: E731
             {study.id for study in studies if plan.practice or study.id in own}
         )
-        loss_of = partial(grade_loss, group, run.recipe)
+        loss_of = partial(grader_loss, group, run.recipe)
         for k, trained, studies in cross_fit(run, "grade", group.name, plan, part, loss_of):
             nets = predict.Nets(trained, plan.pixels, run.device)
             ask = lambda some, where, group=group, nets=nets: [  # noqa: E731

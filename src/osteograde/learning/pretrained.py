@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from osteograde.learning.grader_data import GradeBatch
+from osteograde.learning.grader_data import GraderBatch
 from osteograde.learning.recipe import IMAGENET, Fit, Recipe
 from osteograde.models.bundle import build_net
 
@@ -62,8 +62,10 @@ def without_missing_weights(recipe: Recipe, log: Callable[[str], None]) -> Recip
             plan, pretrained="", head_epochs=0, frozen=()
         )  # a frozen trunk that knows nothing teaches nothing
 
-    locate, grade = ({name: there(name, fit) for name, fit in fits.items()} for fits in (recipe.locate, recipe.grade))
-    return replace(recipe, locate=locate, grade=grade)
+    locate, grade = (
+        {name: there(name, fit) for name, fit in fits.items()} for fits in (recipe.locators, recipe.graders)
+    )
+    return replace(recipe, locators=locate, graders=grade)
 
 
 def read_tensors(name: str) -> dict[str, torch.Tensor]:
@@ -134,7 +136,7 @@ def measure_batch_norms(net: Any, trunk: nn.Module, data: Data, plan: Fit, where
     for step in range(min(BATCHES, max(1, len(data) // plan.batch))):
         batch = data.batch(order[step * plan.batch : (step + 1) * plan.batch], where.rng(0, 0, 3), torch.device("cpu"),
                            augment=True)  # fmt: skip
-        net(list(batch.crops), batch.present) if isinstance(batch, GradeBatch) else net.maps(batch.images)
+        net(list(batch.crops), batch.present) if isinstance(batch, GraderBatch) else net.maps(batch.images)
     for hook in hooks:
         hook.remove()
     for norm in norms:

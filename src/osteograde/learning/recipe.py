@@ -80,8 +80,8 @@ class Recipe:
 
     name: str
     task: Task
-    locate: Mapping[str, Fit]
-    grade: Mapping[str, Fit]
+    locators: Mapping[str, Fit]
+    graders: Mapping[str, Fit]
     num_folds: int = 5
     seed: int = 0
     test_views: int = 1
@@ -94,7 +94,10 @@ class Recipe:
     patients: int = 0  # learn from this many, evenly spread; 0: all
 
     def __post_init__(self) -> None:
-        for kind, fits, stages in (("locate", self.locate, self.task.locate), ("grade", self.grade, self.task.grade)):
+        for kind, fits, stages in (
+            ("locate", self.locators, self.task.locators),
+            ("grade", self.graders, self.task.graders),
+        ):
             wanted = {stage.name for stage in stages}
             if set(fits) != wanted:
                 raise ValueError(
@@ -129,8 +132,8 @@ class Recipe:
             "test_views": self.test_views,
             "calibrate": self.calibrate,
             "calibrate_balance": self.calibrate_balance,
-            "locate": {stage: asdict(fit) for stage, fit in self.locate.items()},
-            "grade": {stage: asdict(fit) for stage, fit in self.grade.items()},
+            "locate": {stage: asdict(fit) for stage, fit in self.locators.items()},
+            "grade": {stage: asdict(fit) for stage, fit in self.graders.items()},
         }
 
 
@@ -144,8 +147,8 @@ def shrink(recipe: Recipe) -> Recipe:
         num_folds=2,
         practice_share=0.02,
         patients=60,
-        locate={name: _small(fit) for name, fit in recipe.locate.items()},
-        grade={name: _small(fit) for name, fit in recipe.grade.items()},
+        locators={name: _small(fit) for name, fit in recipe.locators.items()},
+        graders={name: _small(fit) for name, fit in recipe.graders.items()},
     )
 
 

@@ -41,7 +41,7 @@ def reuse_nets(weights: Path, out: Path, recipe: Recipe, *, without: Collection[
         raise ValueError(f"{own}: not the folds of {weights}; a net may have seen what it would be judged on")
     agreed = [
         one
-        for kind, plans in (("locate", recipe.locate), ("grade", recipe.grade))
+        for kind, plans in (("locate", recipe.locators), ("grade", recipe.graders))
         for stage, plan in plans.items()
         if stage not in without
         for one in nets_of(kind, stage, plan)

@@ -103,9 +103,9 @@ def _practice(recipe: Recipe, studies: Sequence[Study], out: Path) -> list[Study
 
 def point_errors(run: Run, found: Mapping[str, Points]) -> dict[str, dict[str, float | None]]:
     """Per locator: median and 95th percentile of the distance to the annotated points in mm, and the share found."""
-    distances: dict[str, list[float]] = {stage.name: [] for stage in run.recipe.task.locate}
+    distances: dict[str, list[float]] = {stage.name: [] for stage in run.recipe.task.locators}
     annotated = dict.fromkeys(distances, 0)
-    stage_of = {landmark.name: stage.name for stage in run.recipe.task.locate for landmark in stage.landmarks}
+    stage_of = {landmark.name: stage.name for stage in run.recipe.task.locators for landmark in stage.landmarks}
     for study in run.everything:
         if study.id not in found:
             continue
@@ -114,7 +114,7 @@ def point_errors(run: Run, found: Mapping[str, Points]) -> dict[str, dict[str, f
             if name in found[study.id]:
                 distances[stage_of[name]].append(float(np.linalg.norm(found[study.id][name].mm - mark.mm)))
     held = run.loaded([study for study in run.everything if study.id in found])
-    stages = {stage.name: stage for stage in run.recipe.task.locate}
+    stages = {stage.name: stage for stage in run.recipe.task.locators}
     return {
         stage: {
             "median_mm": round(float(np.median(values)), 3) if values else None,
@@ -163,7 +163,7 @@ def seal(run: Run, data: Path, scores: Mapping[str, Any], calibrations: Mapping[
     """Write the manifest over every net of the recipe that is in the folder."""
     task, recipe = run.recipe.task, run.recipe
     files = {}
-    for kind, fits in (("locate", recipe.locate), ("grade", recipe.grade)):
+    for kind, fits in (("locate", recipe.locators), ("grade", recipe.graders)):
         for stage, plan in fits.items():
             for one in cross_fit.nets_of(kind, stage, plan):
                 config = bundle.config_of(one.plan.net)
@@ -175,7 +175,7 @@ def seal(run: Run, data: Path, scores: Mapping[str, Any], calibrations: Mapping[
         {
             "task": task.name,
             "recipe": recipe.plain(),
-            "pixels": {stage: plan.pixels for stage, plan in {**recipe.locate, **recipe.grade}.items()},
+            "pixels": {stage: plan.pixels for stage, plan in {**recipe.locators, **recipe.graders}.items()},
             "test_views": recipe.test_views,
             "files": files,
             "folds": {"file": folds.FILE, "sha256": folds.digest(run.out / folds.FILE), "trained": list(run.folds)},

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
-from osteograde.models.grader import Grader
+from osteograde.models.grader import GraderNet
 from osteograde.models.locators.faster_rcnn import FasterRcnnLocator
 from osteograde.models.locators.heatmap import HeatmapLocator
 from osteograde.models.locators.unet import UnetLocator
@@ -196,7 +196,7 @@ def load(
         kind, stage, _ = file.split("/")
         net = on_device(load_net(place(folder, file), entry["net"]), device)
         nets[kind].setdefault(stage, []).append(net)
-    wanted = {"locate": {stage.name for stage in task.locate}, "grade": {group.name for group in task.grade}}
+    wanted = {"locate": {stage.name for stage in task.locators}, "grade": {group.name for group in task.graders}}
     for kind, stages in wanted.items():
         if stages != set(nets[kind]):
             raise ValueError(f"{folder}: {kind} nets are {sorted(nets[kind])}, {task.name!r} needs {sorted(stages)}")
@@ -213,7 +213,7 @@ KINDS: Mapping[str, Callable[..., nn.Module]] = {
     "heatmap": HeatmapLocator,
     "faster_rcnn": FasterRcnnLocator,
     "unet": UnetLocator,
-    "grader": Grader,
+    "grader": GraderNet,
 }
 
 

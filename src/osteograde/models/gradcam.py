@@ -18,11 +18,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from osteograde.models.grader import Grader
+from osteograde.models.grader import GraderNet
 
 
 def grad_cam(
-    net: Grader, crops: Sequence[torch.Tensor], present: torch.Tensor, target: torch.Tensor
+    net: GraderNet, crops: Sequence[torch.Tensor], present: torch.Tensor, target: torch.Tensor
 ) -> list[torch.Tensor]:
     """Per view a map (B, D, H, W) in 0..1 of the evidence for class ``target`` (B,); arguments otherwise as the net's.
 
@@ -33,7 +33,7 @@ def grad_cam(
 
 
 def fold_cam(
-    nets: Sequence[Grader], crops: Sequence[torch.Tensor], present: torch.Tensor, target: torch.Tensor
+    nets: Sequence[GraderNet], crops: Sequence[torch.Tensor], present: torch.Tensor, target: torch.Tensor
 ) -> list[torch.Tensor]:
     """``grad_cam`` of several folds: their maps are averaged first and scaled to 0..1 together after."""
     folds = [raw_cam(net, crops, present, target) for net in nets]
@@ -48,7 +48,7 @@ def scaled(maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def raw_cam(
-    net: Grader, crops: Sequence[torch.Tensor], present: torch.Tensor, target: torch.Tensor
+    net: GraderNet, crops: Sequence[torch.Tensor], present: torch.Tensor, target: torch.Tensor
 ) -> list[torch.Tensor]:
     """Per view the map (B, D, H, W) >= 0 in units of the logit, brought to the crop's size bilinearly.
 

@@ -19,7 +19,7 @@ _NORMALISE = {"fixed": (0.5, 0.25), "imagenet": (0.449, 0.226)}  # mean, deviati
 _FLATTEST = 0.02  # smallest standard deviation a crop is divided by: noise of an empty crop is not blown up
 
 
-class Grader(nn.Module):
+class GraderNet(nn.Module):
     """Crops of V views, and which of them exist, -> logits (B, K).
 
     A view that is absent is never encoded nor pooled: its pixels have exactly no influence. With no view at all the

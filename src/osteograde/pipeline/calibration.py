@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import minimize
 
-from osteograde.tasks.spec import Grade, Study, Task
+from osteograde.tasks.spec import Grader, Study, Task
 
 SMALLEST = 1e-6  # probability
 STIFFNESS = 1e-3  # of the penalty on the squared bias: keeps classes that hardly occur where they are
@@ -96,7 +96,7 @@ def cross_fitted(
     """
     answers = {study: dict(targets) for study, targets in graded.items()}
     shipped: dict[str, Calibration] = {}
-    for group in task.grade:
+    for group in task.graders:
         probs, labels, folds = _labelled(task, group, studies, fold_of, graded)
         if len(set(folds)) < 2:
             continue
@@ -119,7 +119,7 @@ def _class_weights(task: Task, labels: np.ndarray, balance: float) -> np.ndarray
     return np.asarray(task.weights) * (np.maximum(counts, 1) / len(labels)) ** -balance
 
 
-def _labelled(task: Task, group: Grade, studies: Sequence[Study], fold_of: Mapping[str, int], graded: Graded):
+def _labelled(task: Task, group: Grader, studies: Sequence[Study], fold_of: Mapping[str, int], graded: Graded):
     """(probs (n, K), labels (n,), folds (n,)) of the answers of one grader that have a label."""
     rows = [
         (fold_of[study.id], graded[study.id][site.target][: len(task.classes)], study.labels[site.target])

@@ -23,14 +23,14 @@ from osteograde.imaging.geometry import (
     roi_on,
 )
 from osteograde.imaging.resample import crop_stack
-from osteograde.tasks.spec import Grade, Landmark, Locate, Pixels, Points, Volumes, sides
+from osteograde.tasks.spec import Grader, Landmark, Locator, Pixels, Points, Volumes, sides
 
 SIGN = {"right": -1, "": 0, "left": 1}  # of patient x minus the midline
 LATERAL_SCALE_MM = 50.0  # the lateral-coordinate channel is x / 50 mm: about -1..1 over a sagittal stack
 
 
 @dataclass(frozen=True, eq=False)
-class Pass:
+class Region:
     """One look of a locator at one box: a whole stack, or a few slices around a prompt."""
 
     landmarks: tuple[Landmark, ...]
@@ -40,7 +40,7 @@ class Pass:
     near_mm: Mapping[str, np.ndarray] = field(default_factory=dict)  # landmark -> the point (mm) it lies beside
 
 
-def passes(stage: Locate, volumes: Volumes, points: Points, pixels: int) -> list[Pass]:
+def regions_of(stage: Locator, volumes: Volumes, points: Points, pixels: int) -> list[Region]:
     """The boxes a locator looks at in one study; none where the view, or every prompt, is absent."""
     found = []
     for view, prompt in stage.looks:
@@ -57,13 +57,13 @@ def passes(stage: Locate, volumes: Volumes, points: Points, pixels: int) -> list
         elif prompt in points:
             box = _around(stage, stacks, points[prompt].mm, pixels)
             if box is not None:
-                found.append(Pass(landmarks, *box, midline_mm=float(points[prompt].mm[0])))
+                found.append(Region(landmarks, *box, midline_mm=float(points[prompt].mm[0])))
     return found
 
 
 def _whole_stack(
-    stage: Locate, landmarks: tuple[Landmark, ...], stacks: Sequence[Volume], points: Points, pixels: int
-) -> Pass:
+    stage: Locator, landmarks: tuple[Landmark, ...], stacks: Sequence[Volume], points: Points, pixels: int
+) -> Region:
     volume = max(stacks, key=lambda stack: (stack.voxels.shape[0], stack.series))
     longest_mm = float(np.max(volume.spacing_mm[1:] * volume.voxels.shape[1:]))
     field_mm = (longest_mm, longest_mm) if stage.whole else stage.field_mm
@@ -71,10 +71,10 @@ def _whole_stack(
     roi = roi_at(volume.centre_mm, volume.axes, spacing, (volume.voxels.shape[0], pixels, pixels))
     known = [0.0] if stage.own_midline else [points[name].mm[0] for name in stage.midline if name in points]
     near = {landmark.name: points[landmark.near].mm for landmark in landmarks if landmark.near in points}
-    return Pass(landmarks, volume, roi, float(np.mean(known)) if known else float(volume.centre_mm[0]), near)
+    return Region(landmarks, volume, roi, float(np.mean(known)) if known else float(volume.centre_mm[0]), near)
 
 
-def _around(stage: Locate, stacks: Sequence[Volume], point_mm: np.ndarray, pixels: int) -> tuple[Volume, Roi] | None:
+def _around(stage: Locator, stacks: Sequence[Volume], point_mm: np.ndarray, pixels: int) -> tuple[Volume, Roi] | None:
     """The box around a prompt in the stack whose slices come closest to it; None beyond ``far_mm``."""
     volume, distance = nearest(stacks, point_mm)
     if distance > stage.far_mm:
@@ -112,7 +112,7 @@ def neighbours(crop_DHW: torch.Tensor, lateral_DW: torch.Tensor) -> torch.Tensor
     return images
 
 
-def pass_images(look: Pass, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def region_images(look: Region, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Images (D, 4, H, W) of a pass and the lateral coordinate (D, W) in mm of its pixel columns."""
     lateral = torch.from_numpy(lateral_mm(look.roi, look.midline_mm).astype(np.float32)).to(device)
     return neighbours(crop_stack(look.volume, look.roi, device), lateral), lateral
@@ -127,13 +127,13 @@ class SiteCrops:
     present: torch.Tensor
 
 
-def site_boxes(group: Grade, volumes: Volumes, points: Points, pixels: Pixels) -> dict[str, dict]:
+def site_boxes(group: Grader, volumes: Volumes, points: Points, pixels: Pixels) -> dict[str, dict]:
     """{target: {view: (volume, roi)}} of the sites that can be seen at all."""
     boxes = group.rois(volumes, points, pixels)
     return {target: dict(found) for target, found in boxes.items() if found}
 
 
-def site_crops(group: Grade, boxes: dict[str, dict], pixels: Pixels, device: torch.device) -> SiteCrops:
+def site_crops(group: Grader, boxes: dict[str, dict], pixels: Pixels, device: torch.device) -> SiteCrops:
     """Sample every box once. A view without a box is zeros with present = False; the nets give it no weight."""
     targets = tuple(boxes)
     views = []
@@ -161,11 +161,11 @@ def turned(roi: Roi, degrees: float, scale: float, mirror: bool = False) -> Roi:
 
 
 # Test-time views in order of worth: as it is, then small turns with a slightly larger field. The first is always used.
-TEST_VIEWS = ((0.0, 1.0), (6.0, 1.06), (-6.0, 0.96), (0.0, 1.1))
+TEST_TIME_VIEWS = ((0.0, 1.0), (6.0, 1.06), (-6.0, 0.96), (0.0, 1.1))
 
 
-def test_views(group: Grade, count: int) -> list[tuple[float, float, bool]]:
+def test_time_views(group: Grader, count: int) -> list[tuple[float, float, bool]]:
     """(degrees, scale, mirrored) of the first ``count`` looks at a site; where mirror images are graded alike, each
     is seen both ways."""
     ways = (False, True) if group.mirrors else (False,)
-    return [(degrees, scale, mirror) for degrees, scale in TEST_VIEWS for mirror in ways][:count]
+    return [(degrees, scale, mirror) for degrees, scale in TEST_TIME_VIEWS for mirror in ways][:count]

@@ -23,9 +23,18 @@ from torch import nn
 from osteograde.imaging.geometry import Roi, Volume, apply, to_index
 from osteograde.models.locators.base import candidates, in_order, probabilities, refined, stack_peaks
 from osteograde.pipeline.calibration import Calibration
-from osteograde.pipeline.crops import SIGN, Pass, pass_images, passes, site_boxes, site_crops, test_views, turned
+from osteograde.pipeline.crops import (
+    SIGN,
+    Region,
+    region_images,
+    regions_of,
+    site_boxes,
+    site_crops,
+    test_time_views,
+    turned,
+)
 from osteograde.pipeline.load import Loaded
-from osteograde.tasks.spec import Grade, Locate, Pixels, Point, Points, Task, sides
+from osteograde.tasks.spec import Grader, Locator, Pixels, Point, Points, Task, sides
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -116,13 +125,15 @@ SLICES_PER_BATCH = 96
 CROPS_PER_BATCH = 256
 
 
-def locate(stage: Locate, studies: Sequence[Loaded], points: Sequence[Points], nets: Nets) -> list[dict[str, Point]]:
+def locate(stage: Locator, studies: Sequence[Loaded], points: Sequence[Points], nets: Nets) -> list[dict[str, Point]]:
     """What one locator finds in each study. ``points``: what earlier locators found there.
 
     What could not be computed is counted in the faults of its study and not found.
     """
     side = max(sides(nets.pixels))
-    looks = [(i, look) for i, loaded in enumerate(studies) for look in passes(stage, loaded.volumes, points[i], side)]
+    looks = [
+        (i, look) for i, loaded in enumerate(studies) for look in regions_of(stage, loaded.volumes, points[i], side)
+    ]
     found: list[dict[str, Point]] = [{} for _ in studies]
     for batch in _batched(looks, lambda look: look.roi.shape[0], SLICES_PER_BATCH, nets.device):
         answers = with_memory_fallback(partial(_find, stage), [look for _, look in batch], nets)
@@ -165,9 +176,9 @@ def _is_lost(answer: np.ndarray | None, study: Loaded, stage: str) -> bool:
 
 
 @torch.inference_mode()
-def _find(stage: Locate, looks: Sequence[Pass], nets: Nets) -> list[np.ndarray]:
+def _find(stage: Locator, looks: Sequence[Region], nets: Nets) -> list[np.ndarray]:
     """Per pass (L, 4): index of each landmark in the pass's box, and the confidence; NaN where no fold is finite."""
-    images, laterals = zip(*(pass_images(look, nets.device) for look in looks), strict=True)
+    images, laterals = zip(*(region_images(look, nets.device) for look in looks), strict=True)
     image = (images[0] if len(images) == 1 else torch.cat(images)).contiguous(memory_format=torch.channels_last)
     lateral = torch.cat(laterals)
     depths = torch.tensor([look.roi.shape[0] for look in looks], device=nets.device)
@@ -197,7 +208,7 @@ def _find(stage: Locate, looks: Sequence[Pass], nets: Nets) -> list[np.ndarray]:
     return list(answers)
 
 
-def _beside(found: torch.Tensor, looks: Sequence[Pass], stage: Locate, stride: int, pixel_mm: float) -> torch.Tensor:
+def _beside(found: torch.Tensor, looks: Sequence[Region], stage: Locator, stride: int, pixel_mm: float) -> torch.Tensor:
     """Probabilities (N, L, h, w) of landmarks that lie beside a known one, kept to its surroundings in-plane."""
     if not any(look.near_mm for look in looks):
         return found
@@ -225,7 +236,7 @@ def locate_all(
     """
     found: list[dict[str, Point]] = [{} for _ in studies]
     completed: list[dict[str, Point]] = [{} for _ in studies]
-    for stage in task.locate:
+    for stage in task.locators:
         for i, new in enumerate(locate(stage, studies, completed, locators[stage.name])):
             found[i] |= new
             completed[i] = dict(task.complete(found[i]))
@@ -234,7 +245,7 @@ def locate_all(
 
 @torch.inference_mode()
 def grade(
-    group: Grade,
+    group: Grader,
     studies: Sequence[Loaded],
     points: Sequence[Points],
     nets: Nets,
@@ -259,10 +270,12 @@ def grade(
 
 
 @torch.inference_mode()
-def _judge(group: Grade, views: int, boxes: Sequence[Mapping[str, tuple[Volume, Roi]]], nets: Nets) -> list[np.ndarray]:
+def _judge(
+    group: Grader, views: int, boxes: Sequence[Mapping[str, tuple[Volume, Roi]]], nets: Nets
+) -> list[np.ndarray]:
     """(K + F,) probabilities of each box: the mean over test-time views and folds; NaN where none is finite."""
     answers = []
-    for look in test_views(group, views):
+    for look in test_time_views(group, views):
         seen = {
             str(k): {view: (volume, turned(roi, *look)) for view, (volume, roi) in box.items()}
             for k, box in enumerate(boxes)

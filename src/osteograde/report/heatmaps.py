@@ -25,7 +25,7 @@ from osteograde.models.bundle import Bundle
 from osteograde.models.gradcam import fold_cam
 from osteograde.pipeline.crops import site_boxes, site_crops
 from osteograde.report.overlays import COLOURS, FONT, corners
-from osteograde.tasks.spec import Grade, Pixels, Site
+from osteograde.tasks.spec import Grader, Pixels, Site
 
 SITES_PER_BATCH = 8  # of which all activations are held at once
 STRONGEST = 0.65  # opacity of the map where it is 1
@@ -51,7 +51,7 @@ class Shown:
 
 
 def explained(
-    group: Grade,
+    group: Grader,
     boxes: Mapping[str, Mapping[str, tuple[Volume, Roi]]],
     nets: Sequence,
     pixels: Pixels,
@@ -188,7 +188,7 @@ def together(draws: Sequence[Callable[[Result, Bundle], None]]) -> Draw | None:
 def pictures(result: Result, bundle: Bundle) -> dict[str, np.ndarray]:
     """{target: (H, W, 3) BGR} of the sites that were graded, with the maps of all folds averaged."""
     found: dict[str, np.ndarray] = {}
-    for group in bundle.task.grade:
+    for group in bundle.task.graders:
         pixels = bundle.pixels[group.name]
         boxes = site_boxes(group, result.loaded.volumes, result.points, pixels)
         classes = {target: int(np.argmax(result.graded[target])) for target in boxes if target in result.graded}

@@ -13,7 +13,7 @@ import numpy as np
 from osteograde.learning import folds
 from osteograde.models import bundle
 from osteograde.tasks import tables
-from osteograde.tasks.spec import Grade, Points, Site, Study, Task
+from osteograde.tasks.spec import Grader, Points, Site, Study, Task
 from osteograde.tasks.spec import Point as Landmark
 
 AXES = ("x_mm", "y_mm", "z_mm")
@@ -82,9 +82,9 @@ class Evidence:
     located: Located | None
 
     @property
-    def sites(self) -> Mapping[str, tuple[Grade, Site]]:
+    def sites(self) -> Mapping[str, tuple[Grader, Site]]:
         """target -> its grader and its site."""
-        return {site.target: (group, site) for group in self.task.grade for site in group.sites}
+        return {site.target: (group, site) for group in self.task.graders for site in group.sites}
 
 
 def read(folder: Path, known: Mapping[str, Task], labels: Mapping[str, Mapping[str, int]] | None = None) -> Evidence:

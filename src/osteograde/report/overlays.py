@@ -16,7 +16,7 @@ from osteograde.imaging.geometry import Roi, Volume, apply, to_index
 from osteograde.inference.submission import Result
 from osteograde.models.bundle import Bundle
 from osteograde.pipeline.crops import nearest, site_boxes
-from osteograde.tasks.spec import Landmark, Locate, Point
+from osteograde.tasks.spec import Landmark, Locator, Point
 
 HEIGHT = 420  # pixels of a panel
 COLOURS = {"right": (90, 220, 90), "left": (60, 160, 255), "": (255, 220, 60)}  # BGR
@@ -38,7 +38,7 @@ def picture(result: Result, bundle: Bundle) -> np.ndarray:
     """(H, W, 3) BGR uint8."""
     boxes = [
         (site.side, view, volume, roi)
-        for group in bundle.task.grade
+        for group in bundle.task.graders
         for site in group.sites
         for view, (volume, roi) in site_boxes(group, result.loaded.volumes, result.points, bundle.pixels[group.name])
         .get(site.target, {})
@@ -46,7 +46,7 @@ def picture(result: Result, bundle: Bundle) -> np.ndarray:
     ]
     panels = [
         panel
-        for stage in bundle.task.locate
+        for stage in bundle.task.locators
         for panel in stage_panels(stage, result.loaded.volumes.get(stage.view, ()), result.points, boxes)
     ]
     panels.append(_grades(result, bundle))
@@ -54,7 +54,7 @@ def picture(result: Result, bundle: Bundle) -> np.ndarray:
 
 
 def stage_panels(
-    stage: Locate, stacks: Sequence[Volume], points: Mapping[str, Point], boxes: Sequence[tuple]
+    stage: Locator, stacks: Sequence[Volume], points: Mapping[str, Point], boxes: Sequence[tuple]
 ) -> list[np.ndarray]:
     """A panel per prompt and, for whole stacks, per side: the slice that most of the points lie on."""
     groups: dict[tuple[str, str], list[Landmark]] = {}

@@ -148,8 +148,8 @@ def confusion(evidence: Evidence) -> str:
     classes = evidence.task.classes
     every = np.ones(len(graded.ids), bool)
     found = [charts.confusion_table(summary.confusion(graded, every, len(classes)), classes, "all rows")]
-    if len(evidence.task.grade) > 1:
-        for group in evidence.task.grade:
+    if len(evidence.task.graders) > 1:
+        for group in evidence.task.graders:
             own = np.array([evidence.sites[target][0] is group for target in graded.targets])
             matrix = summary.confusion(graded, own, len(classes))
             found.append(charts.confusion_table(matrix, classes, group.name))
@@ -176,7 +176,7 @@ def landmarks(evidence: Evidence) -> str:
         note = "<p>oof_points.csv is not in the folder: no histogram.</p>"
         return note + (table(list(stages[0]), [[_cell(v) for v in row.values()] for row in stages]) if stages else "")
     body, plots = [], []
-    for stage in evidence.task.locate:
+    for stage in evidence.task.locators:
         names = {landmark.name for landmark in stage.landmarks}
         errors, points = located.errors_mm(names), located.annotated(names)
         middle, far = (float(np.percentile(errors, p)) if len(errors) else None for p in (50, 95))

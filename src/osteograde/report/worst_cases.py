@@ -72,7 +72,7 @@ def _pictures(
     located = evidence.located
     points = evidence.task.complete(located.points(loaded.study.id)) if located else {}
     found: dict[int, tuple[Sequence[Shown], Sequence[Shown]]] = {}
-    for group in evidence.task.grade:
+    for group in evidence.task.graders:
         own = {graded.targets[i]: i for i in rows if evidence.sites[graded.targets[i]][0] is group}
         if not own:
             continue

@@ -8,7 +8,7 @@ import numpy as np
 
 from osteograde.imaging import geometry
 from osteograde.imaging.geometry import Roi, Volume
-from osteograde.tasks.spec import CropSpec, Pixels, Points, Rois, Site, Volumes, sides, spacing_mm
+from osteograde.tasks.spec import Boxes, CropSpec, Pixels, Points, Site, Volumes, sides, spacing_mm
 
 
 def around(
@@ -18,11 +18,11 @@ def around(
     volumes: Volumes,
     points: Points,
     pixels: Pixels,
-) -> Rois:
+) -> Boxes:
     """{target: {view: (stack, box)}} around the landmark of each site; left sites are read mirrored, as right ones.
 
     reach_mm: per view, how far along the normal a point may lie from the nearest slice. Sites whose landmark is absent,
-    and views that do not show it, are left out. See ``contract.Grade``.
+    and views that do not show it, are left out. See ``spec.Grader``.
     """
     found: dict[str, dict[str, tuple[Volume, Roi]]] = {}
     for site in sites:

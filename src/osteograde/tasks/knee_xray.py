@@ -25,7 +25,7 @@ from osteograde.imaging.image_files import find_images, part_folder, unique_name
 from osteograde.tasks import boxes
 from osteograde.tasks.metrics import OrdinalMetric
 from osteograde.tasks.priors import normalised
-from osteograde.tasks.spec import CropSpec, Grade, Landmark, Locate, Mark, Points, Series, Site, Study, Task, View
+from osteograde.tasks.spec import CropSpec, Grader, Landmark, Locator, Mark, Points, Series, Site, Study, Task, View
 from osteograde.tasks.tables import some
 
 VIEW = "film"
@@ -148,8 +148,8 @@ TASK = Task(
     views=(View(VIEW, "AP or PA radiograph", CORONAL, WINDOW, WIDTH_MM, film=True),),
     classes=tuple(f"kl_{grade}" for grade in GRADES),
     weights=(1.0,) * len(GRADES),
-    locate=(
-        Locate(
+    locators=(
+        Locator(
             "joint",
             VIEW,
             tuple(Landmark(side, channel="joint", side=side) for side in SIDES),
@@ -159,7 +159,7 @@ TASK = Task(
             own_midline=True,
         ),
     ),
-    grade=(Grade("kl", SITES, CROPS, partial(boxes.around, SITES, CROPS, REACH_MM), mirrors=True),),
+    graders=(Grader("kl", SITES, CROPS, partial(boxes.around, SITES, CROPS, REACH_MM), mirrors=True),),
     targets=SIDES,
     prior=dict.fromkeys(SIDES, normalised(COUNTS)),
     read=read,

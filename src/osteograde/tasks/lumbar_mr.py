@@ -19,14 +19,14 @@ from osteograde.tasks.boxes import along_the_line
 from osteograde.tasks.lumbar_names import FORAMINAL, SPINAL, SUBARTICULAR, WEIGHTS, landmark
 from osteograde.tasks.priors import normalised
 from osteograde.tasks.spec import (
+    Boxes,
     CropSpec,
-    Grade,
+    Grader,
     Landmark,
-    Locate,
+    Locator,
     Pixels,
     Point,
     Points,
-    Rois,
     Site,
     Task,
     View,
@@ -70,7 +70,7 @@ def complete(points: Points) -> Points:
     return {**filled, **points}
 
 
-def rois(sites: Sequence[Site], crops: Sequence[CropSpec], volumes: Volumes, points: Points, pixels: Pixels) -> Rois:
+def rois(sites: Sequence[Site], crops: Sequence[CropSpec], volumes: Volumes, points: Points, pixels: Pixels) -> Boxes:
     """The boxes around the landmark of each site; see ``boxes.around``."""
     return boxes.around(sites, crops, REACH_MM, volumes, points, pixels)
 
@@ -106,7 +106,7 @@ def _prior() -> dict[str, tuple[float, ...]]:
     return {name: by_level[target.condition][target.level] for name, target in lumbar_names.TARGET_OF.items()}
 
 
-def _locators() -> tuple[Locate, ...]:
+def _locators() -> tuple[Locator, ...]:
     canal = tuple(Landmark(name, channel=name) for name in (landmark("canal", level) for level in LEVELS))
     sided = [(level, side) for side in SIDES for level in LEVELS]
     foramina = tuple(
@@ -123,8 +123,8 @@ def _locators() -> tuple[Locate, ...]:
         for level, side in sided
     )
     return (
-        Locate("canal", "sag_t2", canal, field_mm=(256.0, 256.0), apart_mm=APART_MM),
-        Locate(
+        Locator("canal", "sag_t2", canal, field_mm=(256.0, 256.0), apart_mm=APART_MM),
+        Locator(
             "foramen",
             "sag_t1",
             foramina,
@@ -132,17 +132,17 @@ def _locators() -> tuple[Locate, ...]:
             midline=tuple(point.name for point in canal),
             apart_mm=APART_MM,
         ),
-        Locate("recess", "axi_t2", recesses, field_mm=(96.0, 96.0), slices=5, far_mm=10.0),
+        Locator("recess", "axi_t2", recesses, field_mm=(96.0, 96.0), slices=5, far_mm=10.0),
     )
 
 
-def _grader(name: str, condition: str, crops: tuple[CropSpec, ...], *, any_severe: bool = False) -> Grade:
+def _grader(name: str, condition: str, crops: tuple[CropSpec, ...], *, any_severe: bool = False) -> Grader:
     sites = tuple(
         Site(target.name, condition, target.level, target.side, target.landmark)
         for target in lumbar_names.TARGET_OF.values()
         if target.condition == condition
     )
-    return Grade(name, sites, crops, partial(rois, sites, crops), any_severe)
+    return Grader(name, sites, crops, partial(rois, sites, crops), any_severe)
 
 
 TASK = Task(
@@ -154,8 +154,8 @@ TASK = Task(
     ),
     classes=lumbar_names.CLASSES,
     weights=WEIGHTS,
-    locate=_locators(),
-    grade=(
+    locators=_locators(),
+    graders=(
         _grader("spinal", SPINAL, (CropSpec("sag_t2", 3, 56.0), CropSpec("axi_t2", 3, 64.0)), any_severe=True),
         _grader("foraminal", FORAMINAL, (CropSpec("sag_t1", 5, 48.0),)),
         _grader("subarticular", SUBARTICULAR, (CropSpec("axi_t2", 3, 56.0), CropSpec("sag_t2", 3, 48.0))),

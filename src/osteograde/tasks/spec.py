@@ -1,6 +1,6 @@
 """What a task is: plain values that the rest of the kit reads. Adding a task is one file; see CONTRIBUTING.md.
 
-Stage 1 (``Locate``) finds landmarks in patient mm, stage 2 (``Grade``) reads crops around them. Every name that is
+Stage 1 (``Locator``) finds landmarks in patient mm, stage 2 (``Grader``) reads crops around them. Every name that is
 submitted is derived from sites, conditions and levels here and in the task's file, never typed twice.
 
 What a study is: a patient's examination as paths and what is known of it, and points in it. Values only.
@@ -79,7 +79,7 @@ class Study:
 
 
 Pixels = int | Sequence[int]  # the side of a square crop, or its (H, W)
-Rois = Mapping[str, Mapping[str, tuple[Volume, Roi]]]  # site -> view -> the stack to sample and the box in it
+Boxes = Mapping[str, Mapping[str, tuple[Volume, Roi]]]  # site -> view -> the stack to sample and the box in it
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Landmark:
 
     ``side`` ("right", "left" or "") keeps the landmark to that side of the patient's midline in the locator's
     view; ``prompt`` names the landmark of an earlier locator around which this one is looked for; ``near`` one that it
-    lies beside (``Locate.near_mm``), so that levels told apart once are not told apart again. ``view``: where it is
+    lies beside (``Locator.near_mm``), so that levels told apart once are not told apart again. ``view``: where it is
     looked for if not in the locator's own view: one net may read several views that look alike to it.
     """
 
@@ -130,7 +130,7 @@ class Landmark:
 
 
 @dataclass(frozen=True)
-class Locate:
+class Locator:
     """One locator. Landmarks without a prompt are looked for in the whole stack of the view (the one with the most
     slices); landmarks with a prompt on ``slices`` slices nearest to it, over all stacks of the view.
 
@@ -205,7 +205,7 @@ class CropSpec:
 
 
 @dataclass(frozen=True)
-class Grade:
+class Grader:
     """One grader: the sites of one condition group, the crops it reads, and where they lie.
 
     rois(volumes, points, pixels) -> {site target: {view: (volume, roi)}} is pure; views that cannot be seen are left
@@ -216,7 +216,7 @@ class Grade:
     name: str
     sites: tuple[Site, ...]
     crops: tuple[CropSpec, ...]
-    rois: Callable[[Volumes, Points, Pixels], Rois]
+    rois: Callable[[Volumes, Points, Pixels], Boxes]
     any_severe: bool = False  # adds the any-severe term over the sites of a study to the loss
     findings: tuple[str, ...] = ()
     mirrors: bool = False  # a site and its mirror image are graded alike: so it is learnt and seen a second time
@@ -231,8 +231,8 @@ class Task:
     views: tuple[View, ...]
     classes: tuple[str, ...]  # columns of the submission
     weights: tuple[float, ...]  # of the classes, in loss and metric
-    locate: tuple[Locate, ...]
-    grade: tuple[Grade, ...]
+    locators: tuple[Locator, ...]
+    graders: tuple[Grader, ...]
     targets: tuple[str, ...]  # in the order of the template
     prior: Mapping[str, tuple[float, ...]]  # target -> class probabilities where nothing can be seen
     read: Callable[[Path, str], list[Study]]  # (root, "train" or "test"); lazy: tables and paths, no voxels
@@ -251,14 +251,14 @@ class Task:
     def __post_init__(self) -> None:
         found: set[str] = set()
         views = {view.name for view in self.views}
-        for stage in self.locate:
+        for stage in self.locators:
             self._check_locate(stage, found, views)
             found |= {landmark.name for landmark in stage.landmarks}
-        graded = [site.target for group in self.grade for site in group.sites]
+        graded = [site.target for group in self.graders for site in group.sites]
         if sorted(graded) != sorted(self.targets):
             odd = sorted(set(graded) ^ set(self.targets)) or sorted({t for t in graded if graded.count(t) > 1})
             raise ValueError(f"{self.name}: every target must be graded once; look at {odd[:5]}")
-        for group in self.grade:
+        for group in self.graders:
             if lost := {crop.view for crop in group.crops} - views:
                 raise ValueError(f"{self.name}: grader {group.name!r} reads {sorted(lost)}; views are {sorted(views)}")
             if lost := {site.landmark for site in group.sites} - found:
@@ -266,7 +266,7 @@ class Task:
         if set(self.prior) != set(self.targets):
             raise ValueError(f"{self.name}: the prior must name every target once")
 
-    def _check_locate(self, stage: Locate, found: set[str], views: set[str]) -> None:
+    def _check_locate(self, stage: Locator, found: set[str], views: set[str]) -> None:
         if lost := {stage.view, *(view for view, _ in stage.looks)} - views:
             raise ValueError(f"{self.name}: locator {stage.name!r} reads {min(lost)!r}; views are {sorted(views)}")
         prompts, near = {prompt for _, prompt in stage.looks}, {landmark.near for landmark in stage.landmarks}

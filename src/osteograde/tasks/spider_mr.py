@@ -23,14 +23,14 @@ from osteograde.tasks.boxes import along_the_line, onto_a_slice
 from osteograde.tasks.metrics import OrdinalMetric
 from osteograde.tasks.priors import normalised
 from osteograde.tasks.spec import (
+    Boxes,
     CropSpec,
-    Grade,
+    Grader,
     Landmark,
-    Locate,
+    Locator,
     Pixels,
     Point,
     Points,
-    Rois,
     Site,
     Task,
     View,
@@ -71,8 +71,8 @@ def turn_of(discs: Mapping[int, np.ndarray], i: int, volume: Volume) -> float:
     return float(np.arctan2(-across, down))
 
 
-def rois(sites: Sequence[Site], crops: Sequence[CropSpec], volumes: Volumes, points: Points, pixels: Pixels) -> Rois:
-    """{level: {view: (stack, box)}}: in each view around that view's own point. See ``contract.Grade``."""
+def rois(sites: Sequence[Site], crops: Sequence[CropSpec], volumes: Volumes, points: Points, pixels: Pixels) -> Boxes:
+    """{level: {view: (stack, box)}}: in each view around that view's own point. See ``spec.Grader``."""
     found: dict[str, dict[str, tuple[Volume, Roi]]] = {}
     for crop in crops:
         stacks = volumes.get(crop.view, ())
@@ -124,8 +124,8 @@ TASK = Task(
     views=tuple(View(view, f"sagittal {view.upper()}", SAGITTAL, needed=False) for view in VIEWS),
     classes=tuple(f"pfirrmann_{grade}" for grade in spider_files.GRADES),
     weights=(1.0,) * len(spider_files.GRADES),
-    locate=(
-        Locate(
+    locators=(
+        Locator(
             "disc",
             "t2",
             tuple(
@@ -138,7 +138,7 @@ TASK = Task(
             whole=True,
         ),
     ),
-    grade=(Grade("pfirrmann", SITES, CROPS, partial(rois, SITES, CROPS), findings=tuple(spider_files.FINDINGS)),),
+    graders=(Grader("pfirrmann", SITES, CROPS, partial(rois, SITES, CROPS), findings=tuple(spider_files.FINDINGS)),),
     targets=LEVELS,
     prior={level: normalised(COUNTS[level]) for level in LEVELS},
     read=spider_files.read,

@@ -75,13 +75,13 @@ def _look() -> Fit:
 
 def _knee(name: str, look: Fit, judge: Fit, *, test_views: int) -> Recipe:
     task = TASKS["knee-xray"]
-    (stage,), (group,) = task.locate, task.grade
+    (stage,), (group,) = task.locators, task.graders
     look_net = {**look.net, "channels": len(stage.channels), "in_channels": 4}
     return Recipe(
         name=name,
         task=task,
-        locate={stage.name: Fit(**{**look.__dict__, "net": look_net})},
-        grade={group.name: judge},
+        locators={stage.name: Fit(**{**look.__dict__, "net": look_net})},
+        graders={group.name: judge},
         test_views=test_views,
         practice=films,
         calibrate=True,
@@ -137,9 +137,9 @@ def published(name: str) -> Recipe:
             use_measured_error=False,
         ),
     )  # fmt: skip
-    grade = dict.fromkeys(base.grade, judge)
+    grade = dict.fromkeys(base.graders, judge)
     # Members vote with honest probabilities: none counts a rare grade for more.
-    return replace(base, name=name, grade=grade, num_folds=5, test_views=2, calibrate_balance=0.0)
+    return replace(base, name=name, graders=grade, num_folds=5, test_views=2, calibrate_balance=0.0)
 
 
 PUBLISHED: dict[str, Callable[[], Recipe]] = {name: partial(published, name) for name in PUBLISHED_BACKBONES}

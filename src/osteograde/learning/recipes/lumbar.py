@@ -45,9 +45,9 @@ def lumbar_mr_small() -> Recipe:
         pixels=64, epochs=16, batch=6, lr=2e-3, ema=0.98,
     )  # fmt: skip
     recipe = _lumbar(task, "lumbar-mr-small", look, judge, test_views=1)
-    recess = replace(recipe.locate["recess"], pixels=96, batch=12, epochs=8)  # five passes a study, 1 mm pixels
-    canal = replace(recipe.locate["canal"], epochs=20, restarts=(14,))  # alone learns from real patients too
-    return replace(recipe, locate={**recipe.locate, "canal": canal, "recess": recess})
+    recess = replace(recipe.locators["recess"], pixels=96, batch=12, epochs=8)  # five passes a study, 1 mm pixels
+    canal = replace(recipe.locators["canal"], epochs=20, restarts=(14,))  # alone learns from real patients too
+    return replace(recipe, locators={**recipe.locators, "canal": canal, "recess": recess})
 
 
 def seed_frcnn_swin() -> Recipe:
@@ -76,10 +76,10 @@ def _lumbar(task, name: str, look: Fit, judge: Fit, *, test_views: int) -> Recip
     """Fill in what follows from the task: channels of the locators, views and classes of the graders."""
     locate = {
         stage.name: replace(look, net={**look.net, "channels": len(stage.channels), "in_channels": 4})
-        for stage in task.locate
+        for stage in task.locators
     }
     grade = {
         group.name: replace(judge, net={**judge.net, "views": len(group.crops), "classes": len(task.classes)})
-        for group in task.grade
+        for group in task.graders
     }
-    return Recipe(name=name, task=task, locate=locate, grade=grade, test_views=test_views)
+    return Recipe(name=name, task=task, locators=locate, graders=grade, test_views=test_views)

@@ -64,7 +64,7 @@ def _judge() -> Fit:
 
 def _spider(name: str, look: Fit) -> Recipe:
     task = TASKS["spider"]
-    (stage,), (group,) = task.locate, task.grade
+    (stage,), (group,) = task.locators, task.graders
     judge = _judge()
     looks = {**look.net, "channels": len(stage.channels), "in_channels": 4}
     judges = {
@@ -76,8 +76,8 @@ def _spider(name: str, look: Fit) -> Recipe:
     return Recipe(
         name=name,
         task=task,
-        locate={stage.name: replace(look, net=looks)},
-        grade={group.name: replace(judge, net=judges, also=tuple(replace(one, net=judges) for one in judge.also))},
+        locators={stage.name: replace(look, net=looks)},
+        graders={group.name: replace(judge, net=judges, also=tuple(replace(one, net=judges) for one in judge.also))},
         calibrate=True,
         source={
             "source": "SPIDER lumbar MR slices, masks and gradings (van der Graaf et al., Scientific Data 11, 2024)",

@@ -239,7 +239,7 @@ class LocatorBatch:
         return replace(self, **tensors)  # type: ignore[arg-type]
 
 
-class Locator(Protocol):
+class LocatorNet(Protocol):
     """A net that scores places. ``config`` rebuilds it through ``build``; ``maps`` are logits (N, C, h, w)."""
 
     config: dict[str, Any]
