@@ -185,7 +185,7 @@ def run(
     """(landmarks, grades) of every held-out study, from nets that are trained or lie in ``out`` already."""
     if not (out / folds.FILE).is_file():
         folds.save(split_of(studies), out / folds.FILE)
-    split = folds.load(out / folds.FILE, studies)
+    split = train._split(RECIPE, studies, out, resume=resume)
     (out / "work" / "nets").mkdir(parents=True, exist_ok=True)
     own = Run(RECIPE, studies, made, split, tuple(only), out, CPU, resume, witness.log)
     found, points = out_of_fold.locate_out_of_fold(own)
@@ -271,6 +271,20 @@ def test_nets_of_other_folds_are_not_reused(witness, tmp_path):
     with pytest.raises(ValueError, match="may have seen"):
         take_over(tmp_path / "earlier", tmp_path / "later", RECIPE)
     check(witness, *run(witness, tmp_path / "later", resume=True))
+
+
+@pytest.mark.parametrize("moment", ["canal fold 0 epoch 1", "foraminal fold 0 epoch 1"])
+def test_nets_are_not_resumed_by_other_folds(witness, tmp_path, moment):
+    witness.stop_at = moment
+    with pytest.raises(KeyboardInterrupt):
+        run(witness, tmp_path)
+    witness.stop_at = ""
+    folds.save(split_of(STUDIES, shift=1), tmp_path / folds.FILE)
+    for resume in (False, True):
+        with pytest.raises(ValueError, match="may have seen"):
+            run(witness, tmp_path, resume=resume)
+    folds.save(split_of(STUDIES), tmp_path / folds.FILE)
+    check(witness, *run(witness, tmp_path, resume=True))
 
 
 @pytest.mark.parametrize(("kind", "stage", "member"), [("locate", "foramen", 0), ("grade", "spinal", 2)])
