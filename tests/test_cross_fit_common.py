@@ -1,6 +1,6 @@
-"""Epochs that several folds learn in common: nothing a fold holds out is ever seen by a net it goes on from."""
+"""Epochs that several folds learn in common, and further nets of a fold. What a net may see: test_no_leaks.py."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,58 +20,11 @@ SPLIT = folds.Split(
 )
 
 
-@dataclass
-class Rows:
-    """A data set that notes which studies a batch was made of."""
-
-    studies: list[str]
-    seen: set[str]
-
-    def __len__(self):
-        return len(self.studies)
-
-    def batch(self, indices, rng, device, *, augment):
-        if augment:
-            self.seen.update(self.studies[i] for i in indices)
-        return torch.tensor([[float(i)] for i in indices])
-
-    def smaller(self, share):
-        return self
-
-
 def mean(net, batch):
     return net(batch).mean()
 
 
 IN_COMMON = Fit(net={}, pixels=32, epochs=3, common=2, batch=2, lr=0.1, early=(2, 0.5))
-
-
-@pytest.fixture
-def taught(tmp_path, monkeypatch):
-    """fold -> studies that its net has learnt from."""
-    run = Run(RECIPES["knee-xray"](), STUDIES, [], SPLIT, tuple(range(5)), tmp_path, torch.device("cpu"), True, print)
-    learnt: dict[int, set[str]] = {}
-    monkeypatch.setattr(cross_fit.pretrained, "net_of", lambda *_: nn.Linear(1, 1))
-    monkeypatch.setattr(bundle, "load_net", lambda path, config: nn.Linear(1, 1))
-    made: list[tuple[tuple[str, ...], Rows]] = []
-
-    def data_of(studies, own):
-        rows = Rows([study.id for study in studies], set())
-        made.append((tuple(rows.studies), rows))
-        return rows
-
-    for k, _, held in cross_fit.cross_fit(run, "grade", "kl", IN_COMMON, data_of, lambda own: mean):
-        together = set(cross_fit.sharing(5, k))
-        begun = {s.id for s in STUDIES if SPLIT.fold_of(s) not in together}
-        learnt[k] = set().union(
-            *(rows.seen for ids, rows in made if set(ids) in (begun, {*SPLIT.fold} - {h.id for h in held}))
-        )
-    return learnt
-
-
-def test_no_fold_has_seen_what_it_holds_out(taught):
-    for k, seen in taught.items():
-        assert seen == {study.id for study in STUDIES if SPLIT.fold_of(study) != k}
 
 
 def test_epochs_in_common_are_learnt_once_per_half(tmp_path, monkeypatch):

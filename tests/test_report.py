@@ -142,6 +142,7 @@ def test_the_scores_are_those_of_the_manifest(judged, whole):
     scores = json.loads((judged / "manifest.json").read_text())["scores"]["grade"]
     shown = table_of(whole, "score")
     assert list(shown) == list(scores["model"])
+    assert f"{scores['studies']} held-out studies; intervals resample patients." in whole
     for name, value in scores["model"].items():
         low, high = scores["interval_95"][name]
         assert shown[name][:2] == ["lower", f"{value:.4f}"]

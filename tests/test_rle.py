@@ -3,8 +3,10 @@
 import os
 import struct
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pydicom
 import pytest
@@ -108,7 +110,25 @@ def test_damaged_bytes_never_raise(seed, hits):
 
 def test_damage_is_not_written_to_the_log(capfd):
     frame = encoded(np.random.default_rng(6).integers(0, 4096, (32, 32)).astype(np.uint16))
-    assert decode_rle(frame[:900], 32, 32) is None
+    assert decode_rle(frame[:-100], 32, 32) is None
+    assert capfd.readouterr() == ("", "")
+
+
+def test_opencv_s_log_level_is_as_it_was_after_damaged_frames_in_many_threads(capfd):
+    frame = encoded(np.random.default_rng(6).integers(0, 4096, (32, 32)).astype(np.uint16))[
+        :-100
+    ]  # the last plane is cut
+    logging = cv2.utils.logging
+    before, interval = logging.getLogLevel(), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # threads overlap in every order within a second
+    try:
+        for _ in range(10):
+            with ThreadPoolExecutor(4) as pool:
+                assert set(pool.map(lambda _: decode_rle(frame, 32, 32), range(200))) == {None}
+            assert logging.getLogLevel() == before
+    finally:
+        sys.setswitchinterval(interval)
+        logging.setLogLevel(before)
     assert capfd.readouterr() == ("", "")
 
 

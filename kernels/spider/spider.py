@@ -502,8 +502,8 @@ the segments, which are read by then, and they are put back. Where numba is inst
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable
 from functools import cache
 from itertools import accumulate, pairwise
 
@@ -622,7 +622,7 @@ def _decode_strips(buffer: Buffer, strips: list[Strip], width: int, height: int)
     covered = bytes(buffer[first : first + head.size])
     buffer[first : first + head.size] = _tiff_head([(start - first, count) for start, count in strips], width, height)
     try:
-        with _quiet_opencv():
+        with _quiet_opencv:
             return cv2.imdecode(np.frombuffer(buffer, np.uint8)[first:last], cv2.IMREAD_UNCHANGED)
     except cv2.error:  # the image is too wide or too large for OpenCV's own limits
         return None
@@ -653,16 +653,32 @@ def _tiff_head(strips: list[Strip], width: int, height: int) -> bytes:
     # fmt: on
 
 
-@contextmanager
-def _quiet_opencv() -> Iterator[None]:
-    """libtiff reports every damaged strip; one bad series would flood the log."""
-    logging = cv2.utils.logging
-    level = logging.getLogLevel()
-    logging.setLogLevel(logging.LOG_LEVEL_SILENT)
-    try:
-        yield
-    finally:
-        logging.setLogLevel(level)
+class _Quiet:
+    """A block in which OpenCV logs nothing: libtiff reports every damaged strip, and one bad series floods the log.
+
+    OpenCV has one log level for the whole process, and several threads decode at once. The first thread that enters
+    remembers the level and the last one that leaves restores it, so the level ends as it began however they overlap.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.inside = 0  # threads
+        self.level = 0  # before the first of them entered
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if not self.inside:
+                self.level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+            self.inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.inside -= 1
+            if not self.inside:
+                cv2.utils.logging.setLogLevel(self.level)
+
+
+_quiet_opencv = _Quiet()
 '''
 
 SOURCE['osteograde/imaging/dicom/rle_numba.py'] = r'''"""RLE Lossless at the speed of C, for environments that have numba; the package does not ask for it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import shutil
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
@@ -121,6 +122,33 @@ def read(path: Path) -> Split:
     if len(fold) < len(rows):
         raise ValueError(f"{path}: {len(rows)} lines name {len(fold)} studies; each must be named once")
     return Split(fold, {row["study_id"]: row["patient"] for row in rows})
+
+
+def holds(own: Path, theirs: Path) -> bool:
+    """Whether every study, and every patient, of some folds lies in the same one of ours."""
+    if own.read_bytes() == theirs.read_bytes():
+        return True
+    ours, known = read(own), read(theirs)
+    return all(ours.fold.get(study) == k and ours.patient[study] == known.patient[study]
+               for study, k in known.fold.items())  # fmt: skip
+
+
+def keep(out: Path) -> None:
+    """Keep a copy of a run's folds beside its unfinished nets. ValueError where they were trained by other folds.
+
+    Nets and checkpoints do not say which studies they have seen. If folds.csv were changed between two calls, a resumed
+    run would judge them on studies that they were trained on.
+    """
+    path, kept = out / FILE, out / "work" / FILE
+    if kept.is_file() and not holds(path, kept):
+        raise ValueError(
+            f"{path}: not the folds that the nets in {out} were trained by ({kept}); a net may have seen what it would "
+            "be judged on; put that file back, or train into a new folder"
+        )
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    part = kept.with_suffix(".part")
+    shutil.copy(path, part)
+    part.replace(kept)
 
 
 def digest(path: Path) -> str:

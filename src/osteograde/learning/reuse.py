@@ -37,8 +37,9 @@ def reuse_nets(weights: Path, out: Path, recipe: Recipe, *, without: Collection[
     own = out / folds.FILE
     if not own.is_file():
         shutil.copy(weights / folds.FILE, own)
-    elif not _holds(own, weights / folds.FILE):
+    elif not folds.holds(own, weights / folds.FILE):
         raise ValueError(f"{own}: not the folds of {weights}; a net may have seen what it would be judged on")
+    folds.keep(out)
     agreed = [
         one
         for kind, plans in (("locate", recipe.locators), ("grade", recipe.graders))
@@ -48,15 +49,6 @@ def reuse_nets(weights: Path, out: Path, recipe: Recipe, *, without: Collection[
         if _same(one, known[kind].get(stage, {}))
     ]
     return [one.file(k) for one in agreed for k in range(recipe.num_folds) if _taken(weights, out, one, k)]
-
-
-def _holds(own: Path, theirs: Path) -> bool:
-    """Whether every study, and every patient, of some folds lies in the same one of ours."""
-    if own.read_bytes() == theirs.read_bytes():
-        return True
-    ours, known = folds.read(own), folds.read(theirs)
-    return all(ours.fold.get(study) == k and ours.patient[study] == known.patient[study]
-               for study, k in known.fold.items())  # fmt: skip
 
 
 def _taken(weights: Path, out: Path, one: Net, k: int) -> bool:

@@ -67,7 +67,7 @@ def train(
 
 
 def _split(recipe: Recipe, studies: Sequence[Study], out: Path, *, resume: bool) -> folds.Split:
-    """The folds of this run: read where they were written before, never repaired."""
+    """The folds of this run: read where they were written before, never repaired or exchanged."""
     path = out / folds.FILE
     if path.is_file():
         if not resume and (out / bundle.MANIFEST).is_file():
@@ -77,9 +77,10 @@ def _split(recipe: Recipe, studies: Sequence[Study], out: Path, *, resume: bool)
             raise ValueError(
                 f"{path}: {split.count} folds, recipe {recipe.name!r} has {recipe.num_folds}; use a new --out"
             )
-        return split
-    split = folds.assign(recipe.task, studies, recipe.num_folds, recipe.seed)
-    folds.save(split, path)
+    else:
+        split = folds.assign(recipe.task, studies, recipe.num_folds, recipe.seed)
+        folds.save(split, path)
+    folds.keep(out)
     return split
 
 

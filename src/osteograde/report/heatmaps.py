@@ -191,7 +191,9 @@ def pictures(result: Result, bundle: Bundle) -> dict[str, np.ndarray]:
     for group in bundle.task.graders:
         pixels = bundle.pixels[group.name]
         boxes = site_boxes(group, result.loaded.volumes, result.points, pixels)
-        classes = {target: int(np.argmax(result.graded[target])) for target in boxes if target in result.graded}
+        classes = {
+            target: int(np.argmax(_grades(result, bundle, target))) for target in boxes if target in result.graded
+        }
         nets = bundle.graders[group.name]
         shown = explained(group, boxes, nets, pixels, bundle.device, classes, height=HEIGHT)
         for site in group.sites:
@@ -200,8 +202,13 @@ def pictures(result: Result, bundle: Bundle) -> dict[str, np.ndarray]:
     return found
 
 
+def _grades(result: Result, bundle: Bundle, target: str) -> np.ndarray:
+    """(K,) probabilities of the classes alone: the answers of some graders hold findings behind them."""
+    return result.graded[target][: len(bundle.task.classes)]
+
+
 def _picture(result: Result, bundle: Bundle, site: Site, views: Sequence[Shown]) -> np.ndarray:
-    values = result.graded[site.target]
+    values = _grades(result, bundle, site.target)
     title = f"{result.loaded.study.id} {site.target}: evidence for {bundle.task.classes[int(np.argmax(values))]}"
     chances = ", ".join(f"{name} {p:.2f}" for name, p in zip(bundle.task.classes, values, strict=True))
     rows = [_row(view) for view in views]

@@ -1,7 +1,8 @@
 """One picture per study: the slices that were used, the points that were found, the crops that were graded.
 
 Colours: right points green, left points orange, midline points cyan; filled = found by a net, ring = filled in by
-geometry; boxes are the graders' crops. Numbers are the probability of each class, in the task's order.
+geometry; boxes are the graders' crops. Numbers are the probability of each class, in the task's order, then of each
+finding where a grader has any. A row is red where its worst grade is the likeliest one.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from osteograde.tasks.spec import Landmark, Locator, Point
 
 HEIGHT = 420  # pixels of a panel
 COLOURS = {"right": (90, 220, 90), "left": (60, 160, 255), "": (255, 220, 60)}  # BGR
+RED = (80, 80, 255)  # BGR: rows whose worst grade is the likeliest
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 FILLED_ABOVE = 0.02  # points filled in by geometry carry less confidence than any net's
 
@@ -124,7 +126,8 @@ def _grades(result: Result, bundle: Bundle) -> np.ndarray:
     for i, target in enumerate(bundle.task.targets):
         seen = target in result.graded
         values = result.graded[target] if seen else np.array(bundle.prior[target])
-        worst = (80, 80, 255) if int(np.argmax(values)) == len(values) - 1 else (230, 230, 230)
+        grades = values[: len(bundle.task.classes)]  # findings stand behind them and do not compete with them
+        worst = RED if int(np.argmax(grades)) == len(grades) - 1 else (230, 230, 230)
         text = " ".join(f"{p:.2f}" for p in values) + f"  {target}" + ("" if seen else " (prior)")
         colour = worst if seen else (120, 120, 120)
         cv2.putText(image, text, (6, round(28 + i * step)), FONT, 0.36, colour, 1, cv2.LINE_AA)

@@ -136,7 +136,7 @@ def score_table(evidence: Evidence) -> str:
         arrow = "higher" if name in better else "lower"
         body.append([name, arrow, number(value, 4), span, number(prior.get(name), 4)])
     head = ["score", "better", "model", "95 % interval", "prior"]
-    words = f"{scores['studies']} held-out studies; intervals resample studies." if "studies" in scores else ""
+    words = f"{scores['studies']} held-out studies; intervals resample patients." if "studies" in scores else ""
     return table(head, body, words, words=2)
 
 
