@@ -42,7 +42,7 @@ NO_SOCKETS = (
 
 
 def carried(script: str) -> dict[str, str]:
-    """SOURCE of a kernel, read without running it."""
+    """PACKAGE of a built kernel, read without running it."""
     found = {}
     for node in ast.parse(script).body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Subscript):
@@ -80,13 +80,101 @@ def snapshot(root: Path) -> dict[str, tuple[int, int]]:
     }
 
 
-@pytest.mark.parametrize("task", sorted(TASKS))
-def test_the_committed_kernel_is_the_one_the_source_makes(task, tmp_path):
-    committed, built = ROOT / "kernels" / task, build_kernel.build(task, None, tmp_path / task)
-    for name in ("kernel-metadata.json", built.name):
-        same = (committed / name).read_bytes() == (built.parent / name).read_bytes()
-        assert same, f"{name} is out of date: run make kernel TASK={task} and commit kernels/"
-    assert sorted(path.name for path in committed.iterdir()) == ["kernel-metadata.json", built.name]
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_has_a_readable_kernel_that_builds_self_contained(task, tmp_path):
+    readable = ROOT / "kernels" / task
+    script = build_kernel.build(task, None, tmp_path / "one")
+    assert sorted(path.name for path in readable.iterdir() if path.is_file()) == ["kernel-metadata.json", script.name]
+    settings, text = (readable / script.name).read_text(), script.read_text()
+    assert len(settings.splitlines()) < 60
+    assert [line for line in settings.splitlines() if line not in text.splitlines()] == []
+    assert set(carried(text)) == set(build_kernel.sources(build_kernel.closure(build_kernel.ENTRY)))
+    assert (tmp_path / "one" / "kernel-metadata.json").read_bytes() == (readable / "kernel-metadata.json").read_bytes()
+    assert build_kernel.build(task, None, tmp_path / "two").read_bytes() == script.read_bytes()
+
+
+def test_nothing_generated_is_committed():
+    for script in (ROOT / "kernels").rglob("*.py"):
+        assert carried(script.read_text()) == {}
+    assert "/build/" in (ROOT / ".gitignore").read_text().splitlines()
+
+
+def copied(folder: Path, old: str = "", new: str = "") -> Path:
+    """The readable kernel of TASK somewhere else, with a change of its script."""
+    shutil.copytree(ROOT / "kernels" / TASK, folder)
+    script = folder / build_kernel.script_name(TASK)
+    text = script.read_text()
+    assert old in text
+    script.write_text(text.replace(old, new))
+    return folder
+
+
+def alone(script: Path) -> subprocess.CompletedProcess:
+    """Run a script where no installed package can be imported."""
+    command = [sys.executable, "-S", str(script)]  # -S leaves site-packages out
+    return subprocess.run(command, env={}, capture_output=True, text=True, timeout=60, cwd=script.parent)
+
+
+def test_a_setting_that_a_person_changed_is_in_the_built_script(tmp_path):
+    readable = copied(tmp_path / "mine", "TIME_BUDGET_HOURS = 8.5", "TIME_BUDGET_HOURS = 0.25")
+    assert "TIME_BUDGET_HOURS = 0.25" in build_kernel.build(TASK, None, tmp_path / "out", readable=readable).read_text()
+    settings = (readable / build_kernel.script_name(TASK)).read_text()
+    modules = {
+        "osteograde/inference/kernel_main.py": "def kernel_main(*settings):\n    print(settings)\n    return 7\n",
+    }
+    (tmp_path / "script.py").write_text(build_kernel.script(tmp_path / "script.py", settings, modules))
+    done = alone(tmp_path / "script.py")
+    assert (done.stdout, done.returncode) == (f"('{TASK}', '', '', 0.25)\n", 7), done.stderr
+
+
+def test_a_readable_script_without_the_package_says_how_to_build_it(tmp_path):
+    done = alone(copied(tmp_path / "a" / "b" / "pushed") / build_kernel.script_name(TASK))
+    assert done.returncode == 2
+    build = f"python -m osteograde kernel build {TASK}"
+    told = f"error: this script lacks the package: run {build} and push build/kernels/{TASK}"
+    assert done.stderr.splitlines() == [told]
+
+
+@pytest.mark.slow
+def test_a_readable_script_in_a_checkout_runs_with_the_package_of_the_checkout(tmp_path):
+    script = ROOT / "kernels" / TASK / build_kernel.script_name(TASK)
+    (tmp_path / "input").mkdir()
+    environment = {
+        "OSTEOGRADE_KAGGLE_INPUT": str(tmp_path / "input"),
+        "OSTEOGRADE_KAGGLE_WORKING": str(tmp_path),
+        "PATH": os.defpath,
+    }
+    done = subprocess.run(
+        [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=120, cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert "error: 0 manifest.json of lumbar-mr" in done.stderr
+    assert f'File "{ROOT / "src" / "osteograde"}' in done.stderr.replace("kernels/lumbar-mr/../../", "")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (f'TASK = "{TASK}"', 'TASK = "spider"', "TASK is 'spider', expected 'lumbar-mr'"),
+        (f'TASK = "{TASK}"', "TASK = name()", "0 lines TASK"),
+        ("PACKAGE: dict[str, str] = {}", "PACKAGE = dict()", "0 lines PACKAGE"),
+    ],
+)
+def test_a_readable_script_that_cannot_be_built_is_refused(old, new, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        build_kernel.build(TASK, None, tmp_path / "out", readable=copied(tmp_path / "mine", old, new))
+    assert not (tmp_path / "out").exists()
+
+
+def test_metadata_that_a_person_changed_is_in_the_built_folder(tmp_path):
+    readable = copied(tmp_path / "mine")
+    facts = json.loads((readable / "kernel-metadata.json").read_text())
+    facts |= {"machine_shape": "NvidiaL4", "dataset_sources": ["me/first-weights", "me/more-tables"]}
+    (readable / "kernel-metadata.json").write_text(json.dumps(facts))
+    script = build_kernel.build(TASK, None, tmp_path / "out", source="me/net/pyTorch/best/2", readable=readable)
+    made = json.loads((script.parent / "kernel-metadata.json").read_text())
+    assert (made["machine_shape"], made["dataset_sources"]) == ("NvidiaL4", ["me/more-tables"])
+    assert (made["id"], made["model_sources"]) == (f"me/osteograde-{TASK}", ["me/net/pyTorch/best/2"])
 
 
 def test_metadata_states_what_a_push_would_otherwise_guess(built):
@@ -140,12 +228,13 @@ def test_the_kernel_imports_nothing_that_the_image_lacks(built):
 )
 def test_source_that_cannot_be_carried_is_refused(text, message):
     with pytest.raises(ValueError, match=message):
-        build_kernel.script(TASK, {"osteograde/odd.py": text})
+        build_kernel.script(Path("kernel.py"), "PACKAGE = {}\n", {"osteograde/odd.py": text})
 
 
 def test_what_is_carried_comes_out_as_it_went_in():
     text = 'x = "\\n \\" \\\\"  # r"""a"""\ny = "a"\n'
-    assert carried(build_kernel.script(TASK, {"osteograde/odd.py": text})) == {"osteograde/odd.py": text}
+    made = build_kernel.script(Path("kernel.py"), "PACKAGE = {}\n", {"osteograde/odd.py": text})
+    assert carried(made) == {"osteograde/odd.py": text}
 
 
 def test_imports_are_followed_into_functions_and_packages():
@@ -172,7 +261,7 @@ def test_weights_of_another_task_are_not_built_in(tmp_path):
 def test_a_kernel_built_with_weights_takes_no_others(weights, tmp_path):
     script = build_kernel.build(TASK, weights, tmp_path / "out").read_text()
     digest = bundle.sha256(weights / bundle.MANIFEST)
-    assert f"MANIFEST = '{digest}'" in script
+    assert f'MANIFEST_SHA256 = "{digest}"' in script
     shutil.copytree(weights, tmp_path / "input" / "mine")
     bundle.write_manifest(tmp_path / "input", {"task": TASK, "files": {}})
     assert offline.find_weights(tmp_path / "input", TASK, digest) == tmp_path / "input" / "mine"

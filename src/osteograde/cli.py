@@ -137,7 +137,7 @@ def parser() -> argparse.ArgumentParser:
     kernel = commands.add_parser("kernel", help="the offline Kaggle kernel").add_subparsers(
         required=True, metavar="COMMAND", parser_class=Parser
     )
-    built = _command(kernel, "build", kernel_build, "write kernels/TASK/: metadata and one self-contained script")
+    built = _command(kernel, "build", kernel_build, "write the self-contained script to build/kernels/TASK")
     built.add_argument("task", metavar="TASK")
     built.add_argument("--weights", type=Path, metavar="DIR", help="check these, and let the kernel take no others")
     built.add_argument("--mount", default="", metavar="SOURCE", help="the data set or model that holds them on Kaggle")
@@ -221,7 +221,7 @@ def kernel_build(args: argparse.Namespace) -> int:
     known_task(args.task)
     from osteograde.kaggle import build_kernel
 
-    out = Path("kernels") / args.task
+    out = build_kernel.BUILT / args.task
     print(build_kernel.build(args.task, args.weights, out, source=args.mount, data=args.images))
     return 0
 

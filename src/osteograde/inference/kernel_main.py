@@ -31,10 +31,11 @@ SHOWN = ("torch", "torchvision", "timm", "numpy", "pandas", "scipy", "pydicom", 
 WIDTH = 78
 
 
-def kernel_main(task: str, manifest_sha256: str = "", data_set: str = "") -> int:
+def kernel_main(task: str, manifest_sha256: str = "", data_set: str = "", hours: float = TIME_BUDGET_HOURS) -> int:
     """Grade the test studies into submission.csv of the working folder; the exit code is returned.
 
-    data_set: owner/name of the data set that holds the images, for a task without a competition. The variables
+    data_set: owner/name of the data set that holds the images, for a task without a competition. hours: the time
+    budget; studies that are not graded by then keep their prior probabilities. The variables
     OSTEOGRADE_KAGGLE_INPUT and OSTEOGRADE_KAGGLE_WORKING move both folders, to rehearse; OSTEOGRADE_DEVICES names the
     devices to use ("cpu,cpu"), where they are not to be tried out.
     """
@@ -45,7 +46,7 @@ def kernel_main(task: str, manifest_sha256: str = "", data_set: str = "") -> int
         weights = find_weights(root, task, manifest_sha256)
         data = find_data(root, TASKS[task].slug, data_set, skip=weights)
         devices = preflight(data, weights, out.parent)
-        tally, left = grade(task, data, weights, out, devices, TIME_BUDGET_HOURS - (time.monotonic() - begun) / 3600)
+        tally, left = grade(task, data, weights, out, devices, hours - (time.monotonic() - begun) / 3600)
     except (ValueError, OSError) as error:  # whatever was written stays; the log is all its reader has
         traceback.print_exc()
         print(f"error: {error}\nbelow {root}:", *tree(root), sep="\n  ", file=sys.stderr, flush=True)

@@ -1,12 +1,14 @@
-"""Writes a kernel: what a push needs is one metadata file and the text of one script, so the script carries our source.
+"""Build the script that a push sends: the readable script of a task with the package inside, as text.
 
-The source stays readable inside (raw strings, one per module), and a rebuilt script is equal byte for byte.
+A push takes one metadata file and the text of one script, so the built script carries every module that it may import.
+The modules stay readable (one raw string each), and building twice from the same source gives the same bytes.
 """
 
 from __future__ import annotations
 
 import ast
 import json
+import re
 from pathlib import Path
 
 import osteograde
@@ -15,72 +17,95 @@ from osteograde.models import bundle
 from osteograde.tasks import TASKS
 
 ENTRY = "osteograde.inference.kernel_main"
+READABLE = Path("kernels")  # one folder a task: the script with its settings, and the metadata
+BUILT = Path("build") / "kernels"  # git ignores it
 MAX_BYTES = 500_000  # the limit of a kernel's source is not documented; stay well below what is known to pass
 QUOTES = "'" * 3
 PACKAGE = Path(osteograde.__file__).parent
 
-HEAD = """# Grades {task} studies without a network. Generated from the osteograde package by
-#     python -m osteograde kernel build {task}
-# so edit the package, not this file. SPDX-License-Identifier: Apache-2.0
 
-TASK = {task!r}
-MANIFEST = {manifest!r}  # sha256 of the only manifest.json that is taken; '': any of this task
-DATA = {data!r}  # the data set that holds the images; '': a competition, or wherever there are any
-SOURCE = {{}}
-"""
+def build(
+    task: str, weights: Path | None, out: Path, *, source: str = "", data: str = "", readable: Path | None = None
+) -> Path:
+    """Write ``out``/kernel-metadata.json and ``out``/<task>.py, the self-contained script; its path is returned.
 
-TAIL = """
-if __name__ == "__main__":  # worker processes may import this file again and must not start a second run
-    import pathlib
-    import sys
-    import tempfile
+    weights: their hashes are verified, and the kernel accepts no others. source: the data set or model on Kaggle that
+    holds them. data: the data set of the images, for a task without a competition. readable: the folder of the script
+    and of the metadata to start from; by default kernels/<task> of the current folder, else of the package's checkout.
 
-    with tempfile.TemporaryDirectory(prefix="osteograde-") as home:  # not the working folder: that is the output
-        for name, text in SOURCE.items():
-            path = pathlib.Path(home, name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
-        sys.path.insert(0, home)
-        from osteograde.inference.kernel import kernel_main
-
-        code = kernel_main(TASK, MANIFEST, DATA)
-    sys.exit(code)
-"""
-
-
-def build(task: str, weights: Path | None, out: Path, *, source: str = "", data: str = "") -> Path:
-    """Write ``out``/kernel-metadata.json and ``out``/<task>.py; the script's path is returned.
-
-    With ``weights`` their hashes are verified and the kernel takes no others. source: the data set or model they are
-    mounted from; data: the data set of the images, for a task without a competition. Raises ValueError for an unknown
-    task, damaged weights or weights of another task, a bad name, and source that a raw string cannot hold.
+    Raises ValueError for an unknown task, a script or metadata that lack what is needed, damaged weights or weights of
+    another task, the name of a source that cannot be one, and text that a raw string cannot hold.
     """
     if task not in TASKS:
         raise ValueError(f"no task {task!r}; known tasks: {', '.join(sorted(TASKS))}")
-    if data and TASKS[task].slug:
-        raise ValueError(f"{task} reads the competition {TASKS[task].slug}; leave --images {data} out")
-    name = f"{task.replace('-', '_')}.py"
-    facts = metadata.make(task, TASKS[task].slug, name, source, data)
-    text = script(task, sources(closure(ENTRY)), _pin(task, weights), data)
+    slug = TASKS[task].slug
+    if data and slug:
+        raise ValueError(f"{task} reads the competition {slug}; leave --images {data} out")
+    folder = readable or readable_folder(task)
+    path = folder / script_name(task)
+    if not path.is_file():
+        raise ValueError(f"{path}: missing; copy the script of another task and change its TASK")
+    settings = path.read_text(encoding="utf-8")
+    if setting(path, settings, "TASK") != task:
+        raise ValueError(f"{path}: TASK is {setting(path, settings, 'TASK')!r}, expected {task!r}")
+    if pin := _pin(task, weights):
+        settings = with_setting(path, settings, "MANIFEST_SHA256", pin)
+    if data:
+        settings = with_setting(path, settings, "DATA_SET", data)
+    text = script(path, settings, sources(closure(ENTRY)))
+    facts = metadata.with_sources(metadata.read(folder), source, data)
     out.mkdir(parents=True, exist_ok=True)
-    (out / name).write_text(text, encoding="utf-8", newline="\n")
+    (out / path.name).write_text(text, encoding="utf-8", newline="\n")
     (out / metadata.NAME).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8", newline="\n")
     metadata.check(facts, out)
-    return out / name
+    return out / path.name
 
 
-def script(task: str, texts: dict[str, str], manifest: str = "", data: str = "") -> str:
-    """The kernel's text. Raises ValueError for what a raw string cannot hold and for more than MAX_BYTES."""
-    parts = [HEAD.format(task=task, manifest=manifest, data=data)]
-    for name, text in texts.items():
-        if QUOTES in text:
+def script_name(task: str) -> str:
+    """The file name of a task's script: my-task becomes my_task.py."""
+    return f"{task.replace('-', '_')}.py"
+
+
+def readable_folder(task: str) -> Path:
+    """kernels/<task> below the current folder, else in the checkout that the package lies in; ValueError if neither."""
+    places = [READABLE / task, PACKAGE.parents[1] / READABLE / task]
+    found = [folder for folder in places if (folder / script_name(task)).is_file()]
+    if not found:
+        wanted = " and ".join(str(folder / script_name(task)) for folder in places)
+        raise ValueError(f"{wanted}: missing; run this in a checkout, or copy the folder of another task and change it")
+    return found[0]
+
+
+def setting(path: Path, text: str, name: str) -> str:
+    """The value of ``NAME = "value"`` in a script. ValueError if there is not exactly one such line."""
+    return str(ast.literal_eval(_setting(path, text, name)[1]))
+
+
+def with_setting(path: Path, text: str, name: str, value: str) -> str:
+    """The script with another value of a setting; comments stay."""
+    start, end = _setting(path, text, name).span(1)
+    return f"{text[:start]}{json.dumps(value)}{text[end:]}"
+
+
+def script(path: Path, text: str, modules: dict[str, str]) -> str:
+    """The readable script at ``path`` with ``modules`` (path -> text) assigned to its PACKAGE.
+
+    Raises ValueError for a module that a raw string cannot hold, and for a result of more than MAX_BYTES.
+    """
+    parts = []
+    for name, source in modules.items():
+        if QUOTES in source:
             raise ValueError(f"{name}: holds three single quotes, which would end the raw string it is carried in")
-        if text and not text.endswith("\n"):
+        if source and not source.endswith("\n"):
             raise ValueError(f"{name}: must end with a newline to be carried unchanged")
-        parts.append(f"\nSOURCE[{name!r}] = r{QUOTES}{text}{QUOTES}\n")
-    whole = "".join(parts) + TAIL
+        parts.append(f"\nPACKAGE[{name!r}] = r{QUOTES}{source}{QUOTES}\n")
+    empty = list(re.finditer(r"^PACKAGE\b.*= *\{\}.*\n", text, re.MULTILINE))
+    if len(empty) != 1:
+        raise ValueError(f"{path}: {len(empty)} lines PACKAGE = {{}}, expected 1: the modules are added below it")
+    place = empty[0].end()
+    whole = "".join((text[:place], *parts, text[place:]))
     if (size := len(whole.encode())) > MAX_BYTES:
-        raise ValueError(f"the kernel of {task} has {size} bytes, more than {MAX_BYTES}; carry fewer modules")
+        raise ValueError(f"{path}: with the package it has {size} bytes, more than {MAX_BYTES}; carry fewer modules")
     return whole
 
 
@@ -123,6 +148,13 @@ def _file(module: str) -> Path:
 
 def _exists(module: str) -> bool:
     return module.startswith("osteograde.") and _file(module).is_file()
+
+
+def _setting(path: Path, text: str, name: str) -> re.Match[str]:
+    found = list(re.finditer(rf"""^{name} = ("[^"\n]*"|'[^'\n]*')""", text, re.MULTILINE))
+    if len(found) != 1:
+        raise ValueError(f'{path}: {len(found)} lines {name} = "...", expected 1; see the script of another task')
+    return found[0]
 
 
 def _pin(task: str, weights: Path | None) -> str:

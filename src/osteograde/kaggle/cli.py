@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 RETRY = 75  # EX_TEMPFAIL of sysexits.h
-KERNELS = Path("kernels")
+BUILT = Path("build") / "kernels"  # where "kernel build" puts the scripts
 
 Add = Callable[..., argparse.ArgumentParser]
 
@@ -28,7 +28,7 @@ def add(commands, command: Add) -> None:
     sent.add_argument("--to", required=True, metavar="SOURCE", help="owner/name, or owner/model/pyTorch/variation")
     _poll(sent, 10)
 
-    pushed = command(steps, "push", push, "push and start the kernel in kernels/TASK, and read it back")
+    pushed = command(steps, "push", push, "push and start the kernel in build/kernels/TASK, and read it back")
     pushed.add_argument("task", metavar="TASK")
 
     waited = command(steps, "wait", wait, "until the kernel has ended; the end of its log where it failed")
@@ -76,7 +76,7 @@ def push(args: argparse.Namespace) -> int:
     from osteograde.kaggle import push as pusher
 
     _known(args.task)
-    return _later(lambda: pusher.push(args.task, KERNELS / args.task, say=_say))
+    return _later(lambda: pusher.push(args.task, BUILT / args.task, say=_say))
 
 
 def wait(args: argparse.Namespace) -> int:
@@ -111,7 +111,7 @@ def everything(args: argparse.Namespace) -> int:
     _known(args.task)
     if args.to and args.weights is None:
         raise ValueError(f"--to {args.to} says where weights go; give them with --weights")
-    folder = KERNELS / args.task
+    folder = BUILT / args.task
 
     def steps() -> None:
         if args.weights is not None:
@@ -128,12 +128,13 @@ def everything(args: argparse.Namespace) -> int:
 
 
 def rehearse(args: argparse.Namespace) -> int:
+    from osteograde.kaggle import build_kernel
     from osteograde.kaggle import rehearse as stage
 
     _known(args.task)
     weights = args.weights or stage.shipped(args.task, Path("weights"))
     python = stage.image_python(Path(".venv-kaggle")) if args.image_constraints else Path(sys.executable)
-    script = KERNELS / args.task / f"{args.task.replace('-', '_')}.py"
+    script = BUILT / args.task / build_kernel.script_name(args.task)
     faults = stage.rehearse(args.task, script, args.data, weights, copies=args.copies, python=python, say=_say)
     for fault in faults:
         print(fault, file=sys.stderr)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 NAME = "kernel-metadata.json"
-OWNER = "your-name"  # in the committed kernels, which are nobody's: a push puts the account's name there
+OWNER = "your-name"  # placeholder in the committed metadata: a push puts the name of the account there
 MACHINE = "NvidiaTeslaT4"  # two of them; a single one does not exist
 MACHINES = (MACHINE, "NvidiaL4", "NvidiaL4X1", "NvidiaTeslaA100", "NvidiaH100", "NvidiaRtxPro6000")
 RETIRED = {"NvidiaTeslaP100": "the image's torch cannot run there and the service replaces it"}
@@ -34,37 +34,42 @@ OPTIONAL = {"docker_image"}
 IMAGE = re.compile(r"gcr\.io/kaggle[a-z-]*/python(:[\w.-]+)?(@sha256:[0-9a-f]{64})?")
 
 
-def make(task: str, slug: str, code_file: str, weights: str = "", data: str = "") -> dict[str, Any]:
-    """The metadata of a task's kernel. weights, data: names of sources; "" for those called by convention."""
-    source = parse_source(weights) if weights else None
-    owner = source.owner if source else OWNER
-    if source and source.is_model and not source.version:
-        raise ValueError(
-            f"{weights}: a model is mounted by its version; write {weights}/1, or what upload-weights said"
-        )
-    sets = [] if source and source.is_model else [source.ref if source else f"{owner}/osteograde-{task}-weights"]
-    sets += [] if slug else [data or f"{owner}/osteograde-{task}-data"]
-    return {
-        "id": f"{owner}/osteograde-{task}",
-        "title": f"Osteograde {task}",
-        "code_file": code_file,
-        **FIXED,
-        "machine_shape": MACHINE,
-        "competition_sources": [slug] if slug else [],
-        "dataset_sources": sets,
-        "model_sources": [str(source)] if source and source.is_model else [],
+def with_sources(facts: Mapping[str, Any], weights: str = "", data: str = "") -> dict[str, Any]:
+    """The metadata of a kernel with other sources of its weights and of its images; "" leaves what is there.
+
+    The weights are the first model, or the first data set if there is no model. The images of a task without a
+    competition are the next data set. Placeholder owners become the owner of the weights. ValueError for a name that
+    is no source, and for a model without its version.
+    """
+    models, sets = list(facts.get("model_sources", [])), list(facts.get("dataset_sources", []))
+    if not weights and not data:
+        return dict(facts)
+    first = models[:1] or sets[:1]
+    if not first:
+        raise ValueError(f"{NAME}: neither dataset_sources nor model_sources name the weights; name one")
+    others = [models[1:], sets if models else sets[1:]]
+    source = parse_source(weights or first[0])
+    if source.is_model and not source.version:
+        raise ValueError(f"{source}: a model is mounted by its version; write {source}/1, or what upload-weights said")
+    if data:
+        others[1] = [data, *others[1][1:]]
+    lists = {
+        "dataset_sources": [*([] if source.is_model else [source.ref]), *others[1]],
+        "model_sources": [*([str(source)] if source.is_model else []), *others[0]],
     }
+    changed = {**facts, **lists}
+    return owned(changed, source.owner) if weights else changed
 
 
-def nobodys(facts: Mapping[str, Any]) -> bool:
-    """Whether the kernel is not yet an account's."""
+def has_placeholder(facts: Mapping[str, Any]) -> bool:
+    """True if the metadata still has the placeholder owner."""
     return any(
         name.startswith(f"{OWNER}/") for name in (facts["id"], *facts["dataset_sources"], *facts["model_sources"])
     )
 
 
 def owned(facts: Mapping[str, Any], account: str) -> dict[str, Any]:
-    """The same for an account: its name where nobody's was."""
+    """The same metadata with the placeholder owner replaced by ``account``."""
 
     def own(name: str) -> str:
         return account + name.removeprefix(OWNER) if name.startswith(f"{OWNER}/") else name

@@ -34,7 +34,7 @@ def push(task: str, folder: Path, *, say: Say, place: Path = client.PLACE) -> in
     """
     facts = metadata.read(folder)
     metadata.check(facts, folder)
-    if metadata.nobodys(facts):
+    if metadata.has_placeholder(facts):
         facts = metadata.owned(facts, client.account())
     client.refuse_secrets([folder / facts["code_file"], folder / metadata.NAME])
     for name in facts["dataset_sources"]:
