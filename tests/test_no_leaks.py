@@ -138,7 +138,7 @@ class Witness:
 
 
 def starting_net(plan: Fit, data: Samples, where) -> Memory:
-    """Starting statistics may be measured on data (``pretrained.measure_batch_norms``): the net has seen all of them."""
+    """Statistics may be measured on data (``pretrained.measure_batch_norms``): the net has seen all of them."""
     net = Memory()
     net.weight.data[[NUMBER[study] for study in data.ids]] = 0.5
     return net
