@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from osteograde.errors import UserError
+
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = ((3, 11), (3, 13))
 # What DICOM files come in. The first five are made and read back here, of the others pydicom is asked.
@@ -180,7 +182,7 @@ def weights(folder: Path) -> list[Finding]:
         try:
             facts = bundle.verify(manifest.parent)
             found.append(Finding(f"weights/{manifest.parent.name}", f"hashes right, task {facts['task']}"))
-        except (ValueError, OSError) as error:
+        except (UserError, OSError) as error:
             found.append(Finding(f"weights/{manifest.parent.name}", "damaged", str(error)))
     return found or [Finding("weights", "none found")]
 

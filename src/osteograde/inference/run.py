@@ -28,6 +28,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from osteograde.errors import UserError
 from osteograde.inference import submission
 from osteograde.inference.deadline import Budget, Effort
 from osteograde.inference.submission import Result, Sheet, Tally, summary
@@ -87,13 +88,13 @@ def infer(
 def prepare(task: str, data: Path, weights: Path) -> tuple[Task, dict[str, Any], list[Study]]:
     """(task, manifest of the verified weights, all studies of the test part). ValueError: the user's mistake."""
     if task not in TASKS:
-        raise ValueError(f"unknown task {task!r}; known: {sorted(TASKS)}")
+        raise UserError(f"unknown task {task!r}; known: {sorted(TASKS)}")
     if not Path(data).is_dir():
-        raise ValueError(f"{data}: no such folder; --data is the folder that holds the tables and the images")
+        raise UserError(f"{data}: no such folder; --data is the folder that holds the tables and the images")
     manifest = bundles.verify(Path(weights))
     known = bundles.task_of(Path(weights), manifest, TASKS)
     if known.name != task:
-        raise ValueError(f"{weights}: weights are of task {known.name!r}, asked for {task!r}")
+        raise UserError(f"{weights}: weights are of task {known.name!r}, asked for {task!r}")
     return known, manifest, known.read(Path(data), "test")
 
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from osteograde.errors import UserError
 from osteograde.kaggle import client
 from osteograde.kaggle.client import Refused, RetryLater, Say
 from osteograde.kaggle.metadata import Source, parse_source
@@ -41,7 +42,7 @@ def upload(
     manifest = bundle.verify(weights)
     target = parse_source(to)
     if target.version:
-        raise ValueError(f"{to}: an upload makes the version itself; leave {target.version} out")
+        raise UserError(f"{to}: an upload makes the version itself; leave {target.version} out")
     files = to_send(weights, manifest)
     client.refuse_secrets(files.values())
     with tempfile.TemporaryDirectory(prefix="osteograde-") as folder:

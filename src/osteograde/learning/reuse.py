@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from osteograde.errors import UserError
 from osteograde.learning import folds
 from osteograde.learning.cross_fit import Net, nets_of
 from osteograde.learning.recipe import Fit, Recipe
@@ -32,13 +33,13 @@ def reuse_nets(weights: Path, out: Path, recipe: Recipe, *, without: Collection[
         ("number of folds", known["num_folds"], recipe.num_folds),
     ):
         if got != wanted:
-            raise ValueError(f"{weights}: {what} is {got!r}, recipe {recipe.name!r} has {wanted!r}; nothing fits")
+            raise UserError(f"{weights}: {what} is {got!r}, recipe {recipe.name!r} has {wanted!r}; nothing fits")
     (out / "work" / "nets").mkdir(parents=True, exist_ok=True)
     own = out / folds.FILE
     if not own.is_file():
         shutil.copy(weights / folds.FILE, own)
     elif not folds.holds(own, weights / folds.FILE):
-        raise ValueError(f"{own}: not the folds of {weights}; a net may have seen what it would be judged on")
+        raise UserError(f"{own}: not the folds of {weights}; a net may have seen what it would be judged on")
     folds.keep(out)
     agreed = [
         one

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from osteograde.errors import UserError
 from osteograde.learning import cross_fit, evaluate, folds, out_of_fold
 from osteograde.learning.cross_fit import Run
 from osteograde.learning.out_of_fold import OutOfFold
@@ -42,7 +43,7 @@ def train(
     studies = _some(sorted(recipe.task.read(data, "train"), key=lambda study: study.id), recipe)
     chosen = tuple(range(recipe.num_folds)) if only is None else tuple(only)
     if bad := [k for k in chosen if not 0 <= k < recipe.num_folds]:
-        raise ValueError(f"--folds {bad}: recipe {recipe.name!r} has folds 0 to {recipe.num_folds - 1}")
+        raise UserError(f"--folds {bad}: recipe {recipe.name!r} has folds 0 to {recipe.num_folds - 1}")
     split = _split(recipe, studies, out, resume=resume)
     run = Run(recipe, studies, _practice(recipe, studies, out), split, chosen, out, device, resume, log)
     for study in run.everything:
@@ -71,10 +72,10 @@ def _split(recipe: Recipe, studies: Sequence[Study], out: Path, *, resume: bool)
     path = out / folds.FILE
     if path.is_file():
         if not resume and (out / bundle.MANIFEST).is_file():
-            raise ValueError(f"{out}: finished weights are here; give another --out, or --resume to add folds to them")
+            raise UserError(f"{out}: finished weights are here; give another --out, or --resume to add folds to them")
         split = folds.load(path, studies)
         if split.count != recipe.num_folds:
-            raise ValueError(
+            raise UserError(
                 f"{path}: {split.count} folds, recipe {recipe.name!r} has {recipe.num_folds}; use a new --out"
             )
     else:

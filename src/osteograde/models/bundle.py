@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
+from osteograde.errors import UserError
 from osteograde.models.grader import GraderNet
 from osteograde.models.locators.faster_rcnn import FasterRcnnLocator
 from osteograde.models.locators.heatmap import HeatmapLocator
@@ -100,7 +101,7 @@ def load_net(path: Path, config: Mapping[str, Any]) -> nn.Module:
     try:
         tensors = load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path}: not a safetensors file ({error}); fetch it again") from error
+        raise UserError(f"{path}: not a safetensors file ({error}); fetch it again") from error
     own = net.state_dict()
     wrong = sorted(
         f"{key}: net {tuple(own[key].shape) if key in own else 'has none'}, "
@@ -109,7 +110,7 @@ def load_net(path: Path, config: Mapping[str, Any]) -> nn.Module:
         if key not in own or key not in tensors or own[key].shape != tensors[key].shape
     )
     if wrong:
-        raise ValueError(f"{path}: {len(wrong)} tensors do not fit the net of the manifest; first: {wrong[:3]}")
+        raise UserError(f"{path}: {len(wrong)} tensors do not fit the net of the manifest; first: {wrong[:3]}")
     net.load_state_dict({key: value.to(own[key].dtype) for key, value in tensors.items()}, strict=True)
     return net.eval()
 
@@ -142,15 +143,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a weights folder. ValueError where it is absent, unreadable or of another format."""
     path = Path(folder) / MANIFEST
     if not path.is_file():
-        raise ValueError(f"{folder}: no {MANIFEST}; a weights folder is what train_folds.py --out wrote")
+        raise UserError(f"{folder}: no {MANIFEST}; a weights folder is what train_folds.py --out wrote")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not JSON ({error}); fetch it again") from error
+        raise UserError(f"{path}: not JSON ({error}); fetch it again") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ValueError(f"{path}: format is not {FORMAT}; this version of osteograde cannot read it")
+        raise UserError(f"{path}: format is not {FORMAT}; this version of osteograde cannot read it")
     if lost := [key for key in NEEDED if key not in manifest]:
-        raise ValueError(f"{path}: {lost} missing; the manifest was changed or cut short, fetch it again")
+        raise UserError(f"{path}: {lost} missing; the manifest was changed or cut short, fetch it again")
     return manifest
 
 
@@ -160,12 +161,12 @@ def verify(folder: Path) -> dict[str, Any]:
     for name, entry in manifest["files"].items():
         path = place(folder, name)
         if not path.resolve().is_relative_to(Path(folder).resolve()):
-            raise ValueError(f"{folder}: the manifest names {name}, which is outside of the folder; do not use it")
+            raise UserError(f"{folder}: the manifest names {name}, which is outside of the folder; do not use it")
         if not path.is_file():
-            raise ValueError(f"{path}: missing; the manifest expects sha256 {entry['sha256'][:12]}; fetch it again")
+            raise UserError(f"{path}: missing; the manifest expects sha256 {entry['sha256'][:12]}; fetch it again")
         digest = sha256(path)
         if digest != entry["sha256"]:
-            raise ValueError(
+            raise UserError(
                 f"{path}: sha256 is {digest[:12]}..., the manifest says {entry['sha256'][:12]}...; "
                 "the file was changed or cut short, fetch it again"
             )
@@ -176,9 +177,9 @@ def task_of(folder: Path, manifest: Mapping[str, Any], tasks: Mapping[str, Task]
     """The task that weights were trained for. ValueError where this version has none with their targets."""
     name = manifest["task"]
     if name not in tasks:
-        raise ValueError(f"{folder}: weights are of task {name!r}; known tasks: {sorted(tasks)}")
+        raise UserError(f"{folder}: weights are of task {name!r}; known tasks: {sorted(tasks)}")
     if sorted(manifest["prior"]) != sorted(tasks[name].targets):
-        raise ValueError(f"{folder}: its targets are not those of task {name!r}; train again with this version")
+        raise UserError(f"{folder}: its targets are not those of task {name!r}; train again with this version")
     return tasks[name]
 
 
@@ -199,7 +200,7 @@ def load(
     wanted = {"locate": {stage.name for stage in task.locators}, "grade": {group.name for group in task.graders}}
     for kind, stages in wanted.items():
         if stages != set(nets[kind]):
-            raise ValueError(f"{folder}: {kind} nets are {sorted(nets[kind])}, {task.name!r} needs {sorted(stages)}")
+            raise UserError(f"{folder}: {kind} nets are {sorted(nets[kind])}, {task.name!r} needs {sorted(stages)}")
     return Bundle(
         task=task,
         manifest=manifest,
@@ -226,8 +227,8 @@ def build_net(config: Mapping[str, Any], *, pretrained: bool = False) -> nn.Modu
     arguments = dict(config)
     kind = arguments.pop("kind", None)
     if kind not in KINDS:
-        raise ValueError(f"net of kind {kind!r}; expected one of {sorted(KINDS)}")
+        raise UserError(f"net of kind {kind!r}; expected one of {sorted(KINDS)}")
     taken = set(inspect.signature(KINDS[kind]).parameters) - {"pretrained"}
     if odd := set(arguments) - taken:
-        raise ValueError(f"a {kind!r} net has no argument {sorted(odd)}; it takes {sorted(taken)}")
+        raise UserError(f"a {kind!r} net has no argument {sorted(odd)}; it takes {sorted(taken)}")
     return KINDS[kind](**arguments, pretrained=pretrained)

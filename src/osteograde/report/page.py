@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from osteograde.errors import UserError
 from osteograde.report import charts, summary
 from osteograde.report import worst_cases as cases
 from osteograde.report.charts import number, table
@@ -32,7 +33,7 @@ def write(folder: Path, out: Path, known: Mapping[str, Task], *, data: Path | No
         studies = evidence.task.read(data, "train")
         evidence = read(folder, known, labels_of(list(studies)))
         if evidence.fold and not {study.id for study in studies} & set(evidence.fold):
-            raise ValueError(f"{data}: holds none of the studies of {folder / 'folds.csv'}; give what was trained on")
+            raise UserError(f"{data}: holds none of the studies of {folder / 'folds.csv'}; give what was trained on")
     text = page(evidence, studies, made)
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(out.name + ".part")

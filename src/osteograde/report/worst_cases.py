@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from osteograde.errors import UserError
 from osteograde.learning.cross_fit import net_name
 from osteograde.models import bundle
 from osteograde.pipeline.crops import site_boxes
@@ -108,13 +109,13 @@ class _Nets:
         names = list(takewhile(self.files.__contains__, (net_name("grade", group, fold, m) for m in count())))
         if not names:
             first = net_name("grade", group, fold)
-            raise ValueError(f"{self.folder}: oof.csv speaks of fold {fold}, the manifest has no {first}; train again")
+            raise UserError(f"{self.folder}: oof.csv speaks of fold {fold}, the manifest has no {first}; train again")
         return [self._loaded(name) for name in names]
 
     def _loaded(self, name: str) -> nn.Module:
         if name not in self.loaded:
             if bundle.sha256(self.folder / name) != self.files[name]["sha256"]:
-                raise ValueError(f"{self.folder / name}: not the file that the manifest describes; fetch it again")
+                raise UserError(f"{self.folder / name}: not the file that the manifest describes; fetch it again")
             self.loaded[name] = bundle.load_net(self.folder / name, self.files[name]["net"])
         return self.loaded[name]
 
