@@ -180,8 +180,8 @@ def weights(folder: Path) -> list[Finding]:
     found = []
     for manifest in sorted(path for place in places for path in place.glob("*/manifest.json")):
         try:
-            facts = bundle.verify(manifest.parent)
-            found.append(Finding(f"weights/{manifest.parent.name}", f"hashes right, task {facts['task']}"))
+            manifest_of = bundle.verify(manifest.parent)
+            found.append(Finding(f"weights/{manifest.parent.name}", f"hashes right, task {manifest_of.task}"))
         except (UserError, OSError) as error:
             found.append(Finding(f"weights/{manifest.parent.name}", "damaged", str(error)))
     return found or [Finding("weights", "none found")]

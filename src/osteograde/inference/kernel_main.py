@@ -63,7 +63,7 @@ def grade(task: str, data: Path, weights: Path, out: Path, devices: list[str], h
         return tally, tally.faults[multi_gpu.DIED] + tally.faults[multi_gpu.DEADLINE]
     known, manifest, studies = run.prepare(task, data, weights)
     tally = Tally(studies=len(studies))
-    sheet = Sheet(known, manifest["prior"], studies, out, submission.template_ids(data) or (), tally)
+    sheet = Sheet(known, manifest.prior, studies, out, submission.template_ids(data) or (), tally)
     sheet.write()
     run.fill(weights, manifest, sheet, device=device.pick(devices[0]), seconds=hours * 3600, say=_say)
     return tally, len(studies) - sheet.done

@@ -161,7 +161,7 @@ def _setting(path: Path, text: str, name: str) -> re.Match[str]:
 def _pin(task: str, weights: Path | None) -> str:
     if weights is None:
         return ""
-    made_for = bundle.verify(weights)["task"]
+    made_for = bundle.verify(weights).task
     if made_for != task:
         raise UserError(f"{weights}: weights of {made_for!r}, expected {task!r}; give --weights made for this task")
     return bundle.sha256(weights / bundle.MANIFEST)

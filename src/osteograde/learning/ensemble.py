@@ -104,13 +104,13 @@ def _check_count(folders: Sequence[Path]) -> None:
 def _digest(task: Task, folder: Path) -> str:
     """Hash of the folds a weights folder was trained on."""
     manifest = bundle.read_manifest(folder)
-    if manifest["task"] != task.name:
-        raise UserError(f"{folder}: weights are of task {manifest['task']!r}, asked for {task.name!r}")
+    if manifest.task != task.name:
+        raise UserError(f"{folder}: weights are of task {manifest.task!r}, asked for {task.name!r}")
     for name in (folds.FILE, OOF):
         if not (folder / name).is_file():
             raise UserError(f"{folder}: no {name}; an ensemble is chosen from folders as train_folds.py left them")
     digest = folds.digest(folder / folds.FILE)
-    if digest != manifest.get("folds", {}).get("sha256", digest):
+    if manifest.folds and manifest.folds.sha256 not in ("", digest):
         raise UserError(f"{folder / 'folds.csv'}: not the one the manifest knows; it was changed after training")
     return digest
 

@@ -26,11 +26,11 @@ def reuse_nets(weights: Path, out: Path, recipe: Recipe, *, without: Collection[
     weights are of another task or seed, were changed, or ``out`` has other folds.
     """
     manifest = bundle.verify(weights)
-    known = manifest["recipe"]
+    known = manifest.recipe
     for what, got, wanted in (
-        ("task", manifest["task"], recipe.task.name),
-        ("seed", known["seed"], recipe.seed),
-        ("number of folds", known["num_folds"], recipe.num_folds),
+        ("task", manifest.task, recipe.task.name),
+        ("seed", known.get("seed"), recipe.seed),
+        ("number of folds", known.get("num_folds"), recipe.num_folds),
     ):
         if got != wanted:
             raise UserError(f"{weights}: {what} is {got!r}, recipe {recipe.name!r} has {wanted!r}; nothing fits")
@@ -47,7 +47,7 @@ def reuse_nets(weights: Path, out: Path, recipe: Recipe, *, without: Collection[
         for stage, plan in plans.items()
         if stage not in without
         for one in nets_of(kind, stage, plan)
-        if _same(one, known[kind].get(stage, {}))
+        if _same(one, known.get(kind, {}).get(stage, {}))
     ]
     return [one.file(k) for one in agreed for k in range(recipe.num_folds) if _taken(weights, out, one, k)]
 

@@ -6,13 +6,13 @@ import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from osteograde.errors import UserError
 from osteograde.learning import folds
 from osteograde.models import bundle
+from osteograde.models.manifest import Manifest
 from osteograde.tasks import tables
 from osteograde.tasks.spec import Grader, Points, Site, Study, Task
 from osteograde.tasks.spec import Point as Landmark
@@ -76,7 +76,7 @@ class Evidence:
 
     folder: Path
     task: Task
-    manifest: Mapping[str, Any]
+    manifest: Manifest
     fold: Mapping[str, int]  # study -> fold
     patient: Mapping[str, str]
     graded: Graded | None
@@ -94,9 +94,9 @@ def read(folder: Path, known: Mapping[str, Task], labels: Mapping[str, Mapping[s
     ValueError where the folder is none, or a table is not what training writes.
     """
     manifest = bundle.read_manifest(folder)
-    if manifest["task"] not in known:
-        raise UserError(f"{folder}: weights are of task {manifest['task']!r}; known tasks: {sorted(known)}")
-    task = known[manifest["task"]]
+    if manifest.task not in known:
+        raise UserError(f"{folder}: weights are of task {manifest.task!r}; known tasks: {sorted(known)}")
+    task = known[manifest.task]
     fold, patient = _folds(folder / folds.FILE)
     graded, points = folder / "oof.csv", folder / "oof_points.csv"
     return Evidence(
