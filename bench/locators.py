@@ -53,8 +53,8 @@ def held_out(run: Path, studies: Sequence, split: folds.Split, trained: Sequence
     said: dict[str, dict] = {}
     for k in trained:
         name = f"locate/{STAGE.name}/fold{k}.safetensors"
-        net = bundle.on_device(bundle.load_net(run / name, manifest["files"][name]["net"]), CPU)
-        nets = predict.Nets([net], manifest["pixels"][STAGE.name], CPU)
+        net = bundle.on_device(bundle.load_net(run / name, manifest.files[name].net), CPU)
+        nets = predict.Nets([net], manifest.pixels[STAGE.name], CPU)
         for study in studies:
             if split.fold_of(study) == k:
                 loaded = load_study(study, TASK)
@@ -176,9 +176,9 @@ def dice_row(said: Mapping[str, dict]) -> dict:
 def cost_row(run: Path) -> dict:
     """GFLOPs and milliseconds of one slice through the net and its decoding to maps, one thread."""
     manifest = bundle.read_manifest(run)
-    name = next(name for name in manifest["files"] if name.startswith(f"locate/{STAGE.name}/"))
-    net = bundle.on_device(bundle.load_net(run / name, manifest["files"][name]["net"]), CPU)
-    side = manifest["pixels"][STAGE.name]
+    name = next(name for name in manifest.files if name.startswith(f"locate/{STAGE.name}/"))
+    net = bundle.on_device(bundle.load_net(run / name, manifest.files[name].net), CPU)
+    side = manifest.pixels[STAGE.name]
     image = torch.rand(1, 4, side, side)
     torch.set_num_threads(1)
     times = []
@@ -192,7 +192,7 @@ def cost_row(run: Path) -> dict:
     return {
         "gflops": round(counter.get_total_flops() / 1e9, 2),
         "ms": round(statistics.median(times), 1),
-        "mb": round(manifest["files"][name]["bytes"] / 1e6, 2),
+        "mb": round(manifest.files[name].bytes / 1e6, 2),
     }
 
 
@@ -206,7 +206,7 @@ def main() -> None:
     if len({folds.digest(run / "folds.csv") for run in runs.values()}) > 1:
         parser.error("the runs were trained on different folds.csv; copy one of them into each --out before training")
     split = folds.read(next(iter(runs.values())) / "folds.csv")
-    every = [set(bundle.read_manifest(run)["folds"]["trained"]) for run in runs.values()]
+    every = [set(bundle.read_manifest(run).folds.trained) for run in runs.values()]
     trained = sorted(set.intersection(*every))  # the folds that all of them have: the same patients for all
     if not trained:
         parser.error("no fold is trained in all of the runs")

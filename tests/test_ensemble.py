@@ -11,7 +11,7 @@ import pytest
 
 from osteograde import cli
 from osteograde.learning import ensemble, folds
-from osteograde.models import bundle
+from osteograde.models.manifest import Manifest, TrainedFolds, read_manifest, write_manifest
 from osteograde.pipeline import voting
 from osteograde.tasks import TASKS
 from osteograde.tasks.spec import Study
@@ -55,11 +55,8 @@ def member(folder: Path, seed: int, noise: float, split: folds.Split, studies=No
             values = [f"{value:.6f}" for value in said_of(study, noise, rng)]
             row, label = KNEES.rows(study.id, study.targets)[0], next(iter(study.labels.values()))
             writer.writerow([row, *values, split.fold[study.id], label])
-    known = {"sha256": folds.digest(folder / "folds.csv")}
-    bundle.write_manifest(
-        folder,
-        {"task": "knee-xray", "files": {}, "pixels": {}, "test_views": 1, "prior": {}, "folds": known},
-    )
+    known = TrainedFolds(sha256=folds.digest(folder / "folds.csv"))
+    write_manifest(folder, Manifest("knee-xray", {}, {}, 1, {}, folds=known))
     return folder
 
 
@@ -178,9 +175,8 @@ def test_intervals_draw_whole_patients(answers):
 
 def changed_folds(folder: Path, split) -> None:
     folds.save(split, folder / "folds.csv")
-    manifest = bundle.read_manifest(folder)
-    manifest.pop("format")
-    bundle.write_manifest(folder, {**manifest, "folds": {"sha256": folds.digest(folder / "folds.csv")}})
+    known = TrainedFolds(sha256=folds.digest(folder / "folds.csv"))
+    write_manifest(folder, replace(read_manifest(folder), folds=known))
 
 
 def test_members_of_other_folds_are_refused(tmp_path, folders):

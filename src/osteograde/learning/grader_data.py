@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from osteograde.errors import UserError
 from osteograde.imaging.geometry import grown
 from osteograde.imaging.resample import crop_stack
 from osteograde.learning.augment import Move, draw_move, resample, shade, still
@@ -184,7 +185,7 @@ def store(
         for file in files:
             file.close()
     if not labels:
-        raise ValueError(f"grader {group.name!r}: no labelled site can be seen in any study; nothing to learn")
+        raise UserError(f"grader {group.name!r}: no labelled site can be seen in any study; nothing to learn")
     log(f"{group.name}: {len(labels)} sites of {len(rows_of)} studies, classes {np.bincount(labels).tolist()}")
     crops = tuple(
         np.memmap(path, np.uint8, "r", shape=(len(labels), *shape)) for path, shape in zip(paths, shapes, strict=True)

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch.nn.functional import grid_sample
 
+from osteograde.errors import UserError
 from osteograde.imaging import image_files
 from osteograde.imaging.geometry import Roi, Volume, apply, grown, to_index
 from osteograde.imaging.resample import crop_stack
@@ -225,7 +226,7 @@ def store(
                 written += item.depth
                 items.append(item)
     if not items:
-        raise ValueError(f"locator {stage.name!r}: no study has an annotated landmark and its view; nothing to learn")
+        raise UserError(f"locator {stage.name!r}: no study has an annotated landmark and its view; nothing to learn")
     log(f"{stage.name}: {len(items)} passes, {written} slices of {side} px")
     slices = np.memmap(path, np.uint8, "r", shape=(written, side, side))
     labels = np.memmap(labels_path, np.uint8, "r", shape=(written, side, side)) if labels_file else None
@@ -272,7 +273,7 @@ def _by_slice(series: Series) -> dict[str, Path]:
     """Label images by the names of the slices, the stems of their files."""
     named = dict(zip((file.stem for file in series.files), series.masks, strict=False))
     if not len(named) == len(series.files) == len(series.masks) or not all(map(image_files.is_image, series.files)):
-        raise ValueError(
+        raise UserError(
             f"series {series.id}: {len(series.masks)} label images for {len(series.files)} files "
             f"of {len(named)} names; expected one for each, and image files of different names; "
             "complete the label images or remove them all"
@@ -284,13 +285,13 @@ def _labels(path: Path, size: tuple[int, ...]) -> np.ndarray:
     try:
         labels = image_files.read_pixels(path)
     except image_files.UnreadableImage as error:
-        raise ValueError(f"{path}: label image cannot be read ({error.code}); replace or remove it") from None
+        raise UserError(f"{path}: label image cannot be read ({error.code}); replace or remove it") from None
     if labels.shape != size:
-        raise ValueError(
+        raise UserError(
             f"{path}: label image has {labels.shape} rows and columns; expected {size} as the image it belongs to"
         )
     if int(labels.max()) > UNKNOWN:
-        raise ValueError(f"{path}: label image holds {int(labels.max())}; expected labels of 0 to {UNKNOWN - 1}")
+        raise UserError(f"{path}: label image holds {int(labels.max())}; expected labels of 0 to {UNKNOWN - 1}")
     return labels.astype(np.uint8)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from osteograde.errors import UserError
 from osteograde.tasks import tables
 from osteograde.tasks.metrics import groups_of, interval
 from osteograde.tasks.priors import as_rows
@@ -62,13 +63,13 @@ def submitted(task: Task, path: Path) -> dict[str, np.ndarray]:
     """{study: (targets, classes)} of a submission. ValueError names what is missing, doubled or of another task."""
     columns, ids, values = tables.read_rows(path)
     if columns != [tables.ROW_ID, *task.classes]:
-        raise ValueError(f"{path}: wrong columns: expected {(tables.ROW_ID, *task.classes)}, found {tuple(columns)}")
+        raise UserError(f"{path}: wrong columns: expected {(tables.ROW_ID, *task.classes)}, found {tuple(columns)}")
     if doubled := tables.duplicates(ids):
-        raise ValueError(f"{path}: row ids more than once: {some(doubled)}")
+        raise UserError(f"{path}: row ids more than once: {some(doubled)}")
     try:
         return tables.by_study(task, dict(zip(ids, values, strict=True)))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def format_table(result: Mapping[str, Any]) -> str:
@@ -145,7 +146,7 @@ def _truth(task: Task, data: Path, probs: Mapping[str, np.ndarray]) -> tuple[Pat
     known = [(path, {study: given for study, given in task.labels(path).items() if given}) for path in paths]
     best = max(known, key=lambda pair: len(set(pair[1]) & set(probs)))  # the first of equals
     if not set(best[1]) & set(probs):
-        raise ValueError(
+        raise UserError(
             f"none of the {len(probs)} submitted studies is labelled in {' or '.join(map(str, paths))}; "
             f"submitted: {some(probs, 3)}; is this the right folder?"
         )
@@ -156,12 +157,12 @@ def _own_labels(task: Task, data: Path, probs: Mapping[str, np.ndarray]) -> tupl
     """The labels that the data themselves give to training: grade folders, or tables of other names."""
     try:
         studies = task.read(Path(data), "train")
-    except ValueError as error:
+    except UserError as error:
         named = " nor ".join(TRUTHS)
-        raise ValueError(f"{data}: holds neither {named}, nor labels of its own ({error}); nothing to score") from error
+        raise UserError(f"{data}: holds neither {named}, nor labels of its own ({error}); nothing to score") from error
     labels = {study.id: study.labels for study in studies if study.labels}
     if not set(labels) & set(probs):
-        raise ValueError(
+        raise UserError(
             f"none of the {len(probs)} submitted studies is labelled in {data}; submitted: {some(probs, 3)}; "
             "is this the right folder?"
         )

@@ -19,6 +19,7 @@ import re
 from functools import partial
 from pathlib import Path
 
+from osteograde.errors import UserError
 from osteograde.imaging import image_files
 from osteograde.imaging.dicom.radiograph import film_outline
 from osteograde.imaging.image_files import find_images, part_folder, unique_names
@@ -56,7 +57,7 @@ def read(root: Path, part: str) -> list[Study]:
         files = [file for file in files if file.parent.name in GRADES]
     if not files:
         kind = "images in grade folders 0 to 4" if part == "train" else "image files (png, jpg, webp, tif, bmp, dcm)"
-        raise ValueError(f"{folder}: no {kind}; give the folder that holds them")
+        raise UserError(f"{folder}: no {kind}; give the folder that holds them")
     made = (
         study_of_image(file, name, part == "train")
         for file, name in zip(files, unique_names(files, folder), strict=True)
@@ -112,11 +113,11 @@ def labels(path: Path) -> dict[str, dict[str, int]]:
     with Path(path).open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
         if not set(GRADE_COLUMNS) <= set(reader.fieldnames or ()):
-            raise ValueError(f"{path}: columns are {reader.fieldnames}; expected {','.join(GRADE_COLUMNS)}")
+            raise UserError(f"{path}: columns are {reader.fieldnames}; expected {','.join(GRADE_COLUMNS)}")
         rows = [(row["row_id"].rpartition("_"), row["grade"].strip()) for row in reader]
     bad = ["".join(parts) for parts, grade in rows if parts[2] not in SIDES or grade not in ("", *GRADES)]
     if bad:
-        raise ValueError(f"{path}: rows without a side or with an unknown grade: {some(bad)}; expected _right or _left")
+        raise UserError(f"{path}: rows without a side or with an unknown grade: {some(bad)}; expected _right or _left")
     found: dict[str, dict[str, int]] = {}
     for (name, _, side), grade in rows:
         if grade:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from osteograde.errors import UserError
 from osteograde.tasks.lumbar_names import CONDITIONS, SHORT, SPINAL, TARGET_OF, TEMPLATE_TARGETS, WEIGHTS
 
 PARTS = (*(SHORT[condition] for condition in CONDITIONS), "any_severe_spinal")
@@ -57,7 +58,7 @@ def counted(
 def tables(labels: Mapping[str, Mapping[str, int]], probs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Labels (S, T) with -1 where unlabelled, and probabilities (S, T, K) of the same studies. See ``score``."""
     if lost := sorted(set(labels) - set(probs)):
-        raise ValueError(f"{len(lost)} labelled studies have no probabilities: {lost[:5]}")
+        raise UserError(f"{len(lost)} labelled studies have no probabilities: {lost[:5]}")
     classes = [[given.get(target, -1) for target in TEMPLATE_TARGETS] for given in labels.values()]
     shape = (len(TEMPLATE_TARGETS), len(WEIGHTS))
     rows = np.zeros((len(labels), *shape))
@@ -72,7 +73,7 @@ def tables(labels: Mapping[str, Mapping[str, int]], probs: Mapping[str, np.ndarr
             for study, row in zip(labels, wrong, strict=True)
             for t in np.flatnonzero(row)
         ]
-        raise ValueError(f"{len(bad)} rows are not finite, negative or do not sum to 1: {bad[:5]}")
+        raise UserError(f"{len(bad)} rows are not finite, negative or do not sum to 1: {bad[:5]}")
     return np.array(classes, int).reshape(len(labels), len(TEMPLATE_TARGETS)), rows
 
 

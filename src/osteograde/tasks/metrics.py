@@ -27,6 +27,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from osteograde.errors import UserError
+
 Labels = Mapping[str, Mapping[str, int]]
 Probs = Mapping[str, np.ndarray]
 
@@ -127,12 +129,12 @@ class OrdinalMetric:
     def cells(self, labels: Labels, probs: Probs) -> Cells:
         """The labelled cells, in the order of ``labels``. See ``score``."""
         if lost := sorted(set(labels) - set(probs)):
-            raise ValueError(f"{len(lost)} labelled studies have no probabilities: {lost[:5]}")
+            raise UserError(f"{len(lost)} labelled studies have no probabilities: {lost[:5]}")
         column = {target: i for i, target in enumerate(self.targets)}
         names = [(study, target, label) for study, given in labels.items() for target, label in given.items()]
         known = range(len(self.grades))
         if odd := [name for name in names if name[1] not in column or name[2] not in known]:
-            raise ValueError(
+            raise UserError(
                 f"{len(odd)} labels (study, target, class) are unknown: {odd[:5]}; "
                 f"targets are {self.targets[:5]}, classes 0 to {known[-1]}"
             )
@@ -143,7 +145,7 @@ class OrdinalMetric:
         wrong = ~np.isfinite(rows).all(1) | (rows < 0).any(1) | ~(np.abs(rows.sum(1) - 1) <= SUM_TOLERANCE)
         if wrong.any():
             bad = [f"{names[i][0]}_{names[i][1]}" for i in np.flatnonzero(wrong)]
-            raise ValueError(f"{len(bad)} rows are not finite, negative or do not sum to 1: {bad[:5]}")
+            raise UserError(f"{len(bad)} rows are not finite, negative or do not sum to 1: {bad[:5]}")
         true = np.array([label for *_, label in names], int)
         return Cells(np.array([index[study] for study, *_ in names], int), true, rows)
 
@@ -334,7 +336,7 @@ def interval(
     there is no study, or ``groups`` does not number the patients of every study without a gap.
     """
     if n < 1 or studies < 1:
-        raise ValueError(f"cannot draw {n} resamples of {studies} studies; both must be at least 1")
+        raise UserError(f"cannot draw {n} resamples of {studies} studies; both must be at least 1")
     member = np.arange(studies) if groups is None else np.asarray(groups)
     patients = int(member.max()) + 1 if len(member) else 0
     if member.shape != (studies,) or np.bincount(member, minlength=patients).min() < 1:
