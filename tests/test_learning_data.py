@@ -174,7 +174,7 @@ def test_the_any_severe_term_puts_sites_of_a_study_together(tmp_path):
     table, known = torch.zeros(2, 5, 3), torch.full((2, 5), -1)
     table[0], known[0] = logits[:5], labels[:5]
     table[1, :3], known[1, :3] = logits[5:], labels[5:]
-    assert torch.allclose(value, metric_loss(table, known, torch.tensor(TASK.weights)), atol=1e-6)
+    assert torch.allclose(value, metric_loss(table, known, torch.tensor(TASK.class_weights)), atol=1e-6)
 
 
 def test_stored_points_are_the_marks(tmp_path):

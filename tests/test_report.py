@@ -227,7 +227,7 @@ def test_a_map_is_made_by_the_fold_that_held_the_study_out(data, judged):
     study, target = graded.studies[case.row], graded.targets[case.row]
     group, _ = evidence.sites[target]
     loaded = load_study(next(one for one in studies if one.id == study), TASK)
-    points = TASK.complete(evidence.located.points(study))
+    points = TASK.fill_missing_landmarks(evidence.located.points(study))
     pixels = evidence.manifest["pixels"][group.name]
     box = {target: site_boxes(group, loaded.volumes, points, pixels)[target]}
     crops = site_crops(group, box, pixels, torch.device("cpu"))

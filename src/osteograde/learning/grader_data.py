@@ -179,7 +179,7 @@ def store(
                 to_index.append(bases)
                 labels.append(loaded.study.labels[site.target])
                 findings.append([loaded.study.findings.get(name, {}).get(site.target, -1) for name in group.findings])
-                mirrorable.append(site.side == "" or group.mirrors)
+                mirrorable.append(site.side == "" or group.laterality_invariant)
     finally:
         for file in files:
             file.close()

@@ -157,7 +157,7 @@ class LocatorData:
             pixel_mm=self.pixel_mm,
             slice_mm=float(np.median([item.slice_mm for item in items])),
             sigma_mm=self.stage.sigma_mm,
-            nowhere=self.stage.absent,
+            nowhere=self.stage.may_be_absent,
             masks=None if labels is None else classes_of(labels[:, 1:-1][keep]),
         )
 

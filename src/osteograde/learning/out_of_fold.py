@@ -58,7 +58,7 @@ def locate_out_of_fold(run: Run) -> tuple[dict[str, dict[str, Point]], dict[str,
             told = _told(run, nets_of("locate", stage.name, plan), k, studies, points, ask)
             for study, landmarks in zip(studies, told, strict=True):
                 found[study.id] |= {name: Point(np.array(mm), sure) for name, (*mm, sure) in landmarks.items()}
-                points[study.id] = dict(task.complete(found[study.id]))
+                points[study.id] = dict(task.fill_missing_landmarks(found[study.id]))
     return found, points
 
 
@@ -73,7 +73,7 @@ def grade_out_of_fold(run: Run, found: Mapping[str, Points], points: Mapping[str
         plan = run.recipe.graders[group.name]
         practised = run.practice if any(one.practice for one in plan.members) else []
         every = (
-            (loaded, dict(task.complete({**points.get(study.id, {}), **loaded.marks})))
+            (loaded, dict(task.fill_missing_landmarks({**points.get(study.id, {}), **loaded.marks})))
             for study in [*run.studies, *practised]
             for loaded in run.loaded([study])
         )

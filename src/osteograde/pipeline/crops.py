@@ -167,5 +167,5 @@ TEST_TIME_VIEWS = ((0.0, 1.0), (6.0, 1.06), (-6.0, 0.96), (0.0, 1.1))
 def test_time_views(group: Grader, count: int) -> list[tuple[float, float, bool]]:
     """(degrees, scale, mirrored) of the first ``count`` looks at a site; where mirror images are graded alike, each
     is seen both ways."""
-    ways = (False, True) if group.mirrors else (False,)
+    ways = (False, True) if group.laterality_invariant else (False,)
     return [(degrees, scale, mirror) for degrees, scale in TEST_TIME_VIEWS for mirror in ways][:count]

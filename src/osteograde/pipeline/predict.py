@@ -191,7 +191,7 @@ def _find(stage: Locator, looks: Sequence[Region], nets: Nets) -> list[np.ndarra
         maps: Callable[..., torch.Tensor] = net.maps  # type: ignore[assignment]
         logits = logits_of(partial(maps, image), nets.device)
         stride = image.shape[-1] // logits.shape[-1]
-        folds.append(probabilities(logits, stack, channel, side, lateral, nowhere=stage.absent))
+        folds.append(probabilities(logits, stack, channel, side, lateral, nowhere=stage.may_be_absent))
     slice_mm = torch.tensor([look.roi.spacing_mm[0] for look in looks], device=nets.device)
     found, pixel_mm = finite_mean(folds), stage.field_mm[1] / max(sides(nets.pixels))
     lost = {int(k) for k in stack[found.isnan().flatten(1).any(1)]}
@@ -239,7 +239,7 @@ def locate_all(
     for stage in task.locators:
         for i, new in enumerate(locate(stage, studies, completed, locators[stage.name])):
             found[i] |= new
-            completed[i] = dict(task.complete(found[i]))
+            completed[i] = dict(task.fill_missing_landmarks(found[i]))
     return found, completed
 
 
@@ -308,4 +308,6 @@ def probability_rows(
 ) -> np.ndarray:
     """(targets, K) in the task's target order, of those asked: what was graded, else the prior of that target."""
     classes = len(task.classes)
-    return np.array([np.asarray(graded.get(target, prior[target]), float)[:classes] for target in task.asked(targets)])
+    return np.array(
+        [np.asarray(graded.get(target, prior[target]), float)[:classes] for target in task.targets_of(targets)]
+    )

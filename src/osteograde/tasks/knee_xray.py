@@ -25,7 +25,7 @@ from osteograde.imaging.image_files import find_images, part_folder, unique_name
 from osteograde.tasks import boxes
 from osteograde.tasks.metrics import OrdinalMetric
 from osteograde.tasks.priors import normalised
-from osteograde.tasks.spec import CropSpec, Grader, Landmark, Locator, Mark, Points, Series, Site, Study, Task, View
+from osteograde.tasks.spec import CropSpec, Grader, Landmark, Locator, Mark, Series, Site, Study, Task, View
 from osteograde.tasks.tables import some
 
 VIEW = "film"
@@ -134,20 +134,13 @@ COUNTS = (3253, 1495, 2175, 1086, 251)
 
 SITES = tuple(Site(side, "kellgren_lawrence", "", side, side) for side in SIDES)
 CROPS = (CropSpec(VIEW, 1, CROP_MM),)
-METRIC = OrdinalMetric(SIDES, GRADES)
-
-
-def complete(points: Points) -> Points:
-    """What was found: nothing tells one knee from the other."""
-    return dict(points)
 
 
 TASK = Task(
     name="knee-xray",
-    slug="",
-    views=(View(VIEW, "AP or PA radiograph", CORONAL, WINDOW, WIDTH_MM, film=True),),
+    views=(View(VIEW, CORONAL, WINDOW, WIDTH_MM, projection=True),),
     classes=tuple(f"kl_{grade}" for grade in GRADES),
-    weights=(1.0,) * len(GRADES),
+    class_weights=(1.0,) * len(GRADES),
     locators=(
         Locator(
             "joint",
@@ -155,21 +148,15 @@ TASK = Task(
             tuple(Landmark(side, channel="joint", side=side) for side in SIDES),
             field_mm=(400.0, 400.0),
             sigma_mm=5.0,
-            absent=True,
+            may_be_absent=True,
             own_midline=True,
         ),
     ),
-    graders=(Grader("kl", SITES, CROPS, partial(boxes.around, SITES, CROPS, REACH_MM), mirrors=True),),
-    targets=SIDES,
+    graders=(Grader("kl", SITES, CROPS, partial(boxes.around, SITES, CROPS, REACH_MM), laterality_invariant=True),),
     prior=dict.fromkeys(SIDES, normalised(COUNTS)),
     read=read,
-    labels=labels,
-    score=METRIC.score,
-    counted=METRIC.counted,
-    complete=complete,
-    score_groups=METRIC.groups,
-    rows_vary=True,
-    higher_is_better=METRIC.higher_is_better,
-    confusion=METRIC.confusion,
-    patient=patient_of,
+    read_labels=labels,
+    metric=OrdinalMetric(SIDES, GRADES),
+    per_study_targets=True,
+    patient_of=patient_of,
 )

@@ -20,6 +20,7 @@ from osteograde.tasks.lumbar_names import FORAMINAL, SPINAL, SUBARTICULAR, WEIGH
 from osteograde.tasks.priors import normalised
 from osteograde.tasks.spec import (
     Boxes,
+    Competition,
     CropSpec,
     Grader,
     Landmark,
@@ -46,7 +47,7 @@ FILLED = 0.01  # confidence of a point that was not seen
 REACH_MM = {"sag_t1": 6.0, "sag_t2": 6.0, "axi_t2": 8.0}
 
 
-def complete(points: Points) -> Points:
+def fill_missing_landmarks(points: Points) -> Points:
     """The points found, and those that geometry can tell from them with a confidence of 0.01.
 
     Canal points come from the foramina of both sides, else along the line of the other levels (two at least). Foramina
@@ -103,7 +104,8 @@ def _published(condition: str) -> dict[str, tuple[float, ...]]:
 
 def _prior() -> dict[str, tuple[float, ...]]:
     by_level = {condition: _published(condition) for condition in COUNTS}
-    return {name: by_level[target.condition][target.level] for name, target in lumbar_names.TARGET_OF.items()}
+    targets = (lumbar_names.TARGET_OF[name] for name in lumbar_names.TEMPLATE_TARGETS)
+    return {target.name: by_level[target.condition][target.level] for target in targets}
 
 
 def _locators() -> tuple[Locator, ...]:
@@ -147,25 +149,23 @@ def _grader(name: str, condition: str, crops: tuple[CropSpec, ...], *, any_sever
 
 TASK = Task(
     name="lumbar-mr",
-    slug="rsna-2024-lumbar-spine-degenerative-classification",
     views=tuple(  # a sagittal stack of unknown contrast is taken for the first sagittal view
-        View(name, lumbar_names.SERIES_DESCRIPTIONS[name], AXIAL if name == "axi_t2" else SAGITTAL)
-        for name in ("sag_t2", "sag_t1", "axi_t2")
+        View(name, AXIAL if name == "axi_t2" else SAGITTAL) for name in ("sag_t2", "sag_t1", "axi_t2")
     ),
     classes=lumbar_names.CLASSES,
-    weights=WEIGHTS,
+    class_weights=WEIGHTS,
     locators=_locators(),
     graders=(
         _grader("spinal", SPINAL, (CropSpec("sag_t2", 3, 56.0), CropSpec("axi_t2", 3, 64.0)), any_severe=True),
         _grader("foraminal", FORAMINAL, (CropSpec("sag_t1", 5, 48.0),)),
         _grader("subarticular", SUBARTICULAR, (CropSpec("axi_t2", 3, 56.0), CropSpec("sag_t2", 3, 48.0))),
     ),
-    targets=lumbar_names.TEMPLATE_TARGETS,
     prior=_prior(),
     read=lumbar_tables.read,
-    labels=lumbar_tables.read_labels,
-    score=lumbar_metric.score,
-    counted=lumbar_metric.counted,
-    complete=complete,
-    score_groups=lumbar_metric.PARTS,
+    read_labels=lumbar_tables.read_labels,
+    metric=lumbar_metric.LumbarMetric(),
+    fill_missing_landmarks=fill_missing_landmarks,
+    competition=Competition(
+        "rsna-2024-lumbar-spine-degenerative-classification", hours=9.0, studies=700, memory_gib=30.0
+    ),
 )

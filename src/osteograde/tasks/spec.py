@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -84,22 +85,21 @@ Boxes = Mapping[str, Mapping[str, tuple[Volume, Roi]]]  # site -> view -> the st
 
 @dataclass(frozen=True)
 class View:
-    """A kind of series. ``directions``: unit LPS rows that a stack's (D, H, W) axes are turned to, e.g. sagittal
-    (left, feet, back), so that every net sees every patient the same way up.
+    """A kind of series, for example sagittal T2.
 
-    window: percentiles of a series' grey values that become black and white. width_mm: what images without a pixel
-    size are taken to be wide, (landscape, portrait or square); slice_mm: and how thick. film: files are projections,
-    one image each. needed: a study without it is incomplete.
+    directions: unit LPS rows to which the (D, H, W) axes of a stack are turned, e.g. sagittal (left, feet, back), so
+    that every net sees every patient the same way up. window: percentiles of a series' grey values that become black
+    and white. width_mm: the width that is assumed for images without a pixel size, as (landscape, portrait or square).
+    projection: the files are radiographs, one image each, not slices. required: a study without this view is
+    incomplete, which is counted.
     """
 
     name: str
-    description: str  # how the tables call it
     directions: tuple[tuple[float, float, float], ...]
     window: tuple[float, float] = (0.5, 99.5)
     width_mm: tuple[float, float] = (280.0, 280.0)
-    slice_mm: float = 4.0
-    film: bool = False
-    needed: bool = True
+    projection: bool = False
+    required: bool = True
 
     def along(self, volume: Volume) -> float:
         """How nearly parallel a stack's slices lie to those of the view: |cosine|, 1 = parallel."""
@@ -140,8 +140,8 @@ class Locator:
     near_mm: how far in-plane a landmark may lie from the one it is ``near``, where that was found.
     sigma_mm: spread of the heatmap target in-plane. far_mm: a prompt further than this from every slice finds nothing.
     whole: the net sees the image as far as it goes, and ``field_mm`` is only its usual size: for images whose size in
-    mm is not to be relied on. absent: landmarks may be missing from an image that should show them; the net learns to
-    say so. own_midline: the patient's midline is x = 0 (films), whatever the image's centre is.
+    mm is not to be relied on. may_be_absent: landmarks may be missing from an image that should show them; the
+    net learns to say so. own_midline: the patient's midline is x = 0 (films), whatever the image's centre is.
     """
 
     name: str
@@ -155,7 +155,7 @@ class Locator:
     apart_mm: tuple[float, float] | None = None
     near_mm: float = 20.0
     whole: bool = False
-    absent: bool = False
+    may_be_absent: bool = False
     own_midline: bool = False
 
     @property
@@ -219,34 +219,86 @@ class Grader:
     rois: Callable[[Volumes, Points, Pixels], Boxes]
     any_severe: bool = False  # adds the any-severe term over the sites of a study to the loss
     findings: tuple[str, ...] = ()
-    mirrors: bool = False  # a site and its mirror image are graded alike: so it is learnt and seen a second time
+    laterality_invariant: bool = False  # a site and its mirror image are graded alike: so it is learnt and seen twice
+
+
+Labels = Mapping[str, Mapping[str, int]]  # study -> target -> class index; unlabelled targets are absent
+Probabilities = Mapping[str, np.ndarray]  # study -> (targets, classes), in the order of the task
+
+
+class Metric(Protocol):
+    """How a task is scored. ``parts``: names of the figures in their order, of which "score", the official one, is the
+    last. ``higher_is_better``: those of the parts of which more is better; of all others less is."""
+
+    @property
+    def parts(self) -> tuple[str, ...]: ...
+
+    @property
+    def higher_is_better(self) -> frozenset[str]: ...
+
+    def score(self, labels: Labels, probs: Probabilities) -> dict[str, float]:
+        """Every part; NaN where the labels leave one undefined. Studies without labels are ignored. ValueError where a
+        labelled study has no probabilities, or they are not finite, negative, or do not sum to 1."""
+        ...
+
+    def bootstrap_statistic(self, labels: Labels, probs: Probabilities) -> Callable[[np.ndarray], np.ndarray]:
+        """The same score as a function of how often each of the labelled studies was drawn: counts (B, studies), in
+        the order of ``labels``, to (B, parts). Resampling is cheap with it."""
+        ...
+
+    def confusion(self, labels: Labels, probs: Probabilities) -> np.ndarray | None:
+        """(K, K) numbers of labelled targets, rows the truth, columns the most probable class; None where the task
+        shows no such table."""
+        ...
+
+
+@dataclass(frozen=True)
+class Competition:
+    """What a code competition on Kaggle allows: the slug in its address, the hours and the memory of a run, and how
+    many studies its hidden test set holds."""
+
+    slug: str
+    hours: float
+    studies: int
+    memory_gib: float
 
 
 @dataclass(frozen=True)
 class Task:
-    """A competition: what a study may hold, what is found, what is graded, how it is read and scored."""
+    """What a study may hold, what is found in it, what is graded, and how that is read and scored.
+
+    classes: columns of the submission. class_weights: their weights in the loss, the calibration and the prior.
+    prior: target -> class probabilities where nothing can be seen; its order is that of the submitted rows.
+    read(root, "train" or "test"): the studies of a folder, lazily: tables and paths, no voxels. read_labels(path): a
+    table of truth as {study: {target: class index}}. fill_missing_landmarks: adds to the points found those that
+    geometry can tell from them; points that were found stay as they are. per_study_targets: studies have some of the
+    targets only (``Study.targets``). patient_of: the patient whose study an id names; patients are resampled whole.
+    """
 
     name: str
-    slug: str  # the competition's name on Kaggle; "" where there is none
     views: tuple[View, ...]
-    classes: tuple[str, ...]  # columns of the submission
-    weights: tuple[float, ...]  # of the classes, in loss and metric
+    classes: tuple[str, ...]
+    class_weights: tuple[float, ...]
     locators: tuple[Locator, ...]
     graders: tuple[Grader, ...]
-    targets: tuple[str, ...]  # in the order of the template
-    prior: Mapping[str, tuple[float, ...]]  # target -> class probabilities where nothing can be seen
-    read: Callable[[Path, str], list[Study]]  # (root, "train" or "test"); lazy: tables and paths, no voxels
-    labels: Callable[[Path], dict[str, dict[str, int]]]  # a table of truth -> {study: {target: class}}
-    score: Callable[[Mapping[str, Mapping[str, int]], Mapping[str, np.ndarray]], dict[str, float]]
-    # the same score as a function of how often each of the labelled studies counts: (B, studies) -> (B, parts), the
-    # parts in the order of ``score``'s; what makes resampling cheap
-    counted: Callable[[Mapping[str, Mapping[str, int]], Mapping[str, np.ndarray]], Callable[[np.ndarray], np.ndarray]]
-    complete: Callable[[Points], Points]  # fills what can be told by geometry from what was found
-    score_groups: tuple[str, ...] = ()
-    rows_vary: bool = False  # studies have some of the targets only (``Study.targets``)
-    higher_is_better: frozenset[str] = frozenset()  # parts of the score, "score" among them; of all others lower is
-    confusion: Callable[[Mapping[str, Mapping[str, int]], Mapping[str, np.ndarray]], np.ndarray] | None = None
-    patient: Callable[[str], str] = str  # whose study an id names: patients are resampled whole; default: own each
+    prior: Mapping[str, tuple[float, ...]]
+    read: Callable[[Path, str], list[Study]]
+    read_labels: Callable[[Path], dict[str, dict[str, int]]]
+    metric: Metric
+    fill_missing_landmarks: Callable[[Points], Points] = dict
+    per_study_targets: bool = False
+    patient_of: Callable[[str], str] = str
+    competition: Competition | None = None
+
+    @property
+    def slug(self) -> str:
+        """The competition's name in its address on Kaggle; "" for a task without one."""
+        return self.competition.slug if self.competition else ""
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Names of what is graded, in the order of the submitted rows."""
+        return tuple(self.prior)
 
     def __post_init__(self) -> None:
         found: set[str] = set()
@@ -257,14 +309,12 @@ class Task:
         graded = [site.target for group in self.graders for site in group.sites]
         if sorted(graded) != sorted(self.targets):
             odd = sorted(set(graded) ^ set(self.targets)) or sorted({t for t in graded if graded.count(t) > 1})
-            raise ValueError(f"{self.name}: every target must be graded once; look at {odd[:5]}")
+            raise ValueError(f"{self.name}: every target of the prior must be graded once; look at {odd[:5]}")
         for group in self.graders:
             if lost := {crop.view for crop in group.crops} - views:
                 raise ValueError(f"{self.name}: grader {group.name!r} reads {sorted(lost)}; views are {sorted(views)}")
             if lost := {site.landmark for site in group.sites} - found:
                 raise ValueError(f"{self.name}: grader {group.name!r} needs {sorted(lost)}, which no locator finds")
-        if set(self.prior) != set(self.targets):
-            raise ValueError(f"{self.name}: the prior must name every target once")
 
     def _check_locate(self, stage: Locator, found: set[str], views: set[str]) -> None:
         if lost := {stage.view, *(view for view, _ in stage.looks)} - views:
@@ -289,11 +339,12 @@ class Task:
         return best.name if best.shows(volume) else ""
 
     def rows(self, study: str, targets: Sequence[str] = ()) -> list[str]:
-        """The submitted row ids of a study, in the template's order; ``targets``: those asked, if not all."""
-        return [f"{study}_{target}" for target in self.asked(targets)]
+        """The submitted row ids of a study, in the order of ``targets_of``."""
+        return [f"{study}_{target}" for target in self.targets_of(targets)]
 
-    def asked(self, targets: Sequence[str] = ()) -> tuple[str, ...]:
-        """The targets of a study in the template's order; none named = all."""
+    def targets_of(self, targets: Sequence[str] = ()) -> tuple[str, ...]:
+        """Those of the task's targets that a study has, in the task's order. ``targets``: ``Study.targets``, where none
+        named means all."""
         return tuple(target for target in self.targets if target in targets) if targets else self.targets
 
 

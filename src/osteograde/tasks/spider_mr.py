@@ -46,7 +46,7 @@ SCALE = (0.5, 3.0)  # beyond these the distances are not those of discs
 FILLED = 0.01  # confidence of a point that was not seen
 
 
-def complete(points: Points) -> Points:
+def fill_missing_landmarks(points: Points) -> Points:
     """The points found, and missing levels on the line of at least two others of the same view."""
     filled: dict[str, Point] = {}
     for view in ("t2", "t1"):
@@ -116,14 +116,12 @@ SITES = tuple(
     Site(level, "pfirrmann", level, landmark=landmark("t2", level), also=(landmark("t1", level),)) for level in LEVELS
 )
 CROPS = tuple(CropSpec(view, 1, FIELD_MM) for view in VIEWS)
-METRIC = OrdinalMetric(LEVELS, spider_files.GRADES)
 
 TASK = Task(
     name="spider",
-    slug="",
-    views=tuple(View(view, f"sagittal {view.upper()}", SAGITTAL, needed=False) for view in VIEWS),
+    views=tuple(View(view, SAGITTAL, required=False) for view in VIEWS),
     classes=tuple(f"pfirrmann_{grade}" for grade in spider_files.GRADES),
-    weights=(1.0,) * len(spider_files.GRADES),
+    class_weights=(1.0,) * len(spider_files.GRADES),
     locators=(
         Locator(
             "disc",
@@ -139,15 +137,10 @@ TASK = Task(
         ),
     ),
     graders=(Grader("pfirrmann", SITES, CROPS, partial(rois, SITES, CROPS), findings=tuple(spider_files.FINDINGS)),),
-    targets=LEVELS,
     prior={level: normalised(COUNTS[level]) for level in LEVELS},
     read=spider_files.read,
-    labels=spider_files.labels,
-    score=METRIC.score,
-    counted=METRIC.counted,
-    complete=complete,
-    score_groups=METRIC.groups,
-    patient=spider_files.patient_of,
-    higher_is_better=METRIC.higher_is_better,
-    confusion=METRIC.confusion,
+    read_labels=spider_files.labels,
+    metric=OrdinalMetric(LEVELS, spider_files.GRADES),
+    fill_missing_landmarks=fill_missing_landmarks,
+    patient_of=spider_files.patient_of,
 )
