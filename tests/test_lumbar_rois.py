@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from osteograde.imaging import geometry
 from osteograde.imaging.geometry import Volume
 from osteograde.tasks import lumbar_mr as lumbar_rois
-from osteograde.tasks.boxes import box as box_within
-from osteograde.tasks.boxes import canonical
 from osteograde.tasks.lumbar_mr import TASK
+from osteograde.tasks.regions import box_around as box_within
+from osteograde.tasks.regions import canonical
 from osteograde.tasks.spec import Point
 from osteograde.tasks.spine import LEVELS
 
@@ -138,7 +138,7 @@ def test_a_whole_study_gets_every_box_centred_on_its_landmark():
     }
     points = all_points()
     for group in TASK.graders:
-        boxes = group.rois(volumes, points, 64)
+        boxes = group.regions(volumes, points, 64)
         assert list(boxes) == [site.target for site in group.sites]
         for site in group.sites:
             assert list(boxes[site.target]) == [crop.view for crop in group.crops]
@@ -190,7 +190,7 @@ def test_only_left_boxes_are_mirrored(side, same):
 def test_the_stack_whose_slices_come_closest_is_read():
     near, far = axial("l4_l5", series="9"), axial("l3_l4", series="1")
     volumes = {"axi_t2": [far, near]}
-    boxes = GRADERS["spinal"].rois(volumes, canal_points(), 16)
+    boxes = GRADERS["spinal"].regions(volumes, canal_points(), 16)
     assert boxes["spinal_canal_stenosis_l4_l5"]["axi_t2"][0] is near
     assert boxes["spinal_canal_stenosis_l3_l4"]["axi_t2"][0] is far
     assert set(boxes) == {"spinal_canal_stenosis_l4_l5", "spinal_canal_stenosis_l3_l4"}
@@ -220,9 +220,9 @@ def test_a_point_outside_of_the_picture_is_not_seen():
 
 def test_sites_without_landmark_or_without_any_view_are_left_out():
     points = all_points()
-    assert GRADERS["foraminal"].rois({"sag_t2": [sagittal()], "sag_t1": []}, points, 8) == {}
+    assert GRADERS["foraminal"].regions({"sag_t2": [sagittal()], "sag_t1": []}, points, 8) == {}
     del points["recess_left_l1_l2"]
-    boxes = GRADERS["subarticular"].rois({"sag_t2": [sagittal()]}, points, 8)
+    boxes = GRADERS["subarticular"].regions({"sag_t2": [sagittal()]}, points, 8)
     assert len(boxes) == 9 and "left_subarticular_stenosis_l1_l2" not in boxes
     assert all(list(views) == ["sag_t2"] for views in boxes.values())
 

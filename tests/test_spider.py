@@ -29,7 +29,7 @@ needs_data = pytest.mark.skipif(
 OVERVIEW = "new_file_name,PixelSpacing,SliceThickness,SpacingBetweenSlices\n"
 GRADINGS = "Patient,IVD label,Disc narrowing,Disc bulging,Pfirrman grade\n"
 BOXES = "slice,ivd_label,x0,y0,x1,y1\n"
-ROIS = TASK.graders[0].rois
+ROIS = TASK.graders[0].regions
 
 
 def picture(path: Path, shape=(40, 30), grey=None) -> None:

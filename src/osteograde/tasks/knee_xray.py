@@ -22,10 +22,10 @@ from pathlib import Path
 from osteograde.imaging import image_files
 from osteograde.imaging.dicom.radiograph import film_outline
 from osteograde.imaging.image_files import find_images, part_folder, unique_names
-from osteograde.tasks import boxes
 from osteograde.tasks.metrics import OrdinalMetric
 from osteograde.tasks.priors import normalised
-from osteograde.tasks.spec import CropSpec, Grader, Landmark, Locator, Mark, Series, Site, Study, Task, View
+from osteograde.tasks.regions import boxes_around_sites, whole_stack_region
+from osteograde.tasks.spec import Crop, Grader, Landmark, Locator, Mark, Series, Site, Study, Task, View
 from osteograde.tasks.tables import some
 
 VIEW = "film"
@@ -127,13 +127,15 @@ def labels(path: Path) -> dict[str, dict[str, int]]:
 CORONAL = ((0.0, 1.0, 0.0), (0.0, 0.0, -1.0), (1.0, 0.0, 0.0))  # an AP film as it is hung: patient's left on its right
 WINDOW = (5.0, 99.0)  # percentiles over the whole film (Tiulpin et al., Scientific Reports 8:1727, 2018)
 WIDTH_MM = (400.0, 220.0)  # of a film that does not say: both knees, or one
+FILM_MM = (400.0, 400.0)  # field of the locator
 REACH_MM = {VIEW: float("inf")}  # a projection shows what lies at any depth
 
 # Knees per grade in the Osteoarthritis Initiative's baseline as published with the crops (doi 10.17632/56rmx5bjcr.1).
 COUNTS = (3253, 1495, 2175, 1086, 251)
 
-SITES = tuple(Site(side, "kellgren_lawrence", "", side, side) for side in SIDES)
-CROPS = (CropSpec(VIEW, 1, CROP_MM),)
+JOINTS = tuple(Landmark(side, channel="joint", side=side) for side in SIDES)
+SITES = tuple(Site(side, "kellgren_lawrence", "", side, (side,)) for side in SIDES)
+CROPS = (Crop("joint", VIEW, 1, CROP_MM),)
 
 
 TASK = Task(
@@ -144,15 +146,17 @@ TASK = Task(
     locators=(
         Locator(
             "joint",
-            VIEW,
-            tuple(Landmark(side, channel="joint", side=side) for side in SIDES),
-            field_mm=(400.0, 400.0),
+            JOINTS,
+            (VIEW,),
+            partial(whole_stack_region, VIEW, JOINTS, FILM_MM, midline_mm=0.0),  # of films as ``load`` places them
+            FILM_MM,
             sigma_mm=5.0,
             may_be_absent=True,
-            own_midline=True,
         ),
     ),
-    graders=(Grader("kl", SITES, CROPS, partial(boxes.around, SITES, CROPS, REACH_MM), laterality_invariant=True),),
+    graders=(
+        Grader("kl", SITES, CROPS, partial(boxes_around_sites, SITES, CROPS, REACH_MM), laterality_invariant=True),
+    ),
     prior=dict.fromkeys(SIDES, normalised(COUNTS)),
     read=read,
     read_labels=labels,
