@@ -53,7 +53,7 @@ def judged_folder(data: Path, out: Path) -> Path:
         for group in task.graders:
             for study, new in zip(held, predict.grade(group, volumes, completed, nets[group.name]), strict=True):
                 graded[study.id] |= new
-    priors = {k: weighted_prior(split.training(studies, k), task.targets, task.weights) for k in run.folds}
+    priors = {k: weighted_prior(split.training(studies, k), task.targets, task.class_weights) for k in run.folds}
     out_of_fold.save_points(run, found, out / "oof_points.csv")
     out_of_fold.save_graded(run, graded, priors, out / "oof.csv")
     oof = out_of_fold.OutOfFold(found, points, graded)

@@ -14,6 +14,7 @@ from osteograde.learning import ensemble, folds
 from osteograde.models.manifest import Manifest, TrainedFolds, read_manifest, write_manifest
 from osteograde.pipeline import voting
 from osteograde.tasks import TASKS
+from osteograde.tasks.metrics import OrdinalMetric
 from osteograde.tasks.spec import Study
 
 KNEES = TASKS["knee-xray"]
@@ -92,7 +93,7 @@ def slow_score(answers, numbers, rule, keep) -> float:
                 rows = answers.tables[list(numbers), s, t]
                 if np.isfinite(rows).all():
                     probs[study][t] = voting.vote(rows[:, None], rule)[1][0]
-    return KNEES.score(labels, probs)["score"]
+    return KNEES.metric.score(labels, probs)["score"]
 
 
 def test_the_choice_is_the_best_of_every_subset_and_rule(folders, answers, tmp_path):
@@ -145,13 +146,16 @@ def test_the_best_of_many_equals_looks_better_than_it_is(tmp_path, split):
 
 
 def test_where_less_is_better_the_least_is_chosen(folders):
-    at = KNEES.score_groups.index("mae")
+    at = KNEES.metric.parts.index("mae")
 
-    def counted(labels, probs):
-        parts = KNEES.counted(labels, probs)
-        return lambda counts: parts(counts)[:, [at]]
+    class OnlyMae(OrdinalMetric):
+        higher_is_better = frozenset()
 
-    task = replace(TASK, counted=counted, higher_is_better=frozenset())
+        def bootstrap_statistic(self, labels, probs):
+            parts = super().bootstrap_statistic(labels, probs)
+            return lambda counts: parts(counts)[:, [at]]
+
+    task = replace(TASK, metric=OnlyMae(KNEES.targets, tuple("01234")))
     result = ensemble.choose(task, folders, Path("data"), log=lambda text: None, bootstrap=5)
     assert result["better"] == "lower"
     assert result["naive"]["score"] <= min(one["score"] for one in result["singles"].values())

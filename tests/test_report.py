@@ -228,7 +228,7 @@ def test_a_map_is_made_by_the_fold_that_held_the_study_out(data, judged):
     study, target = graded.studies[case.row], graded.targets[case.row]
     group, _ = evidence.sites[target]
     loaded = load_study(next(one for one in studies if one.id == study), TASK)
-    points = TASK.complete(evidence.located.points(study))
+    points = TASK.fill_missing_landmarks(evidence.located.points(study))
     pixels = evidence.manifest.pixels[group.name]
     box = {target: site_boxes(group, loaded.volumes, points, pixels)[target]}
     crops = site_crops(group, box, pixels, torch.device("cpu"))
@@ -236,12 +236,12 @@ def test_a_map_is_made_by_the_fold_that_held_the_study_out(data, judged):
     for k in ("0", "1"):
         name = f"grade/{group.name}/fold{k}.safetensors"
         net = bundle.load_net(judged / name, evidence.manifest.files[name].net)
-        maps[k] = grad_cam(net, crops.views, crops.present, torch.tensor([graded.probs[case.row].argmax()]))
+        maps[k] = grad_cam(net, crops.images, crops.present, torch.tensor([graded.probs[case.row].argmax()]))
     views = [v for v, spec in enumerate(group.crops) if spec.view in box[target]]
     own, other = maps[folds[study]], maps["1" if folds[study] == "0" else "0"]
     for v, shown in zip(views, case.predicted, strict=True):
         np.testing.assert_allclose(shown.heat, own[v][0, shown.number - 1].numpy(), atol=1e-5)
-        np.testing.assert_allclose(shown.crop, crops.views[v][0, shown.number - 1].numpy())
+        np.testing.assert_allclose(shown.crop, crops.images[v][0, shown.number - 1].numpy())
     assert max(float((a - b).abs().max()) for a, b in zip(own, other, strict=True)) > 0.05
 
 

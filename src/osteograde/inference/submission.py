@@ -186,7 +186,7 @@ def flags_of(task: Task, loaded: Loaded, points: Mapping[str, Point], graded: Ma
     """The flags of one study's rows: what was lost in reading it, rows on the prior, landmarks and grades in doubt."""
     sites = {site.target: site for group in task.graders for site in group.sites}
     study, found = loaded.study, []
-    for target in task.asked(study.targets):
+    for target in task.targets_of(study.targets):
         row = f"{study.id}_{target}"
         found += [(row, code, count) for code, count in sorted(loaded.faults.items())]
         found += [(row, reason, 1) for reason in _doubts(task, sites[target], points, graded)]
@@ -299,7 +299,7 @@ class Sheet:
         self.done += 1
         tally.findings += findings_of(self.task, study.id, result.graded)
         tally.flags += flags_of(self.task, result.loaded, result.points, result.graded)
-        tally.on_prior += len(self.task.asked(study.targets)) - len(result.graded)
+        tally.on_prior += len(self.task.targets_of(study.targets)) - len(result.graded)
 
     def leave(self, why: str) -> None:
         """Flag the rows of studies that were not reached."""

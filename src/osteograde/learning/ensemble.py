@@ -52,7 +52,7 @@ class Answers:
     @property
     def sign(self) -> float:
         """1 where a higher score is better, else -1."""
-        return 1.0 if "score" in self.task.higher_is_better else -1.0
+        return 1.0 if "score" in self.task.metric.higher_is_better else -1.0
 
 
 def gather(task: Task, folders: Sequence[Path], data: Path) -> Answers:
@@ -190,7 +190,7 @@ def _worths(answers: Answers, choice: Choice) -> np.ndarray:
 
 def _statistic(answers: Answers, said: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """The task's score alone as a function of counts (B, S) -> (B,)."""
-    parts = answers.task.counted(answers.labels, dict(zip(answers.studies, said, strict=True)))
+    parts = answers.task.metric.bootstrap_statistic(answers.labels, dict(zip(answers.studies, said, strict=True)))
     return lambda counts: np.asarray(parts(counts)).reshape(len(counts), -1)[:, -1]
 
 

@@ -57,7 +57,9 @@ def train(
         fold_of = {study.id: split.fold_of(study) for study in studies}
         graded, calibrations = cross_fitted(recipe.task, studies, fold_of, graded, recipe.calibrate_balance)
     oof = OutOfFold(found, points, graded)
-    priors = {k: weighted_prior(split.training(studies, k), recipe.task.targets, recipe.task.weights) for k in chosen}
+    priors = {
+        k: weighted_prior(split.training(studies, k), recipe.task.targets, recipe.task.class_weights) for k in chosen
+    }
     out_of_fold.save_graded(run, graded, priors, out / "oof.csv")
     scores = {"locate": point_errors(run, found), "grade": grade_scores(run, oof, priors)}
     if findings := evaluate.finding_scores(
@@ -146,13 +148,13 @@ def grade_scores(run: Run, oof: OutOfFold, priors: Mapping[int, Mapping]) -> dic
     }
     scores: dict[str, Any] = {"studies": len(held)}
     for name, table in tables.items():
-        scores[name] = {part: _plain(value) for part, value in task.score(labels, table).items()}
-    statistic = task.counted(labels, tables["model"])
+        scores[name] = {part: _plain(value) for part, value in task.metric.score(labels, table).items()}
+    statistic = task.metric.bootstrap_statistic(labels, tables["model"])
     rng, groups = np.random.default_rng(run.recipe.seed), groups_of([study.patient for study in held])
     low, high = interval(statistic, len(held), BOOTSTRAP, rng, groups=groups)
-    names = [*task.score_groups, "score"]
     scores["interval_95"] = {
-        part: [_plain(a), _plain(b)] for part, a, b in zip(names, np.atleast_1d(low), np.atleast_1d(high), strict=True)
+        part: [_plain(a), _plain(b)]
+        for part, a, b in zip(task.metric.parts, np.atleast_1d(low), np.atleast_1d(high), strict=True)
     }
     return scores
 
@@ -172,7 +174,7 @@ def seal(run: Run, data: Path, scores: Mapping[str, Any], calibrations: Mapping[
                 config = bundle.config_of(one.plan.net)
                 for k in run.folds:
                     files[one.file(k)] = bundle.file_entry(run.out, one.file(k), config)
-    prior = weighted_prior(run.studies, task.targets, task.weights)
+    prior = weighted_prior(run.studies, task.targets, task.class_weights)
     manifest = Manifest(
         task=task.name,
         files=files,

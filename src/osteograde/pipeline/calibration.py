@@ -121,7 +121,7 @@ def cross_fitted(
 def _class_weights(task: Task, labels: np.ndarray, balance: float) -> np.ndarray:
     """(K,) the task's class weights, times the frequency of the classes to the power of minus ``balance``."""
     counts = np.bincount(labels, minlength=len(task.classes))
-    return np.asarray(task.weights) * (np.maximum(counts, 1) / len(labels)) ** -balance
+    return np.asarray(task.class_weights) * (np.maximum(counts, 1) / len(labels)) ** -balance
 
 
 def _labelled(task: Task, group: Grader, studies: Sequence[Study], fold_of: Mapping[str, int], graded: Graded):

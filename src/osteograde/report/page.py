@@ -129,7 +129,7 @@ def score_table(evidence: Evidence) -> str:
     scores = evidence.manifest.scores.grade
     if not scores:
         return "<p>The manifest holds no scores.</p>"
-    better, prior = evidence.task.higher_is_better, scores.get("prior", {})
+    better, prior = evidence.task.metric.higher_is_better, scores.get("prior", {})
     body = []
     for name, value in scores["model"].items():
         low, high = scores.get("interval_95", {}).get(name, (None, None))

@@ -36,11 +36,11 @@ def score_submission(
     both = {study: given for study, given in labels.items() if study in probs}
     shape = (len(task.targets), len(task.classes))
     prior, uniform = as_rows(task.prior, task.targets), np.full(shape, 1 / shape[1])
-    names = list(task.score(both, probs))
+    names = list(task.metric.score(both, probs))
     ends: list[tuple[float, float]] = []
     if bootstrap:
-        groups = groups_of([task.patient(study) for study in both])
-        low, high = interval(task.counted(both, probs), len(both), bootstrap, rng, groups=groups)
+        groups = groups_of([task.patient_of(study) for study in both])
+        low, high = interval(task.metric.bootstrap_statistic(both, probs), len(both), bootstrap, rng, groups=groups)
         ends = list(zip(low, high, strict=True))
     return {
         "task": task.name,
@@ -49,11 +49,11 @@ def score_submission(
         "unlabelled": len(set(probs) - set(both)),
         "unsubmitted": len(set(labels) - set(both)),
         "bootstrap": bootstrap,
-        "score": _plain(task.score(both, probs)),
+        "score": _plain(task.metric.score(both, probs)),
         "interval": {name: [_finite(a), _finite(b)] for name, (a, b) in zip(names, ends, strict=False)},
-        "prior": _plain(task.score(both, dict.fromkeys(both, prior))),
-        "uniform": _plain(task.score(both, dict.fromkeys(both, uniform))),
-        "better": {name: "higher" if name in task.higher_is_better else "lower" for name in names},
+        "prior": _plain(task.metric.score(both, dict.fromkeys(both, prior))),
+        "uniform": _plain(task.metric.score(both, dict.fromkeys(both, uniform))),
+        "better": {name: "higher" if name in task.metric.higher_is_better else "lower" for name in names},
         "classes": list(task.classes),
         **_confusion(task, both, probs, bootstrap, rng),
     }
@@ -110,12 +110,14 @@ def format_table(result: Mapping[str, Any]) -> str:
 def _confusion(
     task: Task, labels: Labels, probs: Mapping[str, np.ndarray], bootstrap: int, rng: np.random.Generator
 ) -> dict[str, Any]:
-    if task.confusion is None:
+    matrices = [task.metric.confusion({study: given}, probs) for study, given in labels.items()]
+    counted = [matrix for matrix in matrices if matrix is not None]
+    if not counted:
         return {"confusion": None, "confusion_interval": None}
-    by_study = np.array([task.confusion({study: given}, probs) for study, given in labels.items()])
+    by_study = np.array(counted)
     ends = None
     if bootstrap:
-        groups = groups_of([task.patient(study) for study in labels])
+        groups = groups_of([task.patient_of(study) for study in labels])
         low_high = interval(
             lambda counts: np.tensordot(counts, by_study, 1), len(labels), bootstrap, rng, groups=groups
         )
@@ -143,7 +145,7 @@ def _truth(task: Task, data: Path, probs: Mapping[str, np.ndarray]) -> tuple[Pat
     paths = [path for name in TRUTHS if (path := Path(data) / name).is_file()]
     if not paths:
         return _own_labels(task, data, probs)
-    known = [(path, {study: given for study, given in task.labels(path).items() if given}) for path in paths]
+    known = [(path, {study: given for study, given in task.read_labels(path).items() if given}) for path in paths]
     best = max(known, key=lambda pair: len(set(pair[1]) & set(probs)))  # the first of equals
     if not set(best[1]) & set(probs):
         raise UserError(

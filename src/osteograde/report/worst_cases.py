@@ -71,7 +71,7 @@ def _pictures(
 ) -> dict[int, tuple[Sequence[Shown], Sequence[Shown]]]:
     """row -> (evidence for the predicted class, for the true one) of some rows of one study."""
     located = evidence.located
-    points = evidence.task.complete(located.points(loaded.study.id)) if located else {}
+    points = evidence.task.fill_missing_landmarks(located.points(loaded.study.id)) if located else {}
     found: dict[int, tuple[Sequence[Shown], Sequence[Shown]]] = {}
     for group in evidence.task.graders:
         own = {graded.targets[i]: i for i in rows if evidence.sites[graded.targets[i]][0] is group}

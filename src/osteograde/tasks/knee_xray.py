@@ -23,10 +23,10 @@ from osteograde.errors import UserError
 from osteograde.imaging import image_files
 from osteograde.imaging.dicom.radiograph import film_outline
 from osteograde.imaging.image_files import find_images, part_folder, unique_names
-from osteograde.tasks import boxes
 from osteograde.tasks.metrics import OrdinalMetric
 from osteograde.tasks.priors import normalised
-from osteograde.tasks.spec import CropSpec, Grader, Landmark, Locator, Mark, Points, Series, Site, Study, Task, View
+from osteograde.tasks.regions import boxes_around_sites, whole_stack_region
+from osteograde.tasks.spec import Crop, Grader, Landmark, Locator, Mark, Series, Site, Study, Task, View
 from osteograde.tasks.tables import some
 
 VIEW = "film"
@@ -128,49 +128,40 @@ def labels(path: Path) -> dict[str, dict[str, int]]:
 CORONAL = ((0.0, 1.0, 0.0), (0.0, 0.0, -1.0), (1.0, 0.0, 0.0))  # an AP film as it is hung: patient's left on its right
 WINDOW = (5.0, 99.0)  # percentiles over the whole film (Tiulpin et al., Scientific Reports 8:1727, 2018)
 WIDTH_MM = (400.0, 220.0)  # of a film that does not say: both knees, or one
+FILM_MM = (400.0, 400.0)  # field of the locator
 REACH_MM = {VIEW: float("inf")}  # a projection shows what lies at any depth
 
 # Knees per grade in the Osteoarthritis Initiative's baseline as published with the crops (doi 10.17632/56rmx5bjcr.1).
 COUNTS = (3253, 1495, 2175, 1086, 251)
 
-SITES = tuple(Site(side, "kellgren_lawrence", "", side, side) for side in SIDES)
-CROPS = (CropSpec(VIEW, 1, CROP_MM),)
-METRIC = OrdinalMetric(SIDES, GRADES)
-
-
-def complete(points: Points) -> Points:
-    """What was found: nothing tells one knee from the other."""
-    return dict(points)
+JOINTS = tuple(Landmark(side, channel="joint", side=side) for side in SIDES)
+SITES = tuple(Site(side, "kellgren_lawrence", "", side, (side,)) for side in SIDES)
+CROPS = (Crop("joint", VIEW, 1, CROP_MM),)
 
 
 TASK = Task(
     name="knee-xray",
-    slug="",
-    views=(View(VIEW, "AP or PA radiograph", CORONAL, WINDOW, WIDTH_MM, film=True),),
+    views=(View(VIEW, CORONAL, WINDOW, WIDTH_MM, projection=True),),
     classes=tuple(f"kl_{grade}" for grade in GRADES),
-    weights=(1.0,) * len(GRADES),
+    class_weights=(1.0,) * len(GRADES),
     locators=(
         Locator(
             "joint",
-            VIEW,
-            tuple(Landmark(side, channel="joint", side=side) for side in SIDES),
-            field_mm=(400.0, 400.0),
+            JOINTS,
+            (VIEW,),
+            partial(whole_stack_region, VIEW, JOINTS, FILM_MM, midline_mm=0.0),  # of films as ``load`` places them
+            FILM_MM,
             sigma_mm=5.0,
-            absent=True,
-            own_midline=True,
+            may_be_absent=True,
         ),
     ),
-    graders=(Grader("kl", SITES, CROPS, partial(boxes.around, SITES, CROPS, REACH_MM), mirrors=True),),
-    targets=SIDES,
+    graders=(
+        Grader("kl", SITES, CROPS, partial(boxes_around_sites, SITES, CROPS, REACH_MM), laterality_invariant=True),
+    ),
     prior=dict.fromkeys(SIDES, normalised(COUNTS)),
     read=read,
-    labels=labels,
-    score=METRIC.score,
-    counted=METRIC.counted,
-    complete=complete,
-    score_groups=METRIC.groups,
-    rows_vary=True,
-    higher_is_better=METRIC.higher_is_better,
-    confusion=METRIC.confusion,
-    patient=patient_of,
+    read_labels=labels,
+    metric=OrdinalMetric(SIDES, GRADES),
+    per_study_targets=True,
+    patient_of=patient_of,
 )

@@ -142,7 +142,7 @@ def by_study(task: Task, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
             found[study] = np.full((len(task.targets), len(task.classes)), np.nan)
         found[study][place[target]] = values
     lost = [row for study in found for row in task.rows(study) if row not in rows]
-    if lost and not task.rows_vary:
+    if lost and not task.per_study_targets:
         raise UserError(f"{len(lost)} rows are missing: {some(lost)}; every study needs {len(task.targets)} rows")
     return found
 
