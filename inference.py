@@ -14,6 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
 from osteograde import cli
+from osteograde.errors import UserError
 from osteograde.inference import run
 from osteograde.report import heatmaps, overlays
 
@@ -26,7 +27,7 @@ def shipped_weights(task: str) -> Path:
     """The folder under weights/ that belongs to a task: weights/TASK, else the only weights/TASK-*."""
     found = [SHIPPED / task] if (SHIPPED / task).is_dir() else sorted(SHIPPED.glob(f"{task}-*"))
     if len(found) != 1:
-        raise ValueError(f"{len(found)} weights folders for {task!r} under {SHIPPED}; name one with --weights")
+        raise UserError(f"{len(found)} weights folders for {task!r} under {SHIPPED}; name one with --weights")
     return found[0]
 
 

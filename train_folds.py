@@ -14,6 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
 from osteograde import cli
+from osteograde.errors import UserError
 from osteograde.learning import pretrained, train
 from osteograde.learning.recipe import shrink
 from osteograde.learning.recipes import RECIPES
@@ -27,10 +28,10 @@ def main(argv: list[str] | None = None) -> int:
     cli.known_task(args.task)
     name = args.recipe or args.task
     if name not in RECIPES:
-        raise ValueError(f"no recipe {name!r}; known: {', '.join(sorted(RECIPES))}")
+        raise UserError(f"no recipe {name!r}; known: {', '.join(sorted(RECIPES))}")
     recipe = RECIPES[name]()
     if recipe.task.name != args.task:
-        raise ValueError(f"recipe {name!r} is of task {recipe.task.name!r}, asked for {args.task!r}")
+        raise UserError(f"recipe {name!r} is of task {recipe.task.name!r}, asked for {args.task!r}")
     say = partial(print, flush=True)
     recipe = pretrained.without_missing_weights(shrink(recipe), say) if args.debug else recipe
     for weights in args.like:

@@ -23,7 +23,7 @@ def compare(answers: Answers, bootstrap: int, seed: int = 0) -> dict[str, dict[s
     """part -> both values, second - first, and the 95 % interval of that under resampling of patients."""
     task = answers.task
     sides = [dict(zip(answers.studies, table, strict=True)) for table in answers.tables]
-    statistics = [task.counted(answers.labels, side) for side in sides]
+    statistics = [task.metric.bootstrap_statistic(answers.labels, side) for side in sides]
     low, high = interval(
         lambda counts: statistics[1](counts) - statistics[0](counts),
         len(answers.studies),
@@ -31,7 +31,7 @@ def compare(answers: Answers, bootstrap: int, seed: int = 0) -> dict[str, dict[s
         np.random.default_rng(seed),
         groups=answers.group,
     )
-    values = [task.score(answers.labels, side) for side in sides]
+    values = [task.metric.score(answers.labels, side) for side in sides]
     return {
         part: {
             "first": round(values[0][part], 4),
@@ -39,7 +39,7 @@ def compare(answers: Answers, bootstrap: int, seed: int = 0) -> dict[str, dict[s
             "difference": round(values[1][part] - values[0][part], 4),
             "interval_95": [round(float(a), 4), round(float(b), 4)],
         }
-        for part, a, b in zip([*task.score_groups, "score"], low, high, strict=True)
+        for part, a, b in zip(task.metric.parts, low, high, strict=True)
     }
 
 

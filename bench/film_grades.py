@@ -51,8 +51,8 @@ def points_of(path: Path) -> dict[str, dict[str, Point]]:
 def nets_of(weights: Path, k: int) -> predict.Nets:
     manifest = bundle.read_manifest(weights)
     name = net_name("grade", GROUP.name, k)
-    net = bundle.load_net(bundle.place(weights, name), manifest["files"][name]["net"])
-    return predict.Nets([net], manifest["pixels"][GROUP.name], torch.device("cpu"))
+    net = bundle.load_net(bundle.place(weights, name), manifest.files[name].net)
+    return predict.Nets([net], manifest.pixels[GROUP.name], torch.device("cpu"))
 
 
 def graded(weights: Path, studies: Sequence[Study], split: folds.Split, views: int) -> dict[str, dict[str, np.ndarray]]:

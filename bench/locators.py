@@ -34,7 +34,7 @@ from osteograde.learning.locator_data import UNKNOWN, cut_labels, label_volume
 from osteograde.models import bundle
 from osteograde.models.locators.unet import disc_components, in_a_column
 from osteograde.pipeline import predict
-from osteograde.pipeline.crops import Region, region_images, regions_of
+from osteograde.pipeline.crops import RegionGrid, region_grids, region_images
 from osteograde.pipeline.load import Loaded, load_study
 from osteograde.tasks import TASKS
 from osteograde.tasks.metrics import groups_of, interval
@@ -53,8 +53,8 @@ def held_out(run: Path, studies: Sequence, split: folds.Split, trained: Sequence
     said: dict[str, dict] = {}
     for k in trained:
         name = f"locate/{STAGE.name}/fold{k}.safetensors"
-        net = bundle.on_device(bundle.load_net(run / name, manifest["files"][name]["net"]), CPU)
-        nets = predict.Nets([net], manifest["pixels"][STAGE.name], CPU)
+        net = bundle.on_device(bundle.load_net(run / name, manifest.files[name].net), CPU)
+        nets = predict.Nets([net], manifest.pixels[STAGE.name], CPU)
         for study in studies:
             if split.fold_of(study) == k:
                 loaded = load_study(study, TASK)
@@ -62,21 +62,21 @@ def held_out(run: Path, studies: Sequence, split: folds.Split, trained: Sequence
                 looks = _looks(loaded, nets)
                 said[study.id] = {
                     "points": points,
-                    "boxes": {look.volume.series: _boxes(net, look) for look in looks},
-                    "around": {look.volume.series: _around(look, points) for look in looks},
+                    "boxes": {look.region.volume.series: _boxes(net, look) for look in looks},
+                    "around": {look.region.volume.series: _around(look, points) for look in looks},
                     "dice": _dice(net, study, loaded, nets),
                 }
     return said
 
 
-def _looks(loaded: Loaded, nets: predict.Nets) -> list[Region]:
-    return regions_of(STAGE, loaded.volumes, {}, int(nets.pixels))  # type: ignore[call-overload]
+def _looks(loaded: Loaded, nets: predict.Nets) -> list[RegionGrid]:
+    return region_grids(STAGE, loaded.volumes, {}, int(nets.pixels))  # type: ignore[call-overload]
 
 
 @torch.inference_mode()
-def _boxes(net, look: Region) -> tuple[np.ndarray, np.ndarray]:
+def _boxes(net, look: RegionGrid) -> tuple[np.ndarray, np.ndarray]:
     """(N, 4) boxes in pixels of the file and (N,) scores on a single slice, by the net itself; none by heatmaps."""
-    if look.roi.shape[0] > 1 or net.config["kind"] == "heatmap":
+    if look.grid.shape[0] > 1 or net.config["kind"] == "heatmap":
         return np.zeros((0, 4)), np.zeros(0)
     image, _ = region_images(look, CPU)
     if net.config["kind"] == "faster_rcnn":
@@ -89,22 +89,22 @@ def _boxes(net, look: Region) -> tuple[np.ndarray, np.ndarray]:
     return _in_file(look, edges), np.array([part.probability for part in parts])
 
 
-def _around(look: Region, points: Mapping) -> tuple[np.ndarray, np.ndarray]:
+def _around(look: RegionGrid, points: Mapping) -> tuple[np.ndarray, np.ndarray]:
     """The same around points, of a size that follows from how far they lie apart."""
-    mm = {i: points[mark.name].mm for i, mark in enumerate(look.landmarks) if mark.name in points}
-    if len(mm) < 2 or look.roi.shape[0] > 1:
+    mm = {i: points[mark.name].mm for i, mark in enumerate(look.region.landmarks) if mark.name in points}
+    if len(mm) < 2 or look.grid.shape[0] > 1:
         return np.zeros((0, 4)), np.zeros(0)
-    half = np.array(SHARE) * apart_mm(mm) / look.volume.spacing_mm[1:] / 2
-    centres = np.array([to_index(look.volume, point)[1:] for point in mm.values()])[:, ::-1] + 0.5
-    scores = np.array([points[look.landmarks[i].name].confidence for i in mm])
+    half = np.array(SHARE) * apart_mm(mm) / look.region.volume.spacing_mm[1:] / 2
+    centres = np.array([to_index(look.region.volume, point)[1:] for point in mm.values()])[:, ::-1] + 0.5
+    scores = np.array([points[look.region.landmarks[i].name].confidence for i in mm])
     return np.concatenate([centres - half[::-1], centres + half[::-1]], 1), scores
 
 
-def _in_file(look: Region, edges: np.ndarray) -> np.ndarray:
+def _in_file(look: RegionGrid, edges: np.ndarray) -> np.ndarray:
     """Corners (N, 4) at continuous index (x, y) of the box the net read -> pixel edges of the file."""
     corners = edges.reshape(-1, 2)
     index = np.column_stack([np.zeros(len(corners)), corners[:, 1], corners[:, 0]])
-    moved = to_index(look.volume, apply(look.roi.to_mm, index))
+    moved = to_index(look.region.volume, apply(look.grid.to_mm, index))
     return moved[:, [2, 1]].reshape(-1, 4) + 0.5
 
 
@@ -114,7 +114,7 @@ def _dice(net, study, loaded: Loaded, nets: predict.Nets) -> dict[str, tuple[flo
     if net.config["kind"] != "unet" or not study.series[0].masks:
         return {}
     (look,) = _looks(loaded, nets)
-    truth = cut_labels(label_volume(study, look.volume), look.roi)
+    truth = cut_labels(label_volume(study, look.region.volume), look.grid)
     image, _ = region_images(look, CPU)
     labels = torch.cat([net.segment(one[None]).argmax(1) for one in image])
     found = labels.repeat_interleave(net.stride, 1).repeat_interleave(net.stride, 2).numpy()
@@ -176,9 +176,9 @@ def dice_row(said: Mapping[str, dict]) -> dict:
 def cost_row(run: Path) -> dict:
     """GFLOPs and milliseconds of one slice through the net and its decoding to maps, one thread."""
     manifest = bundle.read_manifest(run)
-    name = next(name for name in manifest["files"] if name.startswith(f"locate/{STAGE.name}/"))
-    net = bundle.on_device(bundle.load_net(run / name, manifest["files"][name]["net"]), CPU)
-    side = manifest["pixels"][STAGE.name]
+    name = next(name for name in manifest.files if name.startswith(f"locate/{STAGE.name}/"))
+    net = bundle.on_device(bundle.load_net(run / name, manifest.files[name].net), CPU)
+    side = manifest.pixels[STAGE.name]
     image = torch.rand(1, 4, side, side)
     torch.set_num_threads(1)
     times = []
@@ -192,7 +192,7 @@ def cost_row(run: Path) -> dict:
     return {
         "gflops": round(counter.get_total_flops() / 1e9, 2),
         "ms": round(statistics.median(times), 1),
-        "mb": round(manifest["files"][name]["bytes"] / 1e6, 2),
+        "mb": round(manifest.files[name].bytes / 1e6, 2),
     }
 
 
@@ -206,7 +206,7 @@ def main() -> None:
     if len({folds.digest(run / "folds.csv") for run in runs.values()}) > 1:
         parser.error("the runs were trained on different folds.csv; copy one of them into each --out before training")
     split = folds.read(next(iter(runs.values())) / "folds.csv")
-    every = [set(bundle.read_manifest(run)["folds"]["trained"]) for run in runs.values()]
+    every = [set(bundle.read_manifest(run).folds.trained) for run in runs.values()]
     trained = sorted(set.intersection(*every))  # the folds that all of them have: the same patients for all
     if not trained:
         parser.error("no fold is trained in all of the runs")

@@ -96,7 +96,7 @@ def main() -> None:
         references = write_studies(args.data / "spider", data)
         loaded = bundle.load(args.weights, TASKS, pick("auto"))
         nets = run.nets_of(loaded, "locate", run.Effort(1, 99))
-        trained, split = loaded.manifest["folds"]["trained"], folds.read(args.folds or args.weights / folds.FILE)
+        trained, split = loaded.manifest.folds.trained, folds.read(args.folds or args.weights / folds.FILE)
         rows = []
         for study in task.read(data, "test"):
             own = held_out(nets, trained, split.fold.get(study.id))

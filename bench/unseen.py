@@ -82,10 +82,11 @@ def scores(results: list[Result], prior: Mapping, studies: Mapping[str, Study]) 
     own = {result.loaded.study.id: predict.probability_rows(TASK, result.graded, prior) for result in results}
     constant = dict.fromkeys(labels, predict.probability_rows(TASK, {}, prior))
     uniform = dict.fromkeys(labels, np.full((len(TASK.targets), len(TASK.classes)), 1 / len(TASK.classes)))
-    low, high = interval(TASK.counted(labels, own), len(labels), BOOTSTRAP, np.random.default_rng(0))
-    names = [*TASK.score_groups, "score"]
+    low, high = interval(TASK.metric.bootstrap_statistic(labels, own), len(labels), BOOTSTRAP, np.random.default_rng(0))
+    names = TASK.metric.parts
     found = {
-        name: TASK.score(labels, table) for name, table in (("model", own), ("prior", constant), ("uniform", uniform))
+        name: TASK.metric.score(labels, table)
+        for name, table in (("model", own), ("prior", constant), ("uniform", uniform))
     }
     return {name: {part: round(float(v), 4) for part, v in values.items()} for name, values in found.items()} | {
         "interval_95": {

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ import torch
 from osteograde.learning import cross_fit, folds, out_of_fold, train
 from osteograde.learning.recipes import RECIPES
 from osteograde.models import bundle
+from osteograde.models.manifest import Scores
 from osteograde.pipeline import predict
 from osteograde.tasks import TASKS
 from osteograde.tasks.priors import weighted_prior
@@ -52,11 +53,10 @@ def judged_folder(data: Path, out: Path) -> Path:
         for group in task.graders:
             for study, new in zip(held, predict.grade(group, volumes, completed, nets[group.name]), strict=True):
                 graded[study.id] |= new
-    priors = {k: weighted_prior(split.training(studies, k), task.targets, task.weights) for k in run.folds}
+    priors = {k: weighted_prior(split.training(studies, k), task.targets, task.class_weights) for k in run.folds}
     out_of_fold.save_points(run, found, out / "oof_points.csv")
     out_of_fold.save_graded(run, graded, priors, out / "oof.csv")
     oof = out_of_fold.OutOfFold(found, points, graded)
-    manifest = json.loads((out / bundle.MANIFEST).read_text())
-    manifest["scores"] = {"locate": train.point_errors(run, found), "grade": train.grade_scores(run, oof, priors)}
-    bundle.write_manifest(out, manifest)
+    scores = Scores(train.point_errors(run, found), train.grade_scores(run, oof, priors))
+    bundle.write_manifest(out, replace(bundle.read_manifest(out), scores=scores))
     return out

@@ -92,5 +92,5 @@ def test_both_knees_of_a_person_are_drawn_together_when_a_submission_is_scored(t
 
 
 def test_a_task_without_a_rule_takes_every_study_as_a_patient():
-    assert TASKS["lumbar-mr"].patient("4003253") == "4003253"
-    assert KNEES.patient("9003175L") == KNEES.patient("9003175R") == "9003175"
+    assert TASKS["lumbar-mr"].patient_of("4003253") == "4003253"
+    assert KNEES.patient_of("9003175L") == KNEES.patient_of("9003175R") == "9003175"

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from osteograde import cli
+from osteograde.errors import UserError
 from osteograde.tasks import TASKS
 
 FROZEN = {
@@ -96,8 +97,12 @@ def test_a_wrong_command_line_is_one_line_and_exit_code_2(parser, words, capsys)
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def refuse():
+def raise_plain():
     raise ValueError("no such\nthing")
+
+
+def raise_user_error():
+    raise UserError("no such\nthing")
 
 
 def raise_in_ours():
@@ -111,6 +116,28 @@ def test_a_mistake_put_into_words_is_one_line_and_exit_code_2(capsys):
     assert err.count("\n") == 1
 
 
+def test_a_user_error_is_one_line_whoever_raises_it(capsys):
+    assert cli.run(raise_user_error) == 2
+    assert capsys.readouterr().err == "error: no such thing\n"
+
+
+def test_a_plain_value_error_from_our_own_code_is_our_fault(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "known_task", lambda name: raise_plain())
+    assert cli.run(lambda: cli.main(["phantom", "lumbar-mr", "--out", "unused"])) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("Traceback") and err.endswith("ValueError: no such\nthing\n")
+
+
+@pytest.mark.parametrize(("words", "line"), [((), "the same command"), (("add --resume",), "add --resume")])
+def test_ctrl_c_is_one_line_that_says_how_to_go_on(words, line, capsys):
+    def interrupted():
+        raise KeyboardInterrupt(*words)
+
+    assert cli.run(interrupted) == 130
+    err = capsys.readouterr().err
+    assert err.startswith("interrupted: ") and line in err and err.count("\n") == 1
+
+
 def test_a_missing_file_is_exit_code_2(capsys):
     assert cli.run(lambda: int(Path("no/such/file").read_text())) == 2
     assert "no/such/file" in capsys.readouterr().err
@@ -120,7 +147,7 @@ def broken_numpy():
     return int((np.zeros(3) + np.zeros(4)).sum())
 
 
-@pytest.mark.parametrize("fault", [broken_numpy, lambda: int("not a number"), refuse])
+@pytest.mark.parametrize("fault", [broken_numpy, lambda: int("not a number"), raise_plain])
 def test_an_unexpected_value_error_is_our_fault_and_keeps_its_traceback(fault, capsys):
     assert cli.run(fault) == 1
     assert "Traceback" in capsys.readouterr().err

@@ -11,9 +11,10 @@ import pytest
 
 from osteograde import cli
 from osteograde.learning import ensemble, folds
-from osteograde.models import bundle
+from osteograde.models.manifest import Manifest, TrainedFolds, read_manifest, write_manifest
 from osteograde.pipeline import voting
 from osteograde.tasks import TASKS
+from osteograde.tasks.metrics import OrdinalMetric
 from osteograde.tasks.spec import Study
 
 KNEES = TASKS["knee-xray"]
@@ -55,11 +56,8 @@ def member(folder: Path, seed: int, noise: float, split: folds.Split, studies=No
             values = [f"{value:.6f}" for value in said_of(study, noise, rng)]
             row, label = KNEES.rows(study.id, study.targets)[0], next(iter(study.labels.values()))
             writer.writerow([row, *values, split.fold[study.id], label])
-    known = {"sha256": folds.digest(folder / "folds.csv")}
-    bundle.write_manifest(
-        folder,
-        {"task": "knee-xray", "files": {}, "pixels": {}, "test_views": 1, "prior": {}, "folds": known},
-    )
+    known = TrainedFolds(sha256=folds.digest(folder / "folds.csv"))
+    write_manifest(folder, Manifest("knee-xray", {}, {}, 1, {}, folds=known))
     return folder
 
 
@@ -95,7 +93,7 @@ def slow_score(answers, numbers, rule, keep) -> float:
                 rows = answers.tables[list(numbers), s, t]
                 if np.isfinite(rows).all():
                     probs[study][t] = voting.vote(rows[:, None], rule)[1][0]
-    return KNEES.score(labels, probs)["score"]
+    return KNEES.metric.score(labels, probs)["score"]
 
 
 def test_the_choice_is_the_best_of_every_subset_and_rule(folders, answers, tmp_path):
@@ -148,13 +146,16 @@ def test_the_best_of_many_equals_looks_better_than_it_is(tmp_path, split):
 
 
 def test_where_less_is_better_the_least_is_chosen(folders):
-    at = KNEES.score_groups.index("mae")
+    at = KNEES.metric.parts.index("mae")
 
-    def counted(labels, probs):
-        parts = KNEES.counted(labels, probs)
-        return lambda counts: parts(counts)[:, [at]]
+    class OnlyMae(OrdinalMetric):
+        higher_is_better = frozenset()
 
-    task = replace(TASK, counted=counted, higher_is_better=frozenset())
+        def bootstrap_statistic(self, labels, probs):
+            parts = super().bootstrap_statistic(labels, probs)
+            return lambda counts: parts(counts)[:, [at]]
+
+    task = replace(TASK, metric=OnlyMae(KNEES.targets, tuple("01234")))
     result = ensemble.choose(task, folders, Path("data"), log=lambda text: None, bootstrap=5)
     assert result["better"] == "lower"
     assert result["naive"]["score"] <= min(one["score"] for one in result["singles"].values())
@@ -178,9 +179,8 @@ def test_intervals_draw_whole_patients(answers):
 
 def changed_folds(folder: Path, split) -> None:
     folds.save(split, folder / "folds.csv")
-    manifest = bundle.read_manifest(folder)
-    manifest.pop("format")
-    bundle.write_manifest(folder, {**manifest, "folds": {"sha256": folds.digest(folder / "folds.csv")}})
+    known = TrainedFolds(sha256=folds.digest(folder / "folds.csv"))
+    write_manifest(folder, replace(read_manifest(folder), folds=known))
 
 
 def test_members_of_other_folds_are_refused(tmp_path, folders):

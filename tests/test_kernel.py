@@ -18,6 +18,7 @@ from osteograde.inference import kernel_main as offline
 from osteograde.inference import run, submission
 from osteograde.kaggle import build_kernel
 from osteograde.models import bundle
+from osteograde.models.manifest import Manifest
 from osteograde.tasks import TASKS
 from tests.tiny import random_bundle
 
@@ -253,7 +254,7 @@ def test_weights_that_were_changed_are_not_built_in(weights, tmp_path):
 
 
 def test_weights_of_another_task_are_not_built_in(tmp_path):
-    bundle.write_manifest(tmp_path, {"task": "other", "files": {}, "pixels": {}, "test_views": 1, "prior": {}})
+    bundle.write_manifest(tmp_path, Manifest("other", {}, {}, 1, {}))
     with pytest.raises(ValueError, match="weights of 'other', expected 'lumbar-mr'"):
         build_kernel.build(TASK, tmp_path, tmp_path / "out")
 
@@ -263,7 +264,7 @@ def test_a_kernel_built_with_weights_takes_no_others(weights, tmp_path):
     digest = bundle.sha256(weights / bundle.MANIFEST)
     assert f'MANIFEST_SHA256 = "{digest}"' in script
     shutil.copytree(weights, tmp_path / "input" / "mine")
-    bundle.write_manifest(tmp_path / "input", {"task": TASK, "files": {}})
+    bundle.write_manifest(tmp_path / "input", Manifest(TASK, {}, {}, 1, {}))
     assert offline.find_weights(tmp_path / "input", TASK, digest) == tmp_path / "input" / "mine"
     with pytest.raises(ValueError, match="0 manifest"):
         offline.find_weights(tmp_path / "input", TASK, "0" * 64)
@@ -292,7 +293,7 @@ def test_a_data_set_is_found_by_its_name_in_both_layouts(place, tmp_path):
 )
 def test_weights_are_found_wherever_they_are_mounted(place, tmp_path):
     (tmp_path / place).mkdir(parents=True)
-    bundle.write_manifest(tmp_path / place, {"task": TASK, "files": {}})
+    bundle.write_manifest(tmp_path / place, Manifest(TASK, {}, {}, 1, {}))
     assert offline.find_weights(tmp_path, TASK) == tmp_path / place
     assert tmp_path / place in offline.mounts(tmp_path) or place.startswith("net/")
 
@@ -401,7 +402,7 @@ def test_the_kernel_alone_writes_the_same_bytes_as_inference(task, devices, weig
             assert (working / f"submission.{beside}.csv").read_bytes() == (tmp_path / name).read_bytes()
 
     rows = submission.read_submission(made)
-    priors = submission.priors_rows(TASKS[task], rows, bundle.read_manifest(own)["prior"])
+    priors = submission.priors_rows(TASKS[task], rows, bundle.read_manifest(own).prior)
     spoken = sum(not np.allclose(rows[row], priors[row], atol=1e-4) for row in rows)
     assert (
         spoken > 5 or task == "knee-xray"

@@ -64,9 +64,7 @@ def loaded(structure: str, view: str, labels: dict[str, int] | None = None) -> L
 def test_a_landmark_stays_on_its_blob_and_on_its_side(tmp_path, stage, structure):
     locate = next(one for one in TASK.locators if one.name == stage)
     fit = Fit(net={}, pixels=96, epochs=1, batch=1, lr=1, window=9, jitter=WILD)
-    data = locator_data.store(
-        locate, TASK.view(locate.view), fit, [loaded(structure, locate.view)], tmp_path, log=lambda text: None
-    )
+    data = locator_data.store(locate, fit, [loaded(structure, locate.needs[0])], tmp_path)
     seen, mirrored = 0, 0
     for seed in range(40):
         batch = data.batch([seed % len(data)], np.random.default_rng(seed), CPU, augment=True)
@@ -90,8 +88,10 @@ def test_a_landmark_stays_on_its_blob_and_on_its_side(tmp_path, stage, structure
 
 def test_partners_are_mirror_images_and_mirroring_twice_is_nothing():
     for stage in TASK.locators:
-        for _, prompt in stage.looks:
-            own = [one for one in stage.landmarks if one.prompt == prompt]
+        for region in stage.regions(
+            {view: [glowing("canal", view)] for view in ("sag_t1", "sag_t2", "axi_t2")}, points()
+        ):
+            own = region.landmarks
             swap = locator_data.partners(own)
             assert [swap[i] for i in swap] == list(range(len(own)))
             for one, other in zip(own, (own[i] for i in swap), strict=True):
@@ -103,7 +103,7 @@ def graded(tmp_path: Path, name: str, structure: str, view: str, jitter: Jitter)
     labels = {target: i % 3 for i, target in enumerate(TARGET_OF)}
     fit = Fit(net={}, pixels=48, epochs=1, batch=1, lr=1, jitter=jitter)
     study = loaded(structure, view, labels)
-    return grader_data.store(group, TASK, fit, [(study, study.marks)], tmp_path, log=lambda text: None)
+    return grader_data.store(group, TASK, fit, [(study, study.marks)], tmp_path)
 
 
 QUIET = Jitter(turn_deg=0, scale=0, shift_mm=0, gamma=0, contrast=0, noise=0, blur=0, mirror=False, drop_view=0)
@@ -174,14 +174,14 @@ def test_the_any_severe_term_puts_sites_of_a_study_together(tmp_path):
     table, known = torch.zeros(2, 5, 3), torch.full((2, 5), -1)
     table[0], known[0] = logits[:5], labels[:5]
     table[1, :3], known[1, :3] = logits[5:], labels[5:]
-    assert torch.allclose(value, metric_loss(table, known, torch.tensor(TASK.weights)), atol=1e-6)
+    assert torch.allclose(value, metric_loss(table, known, torch.tensor(TASK.class_weights)), atol=1e-6)
 
 
 def test_stored_points_are_the_marks(tmp_path):
     study = loaded("canal", "sag_t2")
     stage = TASK.locators[0]
     fit = Fit(net={}, pixels=96, epochs=1, batch=1, lr=1)
-    data = locator_data.store(stage, TASK.view("sag_t2"), fit, [study], tmp_path, log=lambda text: None)
+    data = locator_data.store(stage, fit, [study], tmp_path)
     batch = data.batch([0], np.random.default_rng(0), CPU, augment=False)
     first = round(float(data.items[0].points[0, 0])) - fit.window // 2
     volume = study.volumes["sag_t2"][0]

@@ -64,7 +64,7 @@ def study(folder: Path, count: int = 9, step_mm: float = 4.0, name: str = "1", m
 
 def stored(folder: Path, *studies: Study, plan: Fit = PLAN) -> locator_data.LocatorData:
     loaded = [load_study(one, TASK) for one in studies]
-    return locator_data.store(STAGE, TASK.view("t2"), plan, loaded, folder / "work", log=lambda text: None)
+    return locator_data.store(STAGE, plan, loaded, folder / "work")
 
 
 def agreement(batch) -> tuple[float, int]:

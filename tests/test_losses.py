@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from osteograde.models.losses import any_severe_loss, metric_loss, weighted_cross_entropy
-from osteograde.tasks.lumbar_metric import score
+from osteograde.tasks.lumbar_metric import LumbarMetric
 from osteograde.tasks.lumbar_names import CONDITIONS, SHORT, SPINAL, TARGET_OF, TEMPLATE_TARGETS, WEIGHTS
 
 
@@ -63,7 +63,9 @@ def test_both_terms_equal_an_obvious_loop(seed: int) -> None:
 def test_losses_equal_the_parts_of_the_official_metric(seed: int) -> None:
     logits, labels = random_table(seed, sites=len(TEMPLATE_TARGETS))
     given = [{t: int(k) for t, k in zip(TEMPLATE_TARGETS, row, strict=True) if k >= 0} for row in labels]
-    parts = score({str(n): row for n, row in enumerate(given)}, {str(n): p for n, p in enumerate(softmax(logits))})
+    parts = LumbarMetric().score(
+        {str(n): row for n, row in enumerate(given)}, {str(n): p for n, p in enumerate(softmax(logits))}
+    )
     for condition in CONDITIONS:
         columns = [i for i, name in enumerate(TEMPLATE_TARGETS) if TARGET_OF[name].condition == condition]
         args = (torch.from_numpy(logits[:, columns]), torch.from_numpy(labels[:, columns]), torch.tensor(WEIGHTS))

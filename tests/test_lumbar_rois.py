@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from osteograde.imaging import geometry
 from osteograde.imaging.geometry import Volume
 from osteograde.tasks import lumbar_mr as lumbar_rois
-from osteograde.tasks.boxes import box as box_within
-from osteograde.tasks.boxes import canonical
 from osteograde.tasks.lumbar_mr import TASK
+from osteograde.tasks.regions import box_around as box_within
+from osteograde.tasks.regions import canonical
 from osteograde.tasks.spec import Point
 from osteograde.tasks.spine import LEVELS
 
@@ -49,7 +49,7 @@ def canal_points():
 
 
 def all_points():
-    return TASK.complete(canal_points())
+    return TASK.fill_missing_landmarks(canal_points())
 
 
 # Completion
@@ -57,7 +57,7 @@ def all_points():
 
 def test_what_was_found_is_never_moved():
     points = canal_points() | {"foramen_left_l4_l5": Point(np.array([18.0, 20.0, -30.0]), 0.7)}
-    whole = TASK.complete(points)
+    whole = TASK.fill_missing_landmarks(points)
     assert all(whole[name] is point for name, point in points.items())
     assert all(point.confidence == 0.01 for name, point in whole.items() if name not in points)
 
@@ -77,7 +77,7 @@ def test_canal_points_complete_every_landmark_on_its_own_side():
 @pytest.mark.parametrize("missing", [(0,), (4,), (2,), (0, 1, 2), (1, 3), (0, 4), (2, 3, 4), (0, 2, 4)])
 def test_missing_levels_are_on_the_line_of_the_others(missing):
     points = {f"canal_{level}": Point(CANAL_MM[level]) for i, level in enumerate(LEVELS) if i not in missing}
-    whole = TASK.complete(points)
+    whole = TASK.fill_missing_landmarks(points)
     for level, mm in CANAL_MM.items():  # equally spaced on a line, so linear is exact
         np.testing.assert_allclose(whole[f"canal_{level}"].mm, mm, atol=1e-9)
 
@@ -90,24 +90,24 @@ def test_between_bent_levels_it_is_the_middle():
 
 
 def test_one_canal_point_alone_tells_no_other_level():
-    whole = TASK.complete({"canal_l3_l4": Point(CANAL_MM["l3_l4"])})
+    whole = TASK.fill_missing_landmarks({"canal_l3_l4": Point(CANAL_MM["l3_l4"])})
     assert {name[-5:] for name in whole} == {"l3_l4"} and len(whole) == 5
 
 
 def test_nothing_found_completes_to_nothing():
-    assert dict(TASK.complete({})) == {}
+    assert dict(TASK.fill_missing_landmarks({})) == {}
 
 
 def test_a_missing_side_is_the_other_mirrored_about_the_canal():
     points = canal_points() | {"recess_right_l4_l5": Point(np.array([-9.0, 21.0, -37.0]))}
-    left = TASK.complete(points)["recess_left_l4_l5"].mm
+    left = TASK.fill_missing_landmarks(points)["recess_left_l4_l5"].mm
     np.testing.assert_allclose(left, [11.0, 21.0, -37.0])
 
 
 def test_foramina_tell_the_canal_where_sagittal_t2_is_missing():
     whole = all_points()
     foramina = {name: point for name, point in whole.items() if name.startswith("foramen")}
-    again = TASK.complete(foramina)
+    again = TASK.fill_missing_landmarks(foramina)
     assert set(again) == set(whole)
     for name in whole:
         np.testing.assert_allclose(again[name].mm, whole[name].mm, atol=1e-9)
@@ -118,8 +118,8 @@ def test_foramina_tell_the_canal_where_sagittal_t2_is_missing():
 def test_completion_is_pure_and_complete_after_one_pass(keep):
     points = {name: point for name, point in all_points().items() if name in keep}
     before = {name: point.mm.copy() for name, point in points.items()}
-    once = TASK.complete(points)
-    twice = TASK.complete(once)
+    once = TASK.fill_missing_landmarks(points)
+    twice = TASK.fill_missing_landmarks(once)
     assert set(twice) == set(once) >= set(points)
     for name, point in points.items():
         np.testing.assert_array_equal(point.mm, before[name])
@@ -138,7 +138,7 @@ def test_a_whole_study_gets_every_box_centred_on_its_landmark():
     }
     points = all_points()
     for group in TASK.graders:
-        boxes = group.rois(volumes, points, 64)
+        boxes = group.regions(volumes, points, 64)
         assert list(boxes) == [site.target for site in group.sites]
         for site in group.sites:
             assert list(boxes[site.target]) == [crop.view for crop in group.crops]
@@ -190,7 +190,7 @@ def test_only_left_boxes_are_mirrored(side, same):
 def test_the_stack_whose_slices_come_closest_is_read():
     near, far = axial("l4_l5", series="9"), axial("l3_l4", series="1")
     volumes = {"axi_t2": [far, near]}
-    boxes = GRADERS["spinal"].rois(volumes, canal_points(), 16)
+    boxes = GRADERS["spinal"].regions(volumes, canal_points(), 16)
     assert boxes["spinal_canal_stenosis_l4_l5"]["axi_t2"][0] is near
     assert boxes["spinal_canal_stenosis_l3_l4"]["axi_t2"][0] is far
     assert set(boxes) == {"spinal_canal_stenosis_l4_l5", "spinal_canal_stenosis_l3_l4"}
@@ -220,9 +220,9 @@ def test_a_point_outside_of_the_picture_is_not_seen():
 
 def test_sites_without_landmark_or_without_any_view_are_left_out():
     points = all_points()
-    assert GRADERS["foraminal"].rois({"sag_t2": [sagittal()], "sag_t1": []}, points, 8) == {}
+    assert GRADERS["foraminal"].regions({"sag_t2": [sagittal()], "sag_t1": []}, points, 8) == {}
     del points["recess_left_l1_l2"]
-    boxes = GRADERS["subarticular"].rois({"sag_t2": [sagittal()]}, points, 8)
+    boxes = GRADERS["subarticular"].regions({"sag_t2": [sagittal()]}, points, 8)
     assert len(boxes) == 9 and "left_subarticular_stenosis_l1_l2" not in boxes
     assert all(list(views) == ["sag_t2"] for views in boxes.values())
 

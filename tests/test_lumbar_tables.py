@@ -401,7 +401,7 @@ def test_two_thousand_studies_are_read(tmp_path):
     cells = ",".join(["Normal/Mild"] * 25)
     lines = [",".join(("study_id", *TARGETS)), *(f"{study},{cells}" for study in studies)]
     (tmp_path / "train.csv").write_text("\n".join(lines))
-    labels = TASK.labels(tmp_path / "train.csv")
+    labels = TASK.read_labels(tmp_path / "train.csv")
     assert len(labels) == 2000 and labels[studies[-1]] == dict.fromkeys(TARGETS, 0)
 
 

@@ -65,8 +65,8 @@ def slow_score(labels, probs):
 )
 def test_equals_the_definition_cell_by_cell(seed, studies, empty, sharp, shares):
     labels, probs = random_case(seed, studies, empty, shares, sharp)
-    fast, slow = TASK.score(labels, probs), slow_score(labels, probs)
-    assert list(fast) == [*TASK.score_groups, "score"] == list(slow)
+    fast, slow = TASK.metric.score(labels, probs), slow_score(labels, probs)
+    assert list(fast) == [*TASK.metric.parts] == list(slow)
     for part in slow:
         assert fast[part] == pytest.approx(slow[part], abs=1e-9, nan_ok=True), part
 
@@ -74,7 +74,7 @@ def test_equals_the_definition_cell_by_cell(seed, studies, empty, sharp, shares)
 @pytest.mark.parametrize("seed", range(5))
 def test_every_part_equals_scikit_learn(seed):
     labels, probs = random_case(seed, studies=40)
-    fast = TASK.score(labels, probs)
+    fast = TASK.metric.score(labels, probs)
     parts = {"spinal": "spinal", "foraminal": "foraminal", "subarticular": "subarticular"}
     for part, word in parts.items():
         cells = [(s, t) for s, given_ in labels.items() for t in given_ if word in t]
@@ -98,7 +98,7 @@ def test_every_part_equals_scikit_learn(seed):
 @pytest.mark.parametrize("seed", range(3))
 def test_uniform_rows_cost_the_logarithm_of_three(seed):
     labels, _ = random_case(seed)
-    values = TASK.score(labels, dict.fromkeys(labels, UNIFORM))
+    values = TASK.metric.score(labels, dict.fromkeys(labels, UNIFORM))
     for part in ("spinal", "foraminal", "subarticular"):
         assert values[part] == pytest.approx(math.log(3), abs=1e-12)
     severe = [
@@ -112,7 +112,7 @@ def test_uniform_rows_cost_the_logarithm_of_three(seed):
 
 def test_uniform_rows_without_a_severe_canal_cost_the_logarithm_of_three_halves():
     labels, _ = random_case(1, shares=(0.6, 0.4, 0.0))
-    values = TASK.score(labels, dict.fromkeys(labels, UNIFORM))
+    values = TASK.metric.score(labels, dict.fromkeys(labels, UNIFORM))
     assert values["any_severe_spinal"] == pytest.approx(math.log(1.5), abs=1e-12)
 
 
@@ -120,8 +120,8 @@ def test_certain_and_right_costs_nothing_and_certain_and_wrong_is_clipped():
     labels = {"a": dict.fromkeys(TARGETS, 0)}
     right = np.tile([1.0, 0.0, 0.0], (25, 1))
     wrong = np.tile([0.0, 0.0, 1.0], (25, 1))
-    assert TASK.score(labels, {"a": right})["score"] == pytest.approx(0.0, abs=1e-12)
-    assert TASK.score(labels, {"a": wrong})["score"] == pytest.approx(-math.log(np.finfo(float).eps), rel=1e-3)
+    assert TASK.metric.score(labels, {"a": right})["score"] == pytest.approx(0.0, abs=1e-12)
+    assert TASK.metric.score(labels, {"a": wrong})["score"] == pytest.approx(-math.log(np.finfo(float).eps), rel=1e-3)
 
 
 def test_empty_labels_do_not_count():
@@ -131,22 +131,22 @@ def test_empty_labels_do_not_count():
     spoiled = {study: table.copy() for study, table in probs.items()}
     for table in spoiled.values():
         table[7] = [0.0, 0.0, 1.0]
-    assert TASK.score(less, probs) == TASK.score(less, spoiled)
-    assert TASK.score(labels, probs) != TASK.score(labels, spoiled)
+    assert TASK.metric.score(less, probs) == TASK.metric.score(less, spoiled)
+    assert TASK.metric.score(labels, probs) != TASK.metric.score(labels, spoiled)
 
 
 def test_studies_without_labels_do_not_count():
     labels, probs = random_case(4)
     more = {**labels, "empty": {}}
-    assert TASK.score(more, {**probs, "empty": UNIFORM, "unknown": UNIFORM}) == TASK.score(labels, probs)
+    assert TASK.metric.score(more, {**probs, "empty": UNIFORM, "unknown": UNIFORM}) == TASK.metric.score(labels, probs)
 
 
 def test_a_part_without_labels_is_not_a_number_rather_than_a_good_score():
     labels, probs = random_case(5)
     less = {study: {t: c for t, c in given_.items() if "spinal" not in t} for study, given_ in labels.items()}
-    values = TASK.score(less, probs)
+    values = TASK.metric.score(less, probs)
     assert math.isnan(values["spinal"]) and math.isnan(values["any_severe_spinal"]) and math.isnan(values["score"])
-    assert values["foraminal"] == TASK.score(labels, probs)["foraminal"]
+    assert values["foraminal"] == TASK.metric.score(labels, probs)["foraminal"]
 
 
 @pytest.mark.parametrize(
@@ -156,21 +156,21 @@ def test_rows_that_are_no_probabilities_are_refused_by_name(row):
     labels, probs = random_case(6)
     probs["s3"][11] = row
     with pytest.raises(ValueError, match=f"s3_{TARGETS[11]}"):
-        TASK.score(labels, probs)
+        TASK.metric.score(labels, probs)
 
 
 def test_a_labelled_study_without_an_answer_is_refused():
     labels, probs = random_case(7)
     del probs["s5"]
     with pytest.raises(ValueError, match="s5"):
-        TASK.score(labels, probs)
+        TASK.metric.score(labels, probs)
 
 
 def test_another_shape_is_refused():
     labels, probs = random_case(8)
     probs["s2"] = probs["s2"][:24]
     with pytest.raises(ValueError, match=r"s2.*\(24, 3\).*\(25, 3\)"):
-        TASK.score(labels, probs)
+        TASK.metric.score(labels, probs)
 
 
 def studies_of(labels):
@@ -179,11 +179,11 @@ def studies_of(labels):
 
 def test_the_weighted_prior_is_the_best_constant():
     labels, _ = random_case(9, studies=3000, empty=0.1)
-    prior = as_rows(weighted_prior(studies_of(labels), TARGETS, TASK.weights), TARGETS)
+    prior = as_rows(weighted_prior(studies_of(labels), TARGETS, TASK.class_weights), TARGETS)
     keep = ("spinal", "foraminal", "subarticular")
 
     def cost(table):
-        values = TASK.score(labels, dict.fromkeys(labels, table))
+        values = TASK.metric.score(labels, dict.fromkeys(labels, table))
         return sum(values[part] for part in keep)
 
     best, rng = cost(prior), np.random.default_rng(0)
@@ -205,18 +205,18 @@ def test_counting_studies_equals_scoring_them_that_often(seed):
     labels, probs = random_case(seed, studies=8)
     rng = np.random.default_rng(seed)
     counts = rng.multinomial(8, np.full(8, 1 / 8), size=4)
-    fast = TASK.counted(labels, probs)(counts)
+    fast = TASK.metric.bootstrap_statistic(labels, probs)(counts)
     for row, values in zip(counts, fast, strict=True):
         drawn = [(f"{study}#{k}", study) for study, n in zip(labels, row, strict=True) for k in range(n)]
-        repeated = TASK.score({new: labels[old] for new, old in drawn}, {new: probs[old] for new, old in drawn})
+        repeated = TASK.metric.score({new: labels[old] for new, old in drawn}, {new: probs[old] for new, old in drawn})
         np.testing.assert_allclose(values, list(repeated.values()), atol=1e-12)
 
 
 def test_intervals_of_2000_studies_are_as_wide_as_theory_says():
     labels, probs = random_case(0, studies=2000, sharp=5.0)
-    statistic = TASK.counted(labels, probs)
+    statistic = TASK.metric.bootstrap_statistic(labels, probs)
     low, high = metrics.interval(statistic, len(labels), 1000, np.random.default_rng(1))
-    point = np.array(list(TASK.score(labels, probs).values()))
+    point = np.array(list(TASK.metric.score(labels, probs).values()))
     assert (low < point).all() and (point < high).all()
     above, below = lumbar_metric.study_sums(*lumbar_metric.tables(labels, probs))
     residual = above - below * (above.sum(0) / below.sum(0))  # the delta method for a ratio of sums

@@ -29,8 +29,8 @@ from osteograde.tasks.spec import Point, Study
 _FULL = TASKS["lumbar-mr"]
 _TARGETS = tuple(site.target for group in _FULL.graders[:2] for site in group.sites)
 TASK = replace(  # two locators, of which the second looks beside what the first found, and two graders
-    _FULL, locators=_FULL.locators[:2], graders=_FULL.graders[:2], targets=_TARGETS,
-    prior={target: _FULL.prior[target] for target in _TARGETS}, complete=dict,
+    _FULL, locators=_FULL.locators[:2], graders=_FULL.graders[:2],
+    prior={target: _FULL.prior[target] for target in _TARGETS}, fill_missing_landmarks=dict,
 )  # fmt: skip
 LABELS = dict.fromkeys(TASK.targets, 0)
 STUDIES = [Study(f"s{i:02d}", f"p{i // 2}", (), LABELS) for i in range(20)]  # two of each patient
@@ -130,7 +130,7 @@ class Witness:
                     found.append(f"{what} of {study}: answered about {asked} by nets that had seen {known}")
         return found
 
-    def store(self, stage, *more, log) -> Samples:
+    def store(self, stage, *more) -> Samples:
         """Takes the place of both ``store`` functions. Graders learn from crops around points that nets found."""
         pairs = [one if isinstance(one, tuple) else (one, {}) for one in more[-2]]
         self.leaked_into_crops += self.leaks({loaded.study.id: points for loaded, points in pairs})

@@ -22,14 +22,7 @@ from tests import test_task_contract
 
 METRIC = OrdinalMetric(("right", "left"), tuple("01234"))
 THREE = OrdinalMetric(TASK.targets, ("0", "1", "2"))
-ORDINAL = replace(
-    TASK,
-    score=THREE.score,
-    counted=THREE.counted,
-    confusion=THREE.confusion,
-    score_groups=THREE.groups,
-    higher_is_better=THREE.higher_is_better,
-)
+ORDINAL = replace(TASK, metric=THREE)
 
 
 def random_case(seed, studies=40, metric=METRIC, empty=0.2, shares=(0.4, 0.2, 0.2, 0.15, 0.05), steps=20):
@@ -196,7 +189,7 @@ def test_counting_a_study_twice_is_repeating_all_its_cells(seed, counts, empty, 
     """The study is what is drawn: its right and left cells count together."""
     metric = OrdinalMetric(("right", "left", "middle"), tuple("abcde"[:k]), threshold)
     labels, probs = random_case(seed, 8, metric, empty, shares=(0.2,) * 5, steps=6)
-    both = metric.counted(labels, probs)(np.array([counts, [1] * 8]))
+    both = metric.bootstrap_statistic(labels, probs)(np.array([counts, [1] * 8]))
     for row, values in zip((counts, [1] * 8), both, strict=True):
         again = repeated(labels, probs, row)
         slow = slow_score(*flat(*again, metric), metric)
@@ -206,7 +199,7 @@ def test_counting_a_study_twice_is_repeating_all_its_cells(seed, counts, empty, 
 
 def test_weights_that_are_no_integers_count_by_proportion():
     labels, probs = random_case(3)
-    statistic = METRIC.counted(labels, probs)
+    statistic = METRIC.bootstrap_statistic(labels, probs)
     counts = np.random.default_rng(0).integers(0, 4, size=(3, len(labels)))
     np.testing.assert_allclose(statistic(counts * 0.37), statistic(counts), rtol=1e-9)
 
@@ -215,7 +208,7 @@ def test_a_resample_without_any_study_is_undefined_and_silent():
     labels, probs = random_case(0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert np.isnan(METRIC.counted(labels, probs)(np.zeros((1, len(labels))))).all()
+        assert np.isnan(METRIC.bootstrap_statistic(labels, probs)(np.zeros((1, len(labels))))).all()
         assert np.isnan(list(METRIC.score({}, {}).values())).all()
         assert np.isnan(list(METRIC.score({"a": {}}, {"a": np.full((2, 5), np.nan)}).values())).all()
 
@@ -322,7 +315,7 @@ def changed(labels, probs, what):
 )
 def test_tables_that_do_not_fit_are_refused_in_words(what, words):
     labels, probs = changed(*random_case(0, empty=0.0), what)
-    for function in (METRIC.score, METRIC.counted, METRIC.confusion):
+    for function in (METRIC.score, METRIC.bootstrap_statistic, METRIC.confusion):
         with pytest.raises(ValueError, match=words):
             function(labels, probs)
 
@@ -345,7 +338,7 @@ def test_a_task_may_be_scored_by_it():
 
 def test_parts_know_their_direction():
     assert set(METRIC.parts) - METRIC.higher_is_better == {"mae", "brier", "log_loss", "ece"}
-    assert METRIC.parts == (*METRIC.groups, "score") and len(set(METRIC.parts)) == len(METRIC.parts)
+    assert METRIC.parts[-1] == "score" and len(set(METRIC.parts)) == len(METRIC.parts)
 
 
 def test_the_table_and_its_json_show_directions_and_confusions(tmp_path):
@@ -353,7 +346,7 @@ def test_the_table_and_its_json_show_directions_and_confusions(tmp_path):
     rows = {row: p for study in labels for row, p in zip(TASK.rows(study), probs[study], strict=True)}
     submission.write_submission(tmp_path / "s.csv", rows, TASK.classes)
     (tmp_path / "train.csv").write_text("")
-    task = replace(ORDINAL, labels=lambda path: labels)
+    task = replace(ORDINAL, read_labels=lambda path: labels)
     result = score_submission(task, tmp_path, tmp_path / "s.csv", 100, np.random.default_rng(0))
     expected = THREE.confusion(labels, probs)
     assert json.loads(json.dumps(result))["confusion"] == expected.tolist()
@@ -378,7 +371,7 @@ def test_a_task_without_confusions_prints_none(tmp_path):
     rows = {row: p for study in labels for row, p in zip(TASK.rows(study), probs[study], strict=True)}
     submission.write_submission(tmp_path / "s.csv", rows, TASK.classes)
     (tmp_path / "train.csv").write_text("")
-    task = replace(TASK, labels=lambda path: labels)
+    task = replace(TASK, read_labels=lambda path: labels)
     result = score_submission(task, tmp_path, tmp_path / "s.csv", 0, np.random.default_rng(0))
     assert result["confusion"] is result["confusion_interval"] is None and set(result["better"].values()) == {"lower"}
     assert "confusion" not in format_table(result) and format_table(result).splitlines()[-1].split()[-1] == "lower"
@@ -392,7 +385,7 @@ def test_intervals_of_an_accuracy_are_as_wide_as_theory_says():
     copied = {study: table[[0, 0]] for study, table in probs.items()}
     widths = []
     for case in ((one, probs), (twins, copied)):
-        low, high = bootstrap.interval(METRIC.counted(*case), 2000, 400, np.random.default_rng(1))
+        low, high = bootstrap.interval(METRIC.bootstrap_statistic(*case), 2000, 400, np.random.default_rng(1))
         widths.append((high - low)[METRIC.parts.index("accuracy")])
     share = METRIC.score(one, probs)["accuracy"]
     assert widths[0] == pytest.approx(2 * 1.96 * math.sqrt(share * (1 - share) / 2000), rel=0.15)

@@ -6,6 +6,7 @@ import torch
 
 from osteograde.inference.submission import Result
 from osteograde.models.bundle import Bundle
+from osteograde.models.manifest import Manifest
 from osteograde.pipeline.load import Loaded
 from osteograde.report import overlays
 from osteograde.tasks import TASKS
@@ -18,7 +19,7 @@ BULGING, FLAT = [0.3, 0.99], [0.3, 0.01]  # probabilities of narrowing and of bu
 
 def table(graded: dict[str, list[float]]) -> np.ndarray:
     """The picture of a study without images: the table alone. Rows that are not graded hold the task's prior."""
-    manifest = {"prior": {target: list(values) for target, values in SPIDER.prior.items()}, "pixels": {"pfirrmann": 64}}
+    manifest = Manifest(SPIDER.name, files={}, pixels={"pfirrmann": 64}, test_views=1, prior=SPIDER.prior)
     bundle = Bundle(SPIDER, manifest, {}, {}, torch.device("cpu"))
     answers = {target: np.array(values) for target, values in graded.items()}
     return overlays.picture(Result(Loaded(Study("s", "s", ()), {}), {}, answers), bundle)

@@ -106,7 +106,7 @@ def test_a_data_set_is_read_back_as_it_was_written(tmp_path):
     train, test = TASK.read(tmp_path, "train"), TASK.read(tmp_path, "test")
     assert 6 <= len(train) <= 12 and len({study.patient for study in train}) == 6
     assert len(test) == 4 and all(not study.labels for study in test)
-    truth = TASK.labels(tmp_path / "test_truth.csv")
+    truth = TASK.read_labels(tmp_path / "test_truth.csv")
     assert set(truth) <= {study.id for study in test}
     with (tmp_path / "test_points.csv").open(newline="") as file:
         points = list(csv.DictReader(file))

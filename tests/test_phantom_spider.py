@@ -78,6 +78,6 @@ def test_masks_hold_discs_bone_and_canal_and_no_disc_of_the_sacrum(data):
 
 def test_hidden_slices_have_their_truth_beside_them(data):
     (study,) = TASK.read(data, "test")
-    truth = TASK.labels(data / "test_truth.csv")
+    truth = TASK.read_labels(data / "test_truth.csv")
     assert set(truth) == {study.id} and set(truth[study.id]) == set(LEVELS)
     assert len(rows(data / "test_points.csv")) == 2 * len(LEVELS)

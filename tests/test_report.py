@@ -20,6 +20,7 @@ from osteograde import cli, phantom
 from osteograde.imaging.geometry import Volume, apply, mirrored, roi_on, to_index
 from osteograde.models import bundle
 from osteograde.models.gradcam import grad_cam
+from osteograde.models.manifest import Manifest
 from osteograde.pipeline.crops import site_boxes, site_crops, turned
 from osteograde.pipeline.load import load_study
 from osteograde.report import charts, heatmaps, page, worst_cases
@@ -227,20 +228,20 @@ def test_a_map_is_made_by_the_fold_that_held_the_study_out(data, judged):
     study, target = graded.studies[case.row], graded.targets[case.row]
     group, _ = evidence.sites[target]
     loaded = load_study(next(one for one in studies if one.id == study), TASK)
-    points = TASK.complete(evidence.located.points(study))
-    pixels = evidence.manifest["pixels"][group.name]
+    points = TASK.fill_missing_landmarks(evidence.located.points(study))
+    pixels = evidence.manifest.pixels[group.name]
     box = {target: site_boxes(group, loaded.volumes, points, pixels)[target]}
     crops = site_crops(group, box, pixels, torch.device("cpu"))
     maps = {}
     for k in ("0", "1"):
         name = f"grade/{group.name}/fold{k}.safetensors"
-        net = bundle.load_net(judged / name, evidence.manifest["files"][name]["net"])
-        maps[k] = grad_cam(net, crops.views, crops.present, torch.tensor([graded.probs[case.row].argmax()]))
+        net = bundle.load_net(judged / name, evidence.manifest.files[name].net)
+        maps[k] = grad_cam(net, crops.images, crops.present, torch.tensor([graded.probs[case.row].argmax()]))
     views = [v for v, spec in enumerate(group.crops) if spec.view in box[target]]
     own, other = maps[folds[study]], maps["1" if folds[study] == "0" else "0"]
     for v, shown in zip(views, case.predicted, strict=True):
         np.testing.assert_allclose(shown.heat, own[v][0, shown.number - 1].numpy(), atol=1e-5)
-        np.testing.assert_allclose(shown.crop, crops.views[v][0, shown.number - 1].numpy())
+        np.testing.assert_allclose(shown.crop, crops.images[v][0, shown.number - 1].numpy())
     assert max(float((a - b).abs().max()) for a, b in zip(own, other, strict=True)) > 0.05
 
 
@@ -294,10 +295,7 @@ def test_the_command_makes_a_page_of_weights_without_tables(tmp_path, monkeypatc
 def random_folder(task, folder: Path) -> Path:
     """A weights folder of any task with random out-of-fold tables and no nets."""
     rng = np.random.default_rng(5)
-    bundle.write_manifest(
-        folder,
-        {"task": task.name, "files": {}, "pixels": {}, "test_views": 1, "prior": {}, "scores": {"grade": None}},
-    )
+    bundle.write_manifest(folder, Manifest(task.name, {}, {}, 1, {}))
     studies = [f"s<{i}>" for i in range(6)]
     folds = "".join(f"{study},p{i // 2},{i // 2}\n" for i, study in enumerate(studies))
     (folder / "folds.csv").write_text("study_id,patient,fold\n" + folds)
@@ -389,7 +387,7 @@ def test_a_map_of_zeros_leaves_the_image_as_it_is():
 
 def test_a_map_is_made_by_every_net_of_the_fold_and_by_no_other(monkeypatch):
     names = [f"grade/kl/{member}fold{k}.safetensors" for member in ("", "member1-") for k in (1, 11)]
-    nets = worst_cases._Nets(SimpleNamespace(folder=Path("w"), manifest={"files": dict.fromkeys(names)}))
+    nets = worst_cases._Nets(SimpleNamespace(folder=Path("w"), manifest=SimpleNamespace(files=dict.fromkeys(names))))
     monkeypatch.setattr(nets, "_loaded", lambda name: name)
     assert nets.of("kl", 1) == ["grade/kl/fold1.safetensors", "grade/kl/member1-fold1.safetensors"]
     with pytest.raises(ValueError, match=r"no grade/kl/fold2\.safetensors"):

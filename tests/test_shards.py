@@ -10,6 +10,7 @@ import pytest
 from osteograde.inference import multi_gpu, submission
 from osteograde.inference.multi_gpu import Job
 from osteograde.inference.submission import Tally
+from osteograde.models.manifest import Manifest
 from osteograde.tasks import TASKS
 from tests.tiny import random_bundle
 
@@ -61,7 +62,7 @@ def grade(names, tmp_path, monkeypatch, said=None, devices=("cuda:0", "cuda:1"))
     data.mkdir()
     for name in names:
         (data / f"{name}.png").write_bytes(b"")
-    manifest = {"prior": {side: [0.2] * 5 for side in ("left", "right")}}
+    manifest = Manifest(TASK, {}, {}, 1, dict.fromkeys(("left", "right"), (0.2,) * 5))
     studies = [
         type(study)(study.id, study.patient, study.series, targets=("left",))
         for study in TASKS[TASK].read(data, "test")

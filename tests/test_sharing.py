@@ -133,7 +133,7 @@ def healthy(small_studies, tmp_path_factory):
 @pytest.mark.slow
 def test_nets_too_large_for_whole_batches_give_the_same_rows(healthy, tmp_path, monkeypatch):
     data, weights, clean = healthy
-    find, judge, batches = predict._find, predict._judge, Counter()
+    find, judge, batches = predict._locate_batch, predict._grade_batch, Counter()
 
     def crowded(work, *args):
         def inner(*inputs):
@@ -145,8 +145,8 @@ def test_nets_too_large_for_whole_batches_give_the_same_rows(healthy, tmp_path, 
 
         return inner(*args)
 
-    monkeypatch.setattr(predict, "_find", partial(crowded, find))
-    monkeypatch.setattr(predict, "_judge", partial(crowded, judge))
+    monkeypatch.setattr(predict, "_locate_batch", partial(crowded, find))
+    monkeypatch.setattr(predict, "_grade_batch", partial(crowded, judge))
     crowd = grade("lumbar-mr", data, weights, tmp_path / "s.csv")
     assert crowd.code == 0 and max(batches) > 2
     for study, cells in clean.cells.items():

@@ -29,7 +29,7 @@ needs_data = pytest.mark.skipif(
 OVERVIEW = "new_file_name,PixelSpacing,SliceThickness,SpacingBetweenSlices\n"
 GRADINGS = "Patient,IVD label,Disc narrowing,Disc bulging,Pfirrman grade\n"
 BOXES = "slice,ivd_label,x0,y0,x1,y1\n"
-ROIS = TASK.graders[0].rois
+ROIS = TASK.graders[0].regions
 
 
 def picture(path: Path, shape=(40, 30), grey=None) -> None:
@@ -93,7 +93,7 @@ def test_a_space_slice_and_a_stack_of_them_are_studies_of_the_same_patient(tmp_p
     studies = read(tmp_path)
     assert list(studies) == ["7", "7_t2_SPACE", "7_t2_SPACE_stack"]
     assert {study.patient for study in studies.values()} == {"7"}
-    assert {TASK.patient(name) for name in studies} == {"7"}
+    assert {TASK.patient_of(name) for name in studies} == {"7"}
     [stack] = studies["7_t2_SPACE_stack"].series
     assert [file.stem.rpartition("slice")[2] for file in stack.files] == ["9", "10", "11", "100"]
     assert stack.view == "t2"
@@ -103,7 +103,7 @@ def test_a_space_slice_and_a_stack_of_them_are_studies_of_the_same_patient(tmp_p
 def test_a_picture_of_any_other_name_is_a_study_of_its_own_taken_for_t2(tmp_path, name):
     picture(tmp_path / f"{name}.png")
     [study] = read(tmp_path).values()
-    assert study.patient == study.id and TASK.patient(study.id) == study.id
+    assert study.patient == study.id and TASK.patient_of(study.id) == study.id
     assert [series.view for series in study.series] == ["t2"]
     assert load_study(study, TASK).volumes["t2"][0].voxels.shape == (1, 40, 30)
 
@@ -226,14 +226,14 @@ def test_somebody_elses_table_above_the_images_is_not_read(tmp_path):
 def test_a_truth_table_is_read_and_unknown_levels_or_grades_are_refused(tmp_path):
     path = tmp_path / "truth.csv"
     path.write_text("row_id,grade\n7_l5_s1,5\n7_l1_l2,1\n7_t2_SPACE_l4_l5,3\n")
-    assert TASK.labels(path) == {"7": {"l5_s1": 4, "l1_l2": 0}, "7_t2_SPACE": {"l4_l5": 2}}
+    assert TASK.read_labels(path) == {"7": {"l5_s1": 4, "l1_l2": 0}, "7_t2_SPACE": {"l4_l5": 2}}
     for row in ("7_l6_l7,1", "7_l5_s1,6", "7_l5_s1,"):
         path.write_text(f"row_id,grade\n7_l1_l2,1\n{row}\n")
         with pytest.raises(ValueError, match=f"without a known level and grade: {row.split(',')[0]}"):
-            TASK.labels(path)
+            TASK.read_labels(path)
     path.write_text("row,grade\n")
     with pytest.raises(ValueError, match="expected row_id,grade"):
-        TASK.labels(path)
+        TASK.read_labels(path)
 
 
 # Levels of drawn masks
@@ -381,14 +381,14 @@ def test_a_missing_level_is_filled_on_the_line_and_found_ones_are_never_moved():
     even = points_of(volume, "t2", {i: (100 + 70 * i, 200 + 5 * i) for i in range(5)})
     for lost in even:
         found = {name: point for name, point in even.items() if name != lost}
-        whole = TASK.complete(found)
+        whole = TASK.fill_missing_landmarks(found)
         assert set(whole) == set(even)  # nothing of t1 is told by t2
         assert all(whole[name] is point for name, point in found.items())
         np.testing.assert_allclose(whole[lost].mm, even[lost].mm, atol=1e-9)
         assert whole[lost].confidence == spider_rois.FILLED
     alone = {"t1_disc_l3_l4": Point(np.zeros(3))}
-    assert dict(TASK.complete(alone)) == alone
-    assert dict(TASK.complete({})) == {}
+    assert dict(TASK.fill_missing_landmarks(alone)) == alone
+    assert dict(TASK.fill_missing_landmarks({})) == {}
 
 
 def test_skipped_levels_do_not_enlarge_the_crops():

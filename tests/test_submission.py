@@ -235,7 +235,7 @@ def scored(tmp_path):
 def test_a_file_is_scored_as_its_numbers_are(scored):
     root, labels, probs = scored
     result = score_submission(TASK, root, root / "s.csv", 200, np.random.default_rng(0))
-    assert result["score"] == pytest.approx(TASK.score(labels, probs), abs=1e-7)
+    assert result["score"] == pytest.approx(TASK.metric.score(labels, probs), abs=1e-7)
     assert (result["studies"], result["unlabelled"], result["unsubmitted"]) == (30, 0, 0)
     for part, value in result["score"].items():
         low, high = result["interval"][part]

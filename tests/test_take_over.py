@@ -9,6 +9,7 @@ from osteograde.learning import folds
 from osteograde.learning.recipes import RECIPES
 from osteograde.learning.reuse import reuse_nets
 from osteograde.models import bundle
+from osteograde.models.manifest import Manifest, TrainedFolds, read_manifest, write_manifest
 
 RECIPE = RECIPES["spider"]()
 FOLDS = "study_id,patient,fold\na,p,0\nb,q,1\n"
@@ -28,9 +29,8 @@ def trained(tmp_path):
             files[name] = bundle.file_entry(folder, name, {})
     (folder / "folds.csv").write_text(FOLDS)
     recipe = json.loads(json.dumps(RECIPE.plain()))
-    manifest = dict.fromkeys(bundle.NEEDED) | {"task": "spider", "files": files, "recipe": recipe}
-    manifest["folds"] = {"file": "folds.csv", "sha256": folds.digest(folder / "folds.csv")}
-    bundle.write_manifest(folder, manifest)
+    kept = TrainedFolds("folds.csv", folds.digest(folder / "folds.csv"))
+    write_manifest(folder, Manifest("spider", files, {}, 1, {}, recipe=recipe, folds=kept))
     return folder
 
 
@@ -51,17 +51,17 @@ def test_nets_of_the_same_plan_are_taken_and_vouched_for(trained, tmp_path, reci
 
 
 def test_choices_that_a_manifest_does_not_know_yet_had_their_defaults(trained, tmp_path):
-    manifest = json.loads((trained / bundle.MANIFEST).read_text())
-    del manifest["recipe"]["grade"]["pfirrmann"]["restart_share"]
-    bundle.write_manifest(trained, {key: value for key, value in manifest.items() if key != "format"})
+    manifest = read_manifest(trained)
+    del manifest.recipe["grade"]["pfirrmann"]["restart_share"]
+    write_manifest(trained, manifest)
     assert len(reuse_nets(trained, tmp_path / "out", RECIPE)) == 4
 
 
 def test_choices_that_are_known_no_more_do_not_count_where_they_were_off(trained, tmp_path):
-    manifest = json.loads((trained / bundle.MANIFEST).read_text())
+    manifest = read_manifest(trained)
     for value, taken in ((None, 4), (3, 2)):
-        manifest["recipe"]["grade"]["pfirrmann"]["given_up"] = value
-        bundle.write_manifest(trained, {key: value for key, value in manifest.items() if key != "format"})
+        manifest.recipe["grade"]["pfirrmann"]["given_up"] = value
+        write_manifest(trained, manifest)
         assert len(reuse_nets(trained, tmp_path / f"out{taken}", RECIPE)) == taken
 
 

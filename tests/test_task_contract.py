@@ -12,6 +12,7 @@ import pytest
 import osteograde
 from osteograde.imaging import geometry
 from osteograde.imaging.geometry import Volume
+from osteograde.pipeline.crops import region_grids
 from osteograde.tasks import TASKS
 from osteograde.tasks.spec import Point
 
@@ -43,7 +44,7 @@ def study(task, side=300):
 @EACH
 def test_a_task_is_known_by_its_name(task):
     assert TASKS[task.name] is task
-    assert len(task.classes) == len(task.weights) == len(set(task.classes))
+    assert len(task.classes) == len(task.class_weights) == len(set(task.classes))
 
 
 @EACH
@@ -77,11 +78,55 @@ def test_view_directions_are_orthonormal(task):
 
 
 @EACH
-def test_landmarks_of_a_channel_and_prompt_differ_by_side(task):
+def test_landmarks_of_a_channel_in_one_region_differ_by_side(task):
     """Otherwise nothing could tell them apart in the locator's heatmap."""
-    for stage in task.locators:
-        keys = [(mark.channel, mark.prompt, mark.side, mark.view or stage.view) for mark in stage.landmarks]
-        assert len(set(keys)) == len(keys)
+    volumes, points = study(task)
+    for locator in task.locators:
+        regions = locator.regions(volumes, points)
+        assert {mark.name for region in regions for mark in region.landmarks} == {m.name for m in locator.landmarks}
+        for region in regions:
+            keys = [(landmark.channel, landmark.side) for landmark in region.landmarks]
+            assert len(set(keys)) == len(keys)
+
+
+@EACH
+def test_regions_are_pure_and_lie_on_the_stacks_that_they_need(task):
+    volumes, points = study(task)
+    earlier = {}
+    for locator in task.locators:
+        needed = {name: volumes[name] for name in locator.needs if name in volumes}
+        before = {name: points[name] for name in locator.needs if name in earlier}
+        first, second = (region_grids(locator, volumes, earlier, 24) for _ in range(2))
+        named = region_grids(locator, needed, before, 24)  # what is not named is not read
+        assert first and len(first) == len(second) == len(named)
+        for one, *others in zip(first, second, named, strict=True):
+            assert any(one.region.volume is stack for stacks in needed.values() for stack in stacks)
+            assert one.grid.shape[1:] == (24, 24)
+            for other in others:
+                np.testing.assert_array_equal(one.grid.to_mm, other.grid.to_mm)
+                assert one.region.midline_mm == other.region.midline_mm
+                assert one.region.landmarks == other.region.landmarks
+        earlier |= {landmark.name: points[landmark.name] for landmark in locator.landmarks}
+
+
+@EACH
+def test_a_study_without_the_views_of_a_locator_has_no_region(task):
+    _, points = study(task)
+    for locator in task.locators:
+        assert locator.regions({}, points) == locator.regions({view.name: () for view in task.views}, points) == []
+
+
+def test_regions_that_cannot_go_through_the_net_together_are_refused():
+    task = TASKS["knee-xray"]
+    volumes, points = study(task)
+    (locator,) = task.locators
+
+    def halves(volumes, points):
+        (region,) = locator.regions(volumes, points)
+        return [replace(region, landmarks=region.landmarks[:1]), replace(region, landmarks=region.landmarks[1:])]
+
+    with pytest.raises(ValueError, match="different channels or sides"):
+        region_grids(replace(locator, regions=halves), volumes, points, 24)
 
 
 @EACH
@@ -114,26 +159,28 @@ def test_the_score_prefers_the_truth(task):
         for said in (classes, (classes + 1) % k)
     )
     flat = dict.fromkeys(labels, np.full((len(task.targets), k), 1 / k))
-    good, bad, poor = (task.score(labels, probs) for probs in (truth, wrong, flat))
-    assert list(good) == [*task.score_groups, "score"]
-    assert task.higher_is_better <= set(good)
+    good, bad, poor = (task.metric.score(labels, probs) for probs in (truth, wrong, flat))
+    assert list(good) == [*task.metric.parts]
+    assert task.metric.higher_is_better <= set(good)
     gain = {part: np.array([good[part] - bad[part], good[part] - poor[part]]) for part in good}
-    gain = {part: values if part in task.higher_is_better else -values for part, values in gain.items()}
+    gain = {part: values if part in task.metric.higher_is_better else -values for part, values in gain.items()}
     assert {part for part in good if not gain[part][0] > 0} == set()
     assert {part for part in good if gain[part][1] < 0} == set()
     assert gain["score"][1] > 0
-    counted = task.counted(labels, wrong)(np.ones((2, len(labels))))
+    counted = task.metric.bootstrap_statistic(labels, wrong)(np.ones((2, len(labels))))
     np.testing.assert_allclose(counted, [list(bad.values())] * 2)
 
 
-@pytest.mark.parametrize("task", [task for task in TASKS.values() if task.confusion], ids=lambda task: task.name)
+@pytest.mark.parametrize(
+    "task", [task for task in TASKS.values() if task.metric.confusion({}, {}) is not None], ids=lambda task: task.name
+)
 def test_confusions_have_the_truth_in_rows(task):
     k = len(task.classes)
     labels = {"a": dict.fromkeys(task.targets, 0), "b": {task.targets[0]: k - 1}}
     said = dict.fromkeys(labels, np.tile(np.eye(k)[k - 1], (len(task.targets), 1)))
     expected = np.zeros((k, k), int)
     expected[0, k - 1], expected[k - 1, k - 1] = len(task.targets), 1
-    np.testing.assert_array_equal(task.confusion(labels, said), expected)
+    np.testing.assert_array_equal(task.metric.confusion(labels, said), expected)
 
 
 @EACH
@@ -141,7 +188,7 @@ def test_a_task_travels_to_other_processes(task):
     again = pickle.loads(pickle.dumps(task))
     volumes, points = study(task)
     assert again.targets == task.targets
-    assert again.graders[0].rois(volumes, points, 8).keys() == task.graders[0].rois(volumes, points, 8).keys()
+    assert again.graders[0].regions(volumes, points, 8).keys() == task.graders[0].regions(volumes, points, 8).keys()
 
 
 @EACH
@@ -156,20 +203,20 @@ def test_known_views_are_recognised_by_orientation(task):
 def test_boxes_are_pure_and_fit_their_specs(task, group):
     volumes, points = study(task)
     before = {name: point.mm.copy() for name, point in points.items()}
-    first, second = group.rois(volumes, points, 24), group.rois(volumes, points, 24)
+    first, second = group.regions(volumes, points, 24), group.regions(volumes, points, 24)
     assert set(first) == {site.target for site in group.sites}
-    specs, fields_mm = {crop.view: crop for crop in group.crops}, {}
-    for target, views in first.items():
-        assert set(views) == set(specs)
-        for view, (volume, roi) in views.items():
-            assert volume is volumes[view][0]
-            assert roi.shape == (specs[view].slices, 24, 24)
+    crops, fields_mm = {crop.name: crop for crop in group.crops}, {}
+    for target, boxes in first.items():
+        assert set(boxes) == set(crops)
+        for name, (volume, roi) in boxes.items():
+            assert volume is volumes[crops[name].view][0]
+            assert roi.shape == (crops[name].slices, 24, 24)
             field_mm = roi.spacing_mm[1:] * 24
-            if task.locators[0].whole:  # images of unknown size: boxes follow the patient's own proportions, all alike
-                np.testing.assert_allclose(field_mm, fields_mm.setdefault(view, field_mm[0]))
+            if task.name == "spider":  # images of unknown size: boxes follow the patient's own proportions, all alike
+                np.testing.assert_allclose(field_mm, fields_mm.setdefault(name, field_mm[0]))
             else:
-                np.testing.assert_allclose(field_mm, specs[view].field_mm)
-            np.testing.assert_array_equal(roi.to_mm, second[target][view][1].to_mm)
+                np.testing.assert_allclose(field_mm, crops[name].field_mm)
+            np.testing.assert_array_equal(roi.to_mm, second[target][name][1].to_mm)
     for name, point in points.items():
         np.testing.assert_array_equal(point.mm, before[name])
 
@@ -183,7 +230,10 @@ def test_left_boxes_of_a_mirrored_body_are_its_right_boxes(task, group):
     sites = {(site.condition, site.level, site.side): site for site in group.sites}
     twins = {site.target: sites[site.condition, site.level, swap[site.side]] for site in group.sites}
     moved = {twins[site.target].landmark: Point(points[site.landmark].mm @ flip) for site in group.sites}
-    here, there = group.rois(volumes, points, 12), group.rois(volumes, moved, 12)  # the stacks are their own image
+    here, there = (
+        group.regions(volumes, points, 12),
+        group.regions(volumes, moved, 12),
+    )
     index = np.array([[0.0, 0.0, 0.0], [0.0, 11.0, 3.0], [1.0, 2.0, 11.0]])
     for site in group.sites:
         if site.side:
@@ -197,15 +247,15 @@ def test_left_boxes_of_a_mirrored_body_are_its_right_boxes(task, group):
 @EACH_GRADER
 def test_nothing_seen_or_nothing_found_gives_no_box(task, group):
     volumes, points = study(task)
-    assert dict(group.rois({}, points, 8)) == {}
-    assert dict(group.rois(volumes, {}, 8)) == {}
+    assert dict(group.regions({}, points, 8)) == {}
+    assert dict(group.regions(volumes, {}, 8)) == {}
 
 
 @EACH
 def test_completion_keeps_what_was_found(task):
     _, points = study(task)
-    assert all(task.complete(points)[name] is point for name, point in points.items())
-    assert dict(task.complete({})) == {}
+    assert all(task.fill_missing_landmarks(points)[name] is point for name, point in points.items())
+    assert dict(task.fill_missing_landmarks({})) == {}
 
 
 # A task that does not hang together is refused with what is known
@@ -214,21 +264,25 @@ def test_completion_keeps_what_was_found(task):
 PROMPTED = [
     task
     for task in TASKS.values()
-    if any(stage.midline or any(prompt for _, prompt in stage.looks) for stage in task.locators)
+    if {landmark.name for locator in task.locators for landmark in locator.landmarks}
+    & {name for locator in task.locators for name in locator.needs}
 ]
 
 
 @pytest.mark.parametrize("task", PROMPTED, ids=lambda task: task.name)
 def test_a_prompt_that_no_earlier_locator_finds_is_refused_with_what_is_known(task):
-    with pytest.raises(ValueError, match=r"prompted by \[.*\], which no earlier locator finds; found so far: \["):
+    expected = r"needs \[.*\], neither a view nor a landmark that an earlier locator finds; .*found so far: \["
+    with pytest.raises(ValueError, match=expected):
         replace(task, locators=task.locators[1:])
 
 
 @EACH
 def test_a_target_left_out_or_graded_twice_is_refused(task):
-    with pytest.raises(ValueError, match="every target must be graded once"):
-        replace(task, targets=task.targets[1:])
-    with pytest.raises(ValueError, match=f"every target must be graded once.*{task.graders[0].sites[0].target}"):
+    with pytest.raises(ValueError, match="every target of the prior must be graded once"):
+        replace(task, prior={target: task.prior[target] for target in task.targets[1:]})
+    with pytest.raises(
+        ValueError, match=f"every target of the prior must be graded once.*{task.graders[0].sites[0].target}"
+    ):
         replace(task, graders=(*task.graders, task.graders[0]))
 
 
@@ -236,15 +290,17 @@ def test_a_target_left_out_or_graded_twice_is_refused(task):
 def test_unknown_views_landmarks_and_priors_are_refused(task):
     group, stage = task.graders[0], task.locators[0]
     crop = replace(group.crops[0], view="elsewhere")
+    with pytest.raises(ValueError, match=f"several crops called .*{crop.name}"):
+        replace(task, graders=(replace(group, crops=(*group.crops, group.crops[0])), *task.graders[1:]))
     with pytest.raises(ValueError, match=r"grader .* reads \['elsewhere'\]; views are"):
         replace(task, graders=(replace(group, crops=(crop,)), *task.graders[1:]))
-    with pytest.raises(ValueError, match=r"locator .* reads 'elsewhere'; views are"):
-        replace(task, locators=(replace(stage, view="elsewhere"), *task.locators[1:]))
-    with pytest.raises(ValueError, match="by an earlier locator"):
+    with pytest.raises(ValueError, match=r"locator .* needs \['elsewhere'\], neither a view nor .*; views are"):
+        replace(task, locators=(replace(stage, needs=("elsewhere",)), *task.locators[1:]))
+    with pytest.raises(ValueError, match="needs no view"):
+        replace(task, locators=(replace(stage, needs=()), *task.locators[1:]))
+    with pytest.raises(ValueError, match="as an earlier locator does"):
         replace(task, locators=(*task.locators, replace(stage, name="again")))
-    with pytest.raises(ValueError, match="the prior must name every target"):
-        replace(task, prior={})
-    sites = (replace(group.sites[0], landmark="nowhere"), *group.sites[1:])
+    sites = (replace(group.sites[0], landmarks=("nowhere",)), *group.sites[1:])
     with pytest.raises(ValueError, match=r"needs \['nowhere'\], which no locator finds"):
         replace(task, graders=(replace(group, sites=sites), *task.graders[1:]))
 

@@ -36,37 +36,40 @@ def canal_points(z: float = 0.0) -> dict[str, Point]:
 
 def test_a_whole_stack_is_seen_on_its_own_slices_with_the_midline_of_known_points():
     volume = stack("sag_t1")
-    [look] = crops.regions_of(FORAMEN, {"sag_t1": (volume,)}, canal_points(), 64)
-    assert look.roi.shape == (9, 64, 64) and look.midline_mm == 2.0
-    planes = [apply(look.roi.to_mm, np.array([d, 10, 10]))[0] for d in range(9)]
+    [look] = crops.region_grids(FORAMEN, {"sag_t1": (volume,)}, canal_points(), 64)
+    assert look.grid.shape == (9, 64, 64) and look.region.midline_mm == 2.0
+    planes = [apply(look.grid.to_mm, np.array([d, 10, 10]))[0] for d in range(9)]
     assert np.allclose(planes, [apply(volume.to_mm, np.array([z, 0, 0]))[0] for z in range(9)])
-    [alone] = crops.regions_of(FORAMEN, {"sag_t1": (volume,)}, {}, 64)
-    assert alone.midline_mm == pytest.approx(volume.centre_mm[0])
+    [alone] = crops.region_grids(FORAMEN, {"sag_t1": (volume,)}, {}, 64)
+    assert alone.region.midline_mm == pytest.approx(volume.centre_mm[0])
 
 
 def test_lateral_coordinates_are_patient_x_minus_the_midline():
     for stage, view in ((FORAMEN, "sag_t1"), (RECESS, "axi_t2")):
         volume = stack(view)
-        look = crops.regions_of(stage, {view: (volume,)}, canal_points(-60), 32)[0]
-        lateral = crops.lateral_mm(look.roi, look.midline_mm)
-        for d in (0, look.roi.shape[0] - 1):
+        look = crops.region_grids(stage, {view: (volume,)}, canal_points(-60), 32)[0]
+        lateral = crops.lateral_mm(look.grid, look.region.midline_mm)
+        for d in (0, look.grid.shape[0] - 1):
             for w in (0, 13, 31):
-                x = apply(look.roi.to_mm, np.array([d, 15.5, w]))[0]
-                assert lateral[d, w] == pytest.approx(x - look.midline_mm)
+                x = apply(look.grid.to_mm, np.array([d, 15.5, w]))[0]
+                assert lateral[d, w] == pytest.approx(x - look.region.midline_mm)
 
 
 def test_a_prompt_takes_the_nearest_slice_of_all_stacks_also_of_tilted_ones():
     points = canal_points()
     upper = stack("axi_t2", (0, 0, 60), shape=(3, 60, 60), series="upper")
     tilted = stack("axi_t2", (0, 0, 0), shape=(3, 60, 60), tilt=0.4, series="tilted")
-    looks = crops.regions_of(RECESS, {"axi_t2": (upper, tilted)}, points, 32)
-    by_prompt = {look.landmarks[0].prompt: look.volume.series for look in looks}
-    assert by_prompt == {"canal_l1_l2": "upper", "canal_l3_l4": "tilted"}  # the others are too far from every slice
+    looks = crops.region_grids(RECESS, {"axi_t2": (upper, tilted)}, points, 32)
+    by_level = {look.region.landmarks[0].name: look.region.volume.series for look in looks}
+    assert by_level == {
+        "recess_right_l1_l2": "upper",
+        "recess_right_l3_l4": "tilted",
+    }
 
 
 def test_without_its_view_or_its_prompts_a_locator_has_nothing_to_see():
-    assert crops.regions_of(RECESS, {"axi_t2": (stack("axi_t2"),)}, {}, 32) == []
-    assert crops.regions_of(CANAL, {"sag_t2": ()}, {}, 32) == []
+    assert crops.region_grids(RECESS, {"axi_t2": (stack("axi_t2"),)}, {}, 32) == []
+    assert crops.region_grids(CANAL, {"sag_t2": ()}, {}, 32) == []
 
 
 def test_the_ends_of_a_stack_are_their_own_neighbours():
@@ -78,13 +81,13 @@ def test_the_ends_of_a_stack_are_their_own_neighbours():
 
 
 def test_a_test_time_view_turns_about_the_centre_and_keeps_the_slices():
-    [look] = crops.regions_of(CANAL, {"sag_t2": (stack("sag_t2"),)}, {}, 48)
-    for degrees, scale in crops.TEST_TIME_VIEWS:
-        other = crops.turned(look.roi, degrees, scale)
-        assert np.allclose(other.centre_mm, look.roi.centre_mm)
-        assert np.allclose(other.to_mm[:3, 0], look.roi.to_mm[:3, 0])
-        assert np.allclose(other.spacing_mm[1:], scale * look.roi.spacing_mm[1:])
-    assert np.allclose(crops.turned(look.roi, *crops.TEST_TIME_VIEWS[0]).to_mm, look.roi.to_mm)
+    [look] = crops.region_grids(CANAL, {"sag_t2": (stack("sag_t2"),)}, {}, 48)
+    for degrees, scale in crops.TTAS:
+        other = crops.turned(look.grid, degrees, scale)
+        assert np.allclose(other.centre_mm, look.grid.centre_mm)
+        assert np.allclose(other.to_mm[:3, 0], look.grid.to_mm[:3, 0])
+        assert np.allclose(other.spacing_mm[1:], scale * look.grid.spacing_mm[1:])
+    assert np.allclose(crops.turned(look.grid, *crops.TTAS[0]).to_mm, look.grid.to_mm)
 
 
 @pytest.fixture(scope="module")
@@ -145,10 +148,10 @@ def test_a_landmark_beside_a_known_one_is_looked_for_there_only(weights):
     [free] = predict.locate(FORAMEN, [study], [{}], nets)
     known = canal_points()
     [kept] = predict.locate(FORAMEN, [study], [known], nets)
-    near = {mark.name: mark.near for mark in FORAMEN.landmarks}
+    near = {mark.name: f"canal_{mark.name[-5:]}" for mark in FORAMEN.landmarks}
 
     def furthest(found) -> float:
         return max(float(np.linalg.norm((point.mm - known[near[name]].mm)[1:])) for name, point in found.items())
 
-    assert furthest(kept) < FORAMEN.near_mm + 4  # refined below a map pixel
-    assert furthest(free) > FORAMEN.near_mm + 4  # these nets know nothing: left alone they go anywhere
+    assert furthest(kept) < predict.NEIGHBOUR_MM + 4  # refined below a map pixel
+    assert furthest(free) > predict.NEIGHBOUR_MM + 4  # these nets know nothing: left alone they go anywhere

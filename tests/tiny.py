@@ -9,6 +9,7 @@ import torch
 from osteograde.learning.recipes import RECIPES
 from osteograde.models import bundle
 from osteograde.models.bundle import build_net
+from osteograde.models.manifest import Manifest, write_manifest
 
 CONFIDENT = 60_000  # scales the heads of locators: else nothing is found and every row is a prior
 
@@ -36,12 +37,12 @@ def random_bundle(
                 bundle.save_net(net, folder / name)
                 files[name] = bundle.file_entry(folder, name, bundle.config_of(fit.net))
     own = dict.fromkeys(recipe.locators, pixels[0]) | dict.fromkeys(recipe.graders, pixels[1]) if pixels else {}
-    manifest = {
-        "task": recipe.task.name,
-        "pixels": {stage: own.get(stage, fit.pixels) for stage, fit in {**recipe.locators, **recipe.graders}.items()},
-        "test_views": test_views,
-        "files": files,
-        "prior": {target: list(values) for target, values in recipe.task.prior.items()},
-    }
-    bundle.write_manifest(folder, manifest)
+    manifest = Manifest(
+        task=recipe.task.name,
+        pixels={stage: own.get(stage, fit.pixels) for stage, fit in {**recipe.locators, **recipe.graders}.items()},
+        test_views=test_views,
+        files=files,
+        prior={target: tuple(values) for target, values in recipe.task.prior.items()},
+    )
+    write_manifest(folder, manifest)
     return folder

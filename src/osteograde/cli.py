@@ -1,12 +1,12 @@
 """Command lines: paths and names only, everything else lives in recipes. The options are frozen; a test lists them.
 
-Exit codes: 0 done; 2 the user's mistake, one clear line on stderr; 1 a fault of ours, with its traceback.
+Exit codes: 0 done; 2 the user's mistake, one clear line on stderr; 1 a fault of ours, with its traceback;
+130 interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
-import dis
 import errno
 import json
 import os
@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from osteograde.errors import UserError
 from osteograde.kaggle import cli
 
 DEFAULT_TASK = "lumbar-mr"
@@ -33,34 +34,30 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(main: Callable[[], int | None]) -> int:
-    """Call ``main`` and turn the user's mistakes into one line on stderr and exit code 2; ours keep the traceback."""
+    """Call ``main`` and return its exit code.
+
+    A ``UserError``, a missing or forbidden path and a full disk are the user's to mend: one line on stderr, exit code
+    2. Any other ValueError or OSError is a fault of ours: traceback, exit code 1. Ctrl-C: one line that says how to go
+    on, exit code 130.
+    """
     try:
         return main() or 0
+    except KeyboardInterrupt as interrupt:
+        how = " ".join(map(str, interrupt.args)) or "the same command starts again"
+        print(f"interrupted: {how}", file=sys.stderr)
+        return 130
     except (ValueError, OSError) as error:
-        if not _is_users(error):
+        if not is_user_mistake(error):
             traceback.print_exc()
             return 1
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
 
 
-def _is_users(error: ValueError | OSError) -> bool:
-    """A missing or forbidden path, a full disk, or an error that a ``raise`` in our own code put into words.
-
-    A ValueError out of numpy or torch says nothing a user could act on: that is a fault of ours and must be seen.
-    """
-    if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)):
-        return True
-    if isinstance(error, OSError) and error.errno in _NO_ROOM:
-        return True
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    if frame is None:
-        return False
-    name, code = frame.tb_frame.f_globals.get("__name__", ""), frame.tb_frame.f_code.co_code
-    ours = name == "__main__" or name.split(".")[0] in ("osteograde", "inference", "train_folds")
-    return ours and code[frame.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+def is_user_mistake(error: ValueError | OSError) -> bool:
+    """Whether the user can mend what went wrong: a ``UserError``, a missing or forbidden path, or a full disk."""
+    kinds = (UserError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+    return isinstance(error, kinds) or (isinstance(error, OSError) and error.errno in _NO_ROOM)
 
 
 def inference_parser() -> argparse.ArgumentParser:
@@ -158,7 +155,7 @@ def phantom(args: argparse.Namespace) -> int:
     from osteograde import phantom as maker
 
     if args.studies + args.test == 0:
-        raise ValueError("--studies 0 and --test 0 leave nothing to write; give one of them")
+        raise UserError("--studies 0 and --test 0 leave nothing to write; give one of them")
     maker.write(args.task, args.out, studies=args.studies, test=args.test, seed=args.seed, workers=os.cpu_count() or 1)
     print(f"{args.studies} labelled and {args.test} unlabelled studies of {args.task} -> {args.out}")
     return 0
@@ -231,7 +228,7 @@ def known_task(name: str) -> None:
     from osteograde.tasks import TASKS
 
     if name not in TASKS:
-        raise ValueError(f"no task {name!r}; known tasks: {', '.join(sorted(TASKS))}")
+        raise UserError(f"no task {name!r}; known tasks: {', '.join(sorted(TASKS))}")
 
 
 def _command(commands, name: str, function: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from osteograde.errors import UserError
+
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = ((3, 11), (3, 13))
 # What DICOM files come in. The first five are made and read back here, of the others pydicom is asked.
@@ -178,9 +180,9 @@ def weights(folder: Path) -> list[Finding]:
     found = []
     for manifest in sorted(path for place in places for path in place.glob("*/manifest.json")):
         try:
-            facts = bundle.verify(manifest.parent)
-            found.append(Finding(f"weights/{manifest.parent.name}", f"hashes right, task {facts['task']}"))
-        except (ValueError, OSError) as error:
+            manifest_of = bundle.verify(manifest.parent)
+            found.append(Finding(f"weights/{manifest.parent.name}", f"hashes right, task {manifest_of.task}"))
+        except (UserError, OSError) as error:
             found.append(Finding(f"weights/{manifest.parent.name}", "damaged", str(error)))
     return found or [Finding("weights", "none found")]
 

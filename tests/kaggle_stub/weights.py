@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from osteograde.models import bundle
+from osteograde.models.manifest import Manifest
 
 
 def hashed_weights(folder: Path, task: str) -> Path:
@@ -13,8 +14,8 @@ def hashed_weights(folder: Path, task: str) -> Path:
     for name in ("locate/canal/fold0.safetensors", "grade/spinal/fold0.safetensors"):
         (folder / name).parent.mkdir(parents=True)
         (folder / name).write_bytes(name.encode() * 50)
-        files[name] = {"sha256": bundle.sha256(folder / name), "bytes": (folder / name).stat().st_size, "net": {}}
-    bundle.write_manifest(folder, {"task": task, "files": files, "pixels": {}, "test_views": 1, "prior": {}})
+        files[name] = bundle.file_entry(folder, name, {})
+    bundle.write_manifest(folder, Manifest(task, files, {}, 1, {}))
     (folder / "README.md").write_text("A card.\n")
     (folder / "work").mkdir()
     (folder / "work" / "cache.npy").write_bytes(b"not to be sent")

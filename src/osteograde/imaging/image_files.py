@@ -23,6 +23,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from osteograde.errors import UserError
 from osteograde.imaging.files import FileTooLarge, read_bytes
 from osteograde.imaging.geometry import Volume, roi_at
 
@@ -37,7 +38,7 @@ _DAMAGE = (  # what the decoders raise on damaged files
 )  # fmt: skip
 
 
-class UnreadableImage(ValueError):
+class UnreadableImage(UserError):
     """A file that gives no image; ``code`` says why in one word."""
 
     def __init__(self, code: str) -> None:

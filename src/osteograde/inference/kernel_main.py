@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from osteograde.errors import UserError
 from osteograde.imaging.image_files import find_images
 from osteograde.inference import multi_gpu, run, submission
 from osteograde.inference.submission import Sheet, Tally
@@ -62,7 +63,7 @@ def grade(task: str, data: Path, weights: Path, out: Path, devices: list[str], h
         return tally, tally.faults[multi_gpu.DIED] + tally.faults[multi_gpu.DEADLINE]
     known, manifest, studies = run.prepare(task, data, weights)
     tally = Tally(studies=len(studies))
-    sheet = Sheet(known, manifest["prior"], studies, out, submission.template_ids(data) or (), tally)
+    sheet = Sheet(known, manifest.prior, studies, out, submission.template_ids(data) or (), tally)
     sheet.write()
     run.fill(weights, manifest, sheet, device=device.pick(devices[0]), seconds=hours * 3600, say=_say)
     return tally, len(studies) - sheet.done
@@ -83,7 +84,7 @@ def find_data(root: Path, slug: str, data_set: str = "", skip: Path | None = Non
     if not found and not slug:
         found, expected = [folder for folder in mounts(root) if folder != skip and find_images(folder)], "images"
     if len(found) != 1:
-        raise ValueError(f"{len(found)} folders hold {expected}, expected 1: {[str(path) for path in found]}")
+        raise UserError(f"{len(found)} folders hold {expected}, expected 1: {[str(path) for path in found]}")
     return found[0]
 
 
@@ -107,7 +108,7 @@ def find_weights(root: Path, task: str, manifest_sha256: str = "") -> Path:
         found = [path for path in found if bundle.sha256(path) == manifest_sha256]
     if len(found) != 1:
         which = f" with sha256 {manifest_sha256[:12]}..." if manifest_sha256 else ""
-        raise ValueError(f"{len(found)} manifest.json of {task}{which}, expected 1: {[str(p) for p in sorted(found)]}")
+        raise UserError(f"{len(found)} manifest.json of {task}{which}, expected 1: {[str(p) for p in sorted(found)]}")
     return found[0].parent
 
 

@@ -96,7 +96,7 @@ def infer_on_devices(
     """
     begun = time.monotonic()
     known, manifest, studies = run.prepare(task, data, weights)
-    Sheet(known, manifest["prior"], studies, out, submission.template_ids(data) or (), Tally()).write()
+    Sheet(known, manifest.prior, studies, out, submission.template_ids(data) or (), Tally()).write()
     table = MergedRows(out, {study.id: known.rows(study.id, study.targets) for study in studies})
     threads = max(1, min(8, (os.cpu_count() or 1) // len(devices)))
     jobs = [
@@ -277,7 +277,7 @@ def main(folder: Path) -> int:
     by_id = {study.id: study for study in studies}
     mine = [by_id[name] for name in job.ids]
     tally = Tally(studies=len(mine))
-    sheet = Sheet(task, manifest["prior"], mine, folder / PART, (), tally)
+    sheet = Sheet(task, manifest.prior, mine, folder / PART, (), tally)
     sheet.write()
     done: list[str] = []
 

@@ -18,22 +18,24 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 
+from osteograde.errors import UserError
 from osteograde.inference import submission
 from osteograde.inference.deadline import Budget, Effort
 from osteograde.inference.submission import Result, Sheet, Tally, summary
 from osteograde.models import bundle as bundles
 from osteograde.models.bundle import Bundle
 from osteograde.models.device import keep_freed_memory, pick
+from osteograde.models.manifest import Manifest
 from osteograde.pipeline import calibration, predict
 from osteograde.pipeline.load import Loaded, load_study
 from osteograde.tasks import TASKS
@@ -72,7 +74,7 @@ def infer(
     studies = studies[:limit] if limit else studies
     template = () if limit else submission.template_ids(Path(data)) or ()
     tally = Tally(studies=len(studies))
-    sheet = Sheet(known, manifest["prior"], studies, out, template, tally)
+    sheet = Sheet(known, manifest.prior, studies, out, template, tally)
     sheet.write()
     seconds = None if time_budget_hours is None else time_budget_hours * 3600 - (time.monotonic() - begun)
     fill(weights, manifest, sheet, device=chosen, seconds=seconds, workers=workers, draw=draw, say=say)
@@ -84,22 +86,22 @@ def infer(
     return 0
 
 
-def prepare(task: str, data: Path, weights: Path) -> tuple[Task, dict[str, Any], list[Study]]:
+def prepare(task: str, data: Path, weights: Path) -> tuple[Task, Manifest, list[Study]]:
     """(task, manifest of the verified weights, all studies of the test part). ValueError: the user's mistake."""
     if task not in TASKS:
-        raise ValueError(f"unknown task {task!r}; known: {sorted(TASKS)}")
+        raise UserError(f"unknown task {task!r}; known: {sorted(TASKS)}")
     if not Path(data).is_dir():
-        raise ValueError(f"{data}: no such folder; --data is the folder that holds the tables and the images")
+        raise UserError(f"{data}: no such folder; --data is the folder that holds the tables and the images")
     manifest = bundles.verify(Path(weights))
     known = bundles.task_of(Path(weights), manifest, TASKS)
     if known.name != task:
-        raise ValueError(f"{weights}: weights are of task {known.name!r}, asked for {task!r}")
+        raise UserError(f"{weights}: weights are of task {known.name!r}, asked for {task!r}")
     return known, manifest, known.read(Path(data), "test")
 
 
 def fill(
     weights: Path,
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     sheet: Sheet,
     *,
     device: torch.device | None,
@@ -143,11 +145,11 @@ def fill(
     written()
 
 
-def _budget(manifest: Mapping[str, Any], seconds: float | None, begun: float) -> Budget:
+def _budget(manifest: Manifest, seconds: float | None, begun: float) -> Budget:
     """What may be spent: of ``seconds``, what is left since ``begun``; at most the views and folds of the weights."""
-    folds = Counter(name.rpartition("/")[0] for name in manifest["files"])
+    folds = Counter(name.rpartition("/")[0] for name in manifest.files)
     left = None if seconds is None else seconds - (time.monotonic() - begun)
-    return Budget(left, views=int(manifest["test_views"]), folds=max(folds.values()))
+    return Budget(left, views=manifest.test_views, folds=max(folds.values()))
 
 
 def _chunks(

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from osteograde.errors import UserError
 from osteograde.imaging import files
 from osteograde.pipeline import predict
 from osteograde.pipeline.load import Loaded
@@ -99,7 +100,7 @@ def read_submission(path: Path) -> dict[str, np.ndarray]:
     """{row id: (classes,)} of a submission, in its order. ValueError where it is unreadable or a row appears twice."""
     _, ids, values = tables.read_rows(path)
     if doubled := duplicates(ids):
-        raise ValueError(f"{path}: row ids more than once: {some(doubled)}")
+        raise UserError(f"{path}: row ids more than once: {some(doubled)}")
     return dict(zip(ids, values, strict=True))
 
 
@@ -115,7 +116,7 @@ def template_ids(path: Path) -> list[str] | None:
         return None
     try:
         return tables.read_rows(Path(path) / TEMPLATE)[1]
-    except ValueError as error:
+    except UserError as error:
         log.warning("%s; rows are written in the order of the studies", error)
         return None
 
@@ -127,10 +128,10 @@ def validate(submission: Path, template: Path) -> list[Problem]:
     """
     columns, wanted, _ = tables.read_rows(template)
     if doubled := duplicates(wanted):
-        raise ValueError(f"{template}: the template names row ids more than once: {some(doubled)}")
+        raise UserError(f"{template}: the template names row ids more than once: {some(doubled)}")
     try:
         found, ids, values = tables.read_rows(submission)
-    except ValueError as error:
+    except UserError as error:
         return [Problem(str(error))]
     if found != columns:
         return [Problem(f"wrong columns: expected {','.join(columns)}, found {','.join(found)}")]
@@ -185,7 +186,7 @@ def flags_of(task: Task, loaded: Loaded, points: Mapping[str, Point], graded: Ma
     """The flags of one study's rows: what was lost in reading it, rows on the prior, landmarks and grades in doubt."""
     sites = {site.target: site for group in task.graders for site in group.sites}
     study, found = loaded.study, []
-    for target in task.asked(study.targets):
+    for target in task.targets_of(study.targets):
         row = f"{study.id}_{target}"
         found += [(row, code, count) for code, count in sorted(loaded.faults.items())]
         found += [(row, reason, 1) for reason in _doubts(task, sites[target], points, graded)]
@@ -298,7 +299,7 @@ class Sheet:
         self.done += 1
         tally.findings += findings_of(self.task, study.id, result.graded)
         tally.flags += flags_of(self.task, result.loaded, result.points, result.graded)
-        tally.on_prior += len(self.task.asked(study.targets)) - len(result.graded)
+        tally.on_prior += len(self.task.targets_of(study.targets)) - len(result.graded)
 
     def leave(self, why: str) -> None:
         """Flag the rows of studies that were not reached."""

@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 
 import osteograde
+from osteograde.errors import UserError
 from osteograde.kaggle import metadata
 from osteograde.models import bundle
 from osteograde.tasks import TASKS
@@ -37,17 +38,17 @@ def build(
     another task, the name of a source that cannot be one, and text that a raw string cannot hold.
     """
     if task not in TASKS:
-        raise ValueError(f"no task {task!r}; known tasks: {', '.join(sorted(TASKS))}")
+        raise UserError(f"no task {task!r}; known tasks: {', '.join(sorted(TASKS))}")
     slug = TASKS[task].slug
     if data and slug:
-        raise ValueError(f"{task} reads the competition {slug}; leave --images {data} out")
+        raise UserError(f"{task} reads the competition {slug}; leave --images {data} out")
     folder = readable or readable_folder(task)
     path = folder / script_name(task)
     if not path.is_file():
-        raise ValueError(f"{path}: missing; copy the script of another task and change its TASK")
+        raise UserError(f"{path}: missing; copy the script of another task and change its TASK")
     settings = path.read_text(encoding="utf-8")
     if setting(path, settings, "TASK") != task:
-        raise ValueError(f"{path}: TASK is {setting(path, settings, 'TASK')!r}, expected {task!r}")
+        raise UserError(f"{path}: TASK is {setting(path, settings, 'TASK')!r}, expected {task!r}")
     if pin := _pin(task, weights):
         settings = with_setting(path, settings, "MANIFEST_SHA256", pin)
     if data:
@@ -72,7 +73,7 @@ def readable_folder(task: str) -> Path:
     found = [folder for folder in places if (folder / script_name(task)).is_file()]
     if not found:
         wanted = " and ".join(str(folder / script_name(task)) for folder in places)
-        raise ValueError(f"{wanted}: missing; run this in a checkout, or copy the folder of another task and change it")
+        raise UserError(f"{wanted}: missing; run this in a checkout, or copy the folder of another task and change it")
     return found[0]
 
 
@@ -95,17 +96,17 @@ def script(path: Path, text: str, modules: dict[str, str]) -> str:
     parts = []
     for name, source in modules.items():
         if QUOTES in source:
-            raise ValueError(f"{name}: holds three single quotes, which would end the raw string it is carried in")
+            raise UserError(f"{name}: holds three single quotes, which would end the raw string it is carried in")
         if source and not source.endswith("\n"):
-            raise ValueError(f"{name}: must end with a newline to be carried unchanged")
+            raise UserError(f"{name}: must end with a newline to be carried unchanged")
         parts.append(f"\nPACKAGE[{name!r}] = r{QUOTES}{source}{QUOTES}\n")
     empty = list(re.finditer(r"^PACKAGE\b.*= *\{\}.*\n", text, re.MULTILINE))
     if len(empty) != 1:
-        raise ValueError(f"{path}: {len(empty)} lines PACKAGE = {{}}, expected 1: the modules are added below it")
+        raise UserError(f"{path}: {len(empty)} lines PACKAGE = {{}}, expected 1: the modules are added below it")
     place = empty[0].end()
     whole = "".join((text[:place], *parts, text[place:]))
     if (size := len(whole.encode())) > MAX_BYTES:
-        raise ValueError(f"{path}: with the package it has {size} bytes, more than {MAX_BYTES}; carry fewer modules")
+        raise UserError(f"{path}: with the package it has {size} bytes, more than {MAX_BYTES}; carry fewer modules")
     return whole
 
 
@@ -135,7 +136,7 @@ def _imports(text: str) -> list[str]:
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             if node.level:
-                raise ValueError(f"relative import of {node.module!r}: write the full name, so that it can be followed")
+                raise UserError(f"relative import of {node.module!r}: write the full name, so that it can be followed")
             found.append(node.module or "")
             found += [f"{node.module}.{alias.name}" for alias in node.names if _exists(f"{node.module}.{alias.name}")]
     return [name for name in found if name.split(".")[0] == "osteograde"]
@@ -153,14 +154,14 @@ def _exists(module: str) -> bool:
 def _setting(path: Path, text: str, name: str) -> re.Match[str]:
     found = list(re.finditer(rf"""^{name} = ("[^"\n]*"|'[^'\n]*')""", text, re.MULTILINE))
     if len(found) != 1:
-        raise ValueError(f'{path}: {len(found)} lines {name} = "...", expected 1; see the script of another task')
+        raise UserError(f'{path}: {len(found)} lines {name} = "...", expected 1; see the script of another task')
     return found[0]
 
 
 def _pin(task: str, weights: Path | None) -> str:
     if weights is None:
         return ""
-    made_for = bundle.verify(weights)["task"]
+    made_for = bundle.verify(weights).task
     if made_for != task:
-        raise ValueError(f"{weights}: weights of {made_for!r}, expected {task!r}; give --weights made for this task")
+        raise UserError(f"{weights}: weights of {made_for!r}, expected {task!r}; give --weights made for this task")
     return bundle.sha256(weights / bundle.MANIFEST)

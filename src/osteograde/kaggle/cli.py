@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from osteograde.errors import UserError
+
 RETRY = 75  # EX_TEMPFAIL of sysexits.h
 BUILT = Path("build") / "kernels"  # where "kernel build" puts the scripts
 
@@ -110,7 +112,7 @@ def everything(args: argparse.Namespace) -> int:
 
     _known(args.task)
     if args.to and args.weights is None:
-        raise ValueError(f"--to {args.to} says where weights go; give them with --weights")
+        raise UserError(f"--to {args.to} says where weights go; give them with --weights")
     folder = BUILT / args.task
 
     def steps() -> None:
@@ -157,7 +159,7 @@ def _known(name: str) -> None:
     from osteograde.tasks import TASKS
 
     if name not in TASKS:
-        raise ValueError(f"no task {name!r}; known tasks: {', '.join(sorted(TASKS))}")
+        raise UserError(f"no task {name!r}; known tasks: {', '.join(sorted(TASKS))}")
 
 
 def _poll(parser: argparse.ArgumentParser, default: float) -> None:

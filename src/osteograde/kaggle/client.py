@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from osteograde.errors import UserError
+
 Say = Callable[[str], None]
 TIMEOUT_S = 3 * 3600.0  # of one command; uploads of weights are the longest
 BAD = re.compile(
@@ -31,7 +33,7 @@ CAPACITY = re.compile(r"session count|too many requests|429|503|temporarily", re
 QUOTA = re.compile(r"quota|limit", re.IGNORECASE)
 
 
-class Refused(ValueError):
+class Refused(UserError):
     """The service or the client said no; trying again changes nothing."""
 
 
@@ -71,7 +73,7 @@ def ask(*words: str, timeout_s: float = TIMEOUT_S) -> Said:
     said = Said(words, done.returncode, hide_secrets(done.stdout, known), hide_secrets(done.stderr, known))
     if "No module named" in said.err:
         missing = said.err.strip().splitlines()[-1]
-        raise ValueError(f"the kaggle client does not start ({missing}); pip install kaggle==2.2.4 six")
+        raise UserError(f"the kaggle client does not start ({missing}); pip install kaggle==2.2.4 six")
     return said
 
 
@@ -187,9 +189,9 @@ def refuse_secrets(files: Iterable[Path], known: Iterable[str] | None = None) ->
     values = [value.encode() for value in (own_secrets() if known is None else known)]
     for path in files:
         if SECRET_NAMES.fullmatch(path.name):
-            raise ValueError(f"{path}: its name is that of a file of secrets; take it out, nothing was uploaded")
+            raise UserError(f"{path}: its name is that of a file of secrets; take it out, nothing was uploaded")
         if kind := _kind(path, values):
-            raise ValueError(f"{path}: holds what looks like {kind}; take it out, nothing was uploaded")
+            raise UserError(f"{path}: holds what looks like {kind}; take it out, nothing was uploaded")
 
 
 def _kind(path: Path, values: list[bytes]) -> str:
@@ -244,7 +246,7 @@ def need_record(task: str, step: str, command: str, place: Path = PLACE) -> dict
     """What is known of a step. ValueError naming the command that comes first where it was not done."""
     facts = read_record(task, place).get(step)
     if facts is None:
-        raise ValueError(
+        raise UserError(
             f"{record_path(task, place)} knows no {step} of {task}: first python -m osteograde kaggle {command}"
         )
     return facts

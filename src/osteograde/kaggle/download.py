@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from osteograde.errors import UserError
 from osteograde.kaggle import client
 from osteograde.kaggle.client import Refused, Say
 from osteograde.tasks import TASKS
@@ -25,14 +26,14 @@ def download(task: str, out: Path, space_gib: int | None, *, say: Say) -> None:
     """
     slug = TASKS[task].slug
     if not slug:
-        raise ValueError(f"{task} has no competition to download from; README.md names its data")
+        raise UserError(f"{task} has no competition to download from; README.md names its data")
     out.mkdir(parents=True, exist_ok=True)
     archive = out / f"{slug}.zip"
     have = archive.stat().st_size if archive.is_file() else 0
     wanted = space_gib * GIB if space_gib else needed(slug, say)
     free = shutil.disk_usage(out).free
     if free + have < wanted:
-        raise ValueError(
+        raise UserError(
             f"{out}: {free / GIB:.1f} GiB free, {wanted / GIB:.1f} GiB needed; free some, give another --out, or say "
             "with --space how many GiB it needs"
         )
@@ -68,7 +69,7 @@ def unpack(archive: Path, out: Path) -> tuple[int, int]:
             members = [member for member in packed.infolist() if not member.is_dir()]
             for member in members:
                 if not (out / member.filename).resolve().is_relative_to(out.resolve()):
-                    raise ValueError(f"{archive}: {member.filename} leads out of {out}; do not use this archive")
+                    raise UserError(f"{archive}: {member.filename} leads out of {out}; do not use this archive")
             missing = [member for member in members if not _there(member, out)]
             for member in missing:
                 _extract(packed, member, out / member.filename)

@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from osteograde.errors import UserError
+
 NAME = "kernel-metadata.json"
 OWNER = "your-name"  # placeholder in the committed metadata: a push puts the name of the account there
 MACHINE = "NvidiaTeslaT4"  # two of them; a single one does not exist
@@ -46,11 +48,11 @@ def with_sources(facts: Mapping[str, Any], weights: str = "", data: str = "") ->
         return dict(facts)
     first = models[:1] or sets[:1]
     if not first:
-        raise ValueError(f"{NAME}: neither dataset_sources nor model_sources name the weights; name one")
+        raise UserError(f"{NAME}: neither dataset_sources nor model_sources name the weights; name one")
     others = [models[1:], sets if models else sets[1:]]
     source = parse_source(weights or first[0])
     if source.is_model and not source.version:
-        raise ValueError(f"{source}: a model is mounted by its version; write {source}/1, or what upload-weights said")
+        raise UserError(f"{source}: a model is mounted by its version; write {source}/1, or what upload-weights said")
     if data:
         others[1] = [data, *others[1][1:]]
     lists = {
@@ -82,13 +84,13 @@ def read(folder: Path) -> dict[str, Any]:
     """The metadata of a kernel's folder. ValueError where there is none."""
     path = folder / NAME
     if not path.is_file():
-        raise ValueError(f"{path}: missing; first python -m osteograde kernel build TASK")
+        raise UserError(f"{path}: missing; first python -m osteograde kernel build TASK")
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON ({error}); build the kernel again") from error
+        raise UserError(f"{path}: not JSON ({error}); build the kernel again") from error
     if not isinstance(facts, dict):
-        raise ValueError(f"{path}: expected an object; build the kernel again")
+        raise UserError(f"{path}: expected an object; build the kernel again")
     return facts
 
 
@@ -101,7 +103,7 @@ def check(facts: Mapping[str, Any], folder: Path) -> None:
         if not (folder / str(facts["code_file"])).is_file():
             wrong.append(f"code_file {facts['code_file']!r} is not in the folder")
     if wrong:
-        raise ValueError(f"{folder / NAME}: {'; '.join(wrong)}")
+        raise UserError(f"{folder / NAME}: {'; '.join(wrong)}")
 
 
 def _fixed(facts: Mapping[str, Any]) -> list[str]:
@@ -131,7 +133,7 @@ def _sources(facts: Mapping[str, Any]) -> list[str]:
         for name in facts[key]:
             try:
                 source = parse_source(name)
-            except ValueError as error:
+            except UserError as error:
                 wrong.append(f"{key}: {error}")
                 continue
             if source.is_model is not kind:
@@ -184,19 +186,19 @@ def parse_source(text: str) -> Source:
     """A source from its name. ValueError says what is wrong with it."""
     parts = text.split("/")
     if len(parts) not in (2, 3, 4, 5):
-        raise ValueError(f"{text!r} has {len(parts)} parts; {EXPECTED}")
+        raise UserError(f"{text!r} has {len(parts)} parts; {EXPECTED}")
     if not OWNER_NAME.fullmatch(parts[0]):
-        raise ValueError(f"{text!r}: {parts[0]!r} is no account's name; {EXPECTED}")
+        raise UserError(f"{text!r}: {parts[0]!r} is no account's name; {EXPECTED}")
     is_set, number = len(parts) < 4, parts[-1] if len(parts) in (3, 5) else ""
     slugs = (parts[1],) if is_set else (parts[1], parts[3])
     if bad := [slug for slug in slugs if not SLUG_NAME.fullmatch(slug)]:
-        raise ValueError(f"{text!r}: {bad[0]!r} may hold small letters, digits and single '-' only")
+        raise UserError(f"{text!r}: {bad[0]!r} may hold small letters, digits and single '-' only")
     if number and not (number.isascii() and number.isdigit() and int(number)):
-        raise ValueError(f"{text!r}: version {number!r} is not a number from 1; {EXPECTED}")
+        raise UserError(f"{text!r}: version {number!r} is not a number from 1; {EXPECTED}")
     if is_set:
         if not SHORTEST <= len(parts[1]) <= LONGEST:
-            raise ValueError(f"{text!r}: a data set's name has {SHORTEST} to {LONGEST} letters, not {len(parts[1])}")
+            raise UserError(f"{text!r}: a data set's name has {SHORTEST} to {LONGEST} letters, not {len(parts[1])}")
         return Source(parts[0], parts[1], version=int(number or 0))
     if parts[2] not in FRAMEWORKS:
-        raise ValueError(f"{text!r}: framework {parts[2]!r}; expected one of {', '.join(FRAMEWORKS)}")
+        raise UserError(f"{text!r}: framework {parts[2]!r}; expected one of {', '.join(FRAMEWORKS)}")
     return Source(parts[0], parts[1], parts[2], parts[3], int(number or 0))

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from osteograde.errors import UserError
 from osteograde.inference import submission
 from osteograde.kaggle import client, metadata
 from osteograde.kaggle.client import Refused, RetryLater, Say
@@ -156,7 +157,7 @@ def check_rows(task: str, path: Path) -> int:
     try:
         rows = submission.read_submission(path)
         columns = path.open(encoding="utf-8").readline().strip().split(",")
-    except ValueError as error:
+    except UserError as error:
         raise Refused(f"{path}: not a submission ({error}); fetch it again") from error
     expected = ["row_id", *TASKS[task].classes]
     if columns != expected or not rows:

@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from osteograde.errors import UserError
 from osteograde.inference import submission
 from osteograde.kaggle import metadata, sandbox_guard, sandbox_namespaces, staging
 from osteograde.kaggle.client import Say
@@ -200,7 +201,7 @@ def shipped(task: str, folder: Path) -> Path:
     """The weights folder of a task: FOLDER/TASK, else the only FOLDER/TASK-*."""
     found = [folder / task] if (folder / task).is_dir() else sorted(folder.glob(f"{task}-*"))
     if len(found) != 1:
-        raise ValueError(f"{len(found)} weights folders for {task!r} in {folder}; name one with --weights")
+        raise UserError(f"{len(found)} weights folders for {task!r} in {folder}; name one with --weights")
     return found[0]
 
 
@@ -208,10 +209,10 @@ def image_python(venv: Path) -> Path:
     """The interpreter that has the image's versions. ValueError where it is not made yet."""
     python = venv.absolute() / "bin" / "python"
     if not python.is_file():
-        raise ValueError(f"{python}: missing; make kaggle-env makes it (about 3 GB to download)")
+        raise UserError(f"{python}: missing; make kaggle-env makes it (about 3 GB to download)")
     done = subprocess.run([str(python), "-I", "-c", IMPORTS], capture_output=True, text=True, timeout=600)
     if done.returncode != 0:
-        raise ValueError(f"{python}: {done.stderr.strip().splitlines()[-1]}; make kaggle-env again")
+        raise UserError(f"{python}: {done.stderr.strip().splitlines()[-1]}; make kaggle-env again")
     return python
 
 

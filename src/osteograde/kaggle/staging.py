@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from osteograde.errors import UserError
 from osteograde.inference import submission
 from osteograde.kaggle import upload
 from osteograde.models import bundle
@@ -70,7 +71,7 @@ def lay(stock: Stock, studies: Sequence[Study], out: Path, *, copies: int, put: 
     tables(stock, names, out, put)
     made = stock.task.read(out, "test")
     if len(made) != len(names):
-        raise ValueError(f"{out}: {len(names)} studies laid out, {len(made)} read; use --copies 1 with this data")
+        raise UserError(f"{out}: {len(names)} studies laid out, {len(made)} read; use --copies 1 with this data")
     if stock.task.slug or (stock.data / submission.TEMPLATE).is_file():
         template(stock.task, made, out / submission.TEMPLATE)
     return made

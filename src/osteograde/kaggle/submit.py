@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from osteograde.errors import UserError
 from osteograde.kaggle import client, push
 from osteograde.kaggle.client import Refused, Say
 from osteograde.models import bundle
@@ -20,15 +21,15 @@ def submit(task: str, *, yes: bool, say: Say, place: Path = client.PLACE) -> boo
     """
     slug = TASKS[task].slug
     if not slug:
-        raise ValueError(f"{task} has no competition to submit to; its result is the kernel's output")
+        raise UserError(f"{task} has no competition to submit to; its result is the kernel's output")
     kernel = client.need_record(task, "kernel", f"push {task}", place)
     out = client.need_record(task, "output", f"output {task}", place)
     if (kernel["ref"], kernel["version"]) != (out["ref"], out["version"]):
-        raise ValueError(
+        raise UserError(
             f"version {out['version']} was fetched, version {kernel['version']} pushed: first kaggle output {task}"
         )
     if bundle.sha256(Path(out["file"])) != out["sha256"]:
-        raise ValueError(f"{out['file']}: changed since it was fetched; first kaggle output {task}")
+        raise UserError(f"{out['file']}: changed since it was fetched; first kaggle output {task}")
     message = f"osteograde {task} v{out['version']} {out['sha256'][:12]}"
     version = ("-k", out["ref"], "-v", str(out["version"]))
     words = ("competitions", "submit", slug, "-f", push.SUBMISSION, *version, "-m", message)

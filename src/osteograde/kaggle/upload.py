@@ -11,12 +11,13 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from osteograde.errors import UserError
 from osteograde.kaggle import client
 from osteograde.kaggle.client import Refused, RetryLater, Say
 from osteograde.kaggle.metadata import Source, parse_source
 from osteograde.models import bundle
+from osteograde.models.manifest import Manifest
 
 PATIENCE_S = 3600.0
 POLL_S = 10.0
@@ -41,11 +42,11 @@ def upload(
     manifest = bundle.verify(weights)
     target = parse_source(to)
     if target.version:
-        raise ValueError(f"{to}: an upload makes the version itself; leave {target.version} out")
+        raise UserError(f"{to}: an upload makes the version itself; leave {target.version} out")
     files = to_send(weights, manifest)
     client.refuse_secrets(files.values())
     with tempfile.TemporaryDirectory(prefix="osteograde-") as folder:
-        stage(Path(folder), files, target, manifest["task"])
+        stage(Path(folder), files, target, manifest.task)
         before = version_of(target)
         say(
             f"{len(files)} files, {total(files) / 2**20:.1f} MiB -> {target.ref}"
@@ -57,13 +58,13 @@ def upload(
     compare(target.at(version), {name: path.stat().st_size for name, path in files.items()})
     say(f"{target.ref} version {version}: all {len(files)} files there, names and sizes as sent")
     facts = {"source": str(target.at(version)), "manifest": bundle.sha256(weights / bundle.MANIFEST)}
-    client.keep_record(manifest["task"], "weights", facts, place)
+    client.keep_record(manifest.task, "weights", facts, place)
     return target.at(version)
 
 
-def to_send(weights: Path, manifest: Mapping[str, Any]) -> dict[str, Path]:
+def to_send(weights: Path, manifest: Manifest) -> dict[str, Path]:
     """Name there -> file here: the manifest, what it names, the model card; never the caches of training."""
-    names = [bundle.MANIFEST, *manifest["files"], *([CARD] if (weights / CARD).is_file() else [])]
+    names = [bundle.MANIFEST, *manifest.files, *([CARD] if (weights / CARD).is_file() else [])]
     return {bundle.flat(name): bundle.place(weights, name) for name in names}
 
 

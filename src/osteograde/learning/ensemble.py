@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from osteograde.errors import UserError
 from osteograde.learning import folds
 from osteograde.models import bundle
 from osteograde.pipeline import voting
@@ -51,7 +52,7 @@ class Answers:
     @property
     def sign(self) -> float:
         """1 where a higher score is better, else -1."""
-        return 1.0 if "score" in self.task.higher_is_better else -1.0
+        return 1.0 if "score" in self.task.metric.higher_is_better else -1.0
 
 
 def gather(task: Task, folders: Sequence[Path], data: Path) -> Answers:
@@ -63,7 +64,7 @@ def gather(task: Task, folders: Sequence[Path], data: Path) -> Answers:
     _check_count(folders)
     digests = {folder: _digest(task, folder) for folder in folders}
     if odd := [str(folder) for folder in folders if digests[folder] != digests[folders[0]]]:
-        raise ValueError(
+        raise UserError(
             f"{some(odd)}: not trained on the folds of {folders[0]} (folds.csv differs), so what it says out-of-fold "
             f"is not comparable; copy {folders[0] / 'folds.csv'} into a new folder and train into that"
         )
@@ -72,13 +73,13 @@ def gather(task: Task, folders: Sequence[Path], data: Path) -> Answers:
     judged = [_judged(task, folder, split) for folder in folders]
     for folder, table in zip(folders, judged, strict=True):
         if odd := sorted(set(table) ^ set(judged[0])):
-            raise ValueError(
+            raise UserError(
                 f"{folder / OOF}: {len(odd)} studies differ from {folders[0] / OOF}: {some(odd)}; train all folds"
             )
     studies = tuple(study for study in judged[0] if known.get(study))
     fold = np.array([split.fold[study] for study in studies], int)
     if len(set(fold.tolist())) < 2:
-        raise ValueError(
+        raise UserError(
             f"{data}: labels {len(studies)} of the {len(judged[0])} studies, in fewer than 2 folds; wrong folder?"
         )
     return Answers(
@@ -95,22 +96,22 @@ def gather(task: Task, folders: Sequence[Path], data: Path) -> Answers:
 
 def _check_count(folders: Sequence[Path]) -> None:
     if not 2 <= len(folders) <= MOST:
-        raise ValueError(f"{len(folders)} members; an ensemble is chosen from 2 to {MOST} weights folders")
+        raise UserError(f"{len(folders)} members; an ensemble is chosen from 2 to {MOST} weights folders")
     if doubled := tables.duplicates([folder.resolve().name for folder in folders]):
-        raise ValueError(f"two members are called {some(doubled)}; give weights folders of different names")
+        raise UserError(f"two members are called {some(doubled)}; give weights folders of different names")
 
 
 def _digest(task: Task, folder: Path) -> str:
     """Hash of the folds a weights folder was trained on."""
     manifest = bundle.read_manifest(folder)
-    if manifest["task"] != task.name:
-        raise ValueError(f"{folder}: weights are of task {manifest['task']!r}, asked for {task.name!r}")
+    if manifest.task != task.name:
+        raise UserError(f"{folder}: weights are of task {manifest.task!r}, asked for {task.name!r}")
     for name in (folds.FILE, OOF):
         if not (folder / name).is_file():
-            raise ValueError(f"{folder}: no {name}; an ensemble is chosen from folders as train_folds.py left them")
+            raise UserError(f"{folder}: no {name}; an ensemble is chosen from folders as train_folds.py left them")
     digest = folds.digest(folder / folds.FILE)
-    if digest != manifest.get("folds", {}).get("sha256", digest):
-        raise ValueError(f"{folder / 'folds.csv'}: not the one the manifest knows; it was changed after training")
+    if manifest.folds and manifest.folds.sha256 not in ("", digest):
+        raise UserError(f"{folder / 'folds.csv'}: not the one the manifest knows; it was changed after training")
     return digest
 
 
@@ -119,10 +120,10 @@ def _judged(task: Task, folder: Path, split: folds.Split) -> dict[str, np.ndarra
     path, k = folder / OOF, len(task.classes)
     columns, ids, values = tables.read_rows(path)
     if columns[: k + 2] != [tables.ROW_ID, *task.classes, "fold"]:
-        raise ValueError(f"{path}: columns are {columns}; expected {[tables.ROW_ID, *task.classes, 'fold', 'label']}")
+        raise UserError(f"{path}: columns are {columns}; expected {[tables.ROW_ID, *task.classes, 'fold', 'label']}")
     wrong = [row for row, fold in zip(ids, values[:, k], strict=True) if split.fold.get(_study(task, row)) != fold]
     if wrong:
-        raise ValueError(f"{path}: rows whose fold is not that of folds.csv: {some(wrong)}; train again")
+        raise UserError(f"{path}: rows whose fold is not that of folds.csv: {some(wrong)}; train again")
     return tables.by_study(task, dict(zip(ids, values[:, :k], strict=True)))
 
 
@@ -189,7 +190,7 @@ def _worths(answers: Answers, choice: Choice) -> np.ndarray:
 
 def _statistic(answers: Answers, said: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """The task's score alone as a function of counts (B, S) -> (B,)."""
-    parts = answers.task.counted(answers.labels, dict(zip(answers.studies, said, strict=True)))
+    parts = answers.task.metric.bootstrap_statistic(answers.labels, dict(zip(answers.studies, said, strict=True)))
     return lambda counts: np.asarray(parts(counts)).reshape(len(counts), -1)[:, -1]
 
 

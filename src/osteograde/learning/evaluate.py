@@ -12,31 +12,41 @@ from osteograde.tasks.metrics import auc_and_precision, groups_of, interval
 from osteograde.tasks.spec import Landmark, Locator, Points, Study, Task
 
 
-def right_level(stage: Locator, loaded: Sequence[Loaded], found: Mapping[str, Points]) -> float | None:
-    """Share of found landmarks whose nearest annotated one, of their view and side, is their own; None without any."""
+def right_level(locator: Locator, loaded: Sequence[Loaded], found: Mapping[str, Points]) -> float | None:
+    """Share of the landmarks found whose nearest annotated landmark, of their view and side, is the one of their own
+    name; None where there is none to compare.
+
+    loaded: studies with their annotated landmarks. found: study -> what the locator found there.
+    """
     right = []
-    for one in loaded:
-        for mark in stage.landmarks:
-            rivals = _rivals(stage, mark, one)
-            if mark.name in rivals and mark.name in found.get(one.study.id, {}):
-                here = found[one.study.id][mark.name].mm
-                nearest = min(rivals, key=lambda name: float(np.linalg.norm(here - rivals[name])))
-                right.append(nearest == mark.name)
+    for study in loaded:
+        for landmark in locator.landmarks:
+            rivals = _rivals(locator, landmark, study)
+            if landmark.name in rivals and landmark.name in found.get(study.study.id, {}):
+                point_mm = found[study.study.id][landmark.name].mm
+                nearest = min(rivals, key=lambda name: float(np.linalg.norm(point_mm - rivals[name])))
+                right.append(nearest == landmark.name)
     return round(float(np.mean(right)), 4) if right else None
 
 
-def _rivals(stage: Locator, mark: Landmark, one: Loaded) -> dict[str, np.ndarray]:
+def _rivals(locator: Locator, landmark: Landmark, loaded: Loaded) -> dict[str, np.ndarray]:
+    """{name: mm} of the annotated landmarks of a locator on the side of one, annotated on series of the same view:
+    points of other views may lie in another frame of reference."""
+    view_of_series = {series.id: series.view for series in loaded.study.series}
+    view_of = {mark.landmark: view_of_series.get(mark.series, "") for mark in loaded.study.marks}
     return {
-        other.name: one.marks[other.name].mm
-        for other in stage.landmarks
-        if other.name in one.marks and other.side == mark.side and other.view == mark.view
+        other.name: loaded.marks[other.name].mm
+        for other in locator.landmarks
+        if other.name in loaded.marks
+        and other.side == landmark.side
+        and view_of.get(other.name) == view_of.get(landmark.name)
     }
 
 
-def false_finds(stage: Locator, loaded: Sequence[Loaded], found: Mapping[str, Points]) -> float | None:
-    """Share of landmarks known to be absent that were found all the same; None where none is known to be absent."""
-    names = {landmark.name for landmark in stage.landmarks}
-    wrong = [name in found.get(one.study.id, {}) for one in loaded for name in one.absent & names]
+def false_finds(locator: Locator, loaded: Sequence[Loaded], found: Mapping[str, Points]) -> float | None:
+    """Share of the landmarks known to be absent that were found all the same; None where none is known to be absent."""
+    names = {landmark.name for landmark in locator.landmarks}
+    wrong = [name in found.get(study.study.id, {}) for study in loaded for name in study.absent & names]
     return round(float(np.mean(wrong)), 4) if wrong else None
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
+from osteograde.errors import UserError
 from osteograde.tasks.spec import Grader, Study, Task
 
 FEW_SITES = 2  # of one grader: a right and a left one
@@ -35,7 +36,7 @@ class Split:
             folds_of.setdefault(self.patient[study], set()).add(fold)
         torn = sorted(patient for patient, folds in folds_of.items() if len(folds) > 1)
         if torn:
-            raise ValueError(f"folds: patients {torn[:5]} lie in more than one fold; write a new folds.csv")
+            raise UserError(f"folds: patients {torn[:5]} lie in more than one fold; write a new folds.csv")
 
     @property
     def count(self) -> int:
@@ -76,7 +77,7 @@ def assign(task: Task, studies: Sequence[Study], count: int, seed: int) -> Split
     """Split studies into ``count`` folds. ValueError where there are fewer patients than folds."""
     patients = sorted({study.patient for study in studies})
     if len(patients) < count:
-        raise ValueError(f"{len(patients)} patients cannot fill {count} folds; give more data or fewer folds")
+        raise UserError(f"{len(patients)} patients cannot fill {count} folds; give more data or fewer folds")
     ordered = sorted(studies, key=lambda study: study.id)
     keys = [rarity(task, study) for study in ordered]
     splitter = StratifiedGroupKFold(n_splits=count, shuffle=True, random_state=seed)
@@ -104,7 +105,7 @@ def load(path: Path, studies: Sequence[Study]) -> Split:
     split = read(path)
     wanted = {study.id for study in studies}
     if odd := sorted(set(split.fold) ^ wanted)[:5]:
-        raise ValueError(
+        raise UserError(
             f"{path}: it names {len(split.fold)} studies, the data hold {len(wanted)}; they differ in {odd}; "
             "train into a new folder or give the data it was made from"
         )
@@ -116,11 +117,11 @@ def read(path: Path) -> Split:
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise ValueError(f"{path}: columns are {reader.fieldnames}, expected {list(COLUMNS)}")
+            raise UserError(f"{path}: columns are {reader.fieldnames}, expected {list(COLUMNS)}")
         rows = list(reader)
     fold = {row["study_id"]: int(row["fold"]) for row in rows}
     if len(fold) < len(rows):
-        raise ValueError(f"{path}: {len(rows)} lines name {len(fold)} studies; each must be named once")
+        raise UserError(f"{path}: {len(rows)} lines name {len(fold)} studies; each must be named once")
     return Split(fold, {row["study_id"]: row["patient"] for row in rows})
 
 
@@ -141,7 +142,7 @@ def keep(out: Path) -> None:
     """
     path, kept = out / FILE, out / "work" / FILE
     if kept.is_file() and not holds(path, kept):
-        raise ValueError(
+        raise UserError(
             f"{path}: not the folds that the nets in {out} were trained by ({kept}); a net may have seen what it would "
             "be judged on; put that file back, or train into a new folder"
         )

@@ -5,21 +5,27 @@ Shapes: S sites of a batch, V views, D slices, H' W' stored pixels, H W pixels t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
 
-from osteograde.imaging.geometry import grown
+from osteograde.errors import UserError
+from osteograde.imaging.geometry import Roi, Volume, grown
 from osteograde.imaging.resample import crop_stack
 from osteograde.learning.augment import Move, draw_move, resample, shade, still
 from osteograde.learning.recipe import Fit
 from osteograde.pipeline.crops import site_boxes
 from osteograde.pipeline.load import Loaded
-from osteograde.tasks.spec import CropSpec, Grader, Points, Task, sides
+from osteograde.tasks.spec import Crop, Grader, Points, Site, Study, Task, sides
+
+log = logging.getLogger("osteograde.learning")
 
 MARGIN = 0.22  # stored border on each side, as a share of the side
 SLICE_MARGIN = 2
@@ -146,65 +152,73 @@ class GraderData:
         return present
 
 
-def store(
-    group: Grader,
-    task: Task,
-    fit: Fit,
-    studies: Iterable[tuple[Loaded, Points]],
-    folder: Path,
-    *,
-    log: Callable[[str], None],
-) -> GraderData:
-    """Cut the crops of every labelled site around the given points, with a margin, into arrays on disk."""
+def store(grader: Grader, task: Task, fit: Fit, studies: Iterable[tuple[Loaded, Points]], folder: Path) -> GraderData:
+    """Cut the crops of every labelled site around the given points, with a margin, into arrays on disk.
+
+    ValueError where no labelled site can be seen in any study.
+    """
     margin, (height, width) = _margin(fit), sides(fit.pixels)
-    shapes = [(spec.slices + 2 * _slice_margin(spec), height + 2 * margin, width + 2 * margin) for spec in group.crops]
+    shapes = [(crop.slices + 2 * _slice_margin(crop), height + 2 * margin, width + 2 * margin) for crop in grader.crops]
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{group.name}.{spec.view}.u8" for spec in group.crops]
-    files = [path.open("wb") for path in paths]
-    present: list[list[bool]] = []
-    to_index: list[np.ndarray] = []
-    labels: list[int] = []
-    findings: list[list[int]] = []
-    mirrorable: list[bool] = []
-    rows_of: dict[str, list[int]] = {}
-    try:
+    paths = [folder / f"{grader.name}.{crop.name}.u8" for crop in grader.crops]
+    rows: list[_Row] = []
+    with ExitStack() as opened:
+        files = [opened.enter_context(path.open("wb")) for path in paths]
         for loaded, points in studies:
-            boxes = site_boxes(group, loaded.volumes, points, fit.pixels)
-            for site in group.sites:
-                if site.target not in boxes or site.target not in loaded.study.labels:
-                    continue
-                found, bases = _write(group, boxes[site.target], margin, shapes, files)
-                rows_of.setdefault(loaded.study.id, []).append(len(labels))
-                present.append(found)
-                to_index.append(bases)
-                labels.append(loaded.study.labels[site.target])
-                findings.append([loaded.study.findings.get(name, {}).get(site.target, -1) for name in group.findings])
-                mirrorable.append(site.side == "" or group.mirrors)
-    finally:
-        for file in files:
-            file.close()
-    if not labels:
-        raise ValueError(f"grader {group.name!r}: no labelled site can be seen in any study; nothing to learn")
-    log(f"{group.name}: {len(labels)} sites of {len(rows_of)} studies, classes {np.bincount(labels).tolist()}")
-    crops = tuple(
-        np.memmap(path, np.uint8, "r", shape=(len(labels), *shape)) for path, shape in zip(paths, shapes, strict=True)
+            boxes = site_boxes(grader, loaded.volumes, points, fit.pixels)
+            for site in grader.sites:
+                if site.target in boxes and site.target in loaded.study.labels:
+                    present, to_index = _write(grader, boxes[site.target], margin, shapes, files)
+                    rows.append(_row(grader, loaded.study, site, present, to_index))
+    if not rows:
+        raise UserError(f"grader {grader.name!r}: no labelled site can be seen in any study; nothing to learn")
+    labels = np.array([row.label for row in rows], np.int64)
+    rows_of: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        rows_of.setdefault(row.study, []).append(i)
+    log.info(
+        "%s: %d sites of %d studies, classes %s", grader.name, len(rows), len(rows_of), np.bincount(labels).tolist()
     )
     return GraderData(
-        group=group,
+        group=grader,
         fit=fit,
         stored=(height, width),
-        crops=crops,
-        present=np.array(present),
-        to_index=np.array(to_index),
-        labels=np.array(labels, np.int64),
-        findings=np.array(findings, np.int64).reshape(len(labels), len(group.findings)),
-        mirrorable=np.array(mirrorable),
-        rows_of={study: np.array(rows) for study, rows in rows_of.items()},
+        crops=tuple(
+            np.memmap(path, np.uint8, "r", shape=(len(rows), *shape)) for path, shape in zip(paths, shapes, strict=True)
+        ),
+        present=np.array([row.present for row in rows]),
+        to_index=np.array([row.to_index for row in rows]),
+        labels=labels,
+        findings=np.array([row.findings for row in rows], np.int64).reshape(len(rows), len(grader.findings)),
+        mirrorable=np.array([row.mirrorable for row in rows]),
+        rows_of={study: np.array(numbers) for study, numbers in rows_of.items()},
         lateral_axes=tuple(
-            int(np.argmax(np.abs(np.array(task.view(spec.view).directions)[:, 0]))) for spec in group.crops
+            int(np.argmax(np.abs(np.array(task.view(crop.view).directions)[:, 0]))) for crop in grader.crops
         ),
         errors_mm=np.zeros((0, 3)),
         studies=tuple(rows_of),
+    )
+
+
+class _Row(NamedTuple):
+    """A stored site. See ``GraderData`` for the shapes."""
+
+    study: str
+    present: list[bool]
+    to_index: np.ndarray
+    label: int
+    findings: list[int]
+    mirrorable: bool
+
+
+def _row(grader: Grader, study: Study, site: Site, present: list[bool], to_index: np.ndarray) -> _Row:
+    return _Row(
+        study=study.id,
+        present=present,
+        to_index=to_index,
+        label=study.labels[site.target],
+        findings=[study.findings.get(name, {}).get(site.target, -1) for name in grader.findings],
+        mirrorable=site.side == "" or grader.laterality_invariant,
     )
 
 
@@ -212,20 +226,27 @@ def _margin(fit: Fit) -> int:
     return round(MARGIN * max(sides(fit.pixels)))
 
 
-def _slice_margin(spec: CropSpec) -> int:
-    return SLICE_MARGIN if spec.slices > 1 else 0  # a single slice has no neighbours to move to
+def _slice_margin(crop: Crop) -> int:
+    return SLICE_MARGIN if crop.slices > 1 else 0  # a single slice has no neighbours to move to
 
 
-def _write(group: Grader, boxes: dict, margin: int, shapes: list, files: list) -> tuple[list[bool], np.ndarray]:
-    """Append one site's crop of each view to its file; absent views are zeros. Returns (present, mm -> index)."""
-    bases = np.zeros((len(group.crops), 3, 3))
-    for v, (spec, shape, file) in enumerate(zip(group.crops, shapes, files, strict=True)):
-        if spec.view not in boxes:
+def _write(
+    grader: Grader,
+    boxes: Mapping[str, tuple[Volume, Roi]],
+    margin: int,
+    shapes: Sequence[tuple[int, int, int]],
+    files: Sequence[BinaryIO],
+) -> tuple[list[bool], np.ndarray]:
+    """Append the crops of one site, each to its file, zeros for those that cannot be seen. Returns (present (C,), and
+    (C, 3, 3) by which a displacement in mm becomes one in stored index)."""
+    to_index = np.zeros((len(grader.crops), 3, 3))
+    for c, (crop, shape, file) in enumerate(zip(grader.crops, shapes, files, strict=True)):
+        if crop.name not in boxes:
             file.write(bytes(int(np.prod(shape))))
             continue
-        volume, roi = boxes[spec.view]
-        roi = grown(roi, (_slice_margin(spec), margin, margin))
-        bases[v] = np.linalg.inv(roi.to_mm[:3, :3])
-        crop = crop_stack(volume, roi, torch.device("cpu"))
-        file.write((crop * 255).round().to(torch.uint8).numpy().tobytes())
-    return [spec.view in boxes for spec in group.crops], bases
+        volume, box = boxes[crop.name]
+        box = grown(box, (_slice_margin(crop), margin, margin))
+        to_index[c] = np.linalg.inv(box.to_mm[:3, :3])
+        pixels = crop_stack(volume, box, torch.device("cpu"))
+        file.write((pixels * 255).round().to(torch.uint8).numpy().tobytes())
+    return [crop.name in boxes for crop in grader.crops], to_index

@@ -16,7 +16,7 @@ FINDINGS_SHARE = 0.5  # of a grader's yes/no findings in its loss
 
 def grader_loss(group: Grader, recipe: Recipe, plan: Fit) -> Loss:
     """The metric as a loss: weighted cross entropy, plus the any-severe term where the grader has it."""
-    weights = torch.tensor(recipe.task.weights)
+    weights = torch.tensor(recipe.task.class_weights)
 
     def loss(net: nn.Module, batch: GraderBatch) -> torch.Tensor:
         answers = net(list(batch.crops), batch.present).float()

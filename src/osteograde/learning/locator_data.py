@@ -1,17 +1,15 @@
 """Training samples of a locator: windows of neighbouring slices of stored stacks, moved at random.
 
+Nets that learn from label images (segmentations) read them beside the images, cut on the same grids and moved by the
+same moves. Labels are small whole numbers; a pixel that no label image covers is UNKNOWN. Inference reads none.
+
 Shapes: B samples, D slices of a window, L landmarks, H' W' stored pixels, H W pixels the net reads.
-
-Label images of stored stacks: read beside the images, cut on the same boxes, moved by the same moves.
-
-Labels are small whole numbers; what no label image tells is UNKNOWN. They are learnt from only: inference reads none.
-
-Shapes: B samples, D slices, H' W' stored pixels, H W pixels the net reads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import logging
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,15 +18,18 @@ import numpy as np
 import torch
 from torch.nn.functional import grid_sample
 
+from osteograde.errors import UserError
 from osteograde.imaging import image_files
-from osteograde.imaging.geometry import Roi, Volume, apply, grown, to_index
+from osteograde.imaging.geometry import Roi, Volume, apply, grown, lateral_axis, to_index
 from osteograde.imaging.resample import crop_stack
 from osteograde.learning.augment import Move, draw_move, move_points, resample, sampling_grid, shade, still
 from osteograde.learning.recipe import Fit
 from osteograde.models.locators.base import LocatorBatch
-from osteograde.pipeline.crops import LATERAL_SCALE_MM, SIGN, Region, regions_of
+from osteograde.pipeline.crops import LATERAL_SCALE_MM, SIGN, region_grids
 from osteograde.pipeline.load import Loaded
-from osteograde.tasks.spec import Landmark, Locator, Series, Study, View, sides
+from osteograde.tasks.spec import Landmark, Locator, Region, Series, Study, sides
+
+log = logging.getLogger("osteograde.learning")
 
 MARGIN = 0.18  # stored border on each side, as a share of the side: room for turning and shifting
 SLICE_MARGIN = 2  # extra slices stored around a prompted box
@@ -37,28 +38,33 @@ MIDLINE_JITTER_MM = 1.5
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """One pass on disk. points: (L, 3) stored index (d, h, w), NaN where unlabelled, infinite where known to be absent.
-    lateral: (4,) so that patient x
-    minus the midline at stored index (d, h, w) is lateral[:3] @ index + lateral[3]."""
+    """One region on disk: ``depth`` stored slices from number ``start`` on.
+
+    points: (L, 3) stored index (d, h, w), NaN where unlabelled, infinite where known to be absent. lateral: (4,) so
+    that patient x minus the midline at stored index (d, h, w) is lateral[:3] @ index + lateral[3]. lateral_axis: the
+    stored axis that runs right-left, 0 in a sagittal stack, 2 in an axial one. window: slices that a sample has, around
+    its centre; 0: any window of the stack.
+    """
 
     study: str
     start: int
     depth: int
     points: np.ndarray
     lateral: np.ndarray
+    lateral_axis: int
     slice_mm: float
+    window: int
 
 
 @dataclass(frozen=True, eq=False)
 class LocatorData:
-    """Passes of one locator over many studies, in one memory-mapped array of slices (N, H', W')."""
+    """The regions of one locator in many studies, in one memory-mapped array of slices (N, H', W')."""
 
-    stage: Locator
+    locator: Locator
     fit: Fit
-    landmarks: tuple[Landmark, ...]  # of every pass, in order: channels and sides are the same for all prompts
+    landmarks: tuple[Landmark, ...]  # of the first region; all others have the same channels and sides in this order
     slices: np.ndarray
     items: tuple[Stored, ...]
-    lateral_axis: int  # index axis that runs right-left: 0 in a sagittal stack, 2 in an axial one
     labels: np.ndarray | None = None  # (N, H', W') of the slices, where the net learns from label images
 
     def of(self, studies: set[str]) -> LocatorData:
@@ -70,7 +76,7 @@ class LocatorData:
 
     @property
     def pixel_mm(self) -> float:
-        return self.stage.field_mm[1] / self.side
+        return self.locator.field_mm[1] / self.side
 
     @property
     def side(self) -> int:
@@ -79,11 +85,12 @@ class LocatorData:
     def batch(
         self, indices: Sequence[int] | np.ndarray, rng: np.random.Generator, device: torch.device, *, augment: bool
     ) -> LocatorBatch:
-        """Cut a window of slices from each pass, move it, and say where its landmarks lie then."""
+        """A window of slices of each of some regions, moved at random if ``augment``, and where its landmarks lie
+        then."""
         items = [self.items[i] for i in indices]
         size, stored = (self.side,) * 2, self.slices.shape[1:]
         jitter = self.fit.jitter
-        windows = [_window(item, self.stage, self.fit, rng, augment) for item in items]
+        windows = [_window(item, self.fit, rng, augment) for item in items]
         depth = max(stop - start for start, stop in windows)
         index = np.stack([_slices(item, start, depth) for item, (start, _) in zip(items, windows, strict=True)])
         move = draw_move(rng, len(items), jitter, self.pixel_mm) if augment else still(len(items))
@@ -100,7 +107,7 @@ class LocatorData:
         lateral = self._lateral(items, windows, depth, move, rng, augment)
         if augment and jitter.mirror:
             stacks = [images] if labels is None else [images, labels]
-            points, lateral = self._mirror(stacks, points, lateral, windows, rng)
+            points, lateral = self._mirror(stacks, points, lateral, windows, items, rng)
         return self._assemble(images, labels, points, lateral, windows, items)
 
     def _lateral(self, items, windows, depth, move, rng, augment) -> np.ndarray:
@@ -118,7 +125,7 @@ class LocatorData:
             lateral += rng.normal(0, MIDLINE_JITTER_MM, (len(items), 1, 1)).astype(np.float32)
         return lateral
 
-    def _mirror(self, stacks, points, lateral, windows, rng):
+    def _mirror(self, stacks, points, lateral, windows, items, rng):
         """The mirrored patient, for half of the samples: flip the right-left axis, swap sides, negate lateral mm.
 
         stacks: (B, D + 2, H, W) each; they are changed in place.
@@ -126,7 +133,7 @@ class LocatorData:
         partner = partners(self.landmarks)
         for b in np.flatnonzero(rng.random(len(points)) < 0.5):
             depth = windows[b][1] - windows[b][0]
-            if self.lateral_axis == 0:
+            if items[b].lateral_axis == 0:
                 for stack in stacks:
                     stack[b, : depth + 2] = stack[b, : depth + 2].flip(0)
                 points[b, :, 0] = depth - 1 - points[b, :, 0]
@@ -140,7 +147,7 @@ class LocatorData:
         return points, lateral
 
     def _assemble(self, images, labels, points, lateral, windows, items) -> LocatorBatch:
-        device, channels = images.device, self.stage.channels
+        device, channels = images.device, self.locator.channels
         lateral_t = torch.from_numpy(np.ascontiguousarray(lateral)).to(device)
         depths = [stop - start for start, stop in windows]
         keep = torch.tensor([[d < depth for d in range(lateral.shape[1])] for depth in depths], device=device)
@@ -156,17 +163,17 @@ class LocatorData:
             lateral=lateral_t[keep],
             pixel_mm=self.pixel_mm,
             slice_mm=float(np.median([item.slice_mm for item in items])),
-            sigma_mm=self.stage.sigma_mm,
-            nowhere=self.stage.absent,
+            sigma_mm=self.locator.sigma_mm,
+            nowhere=self.locator.may_be_absent,
             masks=None if labels is None else classes_of(labels[:, 1:-1][keep]),
         )
 
 
 def partners(landmarks: Sequence[Landmark]) -> list[int]:
-    """For each landmark the index of its mirror image: same channel and prompt, other side; itself on the midline."""
+    """For each landmark of a region the index of its mirror image: same channel, other side; itself on the midline."""
     other = {"right": "left", "left": "right", "": ""}
-    key = {(landmark.channel, landmark.prompt, landmark.side): i for i, landmark in enumerate(landmarks)}
-    return [key[(landmark.channel, landmark.prompt, other[landmark.side])] for landmark in landmarks]
+    key = {(landmark.channel, landmark.side): i for i, landmark in enumerate(landmarks)}
+    return [key[(landmark.channel, other[landmark.side])] for landmark in landmarks]
 
 
 def _slices(item: Stored, start: int, depth: int) -> np.ndarray:
@@ -174,11 +181,12 @@ def _slices(item: Stored, start: int, depth: int) -> np.ndarray:
     return item.start + np.clip(np.arange(start - 1, start + depth + 1), 0, item.depth - 1)
 
 
-def _window(item: Stored, stage: Locator, fit: Fit, rng: np.random.Generator, augment: bool) -> tuple[int, int]:
-    """First and last-plus-one slice of the sample: around a prompt its own slices, else a window with a landmark."""
-    if stage.slices:
+def _window(item: Stored, fit: Fit, rng: np.random.Generator, augment: bool) -> tuple[int, int]:
+    """First and last-plus-one slice of a sample: of a region of few slices these, shifted by up to one slice if
+    ``augment``; of a whole stack a window with a landmark."""
+    if item.window:
         start = SLICE_MARGIN + (int(rng.integers(-1, 2)) if augment else 0)
-        return start, start + stage.slices
+        return start, start + item.window
     length = min(fit.window, item.depth)
     labelled = item.points[np.isfinite(item.points[:, 0]), 0]
     aim = round(float(rng.choice(labelled))) if len(labelled) else int(rng.integers(item.depth))
@@ -193,12 +201,11 @@ def _outside(points: np.ndarray, depths: Sequence[int], size: tuple[int, int]) -
         return np.any((points < -0.5) | (points > limit), -1)
 
 
-def store(
-    stage: Locator, view: View, fit: Fit, studies: Iterable[Loaded], folder: Path, *, log: Callable[[str], None]
-) -> LocatorData:
-    """Cut every pass of the studies around annotated points, with a margin, into one array on disk.
+def store(locator: Locator, fit: Fit, studies: Iterable[Loaded], folder: Path) -> LocatorData:
+    """Cut the regions of a locator in the studies, around annotated points and with a margin, into one array on disk.
 
-    Where the net learns from label images, they are cut alike into a second one.
+    Where the net learns from label images, they are cut alike into a second one. ValueError where no study has both an
+    annotated landmark and a region that shows it.
     """
     pixels = max(sides(fit.pixels))
     margin = round(MARGIN * pixels)
@@ -206,43 +213,52 @@ def store(
     folder.mkdir(parents=True, exist_ok=True)
     items: list[Stored] = []
     landmarks: tuple[Landmark, ...] = ()
-    path, labels_path = folder / f"{stage.name}.u8", folder / f"{stage.name}.labels.u8"
+    path, labels_path = folder / f"{locator.name}.u8", folder / f"{locator.name}.labels.u8"
     with ExitStack() as opened:
         file = opened.enter_context(path.open("wb"))
         labels_file = opened.enter_context(labels_path.open("wb")) if learns_from_masks(fit) else None
         written = 0
         for loaded in studies:
-            for look in regions_of(stage, loaded.volumes, loaded.marks, pixels):
-                roi = grown(look.roi, (SLICE_MARGIN if stage.slices else 0, margin, margin))
-                item = _placed(look, roi, loaded, written)
-                landmarks = landmarks or look.landmarks
+            for placed in region_grids(locator, loaded.volumes, loaded.marks, pixels):
+                region = placed.region
+                grid = grown(placed.grid, (SLICE_MARGIN if region.slices else 0, margin, margin))
+                item = _stored(region, grid, loaded, written)
+                landmarks = landmarks or region.landmarks
                 if np.isnan(item.points).all():
                     continue
-                crop = crop_stack(look.volume, roi, torch.device("cpu")) * 255
+                crop = crop_stack(region.volume, grid, torch.device("cpu")) * 255
                 file.write(crop.round().to(torch.uint8).numpy().tobytes())
                 if labels_file:
-                    labels_file.write(cut_labels(label_volume(loaded.study, look.volume), roi).tobytes())
+                    labels_file.write(cut_labels(label_volume(loaded.study, region.volume), grid).tobytes())
                 written += item.depth
                 items.append(item)
     if not items:
-        raise ValueError(f"locator {stage.name!r}: no study has an annotated landmark and its view; nothing to learn")
-    log(f"{stage.name}: {len(items)} passes, {written} slices of {side} px")
+        raise UserError(f"locator {locator.name!r}: no study has an annotated landmark and its view; nothing to learn")
+    log.info("%s: %d regions, %d slices of %d px", locator.name, len(items), written, side)
     slices = np.memmap(path, np.uint8, "r", shape=(written, side, side))
     labels = np.memmap(labels_path, np.uint8, "r", shape=(written, side, side)) if labels_file else None
-    lateral_axis = int(np.argmax(np.abs(np.array(view.directions)[:, 0])))
-    return LocatorData(stage, fit, landmarks, slices, tuple(items), lateral_axis, labels)
+    return LocatorData(locator, fit, landmarks, slices, tuple(items), labels)
 
 
-def _placed(look: Region, roi: Roi, loaded: Loaded, start: int) -> Stored:
-    """Where the landmarks of a pass lie in its box, which is stored from slice ``start`` on."""
-    points = np.full((len(look.landmarks), 3), np.nan)
-    for i, landmark in enumerate(look.landmarks):
+def _stored(region: Region, grid: Roi, loaded: Loaded, start: int) -> Stored:
+    """Where the landmarks of a region lie in its grid, which is stored from slice ``start`` on."""
+    points = np.full((len(region.landmarks), 3), np.nan)
+    for i, landmark in enumerate(region.landmarks):
         if landmark.name in loaded.marks:
-            points[i] = to_index(roi, loaded.marks[landmark.name].mm)
+            points[i] = to_index(grid, loaded.marks[landmark.name].mm)
         elif landmark.name in loaded.absent:
             points[i] = np.inf
-    lateral = np.concatenate([roi.to_mm[0, :3], [roi.to_mm[0, 3] - look.midline_mm]])
-    return Stored(loaded.study.id, start, roi.shape[0], points, lateral, float(roi.spacing_mm[0]))
+    lateral = np.concatenate([grid.to_mm[0, :3], [grid.to_mm[0, 3] - region.midline_mm]])
+    return Stored(
+        study=loaded.study.id,
+        start=start,
+        depth=grid.shape[0],
+        points=points,
+        lateral=lateral,
+        lateral_axis=lateral_axis(grid),
+        slice_mm=float(grid.spacing_mm[0]),
+        window=region.slices,
+    )
 
 
 UNKNOWN = 255  # in bytes; -1 in a batch
@@ -272,7 +288,7 @@ def _by_slice(series: Series) -> dict[str, Path]:
     """Label images by the names of the slices, the stems of their files."""
     named = dict(zip((file.stem for file in series.files), series.masks, strict=False))
     if not len(named) == len(series.files) == len(series.masks) or not all(map(image_files.is_image, series.files)):
-        raise ValueError(
+        raise UserError(
             f"series {series.id}: {len(series.masks)} label images for {len(series.files)} files "
             f"of {len(named)} names; expected one for each, and image files of different names; "
             "complete the label images or remove them all"
@@ -284,13 +300,13 @@ def _labels(path: Path, size: tuple[int, ...]) -> np.ndarray:
     try:
         labels = image_files.read_pixels(path)
     except image_files.UnreadableImage as error:
-        raise ValueError(f"{path}: label image cannot be read ({error.code}); replace or remove it") from None
+        raise UserError(f"{path}: label image cannot be read ({error.code}); replace or remove it") from None
     if labels.shape != size:
-        raise ValueError(
+        raise UserError(
             f"{path}: label image has {labels.shape} rows and columns; expected {size} as the image it belongs to"
         )
     if int(labels.max()) > UNKNOWN:
-        raise ValueError(f"{path}: label image holds {int(labels.max())}; expected labels of 0 to {UNKNOWN - 1}")
+        raise UserError(f"{path}: label image holds {int(labels.max())}; expected labels of 0 to {UNKNOWN - 1}")
     return labels.astype(np.uint8)
 
 

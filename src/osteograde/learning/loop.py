@@ -22,13 +22,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from osteograde.errors import UserError
 from osteograde.learning.recipe import Fit
 from osteograde.models.bundle import on_device
 
 CHECKPOINT_FORMAT = 1
 
 
-class Diverged(ValueError):
+class Diverged(UserError):
     """The loss is no longer a number."""
 
 
@@ -85,7 +86,7 @@ def train(
 ) -> nn.Module:
     """Train one net; return its averaged weights in evaluation mode. Raises Diverged on a non-finite loss."""
     if plan.patience and held_out is None:
-        raise ValueError(f"{where.stage}: patience {plan.patience} needs held-out data to judge by; set patience to 0")
+        raise UserError(f"{where.stage}: patience {plan.patience} needs held-out data to judge by; set patience to 0")
     torch.manual_seed(int(where.rng().integers(2**62)))
     net = on_device(build_net(), where.device)
     average = copy.deepcopy(net).requires_grad_(False)
@@ -207,7 +208,7 @@ def _optimiser(net: nn.Module, plan: Fit, *, head: bool = False) -> torch.optim.
     """A new optimiser of all parameters. head: of the epochs of the head alone, in which nothing is decayed."""
     kinds = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
     if plan.optimiser not in kinds:
-        raise ValueError(f"optimiser {plan.optimiser!r} is unknown; known: {sorted(kinds)}")
+        raise UserError(f"optimiser {plan.optimiser!r} is unknown; known: {sorted(kinds)}")
     decay = [p for p in net.parameters() if p.ndim > 1]
     rest = [p for p in net.parameters() if p.ndim <= 1]  # norms and biases are not decayed
     groups = [
@@ -271,7 +272,7 @@ def _save(path: Path, state: dict, best: dict | None, net, average, optimiser, s
 def _load(path: Path, net, average, optimiser, scaler, device) -> tuple[dict, dict | None]:
     saved = torch.load(path, map_location=device, weights_only=True)
     if saved.get("format") != CHECKPOINT_FORMAT:
-        raise ValueError(f"{path}: a checkpoint of another version; delete it and start this fold again")
+        raise UserError(f"{path}: a checkpoint of another version; delete it and start this fold again")
     net.load_state_dict(saved["net"])
     average.load_state_dict(saved["average"])
     optimiser.load_state_dict(saved["optimiser"])

@@ -47,7 +47,7 @@ def locate_out_of_fold(run: Run) -> tuple[dict[str, dict[str, Point]], dict[str,
         plan = run.recipe.locators[stage.name]
         some = [*run.studies[:: plan.thin], *run.practice]
         every = (loaded for study in some for loaded in run.loaded([study]))
-        data = locator_data.store(stage, task.view(stage.view), plan, every, run.work / "locate", log=run.log)
+        data = locator_data.store(stage, plan, every, run.work / "locate")
         part = lambda studies, own, data=data: data.of({study.id for study in studies})  # noqa: E731
         for k, trained, studies in cross_fit(run, "locate", stage.name, plan, part, lambda own: _own_loss):
             nets = predict.Nets(trained, plan.pixels, run.device)
@@ -58,7 +58,7 @@ def locate_out_of_fold(run: Run) -> tuple[dict[str, dict[str, Point]], dict[str,
             told = _told(run, nets_of("locate", stage.name, plan), k, studies, points, ask)
             for study, landmarks in zip(studies, told, strict=True):
                 found[study.id] |= {name: Point(np.array(mm), sure) for name, (*mm, sure) in landmarks.items()}
-                points[study.id] = dict(task.complete(found[study.id]))
+                points[study.id] = dict(task.fill_missing_landmarks(found[study.id]))
     return found, points
 
 
@@ -73,11 +73,11 @@ def grade_out_of_fold(run: Run, found: Mapping[str, Points], points: Mapping[str
         plan = run.recipe.graders[group.name]
         practised = run.practice if any(one.practice for one in plan.members) else []
         every = (
-            (loaded, dict(task.complete({**points.get(study.id, {}), **loaded.marks})))
+            (loaded, dict(task.fill_missing_landmarks({**points.get(study.id, {}), **loaded.marks})))
             for study in [*run.studies, *practised]
             for loaded in run.loaded([study])
         )
-        data = grader_data.store(group, task, plan, every, run.work / "grade", log=run.log)
+        data = grader_data.store(group, task, plan, every, run.work / "grade")
         landmarks = {site.landmark for site in group.sites}
         data = replace(data, practice=frozenset(study.id for study in run.practice))
         data = data.with_errors(np.array([e for name, e in errors if name in landmarks]).reshape(-1, 3))

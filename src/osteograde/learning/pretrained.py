@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from osteograde.errors import UserError
 from osteograde.learning.grader_data import GraderBatch
 from osteograde.learning.recipe import IMAGENET, Fit, Recipe
 from osteograde.models.bundle import build_net
@@ -72,7 +73,7 @@ def read_tensors(name: str) -> dict[str, torch.Tensor]:
     """The tensors of an .npz of starting weights in the folder OSTEOGRADE_PRETRAINED."""
     path = path_of(name)
     if not path.is_file():
-        raise ValueError(
+        raise UserError(
             f"{path}: no such starting weights; set {FOLDER} to the folder that holds them, or take a recipe with "
             "other ones (pretrained='imagenet' downloads, '' starts from nothing)"
         )
@@ -103,7 +104,7 @@ def fill_trunk(trunk: nn.Module, tensors: Mapping[str, torch.Tensor], *, eps: fl
             given[mean] = given[mean] + grey.sum((1, 2, 3))
     wrong = sorted(key for key, value in own.items() if key not in given or given[key].shape != value.shape)
     if wrong:
-        raise ValueError(f"starting weights do not fit the trunk: {len(wrong)} tensors, first {wrong[:3]}")
+        raise UserError(f"starting weights do not fit the trunk: {len(wrong)} tensors, first {wrong[:3]}")
     given |= {key: value + eps for key, value in given.items() if key.endswith("running_var")}
     trunk.load_state_dict({**trunk.state_dict(), **{key: given[key] for key in own}})
 

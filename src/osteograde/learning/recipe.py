@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from osteograde.errors import UserError
 from osteograde.tasks.spec import Pixels, Study, Task, sides
 
 IMAGENET = "imagenet"  # ``Fit.pretrained``: download the trunk's weights
@@ -100,7 +101,7 @@ class Recipe:
         ):
             wanted = {stage.name for stage in stages}
             if set(fits) != wanted:
-                raise ValueError(
+                raise UserError(
                     f"recipe {self.name!r}: {kind} names {sorted(fits)}, task {self.task.name!r} has {sorted(wanted)}"
                 )
             for name, fit in fits.items():
@@ -109,19 +110,19 @@ class Recipe:
     def _check_members(self, kind: str, stage: str, members: Sequence[Fit]) -> None:
         where = f"recipe {self.name!r}: {kind} {stage!r}"
         if kind == "locate" and len(members) > 1:
-            raise ValueError(f"{where}: a locator has one net a fold; leave out also")
+            raise UserError(f"{where}: a locator has one net a fold; leave out also")
         if kind == "locate" and any(plan.practice for plan in members):
-            raise ValueError(
+            raise UserError(
                 f"{where}: a locator learns in all epochs from what is made for practice; leave out practice"
             )
         if any(plan.swa and plan.patience for plan in members):
-            raise ValueError(
+            raise UserError(
                 f"{where}: swa ends with the mean of all cycles, patience with the best epoch; take one of them"
             )
         if odd := [plan.pixels for plan in members if plan.pixels != members[0].pixels]:
-            raise ValueError(f"{where}: all nets of a fold read {members[0].pixels} pixels, one of also {odd[0]}")
+            raise UserError(f"{where}: all nets of a fold read {members[0].pixels} pixels, one of also {odd[0]}")
         if any(plan in members[:i] for i, plan in enumerate(members)):
-            raise ValueError(f"{where}: two plans of also are the same, and so would be their nets; give one a seed")
+            raise UserError(f"{where}: two plans of also are the same, and so would be their nets; give one a seed")
 
     def plain(self) -> dict[str, Any]:
         """The recipe as JSON data for the manifest."""

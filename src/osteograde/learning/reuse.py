@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from osteograde.errors import UserError
 from osteograde.learning import folds
 from osteograde.learning.cross_fit import Net, nets_of
 from osteograde.learning.recipe import Fit, Recipe
@@ -25,20 +26,20 @@ def reuse_nets(weights: Path, out: Path, recipe: Recipe, *, without: Collection[
     weights are of another task or seed, were changed, or ``out`` has other folds.
     """
     manifest = bundle.verify(weights)
-    known = manifest["recipe"]
+    known = manifest.recipe
     for what, got, wanted in (
-        ("task", manifest["task"], recipe.task.name),
-        ("seed", known["seed"], recipe.seed),
-        ("number of folds", known["num_folds"], recipe.num_folds),
+        ("task", manifest.task, recipe.task.name),
+        ("seed", known.get("seed"), recipe.seed),
+        ("number of folds", known.get("num_folds"), recipe.num_folds),
     ):
         if got != wanted:
-            raise ValueError(f"{weights}: {what} is {got!r}, recipe {recipe.name!r} has {wanted!r}; nothing fits")
+            raise UserError(f"{weights}: {what} is {got!r}, recipe {recipe.name!r} has {wanted!r}; nothing fits")
     (out / "work" / "nets").mkdir(parents=True, exist_ok=True)
     own = out / folds.FILE
     if not own.is_file():
         shutil.copy(weights / folds.FILE, own)
     elif not folds.holds(own, weights / folds.FILE):
-        raise ValueError(f"{own}: not the folds of {weights}; a net may have seen what it would be judged on")
+        raise UserError(f"{own}: not the folds of {weights}; a net may have seen what it would be judged on")
     folds.keep(out)
     agreed = [
         one
@@ -46,7 +47,7 @@ def reuse_nets(weights: Path, out: Path, recipe: Recipe, *, without: Collection[
         for stage, plan in plans.items()
         if stage not in without
         for one in nets_of(kind, stage, plan)
-        if _same(one, known[kind].get(stage, {}))
+        if _same(one, known.get(kind, {}).get(stage, {}))
     ]
     return [one.file(k) for one in agreed for k in range(recipe.num_folds) if _taken(weights, out, one, k)]
 

@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from osteograde.errors import UserError
 from osteograde.learning import cross_fit, evaluate, folds, out_of_fold
 from osteograde.learning.cross_fit import Run
 from osteograde.learning.out_of_fold import OutOfFold
 from osteograde.learning.recipe import Recipe
 from osteograde.models import bundle
+from osteograde.models.manifest import Manifest, Scores, TrainedFolds
 from osteograde.pipeline import predict
 from osteograde.pipeline.calibration import Calibration, cross_fitted
 from osteograde.tasks.metrics import groups_of, interval
@@ -42,7 +44,7 @@ def train(
     studies = _some(sorted(recipe.task.read(data, "train"), key=lambda study: study.id), recipe)
     chosen = tuple(range(recipe.num_folds)) if only is None else tuple(only)
     if bad := [k for k in chosen if not 0 <= k < recipe.num_folds]:
-        raise ValueError(f"--folds {bad}: recipe {recipe.name!r} has folds 0 to {recipe.num_folds - 1}")
+        raise UserError(f"--folds {bad}: recipe {recipe.name!r} has folds 0 to {recipe.num_folds - 1}")
     split = _split(recipe, studies, out, resume=resume)
     run = Run(recipe, studies, _practice(recipe, studies, out), split, chosen, out, device, resume, log)
     for study in run.everything:
@@ -55,7 +57,9 @@ def train(
         fold_of = {study.id: split.fold_of(study) for study in studies}
         graded, calibrations = cross_fitted(recipe.task, studies, fold_of, graded, recipe.calibrate_balance)
     oof = OutOfFold(found, points, graded)
-    priors = {k: weighted_prior(split.training(studies, k), recipe.task.targets, recipe.task.weights) for k in chosen}
+    priors = {
+        k: weighted_prior(split.training(studies, k), recipe.task.targets, recipe.task.class_weights) for k in chosen
+    }
     out_of_fold.save_graded(run, graded, priors, out / "oof.csv")
     scores = {"locate": point_errors(run, found), "grade": grade_scores(run, oof, priors)}
     if findings := evaluate.finding_scores(
@@ -71,10 +75,10 @@ def _split(recipe: Recipe, studies: Sequence[Study], out: Path, *, resume: bool)
     path = out / folds.FILE
     if path.is_file():
         if not resume and (out / bundle.MANIFEST).is_file():
-            raise ValueError(f"{out}: finished weights are here; give another --out, or --resume to add folds to them")
+            raise UserError(f"{out}: finished weights are here; give another --out, or --resume to add folds to them")
         split = folds.load(path, studies)
         if split.count != recipe.num_folds:
-            raise ValueError(
+            raise UserError(
                 f"{path}: {split.count} folds, recipe {recipe.name!r} has {recipe.num_folds}; use a new --out"
             )
     else:
@@ -144,13 +148,13 @@ def grade_scores(run: Run, oof: OutOfFold, priors: Mapping[int, Mapping]) -> dic
     }
     scores: dict[str, Any] = {"studies": len(held)}
     for name, table in tables.items():
-        scores[name] = {part: _plain(value) for part, value in task.score(labels, table).items()}
-    statistic = task.counted(labels, tables["model"])
+        scores[name] = {part: _plain(value) for part, value in task.metric.score(labels, table).items()}
+    statistic = task.metric.bootstrap_statistic(labels, tables["model"])
     rng, groups = np.random.default_rng(run.recipe.seed), groups_of([study.patient for study in held])
     low, high = interval(statistic, len(held), BOOTSTRAP, rng, groups=groups)
-    names = [*task.score_groups, "score"]
     scores["interval_95"] = {
-        part: [_plain(a), _plain(b)] for part, a, b in zip(names, np.atleast_1d(low), np.atleast_1d(high), strict=True)
+        part: [_plain(a), _plain(b)]
+        for part, a, b in zip(task.metric.parts, np.atleast_1d(low), np.atleast_1d(high), strict=True)
     }
     return scores
 
@@ -170,33 +174,38 @@ def seal(run: Run, data: Path, scores: Mapping[str, Any], calibrations: Mapping[
                 config = bundle.config_of(one.plan.net)
                 for k in run.folds:
                     files[one.file(k)] = bundle.file_entry(run.out, one.file(k), config)
-    prior = weighted_prior(run.studies, task.targets, task.weights)
-    bundle.write_manifest(
-        run.out,
-        {
-            "task": task.name,
-            "recipe": recipe.plain(),
-            "pixels": {stage: plan.pixels for stage, plan in {**recipe.locators, **recipe.graders}.items()},
-            "test_views": recipe.test_views,
-            "files": files,
-            "folds": {"file": folds.FILE, "sha256": folds.digest(run.out / folds.FILE), "trained": list(run.folds)},
-            "scores": scores,
-            "calibration": {group: calibration.plain() for group, calibration in calibrations.items()},
-            "prior": {target: [round(p, 6) for p in values] for target, values in prior.items()},
-            "canonical_side": "right",
-            "precision": "fp16 on file, fp32 on a CPU, fp16 autocast on CUDA",
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-            "data": provenance(data, recipe),
-            "use": "research, not diagnosis",
-        },
+    prior = weighted_prior(run.studies, task.targets, task.class_weights)
+    manifest = Manifest(
+        task=task.name,
+        files=files,
+        pixels={stage: plan.pixels for stage, plan in {**recipe.locators, **recipe.graders}.items()},
+        test_views=recipe.test_views,
+        prior={target: tuple(round(p, 6) for p in values) for target, values in prior.items()},
+        recipe=recipe.plain(),
+        folds=TrainedFolds(folds.FILE, folds.digest(run.out / folds.FILE), tuple(run.folds)),
+        scores=Scores(**scores),
+        calibration={group: calibration.plain() for group, calibration in calibrations.items()},
+        precision="fp16 on file, fp32 on a CPU, fp16 autocast on CUDA",
+        versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        data=provenance(data, recipe),
     )
+    bundle.write_manifest(run.out, manifest)
 
 
 def provenance(data: Path, recipe: Recipe) -> dict[str, str]:
-    """Source and licence as the data's own SOURCE.json states them, else as the recipe does."""
+    """Source and licence as the data's own SOURCE.json states them, else as the recipe does.
+
+    UserError where SOURCE.json is no JSON object of texts.
+    """
     path = data / PROVENANCE
     if path.is_file():
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        try:
+            facts = json.loads(path.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: not JSON ({error}); write it again, or remove it") from error
+        if not isinstance(facts, dict) or not all(isinstance(value, str) for value in facts.values()):
+            raise UserError(f'{path}: expected texts such as {{"source": ..., "licence": ...}}; found {facts!r}')
+        return facts
     return dict(recipe.source) or {
         "source": "not stated",
         "licence": "not stated: the terms of the training data apply to the weights",

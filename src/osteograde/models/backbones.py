@@ -15,6 +15,8 @@ from timm.models.efficientnet import EfficientNetFeatures
 from timm.models.mobilenetv3 import MobileNetV3Features
 from torch import nn
 
+from osteograde.errors import UserError
+
 _TORCHVISION = "torchvision/"
 _IMAGENET_CLASSES = 1000
 
@@ -75,7 +77,7 @@ def classifier_body(
     """
     if name.startswith(_TORCHVISION):
         if stages:
-            raise ValueError(f"{name!r}: stages={stages} needs a timm backbone; use stages=0 or a timm name")
+            raise UserError(f"{name!r}: stages={stages} needs a timm backbone; use stages=0 or a timm name")
         return _torchvision_body(name.removeprefix(_TORCHVISION), in_channels, pretrained)
     _known(name)
     if stages:
@@ -91,14 +93,14 @@ def classifier_body(
 def _known(name: str) -> None:
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.4)
-        raise ValueError(f"backbone {name!r} is not in timm {timm.__version__}; close: {', '.join(close) or 'none'}")
+        raise UserError(f"backbone {name!r} is not in timm {timm.__version__}; close: {', '.join(close) or 'none'}")
 
 
 def _torchvision_body(name: str, in_channels: int, pretrained: bool) -> tuple[nn.Module, int]:
     names = torchvision.models.list_models(module=torchvision.models)
     if name not in names:
         close = difflib.get_close_matches(name, names, n=5, cutoff=0.4)
-        raise ValueError(
+        raise UserError(
             f"backbone {_TORCHVISION + name!r} is not in torchvision {torchvision.__version__}; "
             f"close: {', '.join(close) or 'none'}"
         )
@@ -109,7 +111,7 @@ def _torchvision_body(name: str, in_channels: int, pretrained: bool) -> tuple[nn
         if isinstance(module, nn.Linear) and module.out_features == _IMAGENET_CLASSES
     ]
     if len(heads) != 1:
-        raise ValueError(f"backbone {_TORCHVISION + name!r} has {len(heads)} linear heads; expected 1; use another net")
+        raise UserError(f"backbone {_TORCHVISION + name!r} has {len(heads)} linear heads; expected 1; use another net")
     features = int(body.get_submodule(heads[0]).in_features)  # type: ignore[arg-type]
     replace_module(body, heads[0], nn.Identity())
     adapt_first_conv(body, in_channels)

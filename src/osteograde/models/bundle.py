@@ -8,10 +8,8 @@ Nets from plain data: what a net's ``config`` says is enough to build it again, 
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,15 +19,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
+from osteograde.errors import UserError
 from osteograde.models.grader import GraderNet
 from osteograde.models.locators.faster_rcnn import FasterRcnnLocator
 from osteograde.models.locators.heatmap import HeatmapLocator
 from osteograde.models.locators.unet import UnetLocator
+from osteograde.models.manifest import MANIFEST, Manifest, NetFile, read_manifest, sha256, write_manifest
 from osteograde.tasks.spec import Pixels, Task
 
-FORMAT = 1
-MANIFEST = "manifest.json"
-NEEDED = ("task", "files", "pixels", "test_views", "prior")
+__all__ = ["MANIFEST", "read_manifest", "sha256", "write_manifest"]  # beside what is defined here
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,33 +35,29 @@ class Bundle:
     """Trained nets of a task. ``locators`` and ``graders``: stage name -> the nets of its folds, in order of fold."""
 
     task: Task
-    manifest: Mapping[str, Any]
+    manifest: Manifest
     locators: Mapping[str, tuple[nn.Module, ...]]
     graders: Mapping[str, tuple[nn.Module, ...]]
     device: torch.device
 
     @property
-    def prior(self) -> Mapping[str, list[float]]:
-        return self.manifest["prior"]
+    def prior(self) -> Mapping[str, Sequence[float]]:
+        """Target -> probability of each class in the training data."""
+        return self.manifest.prior
 
     @property
     def pixels(self) -> Mapping[str, Pixels]:
         """Stage -> pixels of what its nets read: a side, or (H, W)."""
-        return self.manifest["pixels"]
+        return self.manifest.pixels
 
     @property
     def calibration(self) -> Mapping[str, Mapping[str, Any]]:
-        """Grader -> what makes its answers honest (inference/calibration.py); none where it is not calibrated."""
-        return self.manifest.get("calibration", {})
+        """Grader -> its ``Calibration.plain()``; graders without calibration are absent."""
+        return self.manifest.calibration
 
     @property
     def test_views(self) -> int:
-        return int(self.manifest["test_views"])
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return self.manifest.test_views
 
 
 def flat(name: str) -> str:
@@ -100,7 +94,7 @@ def load_net(path: Path, config: Mapping[str, Any]) -> nn.Module:
     try:
         tensors = load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path}: not a safetensors file ({error}); fetch it again") from error
+        raise UserError(f"{path}: not a safetensors file ({error}); fetch it again") from error
     own = net.state_dict()
     wrong = sorted(
         f"{key}: net {tuple(own[key].shape) if key in own else 'has none'}, "
@@ -109,7 +103,7 @@ def load_net(path: Path, config: Mapping[str, Any]) -> nn.Module:
         if key not in own or key not in tensors or own[key].shape != tensors[key].shape
     )
     if wrong:
-        raise ValueError(f"{path}: {len(wrong)} tensors do not fit the net of the manifest; first: {wrong[:3]}")
+        raise UserError(f"{path}: {len(wrong)} tensors do not fit the net of the manifest; first: {wrong[:3]}")
     net.load_state_dict({key: value.to(own[key].dtype) for key, value in tensors.items()}, strict=True)
     return net.eval()
 
@@ -126,80 +120,56 @@ def config_of(config: Mapping[str, Any]) -> dict[str, Any]:
     return net.config
 
 
-def file_entry(folder: Path, name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+def file_entry(folder: Path, name: str, config: Mapping[str, Any]) -> NetFile:
+    """What the manifest says of a file of weights. config: what ``build_net`` builds its net from."""
     path = folder / name
-    return {"sha256": sha256(path), "bytes": path.stat().st_size, "net": dict(config)}
+    return NetFile(sha256(path), path.stat().st_size, dict(config))
 
 
-def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    text = json.dumps({"format": FORMAT, **manifest}, indent=1, sort_keys=False) + "\n"
-    part = folder / (MANIFEST + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(folder / MANIFEST)
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a weights folder. ValueError where it is absent, unreadable or of another format."""
-    path = Path(folder) / MANIFEST
-    if not path.is_file():
-        raise ValueError(f"{folder}: no {MANIFEST}; a weights folder is what train_folds.py --out wrote")
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not JSON ({error}); fetch it again") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ValueError(f"{path}: format is not {FORMAT}; this version of osteograde cannot read it")
-    if lost := [key for key in NEEDED if key not in manifest]:
-        raise ValueError(f"{path}: {lost} missing; the manifest was changed or cut short, fetch it again")
-    return manifest
-
-
-def verify(folder: Path) -> dict[str, Any]:
-    """Check every file of a weights folder against its manifest; return the manifest. ValueError names the file."""
+def verify(folder: Path) -> Manifest:
+    """Check every file of a weights folder against its manifest; return the manifest. UserError names the file."""
     manifest = read_manifest(folder)
-    for name, entry in manifest["files"].items():
+    for name, entry in manifest.files.items():
         path = place(folder, name)
         if not path.resolve().is_relative_to(Path(folder).resolve()):
-            raise ValueError(f"{folder}: the manifest names {name}, which is outside of the folder; do not use it")
+            raise UserError(f"{folder}: the manifest names {name}, which is outside of the folder; do not use it")
         if not path.is_file():
-            raise ValueError(f"{path}: missing; the manifest expects sha256 {entry['sha256'][:12]}; fetch it again")
+            raise UserError(f"{path}: missing; the manifest expects sha256 {entry.sha256[:12]}; fetch it again")
         digest = sha256(path)
-        if digest != entry["sha256"]:
-            raise ValueError(
-                f"{path}: sha256 is {digest[:12]}..., the manifest says {entry['sha256'][:12]}...; "
+        if digest != entry.sha256:
+            raise UserError(
+                f"{path}: sha256 is {digest[:12]}..., the manifest says {entry.sha256[:12]}...; "
                 "the file was changed or cut short, fetch it again"
             )
     return manifest
 
 
-def task_of(folder: Path, manifest: Mapping[str, Any], tasks: Mapping[str, Task]) -> Task:
-    """The task that weights were trained for. ValueError where this version has none with their targets."""
-    name = manifest["task"]
+def task_of(folder: Path, manifest: Manifest, tasks: Mapping[str, Task]) -> Task:
+    """The task that weights were trained for. UserError where this version has none with their targets."""
+    name = manifest.task
     if name not in tasks:
-        raise ValueError(f"{folder}: weights are of task {name!r}; known tasks: {sorted(tasks)}")
-    if sorted(manifest["prior"]) != sorted(tasks[name].targets):
-        raise ValueError(f"{folder}: its targets are not those of task {name!r}; train again with this version")
+        raise UserError(f"{folder}: weights are of task {name!r}; known tasks: {sorted(tasks)}")
+    if sorted(manifest.prior) != sorted(tasks[name].targets):
+        raise UserError(f"{folder}: its targets are not those of task {name!r}; train again with this version")
     return tasks[name]
 
 
-def load(
-    folder: Path, tasks: Mapping[str, Task], device: torch.device, manifest: Mapping[str, Any] | None = None
-) -> Bundle:
-    """Verify all hashes, then rebuild and load every net. ValueError names what does not fit.
+def load(folder: Path, tasks: Mapping[str, Task], device: torch.device, manifest: Manifest | None = None) -> Bundle:
+    """Verify all hashes, then rebuild and load every net. UserError names what does not fit.
 
     manifest: what ``verify`` returned for this folder a moment ago; it is not verified again.
     """
     manifest = verify(folder) if manifest is None else manifest
     task = task_of(folder, manifest, tasks)
     nets: dict[str, dict[str, list[nn.Module]]] = {"locate": {}, "grade": {}}
-    for file, entry in sorted(manifest["files"].items()):
+    for file, entry in sorted(manifest.files.items()):
         kind, stage, _ = file.split("/")
-        net = on_device(load_net(place(folder, file), entry["net"]), device)
+        net = on_device(load_net(place(folder, file), entry.net), device)
         nets[kind].setdefault(stage, []).append(net)
     wanted = {"locate": {stage.name for stage in task.locators}, "grade": {group.name for group in task.graders}}
     for kind, stages in wanted.items():
         if stages != set(nets[kind]):
-            raise ValueError(f"{folder}: {kind} nets are {sorted(nets[kind])}, {task.name!r} needs {sorted(stages)}")
+            raise UserError(f"{folder}: {kind} nets are {sorted(nets[kind])}, {task.name!r} needs {sorted(stages)}")
     return Bundle(
         task=task,
         manifest=manifest,
@@ -226,8 +196,8 @@ def build_net(config: Mapping[str, Any], *, pretrained: bool = False) -> nn.Modu
     arguments = dict(config)
     kind = arguments.pop("kind", None)
     if kind not in KINDS:
-        raise ValueError(f"net of kind {kind!r}; expected one of {sorted(KINDS)}")
+        raise UserError(f"net of kind {kind!r}; expected one of {sorted(KINDS)}")
     taken = set(inspect.signature(KINDS[kind]).parameters) - {"pretrained"}
     if odd := set(arguments) - taken:
-        raise ValueError(f"a {kind!r} net has no argument {sorted(odd)}; it takes {sorted(taken)}")
+        raise UserError(f"a {kind!r} net has no argument {sorted(odd)}; it takes {sorted(taken)}")
     return KINDS[kind](**arguments, pretrained=pretrained)

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from osteograde.errors import UserError
+
 CHOICES = "auto, cpu, cuda or cuda:N"
 
 
@@ -26,10 +28,10 @@ def pick(name: str) -> torch.device:
     if name == "cpu":
         return torch.device("cpu")
     if kind != "cuda" or (":" in name and not (number.isascii() and number.isdigit())):
-        raise ValueError(f"--device is {name!r}; expected {CHOICES}")
+        raise UserError(f"--device is {name!r}; expected {CHOICES}")
     gpu = torch.device(kind, int(number or 0))
     if reason := fault(gpu):
-        raise ValueError(f"--device {name}: {reason}; use --device cpu, or auto to take what works")
+        raise UserError(f"--device {name}: {reason}; use --device cpu, or auto to take what works")
     return gpu
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from osteograde.errors import UserError
 from osteograde.models.grader import GraderNet
 
 
@@ -80,7 +81,7 @@ def _last_maps(encoder: nn.Module) -> Iterator[list[torch.Tensor]]:
     """Within: every call of ``encoder`` adds its last map (M, F, h, w) with h, w > 1 to the list. The hooks end with
     the block, however it ends."""
     if getattr(encoder, "output_fmt", "NCHW") != "NCHW":
-        raise ValueError(f"Grad-CAM of {type(encoder).__name__}: its maps are not (M, F, h, w); use a CNN")
+        raise UserError(f"Grad-CAM of {type(encoder).__name__}: its maps are not (M, F, h, w); use a CNN")
     found: list[torch.Tensor] = []
     last: list[torch.Tensor] = []  # of the call that is running: at most one
 
@@ -94,7 +95,7 @@ def _last_maps(encoder: nn.Module) -> Iterator[list[torch.Tensor]]:
 
     def end(module: nn.Module, inputs: Any, output: Any) -> None:
         if not last or last[0].ndim != 4:  # three axes: tokens
-            raise ValueError(f"Grad-CAM of {type(encoder).__name__}: it ends in no map larger than one pixel")
+            raise UserError(f"Grad-CAM of {type(encoder).__name__}: it ends in no map larger than one pixel")
         found.append(last[0])
 
     hooks = [module.register_forward_hook(seen) for module in encoder.modules()]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from osteograde.errors import UserError
 from osteograde.models.backbones import classifier_body
 
 _FURTHEST = 16  # slices further than this from the crop's centre share one position
@@ -50,9 +51,9 @@ class GraderNet(nn.Module):
     ) -> None:
         super().__init__()
         if pool not in ("attention", "mean", "centre"):
-            raise ValueError(f"pool is {pool!r}; expected 'attention', 'mean' or 'centre'")
+            raise UserError(f"pool is {pool!r}; expected 'attention', 'mean' or 'centre'")
         if normalise not in ("crop", *_NORMALISE):
-            raise ValueError(f"normalise is {normalise!r}; expected 'crop' or one of {sorted(_NORMALISE)}")
+            raise UserError(f"normalise is {normalise!r}; expected 'crop' or one of {sorted(_NORMALISE)}")
         self.config: dict[str, Any] = {
             "kind": "grader",
             "backbone": backbone,

@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from osteograde.errors import UserError
+
 UNLABELLED = -1
 
 
@@ -86,7 +88,7 @@ def targets_of(labels: torch.Tensor, classes: int, kind: str, smoothing: float =
     -2 (k - label)^2 (Diaz and Marathe, CVPR 2019). Smoothing spreads its share evenly. ValueError for another kind.
     """
     if kind not in ("classes", "ordinal"):
-        raise ValueError(f"loss {kind!r} is unknown; known: 'classes', 'ordinal'")
+        raise UserError(f"loss {kind!r} is unknown; known: 'classes', 'ordinal'")
     grades = torch.arange(classes, device=labels.device)
     away = (grades - labels[..., None]).float() ** 2
     aim = torch.softmax(-2.0 * away, -1) if kind == "ordinal" else (away == 0).float()

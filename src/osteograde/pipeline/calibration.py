@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import minimize
 
+from osteograde.errors import UserError
 from osteograde.tasks.spec import Grader, Study, Task
 
 SMALLEST = 1e-6  # probability
@@ -42,10 +43,14 @@ class Calibration:
 
 
 def calibration_from_manifest(plain: Mapping[str, Any]) -> Calibration:
-    """From a manifest. Those of before the map hold a temperature in its place."""
-    bias = tuple(float(value) for value in plain["bias"])
-    mix = plain["mix"] if "mix" in plain else np.eye(len(bias)) / float(plain["temperature"])
-    return Calibration(tuple(tuple(float(value) for value in row) for row in mix), bias)
+    """From a manifest. Older ones hold a temperature in place of the map. UserError where it is neither."""
+    try:
+        bias = tuple(float(value) for value in plain["bias"])
+        mix = np.eye(len(bias)) / float(plain["temperature"]) if "temperature" in plain else np.asarray(plain["mix"])
+        rows = tuple(tuple(float(value) for value in row) for row in mix)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"calibration {str(dict(plain))[:80]}: expected mix (K, K) and bias (K,); {error}") from error
+    return Calibration(rows, bias)
 
 
 def fit_calibration(probs: np.ndarray, labels: np.ndarray, weights: Sequence[float] | np.ndarray) -> Calibration:
@@ -116,7 +121,7 @@ def cross_fitted(
 def _class_weights(task: Task, labels: np.ndarray, balance: float) -> np.ndarray:
     """(K,) the task's class weights, times the frequency of the classes to the power of minus ``balance``."""
     counts = np.bincount(labels, minlength=len(task.classes))
-    return np.asarray(task.weights) * (np.maximum(counts, 1) / len(labels)) ** -balance
+    return np.asarray(task.class_weights) * (np.maximum(counts, 1) / len(labels)) ** -balance
 
 
 def _labelled(task: Task, group: Grader, studies: Sequence[Study], fold_of: Mapping[str, int], graded: Graded):

@@ -1,93 +1,52 @@
-"""What the nets see: the boxes of both stages and their pixels. Training and inference cut with these functions.
+"""What the nets read: the regions of locators and the crops of graders as pixels. Training and inference share this.
 
-Shapes: D slices, H W pixels, V views, S sites.
+Shapes: D slices, H W pixels, C crops, S sites.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from osteograde.imaging.geometry import (
-    Roi,
-    Volume,
-    apply,
-    lateral_axis,
-    mirrored,
-    outside_mm,
-    plane_distance_mm,
-    roi_at,
-    roi_on,
-)
+from osteograde.imaging.geometry import Roi, apply, lateral_axis, mirrored, roi_at, roi_on
 from osteograde.imaging.resample import crop_stack
-from osteograde.tasks.spec import Grader, Landmark, Locator, Pixels, Points, Volumes, sides
+from osteograde.tasks.spec import Grader, Locator, Pixels, Points, Region, Volumes, sides
 
 SIGN = {"right": -1, "": 0, "left": 1}  # of patient x minus the midline
 LATERAL_SCALE_MM = 50.0  # the lateral-coordinate channel is x / 50 mm: about -1..1 over a sagittal stack
 
 
 @dataclass(frozen=True, eq=False)
-class Region:
-    """One look of a locator at one box: a whole stack, or a few slices around a prompt."""
+class RegionGrid:
+    """A region of a locator and the grid (D, H, W) of what its net reads of it, on the volume's own slices."""
 
-    landmarks: tuple[Landmark, ...]
-    volume: Volume
-    roi: Roi  # (D, H, W), on the volume's own slices
-    midline_mm: float  # patient x that divides right from left
-    near_mm: Mapping[str, np.ndarray] = field(default_factory=dict)  # landmark -> the point (mm) it lies beside
+    region: Region
+    grid: Roi
 
 
-def regions_of(stage: Locator, volumes: Volumes, points: Points, pixels: int) -> list[Region]:
-    """The boxes a locator looks at in one study; none where the view, or every prompt, is absent."""
-    found = []
-    for view, prompt in stage.looks:
-        stacks = volumes.get(view, ())
-        if not stacks:
-            continue
-        landmarks = tuple(
-            landmark
-            for landmark in stage.landmarks
-            if landmark.prompt == prompt and (landmark.view or stage.view) == view
+def region_grids(locator: Locator, volumes: Volumes, points: Points, pixels: int) -> list[RegionGrid]:
+    """The regions of a locator in one study with ``pixels`` x ``pixels`` laid over each. ValueError where they differ
+    in the channels or sides of their landmarks: they could not go through the net together."""
+    regions = locator.regions(volumes, points)
+    kinds = {tuple((landmark.channel, landmark.side) for landmark in region.landmarks) for region in regions}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"locator {locator.name!r}: its regions have landmarks of different channels or sides: {sorted(kinds)}; "
+            "give all regions the same, in the same order, or make two locators of them"
         )
-        if not prompt:
-            found.append(_whole_stack(stage, landmarks, stacks, points, pixels))
-        elif prompt in points:
-            box = _around(stage, stacks, points[prompt].mm, pixels)
-            if box is not None:
-                found.append(Region(landmarks, *box, midline_mm=float(points[prompt].mm[0])))
-    return found
+    return [RegionGrid(region, region_grid(region, pixels)) for region in regions]
 
 
-def _whole_stack(
-    stage: Locator, landmarks: tuple[Landmark, ...], stacks: Sequence[Volume], points: Points, pixels: int
-) -> Region:
-    volume = max(stacks, key=lambda stack: (stack.voxels.shape[0], stack.series))
-    longest_mm = float(np.max(volume.spacing_mm[1:] * volume.voxels.shape[1:]))
-    field_mm = (longest_mm, longest_mm) if stage.whole else stage.field_mm
-    spacing = np.array([volume.spacing_mm[0], field_mm[0] / pixels, field_mm[1] / pixels])
-    roi = roi_at(volume.centre_mm, volume.axes, spacing, (volume.voxels.shape[0], pixels, pixels))
-    known = [0.0] if stage.own_midline else [points[name].mm[0] for name in stage.midline if name in points]
-    near = {landmark.name: points[landmark.near].mm for landmark in landmarks if landmark.near in points}
-    return Region(landmarks, volume, roi, float(np.mean(known)) if known else float(volume.centre_mm[0]), near)
-
-
-def _around(stage: Locator, stacks: Sequence[Volume], point_mm: np.ndarray, pixels: int) -> tuple[Volume, Roi] | None:
-    """The box around a prompt in the stack whose slices come closest to it; None beyond ``far_mm``."""
-    volume, distance = nearest(stacks, point_mm)
-    if distance > stage.far_mm:
-        return None
-    spacing = (stage.field_mm[0] / pixels, stage.field_mm[1] / pixels)
-    return volume, roi_on(volume, point_mm, spacing, (stage.slices, pixels, pixels))
-
-
-def nearest(stacks: Sequence[Volume], point_mm: np.ndarray) -> tuple[Volume, float]:
-    """The stack whose slices come closest to a point, and how close in mm (out of the plane and out of the field)."""
-    distances = [plane_distance_mm(stack, point_mm) + outside_mm(stack, point_mm) for stack in stacks]
-    best = min(range(len(stacks)), key=lambda i: (round(distances[i], 3), -stacks[i].voxels.shape[0], stacks[i].series))
-    return stacks[best], distances[best]
+def region_grid(region: Region, pixels: int) -> Roi:
+    """The grid of a region: (D, pixels, pixels), D the slices of the region, or all of the stack."""
+    volume = region.volume
+    rows_mm, columns_mm = region.field_mm[0] / pixels, region.field_mm[1] / pixels
+    if region.centre_mm is not None:
+        return roi_on(volume, region.centre_mm, (rows_mm, columns_mm), (region.slices, pixels, pixels))
+    spacing_mm = np.array([volume.spacing_mm[0], rows_mm, columns_mm])
+    return roi_at(volume.centre_mm, volume.axes, spacing_mm, (volume.voxels.shape[0], pixels, pixels))
 
 
 def lateral_mm(roi: Roi, midline_mm: float) -> np.ndarray:
@@ -112,45 +71,46 @@ def neighbours(crop_DHW: torch.Tensor, lateral_DW: torch.Tensor) -> torch.Tensor
     return images
 
 
-def region_images(look: Region, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images (D, 4, H, W) of a pass and the lateral coordinate (D, W) in mm of its pixel columns."""
-    lateral = torch.from_numpy(lateral_mm(look.roi, look.midline_mm).astype(np.float32)).to(device)
-    return neighbours(crop_stack(look.volume, look.roi, device), lateral), lateral
+def region_images(placed: RegionGrid, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images (D, 4, H, W) of a region and the lateral coordinate (D, W) in mm of its pixel columns."""
+    lateral = torch.from_numpy(lateral_mm(placed.grid, placed.region.midline_mm).astype(np.float32)).to(device)
+    return neighbours(crop_stack(placed.region.volume, placed.grid, device), lateral), lateral
 
 
 @dataclass(frozen=True, eq=False)
 class SiteCrops:
-    """The crops of the sites of one grader in one study. views: per crop spec (S, D, H, W); present: (S, V)."""
+    """The crops of the sites of one grader in one study. images: per crop of the grader (S, D, H, W); present (S, C):
+    which of the C crops could be seen."""
 
     targets: tuple[str, ...]
-    views: tuple[torch.Tensor, ...]
+    images: tuple[torch.Tensor, ...]
     present: torch.Tensor
 
 
-def site_boxes(group: Grader, volumes: Volumes, points: Points, pixels: Pixels) -> dict[str, dict]:
-    """{target: {view: (volume, roi)}} of the sites that can be seen at all."""
-    boxes = group.rois(volumes, points, pixels)
+def site_boxes(grader: Grader, volumes: Volumes, points: Points, pixels: Pixels) -> dict[str, dict]:
+    """{target: {crop name: (volume, box)}} of the sites that can be seen at all."""
+    boxes = grader.regions(volumes, points, pixels)
     return {target: dict(found) for target, found in boxes.items() if found}
 
 
-def site_crops(group: Grader, boxes: dict[str, dict], pixels: Pixels, device: torch.device) -> SiteCrops:
-    """Sample every box once. A view without a box is zeros with present = False; the nets give it no weight."""
+def site_crops(grader: Grader, boxes: dict[str, dict], pixels: Pixels, device: torch.device) -> SiteCrops:
+    """Sample every box once. A crop without a box is zeros with present = False; the nets give it no weight."""
     targets = tuple(boxes)
-    views = []
-    present = torch.zeros(len(targets), len(group.crops), dtype=torch.bool)
-    for v, spec in enumerate(group.crops):
-        stack = torch.zeros(len(targets), spec.slices, *sides(pixels), device=device)
+    images = []
+    present = torch.zeros(len(targets), len(grader.crops), dtype=torch.bool)
+    for c, crop in enumerate(grader.crops):
+        stack = torch.zeros(len(targets), crop.slices, *sides(pixels), device=device)
         for s, target in enumerate(targets):
-            if spec.view in boxes[target]:
-                volume, roi = boxes[target][spec.view]
-                stack[s] = crop_stack(volume, roi, device)
-                present[s, v] = True
-        views.append(stack)
-    return SiteCrops(targets, tuple(views), present.to(device))
+            if crop.name in boxes[target]:
+                volume, box = boxes[target][crop.name]
+                stack[s] = crop_stack(volume, box, device)
+                present[s, c] = True
+        images.append(stack)
+    return SiteCrops(targets, tuple(images), present.to(device))
 
 
 def turned(roi: Roi, degrees: float, scale: float, mirror: bool = False) -> Roi:
-    """The same box turned in its own plane about its centre and scaled, or mirrored: a test-time view."""
+    """The same box turned in its own plane about its centre, scaled and, if so, mirrored: a test-time augmentation."""
     centre = (np.array(roi.shape) - 1) / 2
     angle = np.deg2rad(degrees)
     turn = np.eye(4)
@@ -160,12 +120,12 @@ def turned(roi: Roi, degrees: float, scale: float, mirror: bool = False) -> Roi:
     return mirrored(seen, lateral_axis(seen)) if mirror else seen
 
 
-# Test-time views in order of worth: as it is, then small turns with a slightly larger field. The first is always used.
-TEST_TIME_VIEWS = ((0.0, 1.0), (6.0, 1.06), (-6.0, 0.96), (0.0, 1.1))
+# Test-time augmentations in order of worth: as it is, then small turns with a slightly larger or smaller field.
+TTAS = ((0.0, 1.0), (6.0, 1.06), (-6.0, 0.96), (0.0, 1.1))
 
 
-def test_time_views(group: Grader, count: int) -> list[tuple[float, float, bool]]:
-    """(degrees, scale, mirrored) of the first ``count`` looks at a site; where mirror images are graded alike, each
-    is seen both ways."""
-    ways = (False, True) if group.mirrors else (False,)
-    return [(degrees, scale, mirror) for degrees, scale in TEST_TIME_VIEWS for mirror in ways][:count]
+def ttas(grader: Grader, count: int) -> list[tuple[float, float, bool]]:
+    """(degrees, scale, mirrored) of the first ``count`` test-time augmentations of a crop, the crop as it is first;
+    where mirror images are graded alike, each is seen both ways."""
+    ways = (False, True) if grader.laterality_invariant else (False,)
+    return [(degrees, scale, mirror) for degrees, scale in TTAS for mirror in ways][:count]

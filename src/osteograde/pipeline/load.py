@@ -19,6 +19,7 @@ from osteograde.tasks.spec import Mark, Point, Series, Study, Task, View
 
 SIDE_MM = 200.0  # an image of one side alone is put this far from the patient's midline: all of it lies on that side
 LATERAL = frozenset({"LL", "RL", "LATERAL", "LLD", "RLD"})  # View Position (0018,5101) of a film from the side
+SLICE_MM = 4.0  # thickness of images that have none, as radiographs and single pictures
 ASSUMED = "size_assumed"  # code: the pixels of an image have no size in mm, the view's usual width is taken
 STEEP_DEGREES = 60.0  # slabs through the lowest disc may lean by 45 degrees and more; a stack beyond is another view's
 _SIGN = {"right": -1.0, "": 0.0, "left": 1.0}
@@ -66,7 +67,7 @@ def load_study(study: Study, task: Task, *, map: Callable[..., Iterable] = map) 
         stacks = [_sized(stack, _usual_mm(task, volumes, name)) for stack in stacks]
         marks |= marks_in_mm(study.marks, series_id, stacks)
         volumes[name] += _seen(task.view(name), stacks, faults)
-    faults.update({f"{view.name}:absent": 1 for view in task.views if view.needed and not volumes[view.name]})
+    faults.update({f"{view.name}:absent": 1 for view in task.views if view.required and not volumes[view.name]})
     absent = frozenset(mark.landmark for mark in study.marks if np.isnan(mark.x))
     return Loaded(study, {name: tuple(stacks) for name, stacks in volumes.items()}, faults, marks, absent)
 
@@ -128,7 +129,7 @@ def load_series(series: Series, view: View, *, map: Callable[..., Iterable] = ma
     if image_files.is_image(series.files[0]):
         stacks, codes = _images(series, view, directions, centre_mm)
         return [replace(stack, series=series.id) for stack in stacks], codes
-    if view.film:
+    if view.projection:
         return _film(series, view, directions, centre_mm)
     return read_series(series.folder, files=series.files, default_directions=directions, map=map)
 
@@ -138,7 +139,7 @@ def _images(series: Series, view: View, directions: np.ndarray, centre_mm: np.nd
     if spacing is None:
         codes[ASSUMED] += 1
         width, height = image_files.image_size(series.files[0])
-        spacing = (view.slice_mm, *(assumed_pixel_mm(view, width, height),) * 2)
+        spacing = (SLICE_MM, *(assumed_pixel_mm(view, width, height),) * 2)
     return image_files.read_images(series.files, directions, spacing, centre_mm), codes
 
 
@@ -152,7 +153,7 @@ def _film(series: Series, view: View, directions: np.ndarray, centre_mm: np.ndar
     if pixel_mm is None:
         codes[ASSUMED] += 1
         pixel_mm = (assumed_pixel_mm(view, width, height),) * 2
-    grid = roi_at(centre_mm, directions, np.array([view.slice_mm, *pixel_mm]), (1, height, width))
+    grid = roi_at(centre_mm, directions, np.array([SLICE_MM, *pixel_mm]), (1, height, width))
     volume = Volume(film.pixels[None], grid.to_mm, series=series.id, names=(series.files[0].stem,))
     return [volume], codes
 

@@ -25,12 +25,12 @@ from osteograde.models.locators.base import candidates, in_order, probabilities,
 from osteograde.pipeline.calibration import Calibration
 from osteograde.pipeline.crops import (
     SIGN,
-    Region,
+    RegionGrid,
+    region_grids,
     region_images,
-    regions_of,
     site_boxes,
     site_crops,
-    test_time_views,
+    ttas,
     turned,
 )
 from osteograde.pipeline.load import Loaded
@@ -120,29 +120,33 @@ def _on_cpu(nets: Nets) -> Iterator[Nets]:
             net.to(nets.device)
 
 
+NEIGHBOUR_MM = 20.0  # in-plane, how far a landmark may lie from its neighbour
 ABSENT_BELOW = 0.05  # a landmark with less of the heatmap's mass near its peak was not found
 SLICES_PER_BATCH = 96
 CROPS_PER_BATCH = 256
 
 
-def locate(stage: Locator, studies: Sequence[Loaded], points: Sequence[Points], nets: Nets) -> list[dict[str, Point]]:
-    """What one locator finds in each study. ``points``: what earlier locators found there.
+def locate(locator: Locator, studies: Sequence[Loaded], points: Sequence[Points], nets: Nets) -> list[dict[str, Point]]:
+    """The landmarks that one locator finds in each study. ``points``: what earlier locators found there.
 
-    What could not be computed is counted in the faults of its study and not found.
+    A region that could not be computed is counted in the faults of its study, and none of its landmarks is found.
     """
     side = max(sides(nets.pixels))
-    looks = [
-        (i, look) for i, loaded in enumerate(studies) for look in regions_of(stage, loaded.volumes, points[i], side)
+    regions = [
+        (i, placed)
+        for i, loaded in enumerate(studies)
+        for placed in region_grids(locator, loaded.volumes, points[i], side)
     ]
     found: list[dict[str, Point]] = [{} for _ in studies]
-    for batch in _batched(looks, lambda look: look.roi.shape[0], SLICES_PER_BATCH, nets.device):
-        answers = with_memory_fallback(partial(_find, stage), [look for _, look in batch], nets)
-        for (i, look), answer in zip(batch, answers, strict=True):
-            if _is_lost(answer, studies[i], stage.name) or answer is None:
+    for batch in _batched(regions, lambda placed: placed.grid.shape[0], SLICES_PER_BATCH, nets.device):
+        results = with_memory_fallback(partial(_locate_batch, locator), [placed for _, placed in batch], nets)
+        for (i, placed), result in zip(batch, results, strict=True):
+            if result is None or np.isnan(result).all():
+                _count_lost(result, studies[i], locator.name)
                 continue
-            for landmark, (*index, confidence) in zip(look.landmarks, answer, strict=True):
+            for landmark, (*index, confidence) in zip(placed.region.landmarks, result, strict=True):
                 if confidence >= ABSENT_BELOW:
-                    found[i][landmark.name] = Point(apply(look.roi.to_mm, np.array(index)), float(confidence))
+                    found[i][landmark.name] = Point(apply(placed.grid.to_mm, np.array(index)), float(confidence))
     return found
 
 
@@ -167,61 +171,60 @@ def _batched(
         yield batch
 
 
-def _is_lost(answer: np.ndarray | None, study: Loaded, stage: str) -> bool:
-    """Whether there is no answer, or none in numbers; counted in the study's faults."""
-    if answer is not None and not np.isnan(answer).all():
-        return False
-    study.faults[f"{stage}:{'out_of_memory' if answer is None else 'not_finite'}"] += 1
-    return True
+def _count_lost(result: np.ndarray | None, study: Loaded, net: str) -> None:
+    """Count in the study's faults that a net gave no result for lack of memory (None), or none that is finite."""
+    study.faults[f"{net}:{'out_of_memory' if result is None else 'not_finite'}"] += 1
 
 
 @torch.inference_mode()
-def _find(stage: Locator, looks: Sequence[Region], nets: Nets) -> list[np.ndarray]:
-    """Per pass (L, 4): index of each landmark in the pass's box, and the confidence; NaN where no fold is finite."""
-    images, laterals = zip(*(region_images(look, nets.device) for look in looks), strict=True)
+def _locate_batch(locator: Locator, regions: Sequence[RegionGrid], nets: Nets) -> list[np.ndarray]:
+    """Per region (L, 4): index (slice, row, column) of each landmark in the region's grid, and the confidence; NaN
+    where no fold is finite."""
+    images, laterals = zip(*(region_images(placed, nets.device) for placed in regions), strict=True)
     image = (images[0] if len(images) == 1 else torch.cat(images)).contiguous(memory_format=torch.channels_last)
     lateral = torch.cat(laterals)
-    depths = torch.tensor([look.roi.shape[0] for look in looks], device=nets.device)
-    stack = torch.repeat_interleave(torch.arange(len(looks), device=nets.device), depths)
-    landmarks = looks[0].landmarks
-    channel = torch.tensor([stage.channels.index(landmark.channel) for landmark in landmarks], device=nets.device)
+    depths = torch.tensor([placed.grid.shape[0] for placed in regions], device=nets.device)
+    stack = torch.repeat_interleave(torch.arange(len(regions), device=nets.device), depths)
+    landmarks = regions[0].region.landmarks  # of all regions the same channels and sides
+    channel = torch.tensor([locator.channels.index(landmark.channel) for landmark in landmarks], device=nets.device)
     side = torch.tensor([SIGN[landmark.side] for landmark in landmarks], device=nets.device)
     folds = []
     for net in nets.nets:
         maps: Callable[..., torch.Tensor] = net.maps  # type: ignore[assignment]
         logits = logits_of(partial(maps, image), nets.device)
         stride = image.shape[-1] // logits.shape[-1]
-        folds.append(probabilities(logits, stack, channel, side, lateral, nowhere=stage.absent))
-    slice_mm = torch.tensor([look.roi.spacing_mm[0] for look in looks], device=nets.device)
-    found, pixel_mm = finite_mean(folds), stage.field_mm[1] / max(sides(nets.pixels))
+        folds.append(probabilities(logits, stack, channel, side, lateral, nowhere=locator.may_be_absent))
+    slice_mm = torch.tensor([placed.grid.spacing_mm[0] for placed in regions], device=nets.device)
+    found, pixel_mm = finite_mean(folds), locator.field_mm[1] / max(sides(nets.pixels))
     lost = {int(k) for k in stack[found.isnan().flatten(1).any(1)]}
     found = found.nan_to_num() if lost else found
-    found = _beside(found, looks, stage, stride, pixel_mm)
+    found = _near_neighbours(found, regions, stride, pixel_mm)
     peaks = stack_peaks(found, stack)
-    if stage.apart_mm is not None:  # a chain of levels: the likeliest places that are in order
+    if locator.level_spacing_mm is not None:  # a chain of levels: the likeliest places that are in order
         several, scores = candidates(found, stack)
-        chains, step_mm = stage.chains(landmarks), stride * pixel_mm
-        peaks = in_order(several, scores, chains, map_pixel_mm=step_mm, spacing_mm=stage.apart_mm)
+        chains, step_mm = locator.chains(landmarks), stride * pixel_mm
+        peaks = in_order(several, scores, chains, map_pixel_mm=step_mm, spacing_mm=locator.level_spacing_mm)
     index, confidence = refined(found, stack, peaks, stride=stride, pixel_mm=pixel_mm, slice_mm=slice_mm)
-    answers = torch.cat([index, confidence[..., None]], -1).cpu().numpy().astype(float)
-    answers[sorted(lost)] = np.nan
-    return list(answers)
+    results = torch.cat([index, confidence[..., None]], -1).cpu().numpy().astype(float)
+    results[sorted(lost)] = np.nan
+    return list(results)
 
 
-def _beside(found: torch.Tensor, looks: Sequence[Region], stage: Locator, stride: int, pixel_mm: float) -> torch.Tensor:
-    """Probabilities (N, L, h, w) of landmarks that lie beside a known one, kept to its surroundings in-plane."""
-    if not any(look.near_mm for look in looks):
+def _near_neighbours(found: torch.Tensor, regions: Sequence[RegionGrid], stride: int, pixel_mm: float) -> torch.Tensor:
+    """Probabilities (N, L, h, w) in which landmarks with a neighbour are kept to ``NEIGHBOUR_MM`` around it
+    in-plane."""
+    if not any(placed.region.neighbours_mm for placed in regions):
         return found
     found, start = found.clone(), 0
     rows, columns = ((torch.arange(n, device=found.device) + 0.5) * stride - 0.5 for n in found.shape[-2:])
-    for look in looks:
-        part = slice(start, start + look.roi.shape[0])
+    for placed in regions:
+        part = slice(start, start + placed.grid.shape[0])
         start = part.stop
-        for i, landmark in enumerate(look.landmarks):
-            if landmark.name not in look.near_mm:
+        for i, landmark in enumerate(placed.region.landmarks):
+            if landmark.name not in placed.region.neighbours_mm:
                 continue
-            _, row, column = to_index(look.roi, look.near_mm[landmark.name]).tolist()
-            away = (rows[:, None] - row) ** 2 + (columns[None] - column) ** 2 > (stage.near_mm / pixel_mm) ** 2
+            _, row, column = to_index(placed.grid, placed.region.neighbours_mm[landmark.name]).tolist()
+            away = (rows[:, None] - row) ** 2 + (columns[None] - column) ** 2 > (NEIGHBOUR_MM / pixel_mm) ** 2
             kept = found[part, i].masked_fill(away, 0.0)
             found[part, i] = kept / kept.sum().clamp_min(1e-12)
     return found
@@ -230,61 +233,66 @@ def _beside(found: torch.Tensor, looks: Sequence[Region], stage: Locator, stride
 def locate_all(
     task: Task, studies: Sequence[Loaded], locators: Mapping[str, Nets]
 ) -> tuple[list[dict[str, Point]], list[dict[str, Point]]]:
-    """Every locator in order, each prompted by what the earlier ones found.
+    """Every locator in order, each given what the earlier ones found.
 
-    Returns (found, completed): what the nets found, and that with what geometry can tell of the rest.
+    Returns (found, filled) per study: the points that the nets found, and these with the landmarks that geometry can
+    tell from them.
     """
     found: list[dict[str, Point]] = [{} for _ in studies]
-    completed: list[dict[str, Point]] = [{} for _ in studies]
-    for stage in task.locators:
-        for i, new in enumerate(locate(stage, studies, completed, locators[stage.name])):
+    filled: list[dict[str, Point]] = [{} for _ in studies]
+    for locator in task.locators:
+        for i, new in enumerate(locate(locator, studies, filled, locators[locator.name])):
             found[i] |= new
-            completed[i] = dict(task.complete(found[i]))
-    return found, completed
+            filled[i] = dict(task.fill_missing_landmarks(found[i]))
+    return found, filled
 
 
 @torch.inference_mode()
 def grade(
-    group: Grader,
+    grader: Grader,
     studies: Sequence[Loaded],
     points: Sequence[Points],
     nets: Nets,
     *,
     views: int = 1,
 ) -> list[dict[str, np.ndarray]]:
-    """What one grader says of every site that can be seen, per study: target -> (K + F,), the probabilities of the
-    classes and then of each of the group's findings. What could not be computed is counted in its study's faults."""
+    """The probabilities that one grader gives to every site that can be seen, per study: target -> (K + F,), the
+    classes and then each of the grader's findings. views: how many test-time augmentations are averaged. A site that
+    could not be computed is counted in its study's faults."""
     graded: list[dict[str, np.ndarray]] = [{} for _ in studies]
-    boxes = [site_boxes(group, loaded.volumes, points[i], nets.pixels) for i, loaded in enumerate(studies)]
+    boxes = [site_boxes(grader, loaded.volumes, points[i], nets.pixels) for i, loaded in enumerate(studies)]
     seen = [(i, target) for i, found in enumerate(boxes) for target in found]
     for batch in _batched(seen, lambda _: 1, CROPS_PER_BATCH, nets.device):
-        answers = with_memory_fallback(partial(_judge, group, views), [boxes[i][target] for i, target in batch], nets)
-        for (i, target), answer in zip(batch, answers, strict=True):
-            if _is_lost(answer, studies[i], group.name) or answer is None:
+        work = partial(_grade_batch, grader, views)
+        results = with_memory_fallback(work, [boxes[i][target] for i, target in batch], nets)
+        for (i, target), result in zip(batch, results, strict=True):
+            if result is None or np.isnan(result).all():
+                _count_lost(result, studies[i], grader.name)
                 continue
             if nets.calibration is not None:
-                classes = len(answer) - len(group.findings)
-                answer[:classes] = nets.calibration(answer[:classes])
-            graded[i][target] = answer
+                classes = len(result) - len(grader.findings)
+                result[:classes] = nets.calibration(result[:classes])
+            graded[i][target] = result
     return graded
 
 
 @torch.inference_mode()
-def _judge(
-    group: Grader, views: int, boxes: Sequence[Mapping[str, tuple[Volume, Roi]]], nets: Nets
+def _grade_batch(
+    grader: Grader, views: int, boxes: Sequence[Mapping[str, tuple[Volume, Roi]]], nets: Nets
 ) -> list[np.ndarray]:
-    """(K + F,) probabilities of each box: the mean over test-time views and folds; NaN where none is finite."""
-    answers = []
-    for look in test_time_views(group, views):
-        seen = {
-            str(k): {view: (volume, turned(roi, *look)) for view, (volume, roi) in box.items()}
-            for k, box in enumerate(boxes)
+    """(K + F,) probabilities of each site, whose boxes are given by crop name: the mean over test-time augmentations
+    and folds; NaN where none is finite."""
+    members = []
+    for tta in ttas(grader, views):
+        turned_boxes = {
+            str(k): {name: (volume, turned(box, *tta)) for name, (volume, box) in site.items()}
+            for k, site in enumerate(boxes)
         }
-        crops = site_crops(group, seen, nets.pixels, nets.device)
+        crops = site_crops(grader, turned_boxes, nets.pixels, nets.device)
         for net in nets.nets:
-            logits = logits_of(partial(net, list(crops.views), crops.present), nets.device)
-            answers.append(_answers(logits, len(group.findings)))
-    return list(_finite_mean(np.array(answers)))
+            logits = logits_of(partial(net, list(crops.images), crops.present), nets.device)
+            members.append(_answers(logits, len(grader.findings)))
+    return list(_finite_mean(np.array(members)))
 
 
 def _finite_mean(answers: np.ndarray) -> np.ndarray:
@@ -308,4 +316,6 @@ def probability_rows(
 ) -> np.ndarray:
     """(targets, K) in the task's target order, of those asked: what was graded, else the prior of that target."""
     classes = len(task.classes)
-    return np.array([np.asarray(graded.get(target, prior[target]), float)[:classes] for target in task.asked(targets)])
+    return np.array(
+        [np.asarray(graded.get(target, prior[target]), float)[:classes] for target in task.targets_of(targets)]
+    )

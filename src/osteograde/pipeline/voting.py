@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from osteograde.errors import UserError
+
 RULES = ("mean", "hard", "mix")  # "soft" is another name of "mean"
 ALIASES = {"soft": "mean"}
 LEAD = 1e-4  # of the voted class before the next one: what a table written with six decimals keeps
@@ -27,11 +29,11 @@ def vote(members: np.ndarray, rule: str) -> tuple[np.ndarray, np.ndarray]:
     """
     rule, members = ALIASES.get(rule, rule), np.asarray(members, float)
     if rule not in RULES:
-        raise ValueError(f"voting rule {rule!r} is unknown; known: {sorted((*RULES, *ALIASES))}")
+        raise UserError(f"voting rule {rule!r} is unknown; known: {sorted((*RULES, *ALIASES))}")
     if members.ndim != 3 or not len(members):
         raise ValueError(f"members are {members.shape}; expected (members, sites, classes) with at least one member")
     if not np.isfinite(members).all() or (members < 0).any() or (np.abs(members.sum(-1) - 1) > 1e-3).any():
-        raise ValueError("members hold rows that are not finite, negative or do not sum to 1; vote on graded sites")
+        raise UserError("members hold rows that are not finite, negative or do not sum to 1; vote on graded sites")
     mean = members.mean(0)
     mean = mean / mean.sum(-1, keepdims=True)
     likeliest = np.round(mean, _DIGITS).argmax(-1)

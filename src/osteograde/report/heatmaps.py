@@ -71,13 +71,13 @@ def explained(
         part = {target: dict(boxes[target]) for target in targets[start : start + SITES_PER_BATCH]}
         crops = site_crops(group, part, pixels, device)
         wanted = torch.tensor([classes[target] for target in crops.targets], device=device)
-        maps = [view.cpu().numpy() for view in fold_cam(nets, crops.views, crops.present, wanted)]
-        images = [view.cpu().numpy() for view in crops.views]
+        maps = [view.cpu().numpy() for view in fold_cam(nets, crops.images, crops.present, wanted)]
+        images = [view.cpu().numpy() for view in crops.images]
         for s, target in enumerate(crops.targets):
             found[target] = [
-                _shown(spec.view, *part[target][spec.view], images[v][s], maps[v][s], height)
-                for v, spec in enumerate(group.crops)
-                if spec.view in part[target]
+                _shown(crop.name, *part[target][crop.name], images[c][s], maps[c][s], height)
+                for c, crop in enumerate(group.crops)
+                if crop.name in part[target]
             ]
     return found
 

@@ -6,12 +6,13 @@ import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from osteograde.errors import UserError
 from osteograde.learning import folds
 from osteograde.models import bundle
+from osteograde.models.manifest import Manifest
 from osteograde.tasks import tables
 from osteograde.tasks.spec import Grader, Points, Site, Study, Task
 from osteograde.tasks.spec import Point as Landmark
@@ -75,7 +76,7 @@ class Evidence:
 
     folder: Path
     task: Task
-    manifest: Mapping[str, Any]
+    manifest: Manifest
     fold: Mapping[str, int]  # study -> fold
     patient: Mapping[str, str]
     graded: Graded | None
@@ -93,9 +94,9 @@ def read(folder: Path, known: Mapping[str, Task], labels: Mapping[str, Mapping[s
     ValueError where the folder is none, or a table is not what training writes.
     """
     manifest = bundle.read_manifest(folder)
-    if manifest["task"] not in known:
-        raise ValueError(f"{folder}: weights are of task {manifest['task']!r}; known tasks: {sorted(known)}")
-    task = known[manifest["task"]]
+    if manifest.task not in known:
+        raise UserError(f"{folder}: weights are of task {manifest.task!r}; known tasks: {sorted(known)}")
+    task = known[manifest.task]
     fold, patient = _folds(folder / folds.FILE)
     graded, points = folder / "oof.csv", folder / "oof_points.csv"
     return Evidence(
@@ -125,17 +126,17 @@ def _graded(path: Path, task: Task, labels: Mapping[str, Mapping[str, int]]) -> 
     columns, ids, values = tables.read_rows(path)
     wanted = [tables.ROW_ID, *task.classes, "fold"]
     if columns not in (wanted, [*wanted, "label"]):
-        raise ValueError(f"{path}: columns are {columns}, expected {[*wanted, 'label']}; train again")
+        raise UserError(f"{path}: columns are {columns}, expected {[*wanted, 'label']}; train again")
     k = len(task.classes)
     probs, fold = values[:, :k], values[:, k]
     if not (np.isfinite(probs).all() and np.isfinite(fold).all()):
-        raise ValueError(f"{path}: cells that are no numbers; train again")
+        raise UserError(f"{path}: cells that are no numbers; train again")
     names = [tables.split_id(task, row) for row in ids]
     given = np.array([labels.get(study, {}).get(target, -1) for study, target in names], int)
     written = values[:, k + 1] if len(columns) > len(wanted) else np.full(len(ids), np.nan)
     label = np.where(np.isfinite(written), np.nan_to_num(written, nan=-1), given).astype(int)
     if odd := sorted({int(one) for one in label if one >= k}):
-        raise ValueError(f"{path}: labels {odd}; the classes are 0 to {k - 1}")
+        raise UserError(f"{path}: labels {odd}; the classes are 0 to {k - 1}")
     return Graded(tuple(ids), tuple(s for s, _ in names), tuple(t for _, t in names), probs, fold.astype(int), label)
 
 
@@ -156,5 +157,5 @@ def _records(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         if tuple(reader.fieldnames or ()) != columns:
-            raise ValueError(f"{path}: columns are {reader.fieldnames}, expected {list(columns)}")
+            raise UserError(f"{path}: columns are {reader.fieldnames}, expected {list(columns)}")
         return list(reader)

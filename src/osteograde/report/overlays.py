@@ -16,9 +16,10 @@ import numpy as np
 from osteograde.imaging.geometry import Roi, Volume, apply, to_index
 from osteograde.inference.submission import Result
 from osteograde.models.bundle import Bundle
-from osteograde.pipeline.crops import nearest, site_boxes
-from osteograde.tasks.spec import Landmark, Locator, Point
+from osteograde.pipeline.crops import site_boxes
+from osteograde.tasks.spec import Landmark, Point, Region, Volumes
 
+CropBox = tuple[str, Volume, Roi]  # side of the site, and where one of its crops lies
 HEIGHT = 420  # pixels of a panel
 COLOURS = {"right": (90, 220, 90), "left": (60, 160, 255), "": (255, 220, 60)}  # BGR
 RED = (80, 80, 255)  # BGR: rows whose worst grade is the likeliest
@@ -38,54 +39,60 @@ def overlay_drawer(folder: Path) -> Callable[[Result, Bundle], None]:
 
 def picture(result: Result, bundle: Bundle) -> np.ndarray:
     """(H, W, 3) BGR uint8."""
+    volumes = result.loaded.volumes
     boxes = [
-        (site.side, view, volume, roi)
-        for group in bundle.task.graders
-        for site in group.sites
-        for view, (volume, roi) in site_boxes(group, result.loaded.volumes, result.points, bundle.pixels[group.name])
+        (site.side, volume, box)
+        for grader in bundle.task.graders
+        for site in grader.sites
+        for volume, box in site_boxes(grader, volumes, result.points, bundle.pixels[grader.name])
         .get(site.target, {})
-        .items()
+        .values()
     ]
     panels = [
         panel
-        for stage in bundle.task.locators
-        for panel in stage_panels(stage, result.loaded.volumes.get(stage.view, ()), result.points, boxes)
+        for locator in bundle.task.locators
+        for region in locator.regions(volumes, result.points)
+        for panel in _region_panels(locator.name, region, volumes, result.points, boxes)
     ]
     panels.append(_grades(result, bundle))
     return _wrap(panels)
 
 
-def stage_panels(
-    stage: Locator, stacks: Sequence[Volume], points: Mapping[str, Point], boxes: Sequence[tuple]
+def _region_panels(
+    locator: str, region: Region, volumes: Volumes, points: Mapping[str, Point], boxes: Sequence[CropBox]
 ) -> list[np.ndarray]:
-    """A panel per prompt and, for whole stacks, per side: the slice that most of the points lie on."""
-    groups: dict[tuple[str, str], list[Landmark]] = {}
-    for landmark in stage.landmarks:
+    """The slice of a region that most of its points lie on: one panel, or of a whole stack one per side."""
+    view = next(name for name, stacks in volumes.items() if any(stack is region.volume for stack in stacks))
+    groups: dict[str, list[Landmark]] = {}
+    for landmark in region.landmarks:
         if landmark.name in points:
-            key = (landmark.prompt, "" if landmark.prompt else landmark.side)
-            groups.setdefault(key, []).append(landmark)
-    if not stacks:
-        return []
+            groups.setdefault(landmark.side if region.centre_mm is None else "", []).append(landmark)
     panels = []
-    for (prompt, side), landmarks in groups.items():
+    for side, landmarks in groups.items():
         middle = np.median([points[landmark.name].mm for landmark in landmarks], axis=0)
-        volume, _ = nearest(stacks, middle)
-        z = int(np.clip(round(float(to_index(volume, middle)[0])), 0, volume.voxels.shape[0] - 1))
-        title = " ".join(filter(None, (stage.view, prompt or stage.name, side, f"slice {z}")))
-        centre = points[prompt].mm if prompt in points else None
-        field = stage.field_mm if prompt else None
-        panels.append(_panel(volume, z, title, landmarks, points, boxes, stage.view, centre, field))
+        z = int(np.clip(round(float(to_index(region.volume, middle)[0])), 0, region.volume.voxels.shape[0] - 1))
+        what = f"{locator} {side}" if region.centre_mm is None else landmarks[0].name
+        panels.append(_panel(region, z, f"{view} {what} slice {z}", landmarks, points, boxes))
     return panels
 
 
-def _panel(volume, z, title, landmarks, points, boxes, view, centre_mm, field_mm) -> np.ndarray:
-    """One slice with square pixels, cut to ``field_mm`` around ``centre_mm`` if given."""
+def _panel(
+    region: Region,
+    z: int,
+    title: str,
+    landmarks: Sequence[Landmark],
+    points: Mapping[str, Point],
+    boxes: Sequence[CropBox],
+) -> np.ndarray:
+    """(HEIGHT, W, 3): slice z of a region's stack with square pixels; cut to the region unless that is a whole
+    stack."""
+    volume = region.volume
     spacing = volume.spacing_mm[1:]
     size_mm = np.array(volume.voxels.shape[1:]) * spacing
     corner = np.zeros(2)
-    if centre_mm is not None:
-        corner = to_index(volume, centre_mm)[1:] * spacing - np.array(field_mm) / 2
-        size_mm = np.array(field_mm)
+    if region.centre_mm is not None:
+        size_mm = np.array(region.field_mm)
+        corner = to_index(volume, region.centre_mm)[1:] * spacing - size_mm / 2
     scale = HEIGHT / size_mm[0]
     width = max(1, round(size_mm[1] * scale))
     warp = np.array(
@@ -98,8 +105,8 @@ def _panel(volume, z, title, landmarks, points, boxes, view, centre_mm, field_mm
         index = to_index(volume, mm)
         return (index[1:] * spacing - corner)[::-1] * scale, abs(index[0] - z)
 
-    for side, box_view, box_volume, roi in boxes:
-        if box_view == view and box_volume is volume and abs(float(to_index(volume, roi.centre_mm)[0]) - z) <= 1:
+    for side, box_volume, roi in boxes:
+        if box_volume is volume and abs(float(to_index(volume, roi.centre_mm)[0]) - z) <= 1:
             outline = np.array([pixel(mm)[0] for mm in corners(roi)]).round().astype(np.int32)
             cv2.polylines(image, [outline], True, tuple(c // 2 for c in COLOURS[side]), 1, cv2.LINE_AA)
     for landmark in landmarks:

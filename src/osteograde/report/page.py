@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from osteograde.errors import UserError
 from osteograde.report import charts, summary
 from osteograde.report import worst_cases as cases
 from osteograde.report.charts import number, table
@@ -32,7 +33,7 @@ def write(folder: Path, out: Path, known: Mapping[str, Task], *, data: Path | No
         studies = evidence.task.read(data, "train")
         evidence = read(folder, known, labels_of(list(studies)))
         if evidence.fold and not {study.id for study in studies} & set(evidence.fold):
-            raise ValueError(f"{data}: holds none of the studies of {folder / 'folds.csv'}; give what was trained on")
+            raise UserError(f"{data}: holds none of the studies of {folder / 'folds.csv'}; give what was trained on")
     text = page(evidence, studies, made)
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(out.name + ".part")
@@ -73,16 +74,16 @@ def _anchor(name: str) -> str:
 def about(evidence: Evidence, made: datetime) -> str:
     """What, when and by which recipe."""
     manifest = evidence.manifest
-    recipe, source = manifest.get("recipe", {}), manifest.get("data", {})
-    size = sum(entry.get("bytes", 0) for entry in manifest["files"].values())
+    recipe, source = manifest.recipe, manifest.data
+    size = sum(entry.bytes for entry in manifest.files.values())
     facts = [
         ("Task", evidence.task.name),
         ("Recipe", recipe.get("name", "not stated")),
-        ("Nets", f"{len(manifest['files'])} files, {size / 1e6:.1f} MB"),
+        ("Nets", f"{len(manifest.files)} files, {size / 1e6:.1f} MB"),
         ("Data", source.get("source", "not stated")),
         ("Licence of the data", source.get("licence", "not stated")),
-        ("Trained with", ", ".join(f"{name} {v}" for name, v in manifest.get("versions", {}).items()) or "not stated"),
-        ("Use", manifest.get("use", "research, not diagnosis")),
+        ("Trained with", ", ".join(f"{name} {v}" for name, v in manifest.versions.items()) or "not stated"),
+        ("Use", manifest.use),
         ("Page made", made.strftime("%Y-%m-%d %H:%M")),
     ]
     items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in facts)
@@ -91,7 +92,7 @@ def about(evidence: Evidence, made: datetime) -> str:
 
 def _stages(evidence: Evidence) -> str:
     """A line per stage of the recipe: the net and how it learnt."""
-    recipe = evidence.manifest.get("recipe", {})
+    recipe = evidence.manifest.recipe
     body = []
     for kind in ("locate", "grade"):
         for stage, fit in recipe.get(kind, {}).items():
@@ -107,12 +108,12 @@ def fold_table(evidence: Evidence) -> str:
     if not evidence.fold:
         return "<p>folds.csv is not in the folder.</p>"
     graded, classes = evidence.graded, evidence.task.classes
-    trained = evidence.manifest.get("folds", {}).get("trained")
+    trained = evidence.manifest.folds.trained if evidence.manifest.folds else ()
     shows_labels = graded is not None and bool(graded.labelled.any())
     body: list[list[object]] = []
     for k in sorted(set(evidence.fold.values())):
         own = [study for study, fold in evidence.fold.items() if fold == k]
-        row: list[object] = [f"fold {k}" if trained is None or k in trained else f"fold {k} (not trained)"]
+        row: list[object] = [f"fold {k}" if not trained or k in trained else f"fold {k} (not trained)"]
         row += [len(own), len({evidence.patient[study] for study in own})]
         if graded is not None and shows_labels:
             counts = np.bincount(graded.label[graded.labelled & (graded.fold == k)], minlength=len(classes))
@@ -125,10 +126,10 @@ def fold_table(evidence: Evidence) -> str:
 
 def score_table(evidence: Evidence) -> str:
     """The scores as the manifest holds them."""
-    scores = evidence.manifest.get("scores", {}).get("grade")
+    scores = evidence.manifest.scores.grade
     if not scores:
         return "<p>The manifest holds no scores.</p>"
-    better, prior = evidence.task.higher_is_better, scores.get("prior", {})
+    better, prior = evidence.task.metric.higher_is_better, scores.get("prior", {})
     body = []
     for name, value in scores["model"].items():
         low, high = scores.get("interval_95", {}).get(name, (None, None))
@@ -170,7 +171,7 @@ def calibration(evidence: Evidence) -> str:
 
 def landmarks(evidence: Evidence) -> str:
     """Distances of held-out landmarks to the annotated ones, per locator, and what the manifest says of each."""
-    located, told = evidence.located, evidence.manifest.get("scores", {}).get("locate", {})
+    located, told = evidence.located, evidence.manifest.scores.locate
     if located is None:
         stages = [{"locator": stage, **row} for stage, row in told.items()]
         note = "<p>oof_points.csv is not in the folder: no histogram.</p>"

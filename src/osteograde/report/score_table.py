@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from osteograde.errors import UserError
 from osteograde.tasks import tables
 from osteograde.tasks.metrics import groups_of, interval
 from osteograde.tasks.priors import as_rows
@@ -35,11 +36,11 @@ def score_submission(
     both = {study: given for study, given in labels.items() if study in probs}
     shape = (len(task.targets), len(task.classes))
     prior, uniform = as_rows(task.prior, task.targets), np.full(shape, 1 / shape[1])
-    names = list(task.score(both, probs))
+    names = list(task.metric.score(both, probs))
     ends: list[tuple[float, float]] = []
     if bootstrap:
-        groups = groups_of([task.patient(study) for study in both])
-        low, high = interval(task.counted(both, probs), len(both), bootstrap, rng, groups=groups)
+        groups = groups_of([task.patient_of(study) for study in both])
+        low, high = interval(task.metric.bootstrap_statistic(both, probs), len(both), bootstrap, rng, groups=groups)
         ends = list(zip(low, high, strict=True))
     return {
         "task": task.name,
@@ -48,11 +49,11 @@ def score_submission(
         "unlabelled": len(set(probs) - set(both)),
         "unsubmitted": len(set(labels) - set(both)),
         "bootstrap": bootstrap,
-        "score": _plain(task.score(both, probs)),
+        "score": _plain(task.metric.score(both, probs)),
         "interval": {name: [_finite(a), _finite(b)] for name, (a, b) in zip(names, ends, strict=False)},
-        "prior": _plain(task.score(both, dict.fromkeys(both, prior))),
-        "uniform": _plain(task.score(both, dict.fromkeys(both, uniform))),
-        "better": {name: "higher" if name in task.higher_is_better else "lower" for name in names},
+        "prior": _plain(task.metric.score(both, dict.fromkeys(both, prior))),
+        "uniform": _plain(task.metric.score(both, dict.fromkeys(both, uniform))),
+        "better": {name: "higher" if name in task.metric.higher_is_better else "lower" for name in names},
         "classes": list(task.classes),
         **_confusion(task, both, probs, bootstrap, rng),
     }
@@ -62,13 +63,13 @@ def submitted(task: Task, path: Path) -> dict[str, np.ndarray]:
     """{study: (targets, classes)} of a submission. ValueError names what is missing, doubled or of another task."""
     columns, ids, values = tables.read_rows(path)
     if columns != [tables.ROW_ID, *task.classes]:
-        raise ValueError(f"{path}: wrong columns: expected {(tables.ROW_ID, *task.classes)}, found {tuple(columns)}")
+        raise UserError(f"{path}: wrong columns: expected {(tables.ROW_ID, *task.classes)}, found {tuple(columns)}")
     if doubled := tables.duplicates(ids):
-        raise ValueError(f"{path}: row ids more than once: {some(doubled)}")
+        raise UserError(f"{path}: row ids more than once: {some(doubled)}")
     try:
         return tables.by_study(task, dict(zip(ids, values, strict=True)))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def format_table(result: Mapping[str, Any]) -> str:
@@ -109,12 +110,14 @@ def format_table(result: Mapping[str, Any]) -> str:
 def _confusion(
     task: Task, labels: Labels, probs: Mapping[str, np.ndarray], bootstrap: int, rng: np.random.Generator
 ) -> dict[str, Any]:
-    if task.confusion is None:
+    matrices = [task.metric.confusion({study: given}, probs) for study, given in labels.items()]
+    counted = [matrix for matrix in matrices if matrix is not None]
+    if not counted:
         return {"confusion": None, "confusion_interval": None}
-    by_study = np.array([task.confusion({study: given}, probs) for study, given in labels.items()])
+    by_study = np.array(counted)
     ends = None
     if bootstrap:
-        groups = groups_of([task.patient(study) for study in labels])
+        groups = groups_of([task.patient_of(study) for study in labels])
         low_high = interval(
             lambda counts: np.tensordot(counts, by_study, 1), len(labels), bootstrap, rng, groups=groups
         )
@@ -142,10 +145,10 @@ def _truth(task: Task, data: Path, probs: Mapping[str, np.ndarray]) -> tuple[Pat
     paths = [path for name in TRUTHS if (path := Path(data) / name).is_file()]
     if not paths:
         return _own_labels(task, data, probs)
-    known = [(path, {study: given for study, given in task.labels(path).items() if given}) for path in paths]
+    known = [(path, {study: given for study, given in task.read_labels(path).items() if given}) for path in paths]
     best = max(known, key=lambda pair: len(set(pair[1]) & set(probs)))  # the first of equals
     if not set(best[1]) & set(probs):
-        raise ValueError(
+        raise UserError(
             f"none of the {len(probs)} submitted studies is labelled in {' or '.join(map(str, paths))}; "
             f"submitted: {some(probs, 3)}; is this the right folder?"
         )
@@ -156,12 +159,12 @@ def _own_labels(task: Task, data: Path, probs: Mapping[str, np.ndarray]) -> tupl
     """The labels that the data themselves give to training: grade folders, or tables of other names."""
     try:
         studies = task.read(Path(data), "train")
-    except ValueError as error:
+    except UserError as error:
         named = " nor ".join(TRUTHS)
-        raise ValueError(f"{data}: holds neither {named}, nor labels of its own ({error}); nothing to score") from error
+        raise UserError(f"{data}: holds neither {named}, nor labels of its own ({error}); nothing to score") from error
     labels = {study.id: study.labels for study in studies if study.labels}
     if not set(labels) & set(probs):
-        raise ValueError(
+        raise UserError(
             f"none of the {len(probs)} submitted studies is labelled in {data}; submitted: {some(probs, 3)}; "
             "is this the right folder?"
         )

@@ -7,7 +7,7 @@ fold found: nothing on the page was seen in training.
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import count, takewhile
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from osteograde.errors import UserError
 from osteograde.learning.cross_fit import net_name
 from osteograde.models import bundle
 from osteograde.pipeline.crops import site_boxes
@@ -70,13 +71,13 @@ def _pictures(
 ) -> dict[int, tuple[Sequence[Shown], Sequence[Shown]]]:
     """row -> (evidence for the predicted class, for the true one) of some rows of one study."""
     located = evidence.located
-    points = evidence.task.complete(located.points(loaded.study.id)) if located else {}
+    points = evidence.task.fill_missing_landmarks(located.points(loaded.study.id)) if located else {}
     found: dict[int, tuple[Sequence[Shown], Sequence[Shown]]] = {}
     for group in evidence.task.graders:
         own = {graded.targets[i]: i for i in rows if evidence.sites[graded.targets[i]][0] is group}
         if not own:
             continue
-        pixels: Pixels = evidence.manifest["pixels"][group.name]
+        pixels: Pixels = evidence.manifest.pixels[group.name]
         boxes = site_boxes(group, loaded.volumes, points, pixels)
         boxes = {target: views for target, views in boxes.items() if target in own}
         shown = [
@@ -100,7 +101,7 @@ class _Nets:
 
     def __init__(self, evidence: Evidence) -> None:
         self.folder = evidence.folder
-        self.files: Mapping[str, Mapping] = evidence.manifest["files"]
+        self.files = evidence.manifest.files
         self.loaded: dict[str, nn.Module] = {}
 
     def of(self, group: str, fold: int) -> list[nn.Module]:
@@ -108,14 +109,14 @@ class _Nets:
         names = list(takewhile(self.files.__contains__, (net_name("grade", group, fold, m) for m in count())))
         if not names:
             first = net_name("grade", group, fold)
-            raise ValueError(f"{self.folder}: oof.csv speaks of fold {fold}, the manifest has no {first}; train again")
+            raise UserError(f"{self.folder}: oof.csv speaks of fold {fold}, the manifest has no {first}; train again")
         return [self._loaded(name) for name in names]
 
     def _loaded(self, name: str) -> nn.Module:
         if name not in self.loaded:
-            if bundle.sha256(self.folder / name) != self.files[name]["sha256"]:
-                raise ValueError(f"{self.folder / name}: not the file that the manifest describes; fetch it again")
-            self.loaded[name] = bundle.load_net(self.folder / name, self.files[name]["net"])
+            if bundle.sha256(self.folder / name) != self.files[name].sha256:
+                raise UserError(f"{self.folder / name}: not the file that the manifest describes; fetch it again")
+            self.loaded[name] = bundle.load_net(self.folder / name, self.files[name].net)
         return self.loaded[name]
 
 

@@ -19,13 +19,14 @@ import re
 from functools import partial
 from pathlib import Path
 
+from osteograde.errors import UserError
 from osteograde.imaging import image_files
 from osteograde.imaging.dicom.radiograph import film_outline
 from osteograde.imaging.image_files import find_images, part_folder, unique_names
-from osteograde.tasks import boxes
 from osteograde.tasks.metrics import OrdinalMetric
 from osteograde.tasks.priors import normalised
-from osteograde.tasks.spec import CropSpec, Grader, Landmark, Locator, Mark, Points, Series, Site, Study, Task, View
+from osteograde.tasks.regions import boxes_around_sites, whole_stack_region
+from osteograde.tasks.spec import Crop, Grader, Landmark, Locator, Mark, Series, Site, Study, Task, View
 from osteograde.tasks.tables import some
 
 VIEW = "film"
@@ -56,7 +57,7 @@ def read(root: Path, part: str) -> list[Study]:
         files = [file for file in files if file.parent.name in GRADES]
     if not files:
         kind = "images in grade folders 0 to 4" if part == "train" else "image files (png, jpg, webp, tif, bmp, dcm)"
-        raise ValueError(f"{folder}: no {kind}; give the folder that holds them")
+        raise UserError(f"{folder}: no {kind}; give the folder that holds them")
     made = (
         study_of_image(file, name, part == "train")
         for file, name in zip(files, unique_names(files, folder), strict=True)
@@ -112,11 +113,11 @@ def labels(path: Path) -> dict[str, dict[str, int]]:
     with Path(path).open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
         if not set(GRADE_COLUMNS) <= set(reader.fieldnames or ()):
-            raise ValueError(f"{path}: columns are {reader.fieldnames}; expected {','.join(GRADE_COLUMNS)}")
+            raise UserError(f"{path}: columns are {reader.fieldnames}; expected {','.join(GRADE_COLUMNS)}")
         rows = [(row["row_id"].rpartition("_"), row["grade"].strip()) for row in reader]
     bad = ["".join(parts) for parts, grade in rows if parts[2] not in SIDES or grade not in ("", *GRADES)]
     if bad:
-        raise ValueError(f"{path}: rows without a side or with an unknown grade: {some(bad)}; expected _right or _left")
+        raise UserError(f"{path}: rows without a side or with an unknown grade: {some(bad)}; expected _right or _left")
     found: dict[str, dict[str, int]] = {}
     for (name, _, side), grade in rows:
         if grade:
@@ -127,49 +128,40 @@ def labels(path: Path) -> dict[str, dict[str, int]]:
 CORONAL = ((0.0, 1.0, 0.0), (0.0, 0.0, -1.0), (1.0, 0.0, 0.0))  # an AP film as it is hung: patient's left on its right
 WINDOW = (5.0, 99.0)  # percentiles over the whole film (Tiulpin et al., Scientific Reports 8:1727, 2018)
 WIDTH_MM = (400.0, 220.0)  # of a film that does not say: both knees, or one
+FILM_MM = (400.0, 400.0)  # field of the locator
 REACH_MM = {VIEW: float("inf")}  # a projection shows what lies at any depth
 
 # Knees per grade in the Osteoarthritis Initiative's baseline as published with the crops (doi 10.17632/56rmx5bjcr.1).
 COUNTS = (3253, 1495, 2175, 1086, 251)
 
-SITES = tuple(Site(side, "kellgren_lawrence", "", side, side) for side in SIDES)
-CROPS = (CropSpec(VIEW, 1, CROP_MM),)
-METRIC = OrdinalMetric(SIDES, GRADES)
-
-
-def complete(points: Points) -> Points:
-    """What was found: nothing tells one knee from the other."""
-    return dict(points)
+JOINTS = tuple(Landmark(side, channel="joint", side=side) for side in SIDES)
+SITES = tuple(Site(side, "kellgren_lawrence", "", side, (side,)) for side in SIDES)
+CROPS = (Crop("joint", VIEW, 1, CROP_MM),)
 
 
 TASK = Task(
     name="knee-xray",
-    slug="",
-    views=(View(VIEW, "AP or PA radiograph", CORONAL, WINDOW, WIDTH_MM, film=True),),
+    views=(View(VIEW, CORONAL, WINDOW, WIDTH_MM, projection=True),),
     classes=tuple(f"kl_{grade}" for grade in GRADES),
-    weights=(1.0,) * len(GRADES),
+    class_weights=(1.0,) * len(GRADES),
     locators=(
         Locator(
             "joint",
-            VIEW,
-            tuple(Landmark(side, channel="joint", side=side) for side in SIDES),
-            field_mm=(400.0, 400.0),
+            JOINTS,
+            (VIEW,),
+            partial(whole_stack_region, VIEW, JOINTS, FILM_MM, midline_mm=0.0),  # of films as ``load`` places them
+            FILM_MM,
             sigma_mm=5.0,
-            absent=True,
-            own_midline=True,
+            may_be_absent=True,
         ),
     ),
-    graders=(Grader("kl", SITES, CROPS, partial(boxes.around, SITES, CROPS, REACH_MM), mirrors=True),),
-    targets=SIDES,
+    graders=(
+        Grader("kl", SITES, CROPS, partial(boxes_around_sites, SITES, CROPS, REACH_MM), laterality_invariant=True),
+    ),
     prior=dict.fromkeys(SIDES, normalised(COUNTS)),
     read=read,
-    labels=labels,
-    score=METRIC.score,
-    counted=METRIC.counted,
-    complete=complete,
-    score_groups=METRIC.groups,
-    rows_vary=True,
-    higher_is_better=METRIC.higher_is_better,
-    confusion=METRIC.confusion,
-    patient=patient_of,
+    read_labels=labels,
+    metric=OrdinalMetric(SIDES, GRADES),
+    per_study_targets=True,
+    patient_of=patient_of,
 )

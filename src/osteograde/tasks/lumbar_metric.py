@@ -11,13 +11,16 @@ Letters: S studies, T targets (of the template, in its order), K classes, P part
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
+from osteograde.errors import UserError
 from osteograde.tasks.lumbar_names import CONDITIONS, SHORT, SPINAL, TARGET_OF, TEMPLATE_TARGETS, WEIGHTS
+from osteograde.tasks.spec import Labels, Probabilities
 
-PARTS = (*(SHORT[condition] for condition in CONDITIONS), "any_severe_spinal")
+PARTS = (*(SHORT[condition] for condition in CONDITIONS), "any_severe_spinal", "score")
 SUM_TOLERANCE = 1e-3  # how far a row may be from summing to 1
 EPS = float(np.finfo(np.float64).eps)
 
@@ -29,35 +32,48 @@ _CLASS_WEIGHTS = np.array(WEIGHTS)
 _SEVERE = len(WEIGHTS) - 1
 
 
-def score(labels: Mapping[str, Mapping[str, int]], probs: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """The four parts and their mean, "score".
+@dataclass(frozen=True)
+class LumbarMetric:
+    """The four parts and their mean, "score"; less is better of each. See ``spec.Metric``."""
 
-    labels: {study: {target: class}}. probs: {study: (T, K)} in the template's order; studies without labels are
-    ignored. A part without any labelled cell is NaN, and so is the mean. ValueError where a labelled study has no
-    probabilities, or these are not finite, negative, or do not sum to 1.
-    """
-    values = counted(labels, probs)(np.ones((1, len(labels))))[0]
-    return dict(zip((*PARTS, "score"), map(float, values), strict=True))
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return PARTS
+
+    @property
+    def higher_is_better(self) -> frozenset[str]:
+        return frozenset()
+
+    def score(self, labels: Labels, probs: Probabilities) -> dict[str, float]:
+        """{part: value}. labels: {study: {target: class}}. probs: {study: (T, K)} in the template's order; studies
+        without labels are ignored.
+
+        A part without any labelled cell is NaN, and so is the mean. ValueError where a labelled study has no
+        probabilities, or these are not finite, negative, or do not sum to 1.
+        """
+        values = self.bootstrap_statistic(labels, probs)(np.ones((1, len(labels))))[0]
+        return dict(zip(PARTS, map(float, values), strict=True))
+
+    def bootstrap_statistic(self, labels: Labels, probs: Probabilities) -> Callable[[np.ndarray], np.ndarray]:
+        """The score as a function of how often each study of ``labels`` counts: (B, S) -> (B, P + 1), the mean last."""
+        numerators, denominators = study_sums(*tables(labels, probs))
+
+        def values(counts: np.ndarray) -> np.ndarray:
+            below = counts @ denominators
+            parts = np.divide(counts @ numerators, below, out=np.full(below.shape, np.nan), where=below > 0)
+            return np.column_stack([parts, parts.mean(1)])
+
+        return values
+
+    def confusion(self, labels: Labels, probs: Probabilities) -> None:
+        """No table is shown: the score weighs classes and never looks at the most probable one."""
+        return None
 
 
-def counted(
-    labels: Mapping[str, Mapping[str, int]], probs: Mapping[str, np.ndarray]
-) -> Callable[[np.ndarray], np.ndarray]:
-    """The score as a function of how often each study of ``labels`` counts: (B, S) -> (B, P + 1), the mean last."""
-    numerators, denominators = study_sums(*tables(labels, probs))
-
-    def values(counts: np.ndarray) -> np.ndarray:
-        below = counts @ denominators
-        parts = np.divide(counts @ numerators, below, out=np.full(below.shape, np.nan), where=below > 0)
-        return np.column_stack([parts, parts.mean(1)])
-
-    return values
-
-
-def tables(labels: Mapping[str, Mapping[str, int]], probs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def tables(labels: Labels, probs: Probabilities) -> tuple[np.ndarray, np.ndarray]:
     """Labels (S, T) with -1 where unlabelled, and probabilities (S, T, K) of the same studies. See ``score``."""
     if lost := sorted(set(labels) - set(probs)):
-        raise ValueError(f"{len(lost)} labelled studies have no probabilities: {lost[:5]}")
+        raise UserError(f"{len(lost)} labelled studies have no probabilities: {lost[:5]}")
     classes = [[given.get(target, -1) for target in TEMPLATE_TARGETS] for given in labels.values()]
     shape = (len(TEMPLATE_TARGETS), len(WEIGHTS))
     rows = np.zeros((len(labels), *shape))
@@ -72,7 +88,7 @@ def tables(labels: Mapping[str, Mapping[str, int]], probs: Mapping[str, np.ndarr
             for study, row in zip(labels, wrong, strict=True)
             for t in np.flatnonzero(row)
         ]
-        raise ValueError(f"{len(bad)} rows are not finite, negative or do not sum to 1: {bad[:5]}")
+        raise UserError(f"{len(bad)} rows are not finite, negative or do not sum to 1: {bad[:5]}")
     return np.array(classes, int).reshape(len(labels), len(TEMPLATE_TARGETS)), rows
 
 

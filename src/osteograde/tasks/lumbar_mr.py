@@ -9,44 +9,36 @@ Where the points of `lumbar-mr` lie when they were not found, and the boxes arou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
 
-from osteograde.tasks import boxes, lumbar_metric, lumbar_names, lumbar_tables
-from osteograde.tasks.boxes import along_the_line
+from osteograde.tasks import lumbar_metric, lumbar_names, lumbar_tables
 from osteograde.tasks.lumbar_names import FORAMINAL, SPINAL, SUBARTICULAR, WEIGHTS, landmark
 from osteograde.tasks.priors import normalised
-from osteograde.tasks.spec import (
-    Boxes,
-    CropSpec,
-    Grader,
-    Landmark,
-    Locator,
-    Pixels,
-    Point,
-    Points,
-    Site,
-    Task,
-    View,
-    Volumes,
-)
+from osteograde.tasks.regions import along_the_line, boxes_around_sites, regions_around_points, whole_stack_region
+from osteograde.tasks.spec import Competition, Crop, Grader, Landmark, Locator, Point, Points, Site, Task, View
 from osteograde.tasks.spine import LEVELS, SAGITTAL, SIDES
 
 # Typical way from the canal point to the structures of the left side (x to the left, y to the back, z to the head), mm.
 # Textbook proportions of an adult lumbar spine, not fitted to any data; only for points that no locator found.
-FORAMEN_MM = np.array([17.0, -4.0, 2.0])
-RECESS_MM = np.array([8.5, -4.0, 0.0])
-OFFSETS_MM = {"foramen": FORAMEN_MM, "recess": RECESS_MM}
+FORAMEN_OFFSET_MM = np.array([17.0, -4.0, 2.0])
+RECESS_OFFSET_MM = np.array([8.5, -4.0, 0.0])
+OFFSETS_MM = {"foramen": FORAMEN_OFFSET_MM, "recess": RECESS_OFFSET_MM}
 MIRROR = np.array([-1.0, 1.0, 1.0])
 FILLED = 0.01  # confidence of a point that was not seen
+
+CANAL = tuple(landmark("canal", level) for level in LEVELS)
+SAGITTAL_MM = (256.0, 256.0)  # field of the locators on sagittal stacks
+RECESS_MM = (96.0, 96.0)  # field of the locator of recesses around a canal point
+MAX_PLANE_DISTANCE_MM = 10.0  # of a canal point from the axial slices on which its recesses are looked for
+LEVEL_SPACING_MM = (18.0, 60.0)  # between points of neighbouring levels, from children to tall adults with high discs
 
 # A structure further than this from every slice of a view (along the normal) is not in that view.
 REACH_MM = {"sag_t1": 6.0, "sag_t2": 6.0, "axi_t2": 8.0}
 
 
-def complete(points: Points) -> Points:
+def fill_missing_landmarks(points: Points) -> Points:
     """The points found, and those that geometry can tell from them with a confidence of 0.01.
 
     Canal points come from the foramina of both sides, else along the line of the other levels (two at least). Foramina
@@ -56,7 +48,7 @@ def complete(points: Points) -> Points:
     for i, level in enumerate(LEVELS):
         sides = [points[name].mm for side in SIDES if (name := landmark("foramen", level, side)) in points]
         if i not in canal and len(sides) == len(SIDES):
-            canal[i] = np.mean(sides, axis=0) - FORAMEN_MM * [0, 1, 1]
+            canal[i] = np.mean(sides, axis=0) - FORAMEN_OFFSET_MM * [0, 1, 1]
     canal = along_the_line(canal, len(LEVELS))
     whole = {landmark("canal", LEVELS[i]): mm for i, mm in canal.items()}
     for structure, offset in OFFSETS_MM.items():
@@ -68,11 +60,6 @@ def complete(points: Points) -> Points:
                 whole[landmark(structure, LEVELS[i], side)] = middle + away
     filled = {name: Point(np.asarray(mm, float), FILLED) for name, mm in whole.items()}
     return {**filled, **points}
-
-
-def rois(sites: Sequence[Site], crops: Sequence[CropSpec], volumes: Volumes, points: Points, pixels: Pixels) -> Boxes:
-    """The boxes around the landmark of each site; see ``boxes.around``."""
-    return boxes.around(sites, crops, REACH_MM, volumes, points, pixels)
 
 
 # Unit LPS directions of a stack's (D, H, W) axes.
@@ -90,9 +77,6 @@ SEVERE_PERCENT = {
 }
 
 
-APART_MM = (18.0, 60.0)  # between the points of neighbouring levels, from children to tall adults with high discs
-
-
 def _published(condition: str) -> dict[str, tuple[float, ...]]:
     """{level: class probabilities}, each class by its share times its weight: the best constant under the metric."""
     severe = np.array(SEVERE_PERCENT[condition]) / 100
@@ -103,69 +87,70 @@ def _published(condition: str) -> dict[str, tuple[float, ...]]:
 
 def _prior() -> dict[str, tuple[float, ...]]:
     by_level = {condition: _published(condition) for condition in COUNTS}
-    return {name: by_level[target.condition][target.level] for name, target in lumbar_names.TARGET_OF.items()}
+    targets = (lumbar_names.TARGET_OF[name] for name in lumbar_names.TEMPLATE_TARGETS)
+    return {target.name: by_level[target.condition][target.level] for target in targets}
 
 
-def _locators() -> tuple[Locator, ...]:
-    canal = tuple(Landmark(name, channel=name) for name in (landmark("canal", level) for level in LEVELS))
-    sided = [(level, side) for side in SIDES for level in LEVELS]
+def _canal_locator() -> Locator:
+    canal = tuple(Landmark(name, channel=name) for name in CANAL)
+    regions = partial(whole_stack_region, "sag_t2", canal, SAGITTAL_MM)
+    return Locator("canal", canal, ("sag_t2",), regions, SAGITTAL_MM, level_spacing_mm=LEVEL_SPACING_MM)
+
+
+def _foramen_locator() -> Locator:
+    """Foramina are looked for beside the canal points, so that the levels which these told apart are kept."""
+    names = {(level, side): landmark("foramen", level, side) for side in SIDES for level in LEVELS}
     foramina = tuple(
-        Landmark(
-            landmark("foramen", level, side),
-            channel=landmark("foramen", level),
-            side=side,
-            near=landmark("canal", level),
-        )
-        for level, side in sided
+        Landmark(name, channel=landmark("foramen", level), side=side) for (level, side), name in names.items()
     )
-    recesses = tuple(
-        Landmark(landmark("recess", level, side), channel="recess", side=side, prompt=landmark("canal", level))
-        for level, side in sided
-    )
-    return (
-        Locator("canal", "sag_t2", canal, field_mm=(256.0, 256.0), apart_mm=APART_MM),
-        Locator(
-            "foramen",
-            "sag_t1",
-            foramina,
-            field_mm=(256.0, 256.0),
-            midline=tuple(point.name for point in canal),
-            apart_mm=APART_MM,
-        ),
-        Locator("recess", "axi_t2", recesses, field_mm=(96.0, 96.0), slices=5, far_mm=10.0),
-    )
+    beside = {name: landmark("canal", level) for (level, _), name in names.items()}
+    regions = partial(whole_stack_region, "sag_t1", foramina, SAGITTAL_MM, midline=CANAL, neighbours=beside)
+    needs = ("sag_t1", *CANAL)
+    return Locator("foramen", foramina, needs, regions, SAGITTAL_MM, level_spacing_mm=LEVEL_SPACING_MM)
 
 
-def _grader(name: str, condition: str, crops: tuple[CropSpec, ...], *, any_severe: bool = False) -> Grader:
+def _recess_locator() -> Locator:
+    """Recesses are looked for on the axial slices nearest to the canal point of their level."""
+    recesses = {
+        (level, side): Landmark(landmark("recess", level, side), channel="recess", side=side)
+        for side in SIDES
+        for level in LEVELS
+    }
+    around = {landmark("canal", level): tuple(recesses[level, side] for side in SIDES) for level in LEVELS}
+    regions = partial(regions_around_points, "axi_t2", around, RECESS_MM, 5, MAX_PLANE_DISTANCE_MM)
+    return Locator("recess", tuple(recesses.values()), ("axi_t2", *CANAL), regions, RECESS_MM)
+
+
+def _grader(name: str, condition: str, crops: tuple[Crop, ...], *, any_severe: bool = False) -> Grader:
     sites = tuple(
-        Site(target.name, condition, target.level, target.side, target.landmark)
+        Site(target.name, condition, target.level, target.side, (target.landmark,))
         for target in lumbar_names.TARGET_OF.values()
         if target.condition == condition
     )
-    return Grader(name, sites, crops, partial(rois, sites, crops), any_severe)
+    return Grader(name, sites, crops, partial(boxes_around_sites, sites, crops, REACH_MM), any_severe)
 
 
 TASK = Task(
     name="lumbar-mr",
-    slug="rsna-2024-lumbar-spine-degenerative-classification",
     views=tuple(  # a sagittal stack of unknown contrast is taken for the first sagittal view
-        View(name, lumbar_names.SERIES_DESCRIPTIONS[name], AXIAL if name == "axi_t2" else SAGITTAL)
-        for name in ("sag_t2", "sag_t1", "axi_t2")
+        View(name, AXIAL if name == "axi_t2" else SAGITTAL) for name in ("sag_t2", "sag_t1", "axi_t2")
     ),
     classes=lumbar_names.CLASSES,
-    weights=WEIGHTS,
-    locators=_locators(),
+    class_weights=WEIGHTS,
+    locators=(_canal_locator(), _foramen_locator(), _recess_locator()),
     graders=(
-        _grader("spinal", SPINAL, (CropSpec("sag_t2", 3, 56.0), CropSpec("axi_t2", 3, 64.0)), any_severe=True),
-        _grader("foraminal", FORAMINAL, (CropSpec("sag_t1", 5, 48.0),)),
-        _grader("subarticular", SUBARTICULAR, (CropSpec("axi_t2", 3, 56.0), CropSpec("sag_t2", 3, 48.0))),
+        _grader(
+            "spinal", SPINAL, (Crop("sag_t2", "sag_t2", 3, 56.0), Crop("axi_t2", "axi_t2", 3, 64.0)), any_severe=True
+        ),
+        _grader("foraminal", FORAMINAL, (Crop("sag_t1", "sag_t1", 5, 48.0),)),
+        _grader("subarticular", SUBARTICULAR, (Crop("axi_t2", "axi_t2", 3, 56.0), Crop("sag_t2", "sag_t2", 3, 48.0))),
     ),
-    targets=lumbar_names.TEMPLATE_TARGETS,
     prior=_prior(),
     read=lumbar_tables.read,
-    labels=lumbar_tables.read_labels,
-    score=lumbar_metric.score,
-    counted=lumbar_metric.counted,
-    complete=complete,
-    score_groups=lumbar_metric.PARTS,
+    read_labels=lumbar_tables.read_labels,
+    metric=lumbar_metric.LumbarMetric(),
+    fill_missing_landmarks=fill_missing_landmarks,
+    competition=Competition(
+        "rsna-2024-lumbar-spine-degenerative-classification", hours=9.0, studies=700, memory_gib=30.0
+    ),
 )

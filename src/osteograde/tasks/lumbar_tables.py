@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from osteograde.errors import UserError
 from osteograde.tasks import tables
 from osteograde.tasks.lumbar_names import (
     CLASS_LABELS,
@@ -43,12 +44,12 @@ _VIEW_WORDS = (
 def split_of(root: Path) -> str:
     """The part of the data that is graded: "test" where test_images exists, else "train". ValueError where neither."""
     if not root.is_dir():
-        raise ValueError(f"{root}: no such folder; --data names the folder that holds test_images or train_images")
+        raise UserError(f"{root}: no such folder; --data names the folder that holds test_images or train_images")
     for split in ("test", "train"):
         if (root / f"{split}_images").is_dir():
             return split
     found = tables.some(sorted(path.name for path in root.iterdir())) or "nothing"
-    raise ValueError(f"{root}: neither test_images nor train_images in it; found {found}")
+    raise UserError(f"{root}: neither test_images nor train_images in it; found {found}")
 
 
 def read(root: Path, split: str) -> list[Study]:
@@ -62,7 +63,7 @@ def read(root: Path, split: str) -> list[Study]:
     if split == "test":
         return _read_test(root, split_of(root))
     if not (root / "train_images").is_dir():
-        raise ValueError(f"{root / 'train_images'}: no such folder; unpack the competition's images there")
+        raise UserError(f"{root / 'train_images'}: no such folder; unpack the competition's images there")
     return _read_train(root, root / "train_images")
 
 
@@ -116,7 +117,7 @@ def _read_test(root: Path, part: str) -> list[Study]:
     try:
         described = tables.read_table(path, SERIES_COLUMNS, ids=SERIES_COLUMNS[:2])
         described["view"] = described["series_description"].map(view_of_description)
-    except ValueError as error:  # the rows can still be told from the folders, the views from the pixels' orientation
+    except UserError as error:  # the rows can still be told from the folders, the views from the pixels' orientation
         log.warning("%s; the folders are walked instead", error)
         described = _walked(images, on_disk)
     described = described[described["study_id"] != ""].drop_duplicates(list(SERIES_COLUMNS[:2]))
@@ -150,7 +151,7 @@ def _series(
             notes["series folders missing or empty: absent"] += 1
         elif not tables.under(folder, root):
             if strict:
-                raise ValueError(f"{folder}: leads out of {root}; copy the files instead of linking them")
+                raise UserError(f"{folder}: leads out of {root}; copy the files instead of linking them")
             notes["series folders that lead out of the data: absent"] += 1
         elif strict and not view:
             notes[f"series that are none of {tuple(SERIES_DESCRIPTIONS.values())}: left out"] += 1
@@ -213,7 +214,7 @@ def _refuse_differences(images: Path, on_disk: set[str], listed: Mapping[Path, I
                 "add their rows or move the folders to test_images"
             )
     if wrong:
-        raise ValueError("; ".join(wrong))
+        raise UserError("; ".join(wrong))
 
 
 def _tell(images: Path, notes: Counter[str]) -> None:

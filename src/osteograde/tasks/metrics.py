@@ -22,13 +22,13 @@ Intervals by resampling: rows of one patient are not independent, so patients ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-Labels = Mapping[str, Mapping[str, int]]
-Probs = Mapping[str, np.ndarray]
+from osteograde.errors import UserError
+from osteograde.tasks.spec import Labels, Probabilities
 
 BINS = 15  # of the calibration error
 SUM_TOLERANCE = 1e-3  # how far a row may be from summing to 1
@@ -81,26 +81,21 @@ class OrdinalMetric:
         return (*pooled, *proper, *by_grade, "score")
 
     @property
-    def groups(self) -> tuple[str, ...]:
-        """``Task.score_groups``: the parts but "score"."""
-        return self.parts[:-1]
-
-    @property
     def higher_is_better(self) -> frozenset[str]:
-        """``Task.higher_is_better``: the parts of which more is better."""
+        """The parts of which more is better."""
         return frozenset(self.parts) - LOWER_IS_BETTER
 
-    def score(self, labels: Labels, probs: Probs) -> dict[str, float]:
+    def score(self, labels: Labels, probs: Probabilities) -> dict[str, float]:
         """Every part of ``parts``; those that the labels leave undefined are NaN.
 
         labels: {study: {target: class index}}. probs: {study: (T, K)}; rows without a label are not looked at and may
         be NaN. ValueError where a labelled study has no probabilities, a label is unknown, or a labelled row is not
         finite, negative or does not sum to 1.
         """
-        values = self.counted(labels, probs)(np.ones((1, len(labels))))[0]
+        values = self.bootstrap_statistic(labels, probs)(np.ones((1, len(labels))))[0]
         return dict(zip(self.parts, map(float, values), strict=True))
 
-    def counted(self, labels: Labels, probs: Probs) -> Callable[[np.ndarray], np.ndarray]:
+    def bootstrap_statistic(self, labels: Labels, probs: Probabilities) -> Callable[[np.ndarray], np.ndarray]:
         """The score as a function of how often each study of ``labels`` counts: (B, S) -> (B, parts)."""
         cells = self.cells(labels, probs)
         k = len(self.grades)
@@ -119,20 +114,20 @@ class OrdinalMetric:
 
         return values
 
-    def confusion(self, labels: Labels, probs: Probs) -> np.ndarray:
+    def confusion(self, labels: Labels, probs: Probabilities) -> np.ndarray:
         """(K, K) numbers of cells: rows the truth, columns the prediction. Reads and refuses what ``score`` does."""
         cells, k = self.cells(labels, probs), len(self.grades)
         return np.bincount(cells.true * k + cells.predicted, minlength=k * k).reshape(k, k)
 
-    def cells(self, labels: Labels, probs: Probs) -> Cells:
+    def cells(self, labels: Labels, probs: Probabilities) -> Cells:
         """The labelled cells, in the order of ``labels``. See ``score``."""
         if lost := sorted(set(labels) - set(probs)):
-            raise ValueError(f"{len(lost)} labelled studies have no probabilities: {lost[:5]}")
+            raise UserError(f"{len(lost)} labelled studies have no probabilities: {lost[:5]}")
         column = {target: i for i, target in enumerate(self.targets)}
         names = [(study, target, label) for study, given in labels.items() for target, label in given.items()]
         known = range(len(self.grades))
         if odd := [name for name in names if name[1] not in column or name[2] not in known]:
-            raise ValueError(
+            raise UserError(
                 f"{len(odd)} labels (study, target, class) are unknown: {odd[:5]}; "
                 f"targets are {self.targets[:5]}, classes 0 to {known[-1]}"
             )
@@ -143,7 +138,7 @@ class OrdinalMetric:
         wrong = ~np.isfinite(rows).all(1) | (rows < 0).any(1) | ~(np.abs(rows.sum(1) - 1) <= SUM_TOLERANCE)
         if wrong.any():
             bad = [f"{names[i][0]}_{names[i][1]}" for i in np.flatnonzero(wrong)]
-            raise ValueError(f"{len(bad)} rows are not finite, negative or do not sum to 1: {bad[:5]}")
+            raise UserError(f"{len(bad)} rows are not finite, negative or do not sum to 1: {bad[:5]}")
         true = np.array([label for *_, label in names], int)
         return Cells(np.array([index[study] for study, *_ in names], int), true, rows)
 
@@ -328,13 +323,14 @@ def interval(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(low, high): percentile intervals of a statistic under resampling of ``studies`` studies with replacement.
 
-    statistic maps counts (B, studies), how often each study was drawn, to (B,) or (B, parts) values (``Task.counted``
-    makes one). groups: (studies,) numbers of patients from 0; whole patients are then drawn, as many as there are, each
-    with all of its studies. Resamples in which a part is not defined (NaN) do not count for it. ValueError where n < 1,
-    there is no study, or ``groups`` does not number the patients of every study without a gap.
+    statistic maps counts (B, studies), how often each study was drawn, to (B,) or (B, parts) values; see
+    ``Metric.bootstrap_statistic``. groups: (studies,) numbers of patients from 0; whole patients are then drawn, as
+    many as there are, each with all of its studies. Resamples in which a part is not defined (NaN) do not count for
+    it. ValueError where n < 1, there is no study, or ``groups`` does not number the patients of every study without a
+    gap.
     """
     if n < 1 or studies < 1:
-        raise ValueError(f"cannot draw {n} resamples of {studies} studies; both must be at least 1")
+        raise UserError(f"cannot draw {n} resamples of {studies} studies; both must be at least 1")
     member = np.arange(studies) if groups is None else np.asarray(groups)
     patients = int(member.max()) + 1 if len(member) else 0
     if member.shape != (studies,) or np.bincount(member, minlength=patients).min() < 1:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -79,27 +80,26 @@ class Study:
 
 
 Pixels = int | Sequence[int]  # the side of a square crop, or its (H, W)
-Boxes = Mapping[str, Mapping[str, tuple[Volume, Roi]]]  # site -> view -> the stack to sample and the box in it
+Boxes = Mapping[str, Mapping[str, tuple[Volume, Roi]]]  # target -> crop name -> the stack to sample and the box in it
 
 
 @dataclass(frozen=True)
 class View:
-    """A kind of series. ``directions``: unit LPS rows that a stack's (D, H, W) axes are turned to, e.g. sagittal
-    (left, feet, back), so that every net sees every patient the same way up.
+    """A kind of series, for example sagittal T2.
 
-    window: percentiles of a series' grey values that become black and white. width_mm: what images without a pixel
-    size are taken to be wide, (landscape, portrait or square); slice_mm: and how thick. film: files are projections,
-    one image each. needed: a study without it is incomplete.
+    directions: unit LPS rows to which the (D, H, W) axes of a stack are turned, e.g. sagittal (left, feet, back), so
+    that every net sees every patient the same way up. window: percentiles of a series' grey values that become black
+    and white. width_mm: the width that is assumed for images without a pixel size, as (landscape, portrait or square).
+    projection: the files are radiographs, one image each, not slices. required: a study without this view is
+    incomplete, which is counted.
     """
 
     name: str
-    description: str  # how the tables call it
     directions: tuple[tuple[float, float, float], ...]
     window: tuple[float, float] = (0.5, 99.5)
     width_mm: tuple[float, float] = (280.0, 280.0)
-    slice_mm: float = 4.0
-    film: bool = False
-    needed: bool = True
+    projection: bool = False
+    required: bool = True
 
     def along(self, volume: Volume) -> float:
         """How nearly parallel a stack's slices lie to those of the view: |cosine|, 1 = parallel."""
@@ -115,90 +115,99 @@ class View:
 class Landmark:
     """What a locator finds. Several landmarks may share a channel: the same structure on the right and on the left.
 
-    ``side`` ("right", "left" or "") keeps the landmark to that side of the patient's midline in the locator's
-    view; ``prompt`` names the landmark of an earlier locator around which this one is looked for; ``near`` one that it
-    lies beside (``Locator.near_mm``), so that levels told apart once are not told apart again. ``view``: where it is
-    looked for if not in the locator's own view: one net may read several views that look alike to it.
+    side: "right" or "left" keeps the landmark to that side of its region's midline; "" leaves it free.
     """
 
     name: str
     channel: str
     side: str = ""
-    prompt: str = ""
-    near: str = ""
-    view: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """A field of view in which a locator's net looks for landmarks, in millimetres; the pipeline lays the net's pixels
+    over it.
+
+    volume: the stack whose slices the net sees. field_mm: (H, W) of every slice. midline_mm: patient x that divides
+    right from left. centre_mm: (3,) the middle of the region, of which the ``slices`` nearest slices are seen; None:
+    all slices of the stack about its own middle. neighbours_mm: landmark -> the point (3,) beside which it is looked
+    for, as levels that were told apart by an earlier locator are not told apart again.
+    """
+
+    landmarks: tuple[Landmark, ...]
+    volume: Volume
+    field_mm: tuple[float, float]
+    midline_mm: float
+    centre_mm: np.ndarray | None = None
+    slices: int = 0
+    neighbours_mm: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Locator:
-    """One locator. Landmarks without a prompt are looked for in the whole stack of the view (the one with the most
-    slices); landmarks with a prompt on ``slices`` slices nearest to it, over all stacks of the view.
+    """One locator: the landmarks it finds, the regions in which its net looks for them, and how maps become points.
 
-    field_mm: (H, W) of the image the net sees, centred on the stack or on the prompt. midline: landmarks of earlier
-    locators whose mean x divides right from left; without them the stack's centre does (a prompt is its own midline).
-    apart_mm: where given, the landmarks of a side follow each other down the image at such distances (levels).
-    near_mm: how far in-plane a landmark may lie from the one it is ``near``, where that was found.
-    sigma_mm: spread of the heatmap target in-plane. far_mm: a prompt further than this from every slice finds nothing.
-    whole: the net sees the image as far as it goes, and ``field_mm`` is only its usual size: for images whose size in
-    mm is not to be relied on. absent: landmarks may be missing from an image that should show them; the net learns to
-    say so. own_midline: the patient's midline is x = 0 (films), whatever the image's centre is.
+    regions(volumes, points): the regions of one study, given what earlier locators found in it; a pure function, none
+    where the study does not show what is looked for. All regions of a locator have landmarks of the same channels and
+    sides in the same order. needs: names of the views and of the earlier locators' landmarks that ``regions`` reads; a
+    task that lacks one of them is refused. field_mm: (H, W) of the field that the net is made for: distances within the
+    net's image, of the next three fields, are measured as if it spanned so much. sigma_mm: spread of the heatmap target
+    in-plane. level_spacing_mm: least and greatest distance of neighbouring landmarks of a side, which follow each other
+    down the image in their order; None: they do not. may_be_absent: a region may lack its landmarks, and the net learns
+    to say so.
     """
 
     name: str
-    view: str
     landmarks: tuple[Landmark, ...]
+    needs: tuple[str, ...]
+    regions: Callable[[Volumes, Points], list[Region]]
     field_mm: tuple[float, float]
-    slices: int = 0  # 0: all
-    midline: tuple[str, ...] = ()
-    far_mm: float = 10.0
     sigma_mm: float = 4.0
-    apart_mm: tuple[float, float] | None = None
-    near_mm: float = 20.0
-    whole: bool = False
-    absent: bool = False
-    own_midline: bool = False
+    level_spacing_mm: tuple[float, float] | None = None
+    may_be_absent: bool = False
 
     @property
     def channels(self) -> tuple[str, ...]:
+        """Names of the channels of the net's maps, in order."""
         return tuple(dict.fromkeys(landmark.channel for landmark in self.landmarks))
 
     def chains(self, landmarks: Sequence[Landmark]) -> tuple[tuple[int, ...], ...]:
-        """Numbers of those of ``landmarks`` that follow each other down the image, per side; none without
-        ``apart_mm``."""
-        if self.apart_mm is None:
+        """Per side the indices of those of ``landmarks`` that follow each other down the image; none without
+        ``level_spacing_mm``."""
+        if self.level_spacing_mm is None:
             return ()
         sides = dict.fromkeys(landmark.side for landmark in landmarks)
         return tuple(tuple(i for i, mark in enumerate(landmarks) if mark.side == side) for side in sides)
 
-    @property
-    def looks(self) -> tuple[tuple[str, str], ...]:
-        """(view, prompt) of every look the locator takes, in order; prompt "" for whole stacks."""
-        return tuple(dict.fromkeys((landmark.view or self.view, landmark.prompt) for landmark in self.landmarks))
-
 
 @dataclass(frozen=True)
 class Site:
-    """One graded place = one submitted row. ``target`` is its name in the tables; left sites are mirrored.
+    """One graded place, which is one submitted row.
 
-    also: the same place under the names it has in views that share no coordinates with the landmark's.
+    target: its name in the tables. condition, level, side: what the tables of a report are grouped by; left sites are
+    read mirrored. landmarks: where it lies, the landmark that measures its error first. Further ones are the same place
+    in views whose series share no frame of reference with the first one's.
     """
 
     target: str
     condition: str
     level: str
-    side: str = ""
-    landmark: str = ""
-    also: tuple[str, ...] = ()
+    side: str
+    landmarks: tuple[str, ...]
 
     @property
-    def landmarks(self) -> tuple[str, ...]:
-        return self.landmark, *self.also
+    def landmark(self) -> str:
+        return self.landmarks[0]
 
 
 @dataclass(frozen=True)
-class CropSpec:
-    """What a grader sees of one view: slices and in-plane field in mm (the recipe chooses the pixels)."""
+class Crop:
+    """What a grader sees of one view around a site: slices and in-plane field in mm; the recipe chooses the pixels.
 
+    name: unique within the grader; two crops may come from one view.
+    """
+
+    name: str
     view: str
     slices: int
     field_mm: float
@@ -206,78 +215,136 @@ class CropSpec:
 
 @dataclass(frozen=True)
 class Grader:
-    """One grader: the sites of one condition group, the crops it reads, and where they lie.
+    """One grader: the sites it grades, the crops it reads of each, and where these lie.
 
-    rois(volumes, points, pixels) -> {site target: {view: (volume, roi)}} is pure; views that cannot be seen are left
-    out. ``pixels``: a side, or (H, W); the field of a spec spans the longer one (``sides``). findings: further yes/no
-    questions that the same net answers about every site; they help it learn and are written beside the submission.
+    regions(volumes, points, pixels): {target: {crop name: (volume, box)}}, a pure function; crops that cannot be seen
+    are left out. pixels: a side, or (H, W), whose longer one spans the field of a crop (``sides``). findings: further
+    yes/no questions that the same net answers about every site; they help it learn and are written beside the
+    submission. laterality_invariant: a site and its mirror image are graded alike, so mirror images are learnt from and
+    averaged over as well.
     """
 
     name: str
     sites: tuple[Site, ...]
-    crops: tuple[CropSpec, ...]
-    rois: Callable[[Volumes, Points, Pixels], Boxes]
+    crops: tuple[Crop, ...]
+    regions: Callable[[Volumes, Points, Pixels], Boxes]
     any_severe: bool = False  # adds the any-severe term over the sites of a study to the loss
     findings: tuple[str, ...] = ()
-    mirrors: bool = False  # a site and its mirror image are graded alike: so it is learnt and seen a second time
+    laterality_invariant: bool = False
+
+
+Labels = Mapping[str, Mapping[str, int]]  # study -> target -> class index; unlabelled targets are absent
+Probabilities = Mapping[str, np.ndarray]  # study -> (targets, classes), in the order of the task
+
+
+class Metric(Protocol):
+    """How a task is scored. ``parts``: names of the figures in their order, of which "score", the official one, is the
+    last. ``higher_is_better``: those of the parts of which more is better; of all others less is."""
+
+    @property
+    def parts(self) -> tuple[str, ...]: ...
+
+    @property
+    def higher_is_better(self) -> frozenset[str]: ...
+
+    def score(self, labels: Labels, probs: Probabilities) -> dict[str, float]:
+        """Every part; NaN where the labels leave one undefined. Studies without labels are ignored. ValueError where a
+        labelled study has no probabilities, or they are not finite, negative, or do not sum to 1."""
+        ...
+
+    def bootstrap_statistic(self, labels: Labels, probs: Probabilities) -> Callable[[np.ndarray], np.ndarray]:
+        """The same score as a function of how often each of the labelled studies was drawn: counts (B, studies), in
+        the order of ``labels``, to (B, parts). Resampling is cheap with it."""
+        ...
+
+    def confusion(self, labels: Labels, probs: Probabilities) -> np.ndarray | None:
+        """(K, K) numbers of labelled targets, rows the truth, columns the most probable class; None where the task
+        shows no such table."""
+        ...
+
+
+@dataclass(frozen=True)
+class Competition:
+    """What a code competition on Kaggle allows: the slug in its address, the hours and the memory of a run, and how
+    many studies its hidden test set holds."""
+
+    slug: str
+    hours: float
+    studies: int
+    memory_gib: float
 
 
 @dataclass(frozen=True)
 class Task:
-    """A competition: what a study may hold, what is found, what is graded, how it is read and scored."""
+    """What a study may hold, what is found in it, what is graded, and how that is read and scored.
+
+    classes: columns of the submission. class_weights: their weights in the loss, the calibration and the prior.
+    prior: target -> class probabilities where nothing can be seen; its order is that of the submitted rows.
+    read(root, "train" or "test"): the studies of a folder, lazily: tables and paths, no voxels. read_labels(path): a
+    table of truth as {study: {target: class index}}. fill_missing_landmarks: adds to the points found those that
+    geometry can tell from them; points that were found stay as they are. per_study_targets: studies have some of the
+    targets only (``Study.targets``). patient_of: the patient whose study an id names; patients are resampled whole.
+    """
 
     name: str
-    slug: str  # the competition's name on Kaggle; "" where there is none
     views: tuple[View, ...]
-    classes: tuple[str, ...]  # columns of the submission
-    weights: tuple[float, ...]  # of the classes, in loss and metric
+    classes: tuple[str, ...]
+    class_weights: tuple[float, ...]
     locators: tuple[Locator, ...]
     graders: tuple[Grader, ...]
-    targets: tuple[str, ...]  # in the order of the template
-    prior: Mapping[str, tuple[float, ...]]  # target -> class probabilities where nothing can be seen
-    read: Callable[[Path, str], list[Study]]  # (root, "train" or "test"); lazy: tables and paths, no voxels
-    labels: Callable[[Path], dict[str, dict[str, int]]]  # a table of truth -> {study: {target: class}}
-    score: Callable[[Mapping[str, Mapping[str, int]], Mapping[str, np.ndarray]], dict[str, float]]
-    # the same score as a function of how often each of the labelled studies counts: (B, studies) -> (B, parts), the
-    # parts in the order of ``score``'s; what makes resampling cheap
-    counted: Callable[[Mapping[str, Mapping[str, int]], Mapping[str, np.ndarray]], Callable[[np.ndarray], np.ndarray]]
-    complete: Callable[[Points], Points]  # fills what can be told by geometry from what was found
-    score_groups: tuple[str, ...] = ()
-    rows_vary: bool = False  # studies have some of the targets only (``Study.targets``)
-    higher_is_better: frozenset[str] = frozenset()  # parts of the score, "score" among them; of all others lower is
-    confusion: Callable[[Mapping[str, Mapping[str, int]], Mapping[str, np.ndarray]], np.ndarray] | None = None
-    patient: Callable[[str], str] = str  # whose study an id names: patients are resampled whole; default: own each
+    prior: Mapping[str, tuple[float, ...]]
+    read: Callable[[Path, str], list[Study]]
+    read_labels: Callable[[Path], dict[str, dict[str, int]]]
+    metric: Metric
+    fill_missing_landmarks: Callable[[Points], Points] = dict
+    per_study_targets: bool = False
+    patient_of: Callable[[str], str] = str
+    competition: Competition | None = None
+
+    @property
+    def slug(self) -> str:
+        """The competition's name in its address on Kaggle; "" for a task without one."""
+        return self.competition.slug if self.competition else ""
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Names of what is graded, in the order of the submitted rows."""
+        return tuple(self.prior)
 
     def __post_init__(self) -> None:
-        found: set[str] = set()
         views = {view.name for view in self.views}
-        for stage in self.locators:
-            self._check_locate(stage, found, views)
-            found |= {landmark.name for landmark in stage.landmarks}
-        graded = [site.target for group in self.graders for site in group.sites]
+        found: set[str] = set()
+        for locator in self.locators:
+            self._check_locator(locator, views, found)
+            found |= {landmark.name for landmark in locator.landmarks}
+        graded = [site.target for grader in self.graders for site in grader.sites]
         if sorted(graded) != sorted(self.targets):
             odd = sorted(set(graded) ^ set(self.targets)) or sorted({t for t in graded if graded.count(t) > 1})
-            raise ValueError(f"{self.name}: every target must be graded once; look at {odd[:5]}")
-        for group in self.graders:
-            if lost := {crop.view for crop in group.crops} - views:
-                raise ValueError(f"{self.name}: grader {group.name!r} reads {sorted(lost)}; views are {sorted(views)}")
-            if lost := {site.landmark for site in group.sites} - found:
-                raise ValueError(f"{self.name}: grader {group.name!r} needs {sorted(lost)}, which no locator finds")
-        if set(self.prior) != set(self.targets):
-            raise ValueError(f"{self.name}: the prior must name every target once")
+            raise ValueError(f"{self.name}: every target of the prior must be graded once; look at {odd[:5]}")
+        for grader in self.graders:
+            self._check_grader(grader, views, found)
 
-    def _check_locate(self, stage: Locator, found: set[str], views: set[str]) -> None:
-        if lost := {stage.view, *(view for view, _ in stage.looks)} - views:
-            raise ValueError(f"{self.name}: locator {stage.name!r} reads {min(lost)!r}; views are {sorted(views)}")
-        prompts, near = {prompt for _, prompt in stage.looks}, {landmark.near for landmark in stage.landmarks}
-        needed = (prompts | near | {*stage.midline}) - {""}
-        if unknown := needed - found:
+    def _check_locator(self, locator: Locator, views: set[str], found: set[str]) -> None:
+        where = f"{self.name}: locator {locator.name!r}"
+        if unknown := set(locator.needs) - views - found:
             raise ValueError(
-                f"{self.name}: locator {stage.name!r} is prompted by {sorted(unknown)}, "
-                f"which no earlier locator finds; found so far: {sorted(found)}"
+                f"{where} needs {sorted(unknown)}, neither a view nor a landmark that an earlier locator finds; "
+                f"views are {sorted(views)}, found so far: {sorted(found)}"
             )
-        if twice := {landmark.name for landmark in stage.landmarks} & found:
-            raise ValueError(f"{self.name}: {sorted(twice)} found by {stage.name!r} and by an earlier locator")
+        if not set(locator.needs) & views:
+            raise ValueError(f"{where} needs no view; name those that it reads, of {sorted(views)}")
+        if twice := {landmark.name for landmark in locator.landmarks} & found:
+            raise ValueError(f"{where} finds {sorted(twice)}, as an earlier locator does; name every landmark once")
+
+    def _check_grader(self, grader: Grader, views: set[str], found: set[str]) -> None:
+        where = f"{self.name}: grader {grader.name!r}"
+        if lost := {crop.view for crop in grader.crops} - views:
+            raise ValueError(f"{where} reads {sorted(lost)}; views are {sorted(views)}")
+        names = [crop.name for crop in grader.crops]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"{where} has several crops called {twice}; give each a name of its own")
+        if lost := {name for site in grader.sites for name in site.landmarks} - found:
+            raise ValueError(f"{where} needs {sorted(lost)}, which no locator finds")
 
     def view(self, name: str) -> View:
         return next(view for view in self.views if view.name == name)
@@ -289,11 +356,12 @@ class Task:
         return best.name if best.shows(volume) else ""
 
     def rows(self, study: str, targets: Sequence[str] = ()) -> list[str]:
-        """The submitted row ids of a study, in the template's order; ``targets``: those asked, if not all."""
-        return [f"{study}_{target}" for target in self.asked(targets)]
+        """The submitted row ids of a study, in the order of ``targets_of``."""
+        return [f"{study}_{target}" for target in self.targets_of(targets)]
 
-    def asked(self, targets: Sequence[str] = ()) -> tuple[str, ...]:
-        """The targets of a study in the template's order; none named = all."""
+    def targets_of(self, targets: Sequence[str] = ()) -> tuple[str, ...]:
+        """Those of the task's targets that a study has, in the task's order. ``targets``: ``Study.targets``, where none
+        named means all."""
         return tuple(target for target in self.targets if target in targets) if targets else self.targets
 
 

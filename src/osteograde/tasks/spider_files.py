@@ -22,6 +22,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from osteograde.errors import UserError
 from osteograde.imaging import image_files
 from osteograde.imaging.image_files import find_images, part_folder, unique_names
 from osteograde.tasks.spec import Mark, Series, Study
@@ -64,7 +65,7 @@ def read(root: Path, part: str) -> list[Study]:
     folder = part_folder(root, part)
     files = [file for file in find_images(folder) if MASKS not in file.relative_to(folder).parts[:-1]]
     if not files:
-        raise ValueError(f"{folder}: no image files (png, jpg, webp, tif, bmp, dcm); give the folder that holds them")
+        raise UserError(f"{folder}: no image files (png, jpg, webp, tif, bmp, dcm); give the folder that holds them")
     first = {(file.parent, file.stem): file for file in reversed(files)}  # one of 1_t2.png and 1_t2.jpg is named so
     named = [file for file in files if _match(file) and first[file.parent, file.stem] == file]
     odd = sorted({*files} - {*named})
@@ -76,7 +77,7 @@ def read(root: Path, part: str) -> list[Study]:
     if part == "train":
         studies = _known(root, studies)
         if not studies:
-            raise ValueError(f"{root}: gradings.csv, boxes.csv or masks say nothing about its images; nothing to learn")
+            raise UserError(f"{root}: gradings.csv, boxes.csv or masks say nothing about its images; nothing to learn")
     return sorted(studies, key=lambda study: study.id)
 
 
@@ -168,7 +169,7 @@ def _spacing(table: pd.DataFrame | None) -> dict[str, tuple[float, float, float]
     for row in table.to_dict("records") if table is not None else []:
         told = re.fullmatch(r"\[\s*([0-9.]+)[\s,]+([0-9.]+)\s*\]", str(row["pixelspacing"]).strip())
         if not told:
-            raise ValueError(
+            raise UserError(
                 f"overview.csv: PixelSpacing of {row['new_file_name']} is {row['pixelspacing']!r}; "
                 'expected mm of rows and columns as "[0.5, 0.5]"'
             )
@@ -205,7 +206,7 @@ def labels(path: Path) -> dict[str, dict[str, int]]:
     """{study: {level: class index}} of a table row_id,grade. ValueError for unknown grades or levels."""
     table = pd.read_csv(path, dtype=str, encoding="utf-8-sig")
     if not set(GRADE_COLUMNS) <= set(table.columns):
-        raise ValueError(f"{path}: columns are {list(table.columns)}; expected {','.join(GRADE_COLUMNS)}")
+        raise UserError(f"{path}: columns are {list(table.columns)}; expected {','.join(GRADE_COLUMNS)}")
     found: dict[str, dict[str, int]] = {}
     bad = []
     for row, grade in zip(table["row_id"], table["grade"], strict=True):
@@ -215,7 +216,7 @@ def labels(path: Path) -> dict[str, dict[str, int]]:
         else:
             found.setdefault(row[: -len(level) - 1], {})[level] = GRADES.index(grade)
     if bad:
-        raise ValueError(f"{path}: rows without a known level and grade: {some(bad)}")
+        raise UserError(f"{path}: rows without a known level and grade: {some(bad)}")
     return found
 
 

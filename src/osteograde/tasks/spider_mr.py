@@ -19,18 +19,19 @@ import numpy as np
 from osteograde.imaging import geometry
 from osteograde.imaging.geometry import Roi, Volume
 from osteograde.tasks import spider_files
-from osteograde.tasks.boxes import along_the_line, onto_a_slice
 from osteograde.tasks.metrics import OrdinalMetric
 from osteograde.tasks.priors import normalised
+from osteograde.tasks.regions import along_the_line, largest_stack, onto_a_slice, whole_stack_region
 from osteograde.tasks.spec import (
     Boxes,
-    CropSpec,
+    Crop,
     Grader,
     Landmark,
     Locator,
     Pixels,
     Point,
     Points,
+    Region,
     Site,
     Task,
     View,
@@ -46,7 +47,7 @@ SCALE = (0.5, 3.0)  # beyond these the distances are not those of discs
 FILLED = 0.01  # confidence of a point that was not seen
 
 
-def complete(points: Points) -> Points:
+def fill_missing_landmarks(points: Points) -> Points:
     """The points found, and missing levels on the line of at least two others of the same view."""
     filled: dict[str, Point] = {}
     for view in ("t2", "t1"):
@@ -71,25 +72,32 @@ def turn_of(discs: Mapping[int, np.ndarray], i: int, volume: Volume) -> float:
     return float(np.arctan2(-across, down))
 
 
-def rois(sites: Sequence[Site], crops: Sequence[CropSpec], volumes: Volumes, points: Points, pixels: Pixels) -> Boxes:
-    """{level: {view: (stack, box)}}: in each view around that view's own point. See ``spec.Grader``."""
+def disc_boxes(sites: Sequence[Site], crops: Sequence[Crop], volumes: Volumes, points: Points, pixels: Pixels) -> Boxes:
+    """{level: {crop name: (stack, box)}}: in each view around that view's own point. See ``spec.Grader``."""
     found: dict[str, dict[str, tuple[Volume, Roi]]] = {}
     for crop in crops:
         stacks = volumes.get(crop.view, ())
         discs = {i: points[name].mm for i, level in enumerate(LEVELS) if (name := landmark(crop.view, level)) in points}
         if not stacks or not discs:
             continue
-        volume = max(stacks, key=lambda stack: (stack.voxels.shape[0], stack.series))  # where stage 1 looked
+        volume = largest_stack(stacks)  # in which the locator looked
         scale = float(np.clip(apart_mm(discs) / APART_MM, *SCALE))
         for site in sites:
             i = LEVELS.index(site.level)
             if i in discs and geometry.outside_mm(volume, discs[i]) == 0:
                 roi = _box(crop, volume, discs, i, scale, pixels)
-                found.setdefault(site.target, {})[crop.view] = (volume, roi)
+                found.setdefault(site.target, {})[crop.name] = (volume, roi)
     return found
 
 
-def _box(crop: CropSpec, volume: Volume, discs: Mapping[int, np.ndarray], i: int, scale: float, pixels: Pixels) -> Roi:
+def disc_regions(landmarks: Mapping[str, tuple[Landmark, ...]], volumes: Volumes, points: Points) -> list[Region]:
+    """The whole stack of each view: one net reads both, which look alike to it."""
+    return [
+        region for view, discs in landmarks.items() for region in whole_stack_region(view, discs, None, volumes, points)
+    ]
+
+
+def _box(crop: Crop, volume: Volume, discs: Mapping[int, np.ndarray], i: int, scale: float, pixels: Pixels) -> Roi:
     step_mm = spacing_mm(crop.field_mm * scale, pixels)
     roi = geometry.roi_on(volume, onto_a_slice(volume, discs[i]), step_mm, (crop.slices, *sides(pixels)))
     angle = turn_of(discs, i, volume)
@@ -112,42 +120,32 @@ COUNTS = {
     "l5_s1": (20, 17, 44, 45, 47),
 }
 
-SITES = tuple(
-    Site(level, "pfirrmann", level, landmark=landmark("t2", level), also=(landmark("t1", level),)) for level in LEVELS
-)
-CROPS = tuple(CropSpec(view, 1, FIELD_MM) for view in VIEWS)
-METRIC = OrdinalMetric(LEVELS, spider_files.GRADES)
+SITES = tuple(Site(level, "pfirrmann", level, "", (landmark("t2", level), landmark("t1", level))) for level in LEVELS)
+DISCS = {view: tuple(Landmark(landmark(view, level), channel=f"disc_{level}") for level in LEVELS) for view in VIEWS}
+CROPS = tuple(Crop(view, view, 1, FIELD_MM) for view in VIEWS)
 
 TASK = Task(
     name="spider",
-    slug="",
-    views=tuple(View(view, f"sagittal {view.upper()}", SAGITTAL, needed=False) for view in VIEWS),
+    views=tuple(View(view, SAGITTAL, required=False) for view in VIEWS),
     classes=tuple(f"pfirrmann_{grade}" for grade in spider_files.GRADES),
-    weights=(1.0,) * len(spider_files.GRADES),
+    class_weights=(1.0,) * len(spider_files.GRADES),
     locators=(
         Locator(
             "disc",
-            "t2",
-            tuple(
-                Landmark(landmark(view, level), channel=f"disc_{level}", view=view)
-                for view in VIEWS
-                for level in LEVELS
-            ),
+            tuple(disc for discs in DISCS.values() for disc in discs),
+            VIEWS,
+            partial(disc_regions, DISCS),
             field_mm=(300.0, 300.0),
-            apart_mm=(14.0, 80.0),
-            whole=True,
+            level_spacing_mm=(14.0, 80.0),
         ),
     ),
-    graders=(Grader("pfirrmann", SITES, CROPS, partial(rois, SITES, CROPS), findings=tuple(spider_files.FINDINGS)),),
-    targets=LEVELS,
+    graders=(
+        Grader("pfirrmann", SITES, CROPS, partial(disc_boxes, SITES, CROPS), findings=tuple(spider_files.FINDINGS)),
+    ),
     prior={level: normalised(COUNTS[level]) for level in LEVELS},
     read=spider_files.read,
-    labels=spider_files.labels,
-    score=METRIC.score,
-    counted=METRIC.counted,
-    complete=complete,
-    score_groups=METRIC.groups,
-    patient=spider_files.patient_of,
-    higher_is_better=METRIC.higher_is_better,
-    confusion=METRIC.confusion,
+    read_labels=spider_files.labels,
+    metric=OrdinalMetric(LEVELS, spider_files.GRADES),
+    fill_missing_landmarks=fill_missing_landmarks,
+    patient_of=spider_files.patient_of,
 )

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from osteograde.errors import UserError
 from osteograde.tasks.spec import Task
 
 ID = re.compile(r"(?=.*[0-9A-Za-z])[0-9A-Za-z._-]{1,64}")  # of a study, a series or a file, as a folder may be called
@@ -54,16 +55,16 @@ def read_table(path: Path, columns: Sequence[str], ids: Sequence[str]) -> pd.Dat
     The index counts the file's rows from 0 (see ``lines``). ValueError where the file or a column is missing.
     """
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; the competition's tables belong next to the image folders")
+        raise UserError(f"{path}: no such file; the competition's tables belong next to the image folders")
     try:
         table = pd.read_csv(path, dtype=str, encoding="utf-8-sig", skip_blank_lines=False)
     except ValueError as error:  # empty, ragged or not UTF-8: pandas and the decoder raise kinds of ValueError
-        raise ValueError(f"{path}: not a comma-separated table in UTF-8 ({error})") from error
+        raise UserError(f"{path}: not a comma-separated table in UTF-8 ({error})") from error
     table.columns = pd.Index([str(name).strip().lower() for name in table.columns])
     missing = [name for name in columns if name not in table.columns]
     if missing:
         hint = "; it seems to be separated by semicolons, save it with commas" if ";" in "".join(table.columns) else ""
-        raise ValueError(f"{path}: no column {some(missing)}; found {some(table.columns, 40)}{hint}")
+        raise UserError(f"{path}: no column {some(missing)}; found {some(table.columns, 40)}{hint}")
     table = table[list(columns)].dropna(how="all").fillna("").apply(lambda column: column.str.strip())
     for name in ids:
         table[name] = table[name].map(id_text)
@@ -73,7 +74,7 @@ def read_table(path: Path, columns: Sequence[str], ids: Sequence[str]) -> pd.Dat
 def refuse(path: Path, table: pd.DataFrame, bad: pd.Series, column: str, what: str) -> None:
     """ValueError that names the lines and the cells of ``column`` where ``bad`` holds; nothing where none does."""
     if bad.any():
-        raise ValueError(f"{path}: {lines(table, bad)}: {what}: {some(sorted(set(table.loc[bad, column].map(repr))))}")
+        raise UserError(f"{path}: {lines(table, bad)}: {what}: {some(sorted(set(table.loc[bad, column].map(repr))))}")
 
 
 def refuse_conflicts(path: Path, table: pd.DataFrame, key: Sequence[str]) -> None:
@@ -81,7 +82,7 @@ def refuse_conflicts(path: Path, table: pd.DataFrame, key: Sequence[str]) -> Non
     twice = table.duplicated(list(key), keep=False)
     if twice.any():
         names = sorted({"/".join(row) for row in table.loc[twice, list(key)].itertuples(index=False)})
-        raise ValueError(f"{path}: {lines(table, twice)}: rows contradict each other about {some(names)}; keep one")
+        raise UserError(f"{path}: {lines(table, twice)}: rows contradict each other about {some(names)}; keep one")
 
 
 def is_id(text: str) -> bool:
@@ -127,7 +128,7 @@ def split_id(task: Task, row: str) -> tuple[str, str]:
     for target in task.targets:
         if row.endswith(f"_{target}"):
             return row[: -len(target) - 1], target
-    raise ValueError(f"row id {row!r} ends in no target of {task.name}, such as {task.targets[0]!r}")
+    raise UserError(f"row id {row!r} ends in no target of {task.name}, such as {task.targets[0]!r}")
 
 
 def by_study(task: Task, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -141,8 +142,8 @@ def by_study(task: Task, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
             found[study] = np.full((len(task.targets), len(task.classes)), np.nan)
         found[study][place[target]] = values
     lost = [row for study in found for row in task.rows(study) if row not in rows]
-    if lost and not task.rows_vary:
-        raise ValueError(f"{len(lost)} rows are missing: {some(lost)}; every study needs {len(task.targets)} rows")
+    if lost and not task.per_study_targets:
+        raise UserError(f"{len(lost)} rows are missing: {some(lost)}; every study needs {len(task.targets)} rows")
     return found
 
 
@@ -152,17 +153,17 @@ def read_rows(path: Path) -> tuple[list[str], list[str], np.ndarray]:
         with Path(path).open(encoding="utf-8-sig", newline="") as file:
             records = [record for record in csv.reader(file) if record]
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: not a comma-separated table in UTF-8 ({error})") from error
+        raise UserError(f"{path}: not a comma-separated table in UTF-8 ({error})") from error
     if not records:
-        raise ValueError(f"{path}: empty; the first line must be {ROW_ID} and the classes")
+        raise UserError(f"{path}: empty; the first line must be {ROW_ID} and the classes")
     columns = [name.strip() for name in records[0]]
     if columns[0] != ROW_ID or len(columns) < 2:
-        raise ValueError(f"{path}: wrong columns: expected {ROW_ID} and the classes, found {','.join(columns)}")
+        raise UserError(f"{path}: wrong columns: expected {ROW_ID} and the classes, found {','.join(columns)}")
     ragged = [i + 1 for i, record in enumerate(records) if len(record) != len(columns)]
     if ragged:
-        raise ValueError(f"{path}: lines without {len(columns)} cells: {some(ragged)}")
+        raise UserError(f"{path}: lines without {len(columns)} cells: {some(ragged)}")
     values = np.array([[_number(cell) for cell in record[1:]] for record in records[1:]], dtype=float)
     return columns, [record[0].strip() for record in records[1:]], values.reshape(len(records) - 1, len(columns) - 1)
 

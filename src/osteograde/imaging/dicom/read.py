@@ -47,6 +47,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from osteograde.errors import UserError
 from osteograde.imaging import files
 from osteograde.imaging.dicom.fast_header import quick_read
 from osteograde.imaging.dicom.rle import MAX_EXPANSION, MAX_PIXELS, decode_rle
@@ -280,7 +281,7 @@ DAMAGE = (
 )
 
 
-class UnreadableSlice(ValueError):
+class UnreadableSlice(UserError):
     """A file that gives no slice; ``code`` says why in one word, without any value of the file."""
 
     def __init__(self, code: str) -> None:

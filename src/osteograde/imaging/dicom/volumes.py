@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from osteograde.errors import UserError
 from osteograde.imaging.dicom.read import Slice, UnreadableSlice, quiet_pydicom, read_slices
 from osteograde.imaging.geometry import Volume
 
@@ -298,7 +299,7 @@ def _span_mm(slices: list[Slice]) -> float:
     return float(np.linalg.norm(places - places[0], axis=1).max())
 
 
-class UnreadableSeries(ValueError):
+class UnreadableSeries(UserError):
     """A folder that gives no volume. ``code`` says why in one word; ``codes`` counts the reasons per file."""
 
     def __init__(self, code: str, codes: Counter[str] | None = None) -> None:

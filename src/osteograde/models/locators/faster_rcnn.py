@@ -14,6 +14,7 @@ from torch import nn
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_fpn, fasterrcnn_resnet50_fpn_v2
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from osteograde.errors import UserError
 from osteograde.models.backbones import adapt_first_conv
 from osteograde.models.locators.base import LocatorBatch, heatmap_loss, start_of, target_parts
 
@@ -55,7 +56,7 @@ class FasterRcnnLocator(nn.Module):
     ) -> None:
         super().__init__()
         if variant not in _VARIANTS:
-            raise ValueError(f"Faster R-CNN variant {variant!r}; expected one of {sorted(_VARIANTS)}")
+            raise UserError(f"Faster R-CNN variant {variant!r}; expected one of {sorted(_VARIANTS)}")
         self.config: dict[str, Any] = {
             "kind": "faster_rcnn",
             "variant": variant,
@@ -144,4 +145,4 @@ def _load_trunk(body: nn.Module, classifier: str) -> None:
     state = {key.removeprefix("features."): value for key, value in source.items()}
     lost = body.load_state_dict(state, strict=False).missing_keys
     if lost:
-        raise ValueError(f"torchvision's {classifier} lacks {lost[:3]} that the detector's trunk has")
+        raise UserError(f"torchvision's {classifier} lacks {lost[:3]} that the detector's trunk has")

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from osteograde.errors import UserError
 from osteograde.models.backbones import encoder, pyramid_shape
 from osteograde.models.locators.base import LocatorBatch, heatmap_loss
 
@@ -36,7 +37,7 @@ class HeatmapLocator(nn.Module):
     ) -> None:
         super().__init__()
         if stride not in (1, 2, 4, 8):
-            raise ValueError(f"stride of the map is {stride}; expected 1, 2, 4 or 8")
+            raise UserError(f"stride of the map is {stride}; expected 1, 2, 4 or 8")
         self.config: dict[str, Any] = {
             "kind": "heatmap",
             "encoder_name": encoder_name,
@@ -59,7 +60,7 @@ class HeatmapLocator(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         h, w = images.shape[-2] // self.stride, images.shape[-1] // self.stride
         if (h * self.stride, w * self.stride) != tuple(images.shape[-2:]):
-            raise ValueError(f"images are {tuple(images.shape[-2:])} pixels; expected multiples of {self.stride}")
+            raise UserError(f"images are {tuple(images.shape[-2:])} pixels; expected multiples of {self.stride}")
         pyramid = self.encoder(images)
         maps: torch.Tensor | None = None
         for i, lateral, block in reversed(list(zip(self.used, self.laterals, self.blocks, strict=True))):

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from osteograde.errors import UserError
 from osteograde.models.backbones import encoder, pyramid_shape
 from osteograde.models.locators.base import LocatorBatch, start_of, target_parts
 
@@ -62,9 +63,9 @@ class UnetLocator(nn.Module):
     ) -> None:
         super().__init__()
         if stride not in (1, 2, 4, 8):
-            raise ValueError(f"stride of the map is {stride}; expected 1, 2, 4 or 8")
+            raise UserError(f"stride of the map is {stride}; expected 1, 2, 4 or 8")
         if classes <= DISC:
-            raise ValueError(f"U-Net of {classes} classes; expected at least {DISC + 1}, background and disc")
+            raise UserError(f"U-Net of {classes} classes; expected at least {DISC + 1}, background and disc")
         self.config: dict[str, Any] = {
             "kind": "unet",
             "encoder_name": encoder_name,
@@ -94,7 +95,7 @@ class UnetLocator(nn.Module):
         """Class logits (N, K, H / stride, W / stride)."""
         h, w = images.shape[-2] // self.stride, images.shape[-1] // self.stride
         if (h * self.stride, w * self.stride) != tuple(images.shape[-2:]):
-            raise ValueError(f"images are {tuple(images.shape[-2:])} pixels; expected multiples of {self.stride}")
+            raise UserError(f"images are {tuple(images.shape[-2:])} pixels; expected multiples of {self.stride}")
         pyramid = self.encoder(images)
         maps = self.deepest(pyramid[self.used[-1]])
         for i, block in reversed(list(zip(self.used[:-1], self.blocks, strict=True))):
@@ -148,7 +149,7 @@ class UnetLocator(nn.Module):
                 f"masks are {tuple(masks.shape)}; expected {size}, one per slice at the images' resolution"
             )
         if int(masks.max()) >= self.classes:
-            raise ValueError(f"masks hold label {int(masks.max())}; the net has classes 0 to {self.classes - 1}")
+            raise UserError(f"masks hold label {int(masks.max())}; the net has classes 0 to {self.classes - 1}")
         labels = torch.arange(self.classes, device=masks.device)[None, :, None, None]
         return F.avg_pool2d((masks[:, None] == labels).float(), self.stride)
 

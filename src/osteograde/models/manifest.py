@@ -1,0 +1,236 @@
+"""manifest.json: what a weights folder says of itself, as a value. Reading it needs no torch.
+
+``read_manifest`` checks every field it knows and raises a UserError that names the file, the key, what was found and
+what was expected. Keys that this version does not know are kept in ``Manifest.extra`` and written again, except those
+of ``DROPPED``, which older versions wrote and nobody read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from osteograde.errors import UserError
+from osteograde.imaging import files
+from osteograde.tasks.spec import Pixels
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+DROPPED = ("canonical_side",)
+USE = "research, not diagnosis"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class NetFile:
+    """One file of weights. ``net``: the config that ``bundle.build_net`` builds its net from."""
+
+    sha256: str
+    bytes: int
+    net: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TrainedFolds:
+    """The table of folds, and which of them were trained; () where the manifest does not say."""
+
+    file: str = "folds.csv"
+    sha256: str = ""
+    trained: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Out-of-fold scores as ``learning.train`` computed them, plain JSON data; empty where there are none."""
+
+    locate: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # locator -> error in mm, share found, ...
+    grade: Mapping[str, Any] = field(default_factory=dict)  # studies, model, prior, interval_95
+    findings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # finding -> auc, average precision, ...
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything needed to use trained nets and to know where they came from.
+
+    task: name of the task. files: name inside the folder ("locate/STAGE/fold0.safetensors") -> the net in it. pixels:
+    stage -> side, or (height, width), of what its nets read. test_views: views that test-time augmentation averages.
+    prior: target -> probability of each class in the training data. recipe: ``Recipe.plain()`` of the training, only
+    ever compared or shown. calibration: grader -> ``Calibration.plain()``. versions: package -> version it was trained
+    with. data: source and licence of the training data.
+    """
+
+    task: str
+    files: Mapping[str, NetFile]
+    pixels: Mapping[str, Pixels]
+    test_views: int
+    prior: Mapping[str, tuple[float, ...]]
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    folds: TrainedFolds | None = None
+    scores: Scores = Scores()
+    calibration: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    precision: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    data: Mapping[str, str] = field(default_factory=dict)
+    use: str = USE
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def plain(self) -> dict[str, Any]:
+        """The manifest as JSON data, in the order of writing."""
+        own = {
+            "format": FORMAT,
+            "task": self.task,
+            "recipe": self.recipe,
+            "pixels": self.pixels,
+            "test_views": self.test_views,
+            "files": {name: asdict(entry) for name, entry in self.files.items()},
+            "folds": asdict(self.folds) if self.folds else None,
+            "scores": {name: part for name, part in asdict(self.scores).items() if part},
+            "calibration": self.calibration,
+            "prior": self.prior,
+            "precision": self.precision,
+            "versions": self.versions,
+            "data": self.data,
+            "use": self.use,
+            **self.extra,
+        }
+        return {key: value for key, value in own.items() if value is not None}
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Replace the manifest of a weights folder in one step."""
+    files.atomic_write(Path(folder) / MANIFEST, json.dumps(manifest.plain(), indent=1) + "\n")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a weights folder. UserError where it is absent, no JSON, of another format or malformed."""
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        raise UserError(f"{folder}: no {MANIFEST}; a weights folder is what train_folds.py --out wrote")
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not JSON ({error}); fetch it again") from error
+    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+        raise UserError(f"{path}: format is not {FORMAT}; this version of osteograde cannot read it")
+    return parse_manifest(facts, path)
+
+
+def parse_manifest(facts: Mapping[str, Any], path: Path) -> Manifest:
+    """The manifest of JSON data that lay at ``path``. UserError names the first key that is missing or malformed."""
+    top = _Value(path, "", facts)
+    known = {*Manifest.__dataclass_fields__, "format", *DROPPED} - {"extra"}
+    folds, scores = top.get("folds"), top.get("scores", {})
+    return Manifest(
+        task=top["task"].text(),
+        files=top["files"].mapping(_net_file),
+        pixels=top["pixels"].mapping(_pixels),
+        test_views=top["test_views"].whole(least=1),
+        prior=top["prior"].mapping(lambda value: tuple(one.number() for one in value.items())),
+        recipe=top.get("recipe", {}).mapping(_anything),
+        folds=None if folds.value is None else _trained_folds(folds),
+        scores=Scores(
+            locate=scores.get("locate", {}).mapping(_object),
+            grade=scores.get("grade", {}).mapping(_anything),
+            findings=scores.get("findings", {}).mapping(_object),
+        ),
+        calibration=top.get("calibration", {}).mapping(_object),
+        precision=top.get("precision", "").text(),
+        versions=top.get("versions", {}).mapping(_Value.text),
+        data=top.get("data", {}).mapping(_Value.text),
+        use=top.get("use", USE).text(),
+        extra={key: value for key, value in facts.items() if key not in known},
+    )
+
+
+@dataclass(frozen=True)
+class _Value:
+    """A value of a JSON file and the key it stands under, so that a message can name both."""
+
+    path: Path
+    key: str
+    value: Any
+
+    def __getitem__(self, name: str) -> _Value:
+        """The value under a key that must be there."""
+        own = self.mapping(_anything)
+        if name not in own:
+            raise UserError(
+                f"{self.path}: key {self._under(name)!r} is missing; "
+                "the manifest was changed or cut short, fetch it again"
+            )
+        return self.get(name)
+
+    def get(self, name: str, default: Any = None) -> _Value:
+        """The value under a key that may be absent."""
+        return _Value(self.path, self._under(name), self.mapping(_anything).get(name, default))
+
+    def _under(self, name: str) -> str:
+        return f"{self.key}/{name}" if self.key else name
+
+    def _expect(self, right: bool, expected: str) -> None:
+        if not right:
+            got = repr(self.value)
+            raise UserError(
+                f"{self.path}: key {self.key!r} is {got if len(got) <= 60 else got[:57] + '...'}; expected {expected}; "
+                "the manifest was changed or cut short, fetch it again"
+            )
+
+    def text(self) -> str:
+        self._expect(isinstance(self.value, str), "text")
+        return self.value
+
+    def whole(self, least: int = 0) -> int:
+        right = isinstance(self.value, int) and not isinstance(self.value, bool) and self.value >= least
+        self._expect(right, f"a whole number from {least}")
+        return self.value
+
+    def number(self) -> float:
+        right = isinstance(self.value, (int, float)) and not isinstance(self.value, bool)
+        self._expect(right and abs(self.value) < float("inf"), "a finite number")
+        return float(self.value)
+
+    def items(self) -> Iterator[_Value]:
+        self._expect(isinstance(self.value, (list, tuple)), "a list")
+        for i, one in enumerate(self.value):
+            yield _Value(self.path, f"{self.key}/{i}", one)
+
+    def mapping(self, read: Callable[[_Value], T]) -> dict[str, T]:
+        """An object whose every value is read by ``read``."""
+        self._expect(isinstance(self.value, Mapping), "an object")
+        return {name: read(_Value(self.path, self._under(name), one)) for name, one in self.value.items()}
+
+
+def _anything(value: _Value) -> Any:
+    return value.value
+
+
+def _object(value: _Value) -> dict[str, Any]:
+    return value.mapping(_anything)
+
+
+def _net_file(value: _Value) -> NetFile:
+    return NetFile(value["sha256"].text(), value["bytes"].whole(), value["net"].mapping(_anything))
+
+
+def _trained_folds(value: _Value) -> TrainedFolds:
+    trained = tuple(one.whole() for one in value.get("trained", ()).items())
+    return TrainedFolds(value.get("file", TrainedFolds.file).text(), value.get("sha256", "").text(), trained)
+
+
+def _pixels(value: _Value) -> Pixels:
+    if isinstance(value.value, int):
+        return value.whole(least=1)
+    height_width = tuple(one.whole(least=1) for one in value.items())
+    value._expect(len(height_width) == 2, "a side, or height and width")
+    return height_width
