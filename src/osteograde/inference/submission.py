@@ -2,7 +2,7 @@
 
 Rows that a person should look at before believing them, and why. No patient data.
 
-What graders say beside the grade: a table of yes/no findings next to the submission, for tasks that have any.
+What the auxiliary heads of graders give: a table of findings next to the submission, for tasks that have any.
 
 What a run writes: rows that are priors until their study is done, flags and findings, and the summary.
 """
@@ -217,22 +217,23 @@ def flags_path(out: Path) -> Path:
     return out.with_name(out.stem + ".flags.csv")
 
 
-Finding = tuple[str, tuple[float, ...]]  # row id, probability of each finding
+Finding = tuple[str, tuple[float, ...]]  # row id, probability of each column of the auxiliary heads
 
 
 def finding_names(task: Task) -> tuple[str, ...]:
-    """The findings of a task, in the order of its graders."""
-    return tuple(dict.fromkeys(name for group in task.graders for name in group.findings))
+    """The columns of the auxiliary heads of a task, in the order of its graders."""
+    return tuple(dict.fromkeys(name for grader in task.graders for head in grader.heads for name in head.columns))
 
 
 def findings_of(task: Task, study: str, graded: Mapping[str, np.ndarray]) -> list[Finding]:
-    """The findings of one study's graded rows; NaN where a row's grader does not ask."""
+    """The auxiliary heads' probabilities of one study's graded rows; NaN where a row's grader lacks the head."""
     columns, found = finding_names(task), []
-    for group in task.graders:
-        for site in group.sites:
-            if group.findings and site.target in graded:
-                said = dict(zip(group.findings, graded[site.target][len(task.classes) :], strict=True))
-                found.append((f"{study}_{site.target}", tuple(float(said.get(name, np.nan)) for name in columns)))
+    for grader in task.graders:
+        names = [name for head in grader.heads for name in head.columns]
+        for site in grader.sites:
+            if names and site.target in graded:
+                probs = dict(zip(names, graded[site.target][len(task.classes) :], strict=True))
+                found.append((f"{study}_{site.target}", tuple(float(probs.get(name, np.nan)) for name in columns)))
     return found
 
 
