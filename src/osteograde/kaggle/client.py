@@ -41,7 +41,7 @@ class Refused(UserError):
 
 
 class RetryLater(Refused):
-    """The service has no capacity at the moment; nothing was created, and the same command may work later."""
+    """The service has no capacity at the moment; the same command may work later."""
 
 
 class Cause(Enum):
@@ -88,9 +88,9 @@ ADVICE = {
         'log in with "kaggle auth login", or save a token of https://www.kaggle.com/settings/api as '
         "~/.kaggle/access_token or in KAGGLE_API_TOKEN"
     ),
-    Cause.DENIED: "this account may not do that: check the name, and whose it is",
+    Cause.DENIED: "this account may not do that: check the name and whose it is, or log in again",
     Cause.MISSING: "check the name: nothing is called that, or this account cannot see it",
-    Cause.BUSY: "no capacity now and nothing was created: retry later",
+    Cause.BUSY: "the service has no capacity now: retry later",
     Cause.QUOTA: 'a quota is used up: do not retry before it is renewed ("kaggle quota" tells when)',
     Cause.BAD_SOURCE: "a source is missing or not yours to use; what was made lacks it, make it again",
 }
