@@ -27,7 +27,7 @@ from osteograde.imaging.dicom import fast_header, rle
 from osteograde.imaging.dicom.read import file_contents
 from osteograde.inference import run
 from osteograde.inference.deadline import Budget, Effort
-from osteograde.inference.submission import Tally
+from osteograde.inference.submission import RunSummary
 from osteograde.models import bundle
 from osteograde.models.device import keep_freed_memory, pick
 from osteograde.pipeline import crops
@@ -63,12 +63,12 @@ def whole(
 ) -> tuple[dict[str, float], list]:
     """One run as inference.py does it: seconds by part, and its answers."""
     cutting, original = Stopwatch(), crops.crop_stack
-    tally, answers = Tally(), []
+    tally, answers = RunSummary(), []
     crops.crop_stack = cutting.around(original)
     try:
         begun = clock()
         budget = Budget(None, weights.test_views, folds_of(weights))
-        for results in run.run(weights, studies, budget, tally):
+        for results in run.graded_chunks(weights, studies, budget, tally):
             answers += [result.graded for result in results]
         total = clock() - begun
     finally:

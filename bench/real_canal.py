@@ -24,6 +24,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the writer of real studies, which tests share
 
+from osteograde.grade_command import infer
 from osteograde.inference import run
 from osteograde.learning import folds
 from osteograde.models import bundle
@@ -105,8 +106,8 @@ def main() -> None:
             found, _ = predict.locate_all(task, [load_study(study, task)], own)
             rows += [row | {"study": study.id} for row in compare(found[0], references[study.id])]
         out = args.out or data / "submission.csv"
-        draw = overlays.overlay_drawer(args.overlays) if args.overlays else None
-        code = run.infer(task.name, data, args.weights, out, draw=draw, say=lambda text: None)
+        draw = [overlays.overlay_drawer(args.overlays)] if args.overlays else []
+        code = infer(task.name, data, args.weights, out, drawers=draw)
         written = len(out.read_text().splitlines()) - 1
     seen = len({row["study"] for row in rows})
     print(f"points of {seen} patients; {len(references)} patients graded, exit code {code}, {written} rows written")

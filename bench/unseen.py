@@ -21,7 +21,7 @@ import numpy as np
 from osteograde import phantom
 from osteograde.inference import run
 from osteograde.inference.deadline import Budget
-from osteograde.inference.submission import Result, Tally
+from osteograde.inference.submission import Result, RunSummary
 from osteograde.models import bundle
 from osteograde.models.device import pick
 from osteograde.pipeline import predict
@@ -114,7 +114,7 @@ def main() -> None:
         for name, gone in REMOVED.items():
             kept = [replace(study, series=tuple(s for s in study.series if s.view not in gone)) for study in studies]
             budget = Budget(None, views=weights.test_views, folds=folds)
-            results = [result for chunk in run.run(weights, kept, budget, Tally()) for result in chunk]
+            results = [result for chunk in run.graded_chunks(weights, kept, budget, RunSummary()) for result in chunk]
             report[name] = {
                 "points": errors(results, truth),
                 "scores": scores(results, weights.prior, {study.id: study for study in studies}),

@@ -13,7 +13,14 @@ from osteograde import cli
 from osteograde.errors import UserError
 from osteograde.tasks import TASKS
 
+INFERENCE = {
+    "TASK", "--data", "--weights", "--out", "--device", "--limit", "--workers", "--time-budget", "--max-unread",
+    "--overlays", "--explain",
+}  # fmt: skip
+TRAIN = {"TASK", "--data", "--out", "--recipe", "--folds", "--device", "--resume", "--like", "--debug"}
 FROZEN = {
+    "grade": INFERENCE,
+    "train": TRAIN,
     "phantom": {"TASK", "--out", "--studies", "--test", "--seed"},
     "score": {"TASK", "--data", "--submission", "--bootstrap"},
     "ensemble": {"TASK", "--members", "--data"},
@@ -30,11 +37,6 @@ FROZEN = {
     "kaggle all": {"TASK", "--weights", "--to", "--yes", "--poll"},
     "kaggle rehearse": {"TASK", "--data", "--weights", "--copies", "--image-constraints"},
 }
-INFERENCE = {
-    "TASK", "--data", "--weights", "--out", "--device", "--limit", "--workers", "--time-budget", "--max-unread",
-    "--overlays", "--explain",
-}  # fmt: skip
-TRAIN = {"TASK", "--data", "--out", "--recipe", "--folds", "--device", "--resume", "--like", "--debug"}
 
 
 def options(parser: argparse.ArgumentParser) -> set[str]:
@@ -79,6 +81,7 @@ def test_training_reads_fold_numbers():
         (cli.inference_parser, ["--limit", "-1"]),
         (cli.inference_parser, ["--time-budget", "0"]),
         (cli.inference_parser, ["--time-budget", "nan"]),
+        (cli.inference_parser, ["--device", "gpu"]),
         (cli.inference_parser, ["--over", "d"]),  # no abbreviations
         (cli.train_parser, ["t", "--data", "d", "--out", "w", "--folds", "0,0"]),
         (cli.train_parser, ["t", "--data", "d", "--out", "w", "--folds", "1,,2"]),

@@ -35,14 +35,6 @@ def test_every_graded_site_gets_a_picture_and_the_submission_stays_the_same(tmp_
         assert image.std() > 5
 
 
-def test_drawers_are_called_together_and_none_of_none():
-    said: list[str] = []
-    both = heatmaps.together([lambda result, bundle: said.append("a"), lambda result, bundle: said.append("b")])
-    both(None, None)
-    assert said == ["a", "b"]
-    assert heatmaps.together([]) is None
-
-
 def test_the_folder_is_made_before_the_first_study(tmp_path: Path):
     heatmaps.heatmap_drawer(tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b").is_dir()

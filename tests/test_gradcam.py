@@ -19,7 +19,7 @@ BACKBONES = [
 
 def grader(views: int = 1, seed: int = 0, **options) -> GraderNet:
     torch.manual_seed(seed)
-    net = GraderNet(views=views, classes=4, **{"backbone": "resnet10t", **options}).eval()
+    net = GraderNet(crops=views, classes=4, **{"backbone": "resnet10t", **options}).eval()
     with torch.no_grad():  # so that maps of random weights differ from pixel to pixel
         for module in net.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -147,7 +147,7 @@ def test_hooks_are_removed_when_the_net_fails():
     net = grader()
     with pytest.raises(RuntimeError):
         raw_cam(net, crops([(1, 1, 64, 64)])[:1], torch.ones(1, 1, dtype=torch.bool), torch.tensor([9]))
-    with pytest.raises(ValueError, match="expected 1 views"):
+    with pytest.raises(ValueError, match="expected 1 crops"):
         raw_cam(net, crops([(1, 1, 64, 64)] * 2), torch.ones(1, 1, dtype=torch.bool), torch.tensor([0]))
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
 

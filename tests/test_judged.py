@@ -44,9 +44,9 @@ def test_findings_are_scored_as_scikit_learn_scores_them():
     studies, graded = [], {}
     for i in range(40):
         yes = {"narrowing": dict(zip(LEVELS, map(int, truth[i]), strict=True))}
-        studies.append(Study(f"s{i}", f"p{i // 2}", (), findings=yes))
+        studies.append(Study(f"s{i}", f"p{i // 2}", (), head_labels=yes))
         graded[f"s{i}"] = {level: np.array([0.2] * 5 + [said[i, j], 0.5]) for j, level in enumerate(LEVELS)}
-    scores = evaluate.finding_scores(SPIDER, studies, graded, 50, 0)
+    scores = evaluate.head_scores(SPIDER, studies, graded, 50, 0)
     assert set(scores) == {"narrowing"} and scores["narrowing"]["rows"] == 200
     auc, precision = scores["narrowing"]["auc"], scores["narrowing"]["average_precision"]
     assert auc["value"] == pytest.approx(roc_auc_score(truth.ravel(), said.ravel()), abs=1e-4)

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from osteograde.kaggle import build_kernel, client, download, push, submit, upload
+from osteograde.kaggle import build_kernel, client, download, push, record, submit, upload
 from osteograde.kaggle.client import Refused, RetryLater
 from osteograde.models import bundle
 from osteograde.tasks import TASKS
 from tests.kaggle_stub import ACCOUNT, SECRET, Stub, client_environment
+from tests.kaggle_stub.log_lines import logged_lines
 from tests.kaggle_stub.weights import hashed_weights
 from tests.kaggle_stub.world import CAPACITY, QUOTA
 
@@ -51,12 +52,13 @@ def world(stub):
 
 
 @pytest.fixture
-def said() -> list[str]:
-    return []
+def said():
+    with logged_lines() as lines:
+        yield lines
 
 
-def send(weights: Path, to: str, said: list[str], patience_s: float = 60.0):
-    return upload.upload(weights, to, say=said.append, poll_s=0.01, patience_s=patience_s)
+def send(weights: Path, to: str, patience_s: float = 60.0):
+    return upload.upload(weights, to, poll_s=0.01, patience_s=patience_s)
 
 
 def attached(world) -> None:
@@ -70,11 +72,11 @@ def pushed(world, outputs: dict[str, bytes], version: int = 1) -> None:
     request = {"newTitle": "Osteograde", "text": "", "kernelType": "script"}
     world.kernels[ref] = {"version": version, "request": request}
     world.run, world.outputs = ("COMPLETE",), outputs
-    client.keep_record(TASK, "kernel", {"ref": ref, "version": version})
+    record.keep_record(TASK, "kernel", {"ref": ref, "version": version})
 
 
 def test_weights_become_a_data_set(world, weights, said):
-    assert str(send(weights, WEIGHTS_SET, said)) == f"{WEIGHTS_SET}/1"
+    assert str(send(weights, WEIGHTS_SET)) == f"{WEIGHTS_SET}/1"
     names = sorted(blob["name"] for blob in world.blobs.values())
     assert names == [
         "README.md", "grade__spinal__fold0.safetensors", "locate__canal__fold0.safetensors", "manifest.json",
@@ -82,66 +84,66 @@ def test_weights_become_a_data_set(world, weights, said):
     created = world.sent("CreateDataset")[0]
     assert (created["isPrivate"], created["licenseName"]) == (True, "other")
     assert "cache" not in json.dumps(world.seen)
-    assert client.read_record(TASK)["weights"]["source"] == f"{WEIGHTS_SET}/1"
+    assert record.read_record(TASK)["weights"]["source"] == f"{WEIGHTS_SET}/1"
     assert any("blobs_received" in line for line in said)  # it was not ready at once, and was waited for
     assert any("all 4 files there" in line for line in said)
 
 
-def test_weights_become_the_next_version_of_a_data_set(world, weights, said):
+def test_weights_become_the_next_version_of_a_data_set(world, weights):
     attached(world)
     world.ready_after = 0
-    assert str(send(weights, WEIGHTS_SET, said)) == f"{WEIGHTS_SET}/2"
+    assert str(send(weights, WEIGHTS_SET)) == f"{WEIGHTS_SET}/2"
     assert world.sent("CreateDataset") == []
 
 
-def test_weights_become_a_model(world, weights, said):
-    assert str(send(weights, WEIGHTS_MODEL, said)) == f"{WEIGHTS_MODEL}/1"
+def test_weights_become_a_model(world, weights):
+    assert str(send(weights, WEIGHTS_MODEL)) == f"{WEIGHTS_MODEL}/1"
     assert world.sent("CreateModel")[0]["isPrivate"] is True
 
 
-def test_weights_become_the_next_version_of_a_model(world, weights, said):
+def test_weights_become_the_next_version_of_a_model(world, weights):
     world.known_models, world.models[WEIGHTS_MODEL_THERE] = {f"{ACCOUNT}/osteograde"}, [[]]
-    assert str(send(weights, WEIGHTS_MODEL, said)) == f"{WEIGHTS_MODEL}/2"
+    assert str(send(weights, WEIGHTS_MODEL)) == f"{WEIGHTS_MODEL}/2"
     assert world.sent("CreateModel") == world.sent("CreateModelInstance") == []
 
 
-def test_a_file_that_the_service_lost_is_noticed(world, weights, said):
+def test_a_file_that_the_service_lost_is_noticed(world, weights):
     world.ready_after, world.lose = 0, frozenset({"locate__canal__fold0.safetensors"})
     with pytest.raises(Refused, match=r"locate__canal__fold0\.safetensors missing"):
-        send(weights, WEIGHTS_SET, said)
-    assert "weights" not in client.read_record(TASK)
+        send(weights, WEIGHTS_SET)
+    assert "weights" not in record.read_record(TASK)
 
 
-def test_a_blob_that_was_refused_is_noticed(world, weights, said):
+def test_a_blob_that_was_refused_is_noticed(world, weights):
     world.put_status = 403
     with pytest.raises(Refused, match="Upload unsuccessful"):
-        send(weights, WEIGHTS_SET, said)
+        send(weights, WEIGHTS_SET)
 
 
-def test_a_data_set_that_never_gets_ready_is_to_be_tried_later(world, weights, said):
+def test_a_data_set_that_never_gets_ready_is_to_be_tried_later(world, weights):
     world.ready_after = -1
     with pytest.raises(RetryLater, match="still blobs_received after"):
-        send(weights, WEIGHTS_SET, said, patience_s=0.0)
+        send(weights, WEIGHTS_SET, patience_s=0.0)
 
 
-def test_a_version_that_does_not_grow_is_noticed(world, weights, said):
+def test_a_version_that_does_not_grow_is_noticed(world, weights):
     attached(world)
     world.stale = True
     with pytest.raises(RetryLater, match="still the old version"):
-        send(weights, WEIGHTS_SET, said, patience_s=0.0)
+        send(weights, WEIGHTS_SET, patience_s=0.0)
 
 
-def test_weights_that_hold_a_secret_are_not_sent(world, weights, said, tmp_path):
+def test_weights_that_hold_a_secret_are_not_sent(world, weights, tmp_path):
     own = shutil.copytree(weights, tmp_path / "own")
     (own / "README.md").write_text(f"KAGGLE_KEY={SECRET}\n")
     with pytest.raises(ValueError, match="nothing was uploaded"):
-        send(own, WEIGHTS_SET, said)
+        send(own, WEIGHTS_SET)
     assert world.seen == []
 
 
-def test_a_push_sends_what_a_code_competition_needs(world, built, said):
+def test_a_push_sends_what_a_code_competition_needs(world, built):
     attached(world)
-    assert push.push(TASK, built, say=said.append) == 1
+    assert push.push(TASK, built) == 1
     sent = world.sent("SaveKernel")[0]
     assert (sent["isPrivate"], sent["enableInternet"], sent["enableGpu"]) == (True, False, True)
     assert (sent["machineShape"], sent["dockerImagePinningType"]) == ("NvidiaTeslaT4", "original")
@@ -151,7 +153,7 @@ def test_a_push_sends_what_a_code_competition_needs(world, built, said):
     assert sent["slug"] == f"{ACCOUNT}/osteograde-{TASK}"
     assert sent["text"] == (built / "lumbar_mr.py").read_text()
     assert SECRET not in json.dumps(world.seen)
-    assert client.read_record(TASK)["kernel"]["version"] == 1
+    assert record.read_record(TASK)["kernel"]["version"] == 1
 
 
 @pytest.mark.parametrize(
@@ -166,21 +168,21 @@ def test_a_push_sends_what_a_code_competition_needs(world, built, said):
         ("enable_internet_anyway", True, Refused, "enable_internet is True, sent False"),
     ],
 )
-def test_a_push_that_failed_is_noticed_whatever_the_exit_code(world, built, said, switch, value, error, message):
+def test_a_push_that_failed_is_noticed_whatever_the_exit_code(world, built, switch, value, error, message):
     attached(world)
     setattr(world, switch, value)
     with pytest.raises(Refused, match=message) as refused:
-        push.push(TASK, built, say=said.append)
+        push.push(TASK, built)
     assert type(refused.value) is error
-    assert client.read_record(TASK) == {}
+    assert record.read_record(TASK) == {}
 
 
-def test_nothing_is_pushed_before_the_weights_are_ready(world, built, said):
+def test_nothing_is_pushed_before_the_weights_are_ready(world, built):
     with pytest.raises(Refused, match="first python -m osteograde kaggle upload-weights"):
-        push.push(TASK, built, say=said.append)
+        push.push(TASK, built)
     world.sets[WEIGHTS_SET], world.ready_after = [[]], -1
     with pytest.raises(RetryLater, match="retry later"):
-        push.push(TASK, built, say=said.append)
+        push.push(TASK, built)
     assert world.sent("SaveKernel") == []
 
 
@@ -195,7 +197,7 @@ def test_waiting_tells_the_status_and_ends_with_the_run(world, said):
     pushed(world, {})
     world.run = ("RUNNING", "COMPLETE")
     world.running = iter(["RUNNING"])
-    push.wait(TASK, say=said.append, poll_s=0.0)
+    push.wait(TASK, poll_s=0.0)
     assert "RUNNING, 8/8 studies, 3 s" in said[0]
     assert "COMPLETE" in said[-1]
 
@@ -205,18 +207,18 @@ def test_a_run_that_failed_shows_the_end_of_its_log(world, said):
     world.run, world.failure_message = ("ERROR",), "exit code 1"
     world.log = json.dumps([{"stream_name": "stderr", "time": 1.0, "data": "first\nRuntimeError: no\n"}])
     with pytest.raises(Refused, match="ERROR: exit code 1"):
-        push.wait(TASK, say=said.append, poll_s=0.0)
+        push.wait(TASK, poll_s=0.0)
     assert said[-1] == "  RuntimeError: no"
 
 
-def test_an_output_is_checked_against_the_hash_in_the_log(world, said):
+def test_an_output_is_checked_against_the_hash_in_the_log(world):
     pushed(world, {"submission.csv": CSV})
-    path = push.output(TASK, say=said.append)
+    path = push.output(TASK)
     assert path.read_bytes() == CSV
     data = f"result     submission.csv sha256 {'0' * 64}\n"
     world.log = json.dumps([{"stream_name": "stdout", "time": 1.0, "data": data}])
     with pytest.raises(Refused, match="the kernel's log says 0000"):
-        push.output(TASK, say=said.append)
+        push.output(TASK)
 
 
 @pytest.mark.parametrize(
@@ -227,10 +229,10 @@ def test_an_output_is_checked_against_the_hash_in_the_log(world, said):
         ({"submission.csv": b"row_id,a,b\n1_x,0.5,0.5\n"}, "expected"),
     ],
 )
-def test_an_output_that_is_no_submission_is_noticed(world, said, outputs, message):
+def test_an_output_that_is_no_submission_is_noticed(world, outputs, message):
     pushed(world, outputs)
     with pytest.raises(Refused, match=message):
-        push.output(TASK, say=said.append)
+        push.output(TASK)
 
 
 def fetched(tmp_path: Path, version: int = 1) -> None:
@@ -242,35 +244,35 @@ def fetched(tmp_path: Path, version: int = 1) -> None:
         "file": str(file),
         "sha256": bundle.sha256(file),
     }
-    client.keep_record(TASK, "output", facts)
+    record.keep_record(TASK, "output", facts)
 
 
 def test_a_submission_is_told_first_and_sent_only_with_yes(world, said, tmp_path):
     pushed(world, {"submission.csv": CSV})
     fetched(tmp_path)
-    assert submit.submit(TASK, yes=False, say=said.append) is False
+    assert submit.submit(TASK, yes=False) is False
     assert world.seen == []
     assert any(f"kaggle competitions submit {SLUG}" in line for line in said)
-    assert submit.submit(TASK, yes=True, say=said.append) is True
+    assert submit.submit(TASK, yes=True) is True
     sent = world.sent("CreateCodeSubmission")[0]
     assert (sent["kernelSlug"], sent["kernelVersion"]) == (f"osteograde-{TASK}", 1)
     with pytest.raises(Refused, match="already submitted"):
-        submit.submit(TASK, yes=True, say=said.append)
+        submit.submit(TASK, yes=True)
 
 
-def test_a_submission_that_is_not_listed_afterwards_is_noticed(world, said, tmp_path):
+def test_a_submission_that_is_not_listed_afterwards_is_noticed(world, tmp_path):
     pushed(world, {"submission.csv": CSV})
     fetched(tmp_path)
     world.forget_submission = True
     with pytest.raises(Refused, match=r"no submission .* is listed"):
-        submit.submit(TASK, yes=True, say=said.append)
+        submit.submit(TASK, yes=True)
 
 
-def test_another_version_than_the_one_fetched_is_not_submitted(world, said, tmp_path):
+def test_another_version_than_the_one_fetched_is_not_submitted(world, tmp_path):
     pushed(world, {"submission.csv": CSV}, version=2)
     fetched(tmp_path)
     with pytest.raises(ValueError, match="version 1 was fetched, version 2 pushed"):
-        submit.submit(TASK, yes=True, say=said.append)
+        submit.submit(TASK, yes=True)
     assert world.seen == []
 
 
@@ -282,16 +284,16 @@ def competition(world, tmp_path: Path, files: dict[str, bytes]) -> None:
     world.data = {**files, f"{SLUG}.zip": archive.read_bytes()}
 
 
-def test_a_download_is_unpacked_once_and_what_is_lost_is_unpacked_again(world, said, tmp_path):
+def test_a_download_is_unpacked_once_and_what_is_lost_is_unpacked_again(world, tmp_path):
     competition(world, tmp_path, {"train.csv": b"study_id\n", "a/b.txt": b"b"})
     out = tmp_path / "data"
-    download.download(TASK, out, None, say=said.append)
+    download.download(TASK, out, None)
     assert (out / "a" / "b.txt").read_bytes() == b"b"
     (out / "train.csv").unlink()
     assert download.unpack(out / f"{SLUG}.zip", out) == (2, 1)
 
 
-def test_a_download_needs_room_first(world, said, tmp_path):
+def test_a_download_needs_room_first(world, tmp_path):
     with pytest.raises(ValueError, match=r"1000000.0 GiB needed"):
-        download.download(TASK, tmp_path / "data", 1_000_000, say=said.append)
+        download.download(TASK, tmp_path / "data", 1_000_000)
     assert world.seen == []

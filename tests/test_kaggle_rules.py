@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from osteograde.kaggle import build_kernel, client, download, metadata, submit, upload
-from osteograde.kaggle.client import Refused, RetryLater, Said
+from osteograde.kaggle import build_kernel, client, credentials, download, metadata, submit, upload
+from osteograde.kaggle.client import Refused, Reply, RetryLater
 from osteograde.models import bundle
 from tests.kaggle_stub import ACCOUNT, SECRET
 from tests.kaggle_stub.weights import hashed_weights
@@ -48,24 +48,24 @@ def test_flat_weights_are_read_as_those_in_folders(weights, tmp_path):
 def test_secrets_are_refused_and_not_repeated(name, text, message, tmp_path):
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=message) as refused:
-        client.refuse_secrets([tmp_path / name], known=[SECRET])
+        credentials.refuse_secrets([tmp_path / name], known=[SECRET])
     assert SECRET not in str(refused.value)
 
 
 def test_a_secret_across_two_blocks_is_found(tmp_path, monkeypatch):
-    monkeypatch.setattr(client, "BLOCK", 600)
+    monkeypatch.setattr(credentials, "BLOCK", 600)
     (tmp_path / "net.safetensors").write_bytes(b"\0" * 590 + SECRET.encode() + b"\0" * 5000)
     with pytest.raises(ValueError, match="your own Kaggle key"):
-        client.refuse_secrets([tmp_path / "net.safetensors"], known=[SECRET])
+        credentials.refuse_secrets([tmp_path / "net.safetensors"], known=[SECRET])
 
 
 def test_what_the_client_prints_is_free_of_secrets():
-    assert client.hide_secrets(f"user:{SECRET}", [SECRET]) == f"user:{client.HIDDEN}"
+    assert credentials.hide_secrets(f"user:{SECRET}", [SECRET]) == f"user:{credentials.HIDDEN}"
 
 
 def test_a_task_without_a_competition_is_not_submitted():
     with pytest.raises(ValueError, match="no competition to submit to"):
-        submit.submit("spider", yes=True, say=print)
+        submit.submit("spider", yes=True)
 
 
 def test_an_archive_that_leads_out_is_refused(tmp_path):
@@ -86,7 +86,7 @@ def test_an_archive_that_leads_out_is_refused(tmp_path):
 )
 def test_refusals_are_told_apart_by_their_words(out, error, word):
     with pytest.raises(Refused, match=word) as refused:
-        client.expect(Said(("kernels", "push"), 0, out, ""), "Done")
+        client.expect(Reply(("kernels", "push"), 0, out, ""), "Done")
     assert type(refused.value) is error
 
 

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from osteograde import phantom
+from osteograde.grade_command import infer
 from osteograde.inference import kernel_main as offline
-from osteograde.inference import run, submission
+from osteograde.inference import submission
 from osteograde.kaggle import build_kernel
 from osteograde.models import bundle
 from osteograde.models.manifest import Manifest
@@ -393,7 +394,7 @@ def test_the_kernel_alone_writes_the_same_bytes_as_inference(task, devices, weig
     assert snapshot(inputs) == before
     assert bundle.sha256(own / bundle.MANIFEST)[:12] in done.stdout  # the preflight names the weights
 
-    assert run.infer(task, data, own, tmp_path / "home.csv", device="cpu", say=lambda line: None) == 0
+    assert infer(task, data, own, tmp_path / "home.csv", device="cpu") == 0
     made = working / "submission.csv"
     assert made.read_bytes() == (tmp_path / "home.csv").read_bytes()
     for beside in ("flags", "findings"):

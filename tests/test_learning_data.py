@@ -12,12 +12,12 @@ from osteograde.imaging.geometry import Volume, affine, to_index
 from osteograde.learning import grader_data, grader_loss, locator_data
 from osteograde.learning.recipe import Fit, Jitter
 from osteograde.learning.recipes import RECIPES
-from osteograde.models.losses import metric_loss
 from osteograde.pipeline.load import Loaded
 from osteograde.tasks import TASKS
 from osteograde.tasks.lumbar_names import TARGET_OF, landmark
 from osteograde.tasks.spec import Point, Study
 from osteograde.tasks.spine import LEVELS, SIDES
+from tests.test_losses import metric_loss
 
 TASK = TASKS["lumbar-mr"]
 CPU = torch.device("cpu")
@@ -161,7 +161,7 @@ def test_the_any_severe_term_puts_sites_of_a_study_together(tmp_path):
         torch.ones(8, 2, dtype=torch.bool),
         labels,
         study=torch.tensor([0] * 5 + [1] * 3),
-        findings=torch.zeros(8, 0, dtype=torch.long),
+        head_labels=torch.zeros(8, 0, dtype=torch.long),
         weight=torch.ones(8),
     )
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from osteograde.models.losses import any_severe_loss, metric_loss, weighted_cross_entropy
-from osteograde.tasks.lumbar_metric import LumbarMetric
+from osteograde.models.losses import target_cross_entropy, targets_of
+from osteograde.tasks.lumbar_metric import LumbarMetric, any_severe_loss
 from osteograde.tasks.lumbar_names import CONDITIONS, SHORT, SPINAL, TARGET_OF, TEMPLATE_TARGETS, WEIGHTS
 
 
@@ -19,6 +19,17 @@ def random_table(seed: int, studies: int = 17, sites: int = 5, empty: float = 0.
     labels[3] = -1
     labels[0, 0] = 2
     return rng.normal(0, 2, (studies, sites, 3)), labels
+
+
+def weighted_cross_entropy(logits, labels, weights=None, *, label_smoothing=0.0) -> torch.Tensor:
+    """As a grader learns: the targets of the labels, each row weighted by its class."""
+    known = (torch.ones(logits.shape[-1]) if weights is None else weights)[labels.clamp_min(0)]
+    return target_cross_entropy(logits, targets_of(labels, logits.shape[-1], "classes", label_smoothing), known)
+
+
+def metric_loss(logits, labels, weights) -> torch.Tensor:
+    """The two terms of a grader whose score also asks for any severe site of a study."""
+    return weighted_cross_entropy(logits, labels, weights) + any_severe_loss(logits, labels, weights)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -22,8 +22,8 @@ CONFIGS: list[dict[str, Any]] = [
     {"kind": "heatmap", "encoder_name": "convnext_atto", "channels": 2, "width": 16, "stride": 2, "stages": 2},
     {"kind": "faster_rcnn", "variant": "mobilenet", "channels": 2, "box_px": [32, 24]},
     {"kind": "unet", "encoder_name": "lcnet_035", "channels": 2, "width": 8, "stride": 2, "stages": 4},
-    {"kind": "grader", "backbone": "lcnet_035", "views": 2, "stages": 5},
-    {"kind": "grader", "backbone": "torchvision/mobilenet_v3_small", "views": 1, "neighbours": True},
+    {"kind": "grader", "backbone": "lcnet_035", "crops": 2, "stages": 5},
+    {"kind": "grader", "backbone": "torchvision/mobilenet_v3_small", "crops": 1, "neighbours": True},
 ]
 LOCATORS = [config for config in CONFIGS if config["kind"] != "grader"]
 
@@ -46,7 +46,7 @@ def answer(net: nn.Module, config: dict[str, Any]) -> torch.Tensor:
     with torch.inference_mode():
         if config["kind"] != "grader":
             return net.maps(torch.rand(2, 4, 64, 64))  # type: ignore[operator]
-        views = config["views"]
+        views = config["crops"]
         return net([torch.rand(2, 3, 32, 32) for _ in range(views)], torch.ones(2, views, dtype=torch.bool))
 
 
@@ -59,6 +59,14 @@ def test_a_net_comes_back_from_json_and_its_weights(config: dict[str, Any]) -> N
     assert again.config == first.config
     assert first.config.items() >= config.items()
     assert torch.equal(answer(first, config), answer(again, config))
+
+
+def test_arguments_are_read_by_the_names_that_shipped_manifests_give_them() -> None:
+    plain = {"kind": "grader", "backbone": "lcnet_035", "classes": 5, "stages": 5}
+    earlier = build_net({**plain, "views": 2, "findings": 3})
+    now = build_net({**plain, "crops": 2, "head_outputs": 3})
+    assert earlier.config == now.config and "views" not in now.config  # type: ignore[operator]
+    assert {k: v.shape for k, v in earlier.state_dict().items()} == {k: v.shape for k, v in now.state_dict().items()}
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=name)

@@ -18,7 +18,7 @@ def crops(*depths: int, batch: int = 4, side: int = 32, seed: int = 0) -> list[t
 def net(views: int = 2, **options: object) -> GraderNet:
     """A grader whose batch norms have seen some images: untrained ones forget what they are shown."""
     torch.manual_seed(0)
-    grader = GraderNet(views=views, **{**SMALL, **options}).train()  # type: ignore[arg-type]
+    grader = GraderNet(crops=views, **{**SMALL, **options}).train()  # type: ignore[arg-type]
     for module in grader.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 0.5
@@ -140,7 +140,7 @@ def test_unknown_options_name_the_known(bad: dict[str, str]) -> None:
 
 
 def test_the_wrong_number_of_views_is_refused() -> None:
-    with pytest.raises(ValueError, match="expected 2 views"):
+    with pytest.raises(ValueError, match="expected 2 crops"):
         net()(crops(5), PRESENT[:, :1])
 
 

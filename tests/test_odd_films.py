@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from osteograde.inference import run
+from osteograde.grade_command import infer
 from osteograde.tasks import TASKS
 from osteograde.tasks.knee_films import compose
 from tests.tiny import random_bundle
@@ -58,7 +58,7 @@ def test_odd_films_cost_no_row_and_are_flagged(tmp_path, weights):
     data.mkdir()
     names = odd_films(data, rng)
     out = tmp_path / "knees.csv"
-    code = run.infer("knee-xray", data, weights, out, device="cpu", max_unread=5, say=lambda text: None)
+    code = infer("knee-xray", data, weights, out, device="cpu", max_unread=5)
     assert code == 0
     with out.open(newline="") as file:
         rows = {row["row_id"]: [float(row[name]) for name in TASK.classes] for row in csv.DictReader(file)}
@@ -83,7 +83,7 @@ def test_a_film_of_one_side_has_one_row_and_a_film_of_both_has_two(tmp_path, wei
     cv2.imwrite(str(data / "9001695L.png"), crop(rng))
     cv2.imwrite(str(data / "wide.png"), compose([(crop(rng), "right"), (crop(rng), "left")], rng).pixels)
     out = tmp_path / "knees.csv"
-    run.infer("knee-xray", data, weights, out, device="cpu", say=lambda text: None)
+    infer("knee-xray", data, weights, out, device="cpu")
     with out.open(newline="") as file:
         found = [row["row_id"] for row in csv.DictReader(file)]
     assert found == ["9001695L_left", "wide_right", "wide_left"]

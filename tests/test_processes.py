@@ -1,5 +1,6 @@
 """Killed, told to stop, out of disk, out of time: what is on disk is whole, and the next run gives the same bytes."""
 
+import logging
 import os
 import random
 import signal
@@ -16,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 import kill
 
 from osteograde import cli
+from osteograde.grade_command import infer
 from osteograde.imaging import files
 from osteograde.inference import run, submission
 from osteograde.tasks import TASKS
@@ -124,16 +126,16 @@ def test_a_full_disk_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys):
     ).read_text() == "what was there"
 
 
-def test_pictures_that_cannot_be_drawn_cost_no_row(undisturbed, tmp_path, monkeypatch):
+def test_pictures_that_cannot_be_drawn_cost_no_row(undisturbed, tmp_path, caplog):
     job, clean = undisturbed
 
     def draw(result, bundle):
         raise OSError(28, "No space left on device")
 
     out = tmp_path / "s.csv"
-    said = []
-    assert run.infer("lumbar-mr", job.data, job.weights, out, device="cpu", draw=draw, say=said.append) == 0
-    assert out.read_bytes() == clean.out.read_bytes() and "picture_not_written x 3" in "\n".join(said)
+    caplog.set_level(logging.INFO)
+    assert infer("lumbar-mr", job.data, job.weights, out, device="cpu", drawers=[draw]) == 0
+    assert out.read_bytes() == clean.out.read_bytes() and "picture_not_written x 3" in caplog.text
 
 
 def test_two_runs_into_one_file_do_not_share_a_half(undisturbed, tmp_path):

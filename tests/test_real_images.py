@@ -7,8 +7,9 @@ import cv2
 import numpy as np
 import pytest
 
+from osteograde.grade_command import infer
 from osteograde.imaging.dicom import UnreadableSeries, read_series
-from osteograde.inference import run, submission
+from osteograde.inference import submission
 from osteograde.pipeline.load import load_study
 from osteograde.tasks import TASKS
 from osteograde.tasks.spine import LEVELS
@@ -71,7 +72,7 @@ def test_real_patients_get_every_row_with_two_of_three_views_missing(written, tm
     folder, references = written
     out = tmp_path / "submission.csv"
     weights = random_bundle(tmp_path / "weights")
-    assert run.infer("lumbar-mr", folder, weights, out, device="cpu") == 0
+    assert infer("lumbar-mr", folder, weights, out, device="cpu") == 0
     assert submission.validate(out, folder / "sample_submission.csv") == []
     assert len(submission.read_submission(out)) == 25 * len(references)
 

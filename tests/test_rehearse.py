@@ -14,6 +14,7 @@ from osteograde.kaggle import build_kernel, rehearse, sandbox_guard, sandbox_nam
 from osteograde.kaggle.metadata import parse_source
 from osteograde.kaggle.rehearse import WatchedRun
 from osteograde.tasks import TASKS
+from tests.kaggle_stub.log_lines import logged_lines
 from tests.tiny import random_bundle
 
 TASK = "knee-xray"
@@ -43,9 +44,9 @@ def script(weights, tmp_path) -> Path:
 
 
 def play(script: Path, data: Path, weights: Path, **options) -> tuple[list[str], list[str]]:
-    """(faults, what was said)."""
-    said: list[str] = []
-    return rehearse.rehearse(TASK, script, data, weights, say=said.append, **options), said
+    """(faults, lines of the log)."""
+    with logged_lines() as lines:
+        return rehearse.rehearse(TASK, script, data, weights, **options), lines
 
 
 def broken(script: Path, old: str, new: str) -> Path:

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from osteograde import phantom
+from osteograde.grade_command import infer
 from osteograde.imaging.dicom import read
 from osteograde.inference import run, submission
 from osteograde.inference.deadline import Budget
-from osteograde.inference.submission import Tally
+from osteograde.inference.submission import RunSummary
 from osteograde.models import bundle
 from osteograde.models.device import pick
 from osteograde.pipeline import predict
@@ -42,7 +43,7 @@ def data(original, tmp_path) -> Path:
 
 
 def grade(data: Path, weights: Path, out: Path, **options) -> dict[str, np.ndarray]:
-    code = run.infer("lumbar-mr", data, weights, out, **{"device": "cpu", "max_unread": 99, **options})
+    code = infer("lumbar-mr", data, weights, out, **{"device": "cpu", "max_unread": 99, **options})
     assert code == 0
     assert submission.validate(out, data / "sample_submission.csv") == []
     return submission.read_submission(out)
@@ -84,7 +85,7 @@ def test_an_unreadable_study_keeps_its_priors_and_is_counted(data, weights, tmp_
     rows = grade(data, weights, tmp_path / "s.csv")
     prior = submission.written(np.array([TASK.prior[target] for target in TASK.targets]))
     assert np.abs(of_study(rows, study) - prior).max() < 1e-8
-    code = run.infer("lumbar-mr", data, weights, tmp_path / "s.csv", device="cpu", max_unread=0)
+    code = infer("lumbar-mr", data, weights, tmp_path / "s.csv", device="cpu", max_unread=0)
     assert code == 1
     assert submission.validate(tmp_path / "s.csv", data / "sample_submission.csv") == []
 
@@ -105,7 +106,7 @@ def test_mistakes_are_told_before_any_work_and_lose_nothing(data, weights, tmp_p
     out = tmp_path / "s.csv"
     out.write_text("what was there")
     with pytest.raises(ValueError, match=message):
-        run.infer(task, tmp_path / folder, weights, out, device="cpu")
+        infer(task, tmp_path / folder, weights, out, device="cpu")
     assert out.read_text() == "what was there"
 
 
@@ -116,7 +117,7 @@ def test_tampered_weights_lose_nothing(data, weights, tmp_path):
     out = tmp_path / "s.csv"
     out.write_text("what was there")
     with pytest.raises(ValueError, match="changed or cut short"):
-        run.infer("lumbar-mr", data, bad, out, device="cpu")
+        infer("lumbar-mr", data, bad, out, device="cpu")
     assert out.read_text() == "what was there"
 
 
@@ -134,7 +135,7 @@ def test_the_log_names_no_patient_and_studies_in_a_batch_do_not_touch(data, weig
     loaded = bundle.load(weights, TASKS, pick("cpu"))
     study = TASK.read(data, "test")[0]
     budget = Budget(None, views=2, folds=2)
-    [[result]] = run.run(loaded, [study], budget, Tally())
+    [[result]] = run.graded_chunks(loaded, [study], budget, RunSummary())
     expected = submission.written(predict.probability_rows(TASK, result.graded, loaded.prior))
     assert np.abs(of_study(together, study.id) - expected).max() < 1e-5
     assert "PatientID" not in caplog.text

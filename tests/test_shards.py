@@ -1,15 +1,17 @@
 """Several devices: every study is graded once, a process that dies costs nobody else's rows, parts merge as text."""
 
 import json
+import logging
 import subprocess
 import sys
+import time
 from collections import Counter
 
 import pytest
 
-from osteograde.inference import multi_gpu, submission
-from osteograde.inference.multi_gpu import Job
-from osteograde.inference.submission import Tally
+from osteograde.inference import multi_gpu, run, submission
+from osteograde.inference.multi_gpu import WorkOrder
+from osteograde.inference.submission import RunSummary
 from osteograde.models.manifest import Manifest
 from osteograde.tasks import TASKS
 from tests.tiny import random_bundle
@@ -38,26 +40,26 @@ for name in job["ids"]:
 
 
 @pytest.fixture
-def jobs(monkeypatch, tmp_path) -> list[Job]:
+def jobs(monkeypatch, tmp_path) -> list[WorkOrder]:
     """Jobs are done by FAKE; the list of all that were started."""
-    started: list[Job] = []
+    started: list[WorkOrder] = []
     script = tmp_path / "fake.py"
     script.write_text(FAKE)
 
     def start(job, folder):
         started.append(job)
         folder.mkdir(parents=True)
-        multi_gpu.write_job(folder, job)
+        multi_gpu.write_order(folder, job)
         with (folder / "log.txt").open("wb") as log:
             process = subprocess.Popen([sys.executable, "-S", str(script), str(folder)], stdout=log, stderr=log)
-        return multi_gpu.Running(job, folder, process)
+        return multi_gpu.Worker(job, folder, process)
 
     monkeypatch.setattr(multi_gpu, "start_worker", start)
     return started
 
 
-def grade(names, tmp_path, monkeypatch, said=None, devices=("cuda:0", "cuda:1")) -> tuple[Tally, dict]:
-    """The tally, and the first column of each row."""
+def grade(names, tmp_path, devices=("cuda:0", "cuda:1")) -> tuple[RunSummary, dict]:
+    """The summary, and the first column of each row."""
     data = tmp_path / "data"
     data.mkdir()
     for name in names:
@@ -67,11 +69,10 @@ def grade(names, tmp_path, monkeypatch, said=None, devices=("cuda:0", "cuda:1"))
         type(study)(study.id, study.patient, study.series, targets=("left",))
         for study in TASKS[TASK].read(data, "test")
     ]
-    monkeypatch.setattr(multi_gpu.run, "prepare", lambda *_: (TASKS[TASK], manifest, studies))
+    job = run.Job(TASKS[TASK], studies, data, manifest, ends=time.monotonic() + 3600)
     out = tmp_path / "submission.csv"
-    told = said if said is not None else []
-    tally = multi_gpu.infer_on_devices(TASK, data, data, out, devices, hours=1, say=told.append, poll_s=0.01)
-    return tally, {row: values[0] for row, values in submission.read_submission(out).items()}
+    summary = multi_gpu.infer_on_devices(job, data, out, devices, poll_s=0.01)
+    return summary, {row: values[0] for row, values in submission.read_submission(out).items()}
 
 
 def test_lists_are_dealt_evenly_and_completely():
@@ -81,48 +82,48 @@ def test_lists_are_dealt_evenly_and_completely():
     assert multi_gpu.deal(["a"], 2) == [("a",)]
 
 
-def test_every_study_is_graded_once_and_rows_keep_their_order(jobs, tmp_path, monkeypatch):
+def test_every_study_is_graded_once_and_rows_keep_their_order(jobs, tmp_path):
     names = [f"s{i:02d}" for i in range(9)]
-    tally, rows = grade(names, tmp_path, monkeypatch)
+    summary, rows = grade(names, tmp_path)
     assert list(rows) == [f"{name}_left" for name in names]
     assert set(rows.values()) == {0.9}
     assert Counter(name for job in jobs for name in job.ids) == Counter(names)
     assert {job.device for job in jobs} == {"cuda:0", "cuda:1"}
-    assert [row for row, _, _ in tally.flags] == [f"{name}_left" for name in names]
-    assert (tally.studies, tally.faults, tally.seconds["grade"]) == (9, Counter(), 9)
+    assert [row for row, _, _ in summary.flags] == [f"{name}_left" for name in names]
+    assert (summary.studies, summary.faults, summary.seconds["grade"]) == (9, Counter(), 9)
 
 
-def test_the_list_of_a_dead_process_is_taken_by_the_other(jobs, tmp_path, monkeypatch):
-    said: list[str] = []
-    tally, rows = grade(["a", "b", "once1", "c", "d", "e"], tmp_path, monkeypatch, said)
+def test_the_list_of_a_dead_process_is_taken_by_the_other(jobs, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    summary, rows = grade(["a", "b", "once1", "c", "d", "e"], tmp_path)
     assert set(rows.values()) == {0.9}
-    assert tally.faults == Counter()
+    assert summary.faults == Counter()
     died, taken = next(job for job in jobs if "once1" in job.ids), jobs[-1]
     assert died.device != taken.device
     assert set(taken.ids) < set(died.ids)
-    assert any("died with code 9 at study once1" in line for line in said)
+    assert "died with code 9 at study once1" in caplog.text
 
 
-def test_a_study_that_kills_keeps_its_prior_and_costs_no_other(jobs, tmp_path, monkeypatch):
-    tally, rows = grade(["a", "b", "poison", "c", "d", "e"], tmp_path, monkeypatch)
+def test_a_study_that_kills_keeps_its_prior_and_costs_no_other(jobs, tmp_path):
+    summary, rows = grade(["a", "b", "poison", "c", "d", "e"], tmp_path)
     assert {row for row, value in rows.items() if value != 0.9} == {"poison_left"}
-    assert tally.faults == Counter({multi_gpu.DIED: 1})
-    assert tally.on_prior == 1
+    assert summary.faults == Counter({multi_gpu.DIED: 1})
+    assert summary.on_prior == 1
 
 
-def test_a_machine_on_which_everything_dies_ends_with_priors(jobs, tmp_path, monkeypatch):
+def test_a_machine_on_which_everything_dies_ends_with_priors(jobs, tmp_path):
     names = [f"poison{i:02d}" for i in range(40)]
-    tally, rows = grade(names, tmp_path, monkeypatch)
+    summary, rows = grade(names, tmp_path)
     assert set(rows.values()) == {0.2}
-    assert tally.faults[multi_gpu.DIED] == 40
+    assert summary.faults[multi_gpu.DIED] == 40
     assert len(jobs) <= multi_gpu.MAX_PROCESSES
 
 
 def test_suspects_come_last_and_one_at_a_time():
-    job = Job(TASK, "", "", "cpu", ("a", "b", "c", "d", "e"), 1.0, 1, chunk=2)
-    left, lost = multi_gpu.remaining_job(job, ("a",), Counter(b=1, c=1))
+    job = WorkOrder(TASK, "", "", "cpu", ("a", "b", "c", "d", "e"), 1.0, 1, chunk=2)
+    left, lost = multi_gpu.remaining_order(job, ("a",), Counter(b=1, c=1))
     assert (left.ids, left.chunk, lost) == (("d", "e", "b", "c"), 1, [])
-    left, lost = multi_gpu.remaining_job(left, ("d", "e"), Counter(b=2))
+    left, lost = multi_gpu.remaining_order(left, ("d", "e"), Counter(b=2))
     assert (left.ids, lost) == (("c",), ["b"])
 
 
@@ -130,11 +131,11 @@ def test_a_process_sees_only_its_own_gpu(tmp_path, monkeypatch):
     started = {}
     monkeypatch.setattr(multi_gpu.subprocess, "Popen", lambda command, env, **_: started.update(env) or None)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    multi_gpu.start_worker(Job(TASK, "", "", "cuda:1", ("a",), 1.0, 1), tmp_path / "one")
+    multi_gpu.start_worker(WorkOrder(TASK, "", "", "cuda:1", ("a",), 1.0, 1), tmp_path / "one")
     assert started["CUDA_VISIBLE_DEVICES"] == "7"
-    assert json.loads((tmp_path / "one" / multi_gpu.JOB).read_text())["device"] == "cuda:0"
+    assert json.loads((tmp_path / "one" / multi_gpu.ORDER).read_text())["device"] == "cuda:0"
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    multi_gpu.start_worker(Job(TASK, "", "", "cuda:1", ("a",), 1.0, 1), tmp_path / "two")
+    multi_gpu.start_worker(WorkOrder(TASK, "", "", "cuda:1", ("a",), 1.0, 1), tmp_path / "two")
     assert started["CUDA_VISIBLE_DEVICES"] == "1"
 
 
@@ -143,10 +144,10 @@ def test_a_worker_tells_what_its_process_did(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "9000001L.png").write_bytes(b"broken")
     (tmp_path / "job").mkdir()
-    job = Job(TASK, str(tmp_path / "data"), str(weights), "cpu", ("9000001L",), 1.0, 1)
-    multi_gpu.write_job(tmp_path / "job", job)
+    job = WorkOrder(TASK, str(tmp_path / "data"), str(weights), "cpu", ("9000001L",), 1.0, 1)
+    multi_gpu.write_order(tmp_path / "job", job)
     assert multi_gpu.main(tmp_path / "job") == 0
     came = multi_gpu.read_progress(tmp_path / "job")
     assert came.done == ("9000001L",)
-    assert came.tally.unread == 1
-    assert came.tally.flags
+    assert came.summary.unread == 1
+    assert came.summary.flags

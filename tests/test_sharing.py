@@ -157,8 +157,8 @@ def test_nets_too_large_for_whole_batches_give_the_same_rows(healthy, tmp_path, 
 @pytest.mark.slow
 def test_a_grader_that_is_never_finite_costs_its_own_rows_and_is_counted(healthy, tmp_path, monkeypatch):
     data, weights, clean = healthy
-    answers = predict._answers
-    monkeypatch.setattr(predict, "_answers", lambda logits, findings: answers(logits * torch.nan, findings))
+    finite = predict.head_probabilities
+    monkeypatch.setattr(predict, "head_probabilities", lambda grader, logits: finite(grader, logits * torch.nan))
     lost = grade("lumbar-mr", data, weights, tmp_path / "s.csv")
     assert lost.code == 0 and "spinal:not_finite x " in lost.said
     for study in clean.cells:

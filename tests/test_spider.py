@@ -182,8 +182,8 @@ def test_grades_findings_and_boxes_become_labels_and_marks(tmp_path):
     assert list(studies) == ["7", "7_t2_SPACE"]  # nothing is known of patient 9
     for study in studies.values():
         assert study.labels == {"l5_s1": 4, "l4_l5": 2, "l1_l2": 0}
-        assert study.findings["narrowing"] == {"l5_s1": 1, "l4_l5": 0, "l1_l2": 0}
-        assert study.findings["bulging"] == {"l5_s1": 0, "l4_l5": 1, "l1_l2": 0}
+        assert study.head_labels["narrowing"] == {"l5_s1": 1, "l4_l5": 0, "l1_l2": 0}
+        assert study.head_labels["bulging"] == {"l5_s1": 0, "l4_l5": 1, "l1_l2": 0}
     marks = {mark.landmark: (mark.series, mark.x, mark.y) for mark in studies["7"].marks}
     assert marks == {"t2_disc_l5_s1": ("7_t2", 14.5, 21.5), "t1_disc_l1_l2": ("7_t1", 4.0, 2.0)}
     assert not studies["7_t2_SPACE"].marks
@@ -193,7 +193,7 @@ def test_labels_and_marks_are_for_learning_only(tmp_path):
     known(tmp_path)
     studies = read(tmp_path)
     assert list(studies) == ["7", "7_t2_SPACE", "9"]
-    assert not any(study.labels or study.marks or study.findings for study in studies.values())
+    assert not any(study.labels or study.marks or study.head_labels for study in studies.values())
 
 
 def test_a_folder_that_teaches_nothing_is_refused_for_learning(tmp_path):

@@ -1,8 +1,13 @@
-"""python -m osteograde: see cli.py."""
+"""``python -m osteograde`` and the console script ``osteograde``: see cli.py."""
 
 import sys
 
 from osteograde import cli
 
+
+def main() -> int:
+    return cli.run(cli.main)
+
+
 if __name__ == "__main__":
-    sys.exit(cli.run(cli.main))
+    sys.exit(main())

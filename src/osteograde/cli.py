@@ -10,6 +10,7 @@ import argparse
 import errno
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -63,11 +64,17 @@ def is_user_mistake(error: ValueError | OSError) -> bool:
 def inference_parser() -> argparse.ArgumentParser:
     """``python inference.py``: studies and weights -> submission.csv."""
     parser = Parser(prog="inference.py", description="Grade a folder of studies and write submission.csv.")
+    add_grade_options(parser)
+    return parser
+
+
+def add_grade_options(parser: argparse.ArgumentParser) -> None:
+    """The options of inference.py and ``osteograde grade``."""
     parser.add_argument("task", nargs="?", default=DEFAULT_TASK, metavar="TASK", help=f"default: {DEFAULT_TASK}")
     parser.add_argument("--data", type=Path, metavar="DIR", help="studies; default: phantoms made on the spot")
     parser.add_argument("--weights", type=Path, metavar="DIR", help="default: the shipped weights of the task")
     parser.add_argument("--out", type=Path, default=Path("submission.csv"), metavar="submission.csv")
-    _device(parser)
+    _add_device(parser)
     parser.add_argument("--limit", type=_count, default=0, metavar="N", help="only the first N studies; 0: all")
     parser.add_argument("--workers", type=_count, default=0, metavar="N", help="threads that decode; 0: one per core")
     parser.add_argument("--time-budget", type=_hours, metavar="HOURS", help="drop extras before this is exceeded")
@@ -76,31 +83,38 @@ def inference_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--overlays", type=Path, metavar="DIR", help="draw points and crops on slices into DIR")
     parser.add_argument("--explain", type=Path, metavar="DIR", help="draw a Grad-CAM map of every graded site into DIR")
-    return parser
 
 
 def train_parser() -> argparse.ArgumentParser:
     """``python train_folds.py``: labelled studies and a recipe -> weights."""
     parser = Parser(prog="train_folds.py", description="Train the folds of a recipe and write a weights folder.")
+    add_train_options(parser)
+    return parser
+
+
+def add_train_options(parser: argparse.ArgumentParser) -> None:
+    """The options of train_folds.py and ``osteograde train``."""
     parser.add_argument("task", metavar="TASK")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR")
     parser.add_argument("--out", type=Path, required=True, metavar="WEIGHTS_DIR")
     parser.add_argument("--recipe", metavar="NAME", help="default: the task's own recipe")
     parser.add_argument("--folds", type=_folds, metavar="0,2", help="only these folds; default: all")
-    _device(parser)
+    _add_device(parser)
     parser.add_argument("--resume", action="store_true", help="go on from the last finished epoch")
     parser.add_argument(
         "--like", type=Path, nargs="+", default=[], metavar="WEIGHTS_DIR",
         help="with its folds, and its nets where the recipes agree; resumes",
     )  # fmt: skip
     parser.add_argument("--debug", action="store_true", help="a few minutes on a CPU, from nothing to weights")
-    return parser
 
 
 def parser() -> argparse.ArgumentParser:
-    """``python -m osteograde``."""
-    top = Parser(prog="python -m osteograde", description="Tools around inference.py and train_folds.py.")
+    """``osteograde``, also called as ``python -m osteograde``."""
+    top = Parser(prog="osteograde", description="Locate joints and grade them: train, infer, check, submit.")
     commands = top.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
+
+    add_grade_options(_command(commands, "grade", grade, "grade a folder of studies and write submission.csv"))
+    add_train_options(_command(commands, "train", train, "train the folds of a recipe and write a weights folder"))
 
     made = _command(commands, "phantom", phantom, "write synthetic studies with known truth, as real DICOM")
     made.add_argument("task", metavar="TASK")
@@ -148,6 +162,25 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     return args.command(args)
+
+
+def grade(args: argparse.Namespace) -> int:
+    known_task(args.task)
+    _existing_folder("--data", args.data)
+    if args.weights is not None:
+        from osteograde.models.manifest import read_manifest
+
+        read_manifest(args.weights)  # a wrong folder is refused before torch is imported
+    from osteograde import grade_command
+
+    return grade_command.main(args)
+
+
+def train(args: argparse.Namespace) -> int:
+    known_task(args.task)
+    from osteograde import train_command
+
+    return train_command.main(args)
 
 
 def phantom(args: argparse.Namespace) -> int:
@@ -224,11 +257,16 @@ def kernel_build(args: argparse.Namespace) -> int:
 
 
 def known_task(name: str) -> None:
-    """Raises ValueError naming the known tasks if ``name`` is none of them."""
-    from osteograde.tasks import TASKS
+    """Raises UserError naming the known tasks if ``name`` is none of them. Imports no task, so that it is fast."""
+    from osteograde.tasks import NAMES
 
-    if name not in TASKS:
-        raise UserError(f"no task {name!r}; known tasks: {', '.join(sorted(TASKS))}")
+    if name not in NAMES:
+        raise UserError(f"no task {name!r}; known tasks: {', '.join(sorted(NAMES))}")
+
+
+def _existing_folder(option: str, folder: Path | None) -> None:
+    if folder is not None and not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; {option} is the folder that holds the tables and the images")
 
 
 def _command(commands, name: str, function: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
@@ -238,8 +276,15 @@ def _command(commands, name: str, function: Callable[[argparse.Namespace], int],
     return made
 
 
-def _device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto (default), cpu, cuda or cuda:N")
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    text = "auto (default), cpu, cuda or cuda:N"
+    parser.add_argument("--device", type=_device, default="auto", metavar="DEVICE", help=text)
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not auto, cpu, cuda or cuda:N")
+    return text
 
 
 def _count(text: str) -> int:

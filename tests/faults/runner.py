@@ -6,7 +6,6 @@ import contextlib
 import csv
 import errno
 import io
-import logging
 import shutil
 from collections import defaultdict
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ class Outcome:
 
     code: int
     out: Path
-    said: str  # stdout, stderr and log together
+    said: str  # stdout, which has the log, and stderr
     cells: dict[str, Cells]  # study -> its rows
     reasons: dict[str, dict[str, int]]  # study -> reason -> how often, of flags.csv
 
@@ -42,16 +41,11 @@ def name_of(number: int) -> str:
 
 def grade(task: str, data: Path, weights: Path, out: Path, *options: str) -> Outcome:
     """The real command line, in this process."""
-    said, handler = io.StringIO(), logging.StreamHandler(stream := io.StringIO())
-    root = logging.getLogger()
-    root.addHandler(handler)
-    try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), _mount():
-            code = inference.main([task, "--data", str(data), "--weights", str(weights), "--out", str(out),
-                                   "--device", "cpu", "--max-unread", "999", *options])  # fmt: skip
-    finally:
-        root.removeHandler(handler)
-    return Outcome(code, out, said.getvalue() + stream.getvalue(), _cells(task, out), _reasons(task, out))
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), _mount():
+        code = inference.main([task, "--data", str(data), "--weights", str(weights), "--out", str(out),
+                               "--device", "cpu", "--max-unread", "999", *options])  # fmt: skip
+    return Outcome(code, out, said.getvalue(), _cells(task, out), _reasons(task, out))
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
 import platform
 import resource
@@ -19,10 +20,11 @@ from pathlib import Path
 
 import torch
 
+from osteograde import logs
 from osteograde.errors import UserError
 from osteograde.imaging.image_files import find_images
 from osteograde.inference import multi_gpu, run, submission
-from osteograde.inference.submission import Sheet, Tally
+from osteograde.inference.submission import RunSummary
 from osteograde.models import bundle, device
 from osteograde.tasks import TASKS
 
@@ -30,6 +32,7 @@ TIME_BUDGET_HOURS = 8.5  # of the 9 a code competition gives
 MARKERS = ("test_series_descriptions.csv", "sample_submission.csv")
 SHOWN = ("torch", "torchvision", "timm", "numpy", "pandas", "scipy", "pydicom", "cv2", "safetensors")
 WIDTH = 78
+log = logging.getLogger("osteograde.inference")
 
 
 def kernel_main(task: str, manifest_sha256: str = "", data_set: str = "", hours: float = TIME_BUDGET_HOURS) -> int:
@@ -41,32 +44,35 @@ def kernel_main(task: str, manifest_sha256: str = "", data_set: str = "", hours:
     devices to use ("cpu,cpu"), where they are not to be tried out.
     """
     begun = time.monotonic()
+    logs.to_stdout()
     root = Path(os.environ.get("OSTEOGRADE_KAGGLE_INPUT", "/kaggle/input"))
     out = Path(os.environ.get("OSTEOGRADE_KAGGLE_WORKING", "/kaggle/working")) / "submission.csv"
     try:
         weights = find_weights(root, task, manifest_sha256)
         data = find_data(root, TASKS[task].slug, data_set, skip=weights)
         devices = preflight(data, weights, out.parent)
-        tally, left = grade(task, data, weights, out, devices, hours - (time.monotonic() - begun) / 3600)
+        summary, left = grade(task, data, weights, out, devices, hours - (time.monotonic() - begun) / 3600)
     except (ValueError, OSError) as error:  # whatever was written stays; the log is all its reader has
         traceback.print_exc()
         print(f"error: {error}\nbelow {root}:", *tree(root), sep="\n  ", file=sys.stderr, flush=True)
         return 2
-    print(*closing(task, data, out, tally, left, devices, time.monotonic() - begun), sep="\n", flush=True)
+    for line in closing(task, data, out, summary, left, devices, time.monotonic() - begun):
+        log.info(line)
     return 0
 
 
-def grade(task: str, data: Path, weights: Path, out: Path, devices: list[str], hours: float) -> tuple[Tally, int]:
+def grade(task: str, data: Path, weights: Path, out: Path, devices: list[str], hours: float) -> tuple[RunSummary, int]:
     """What happened, and how many studies keep their priors: one process per device, or all in this one."""
-    if len(devices) > 1:
-        tally = multi_gpu.infer_on_devices(task, data, weights, out, devices, hours=hours, say=_say)
-        return tally, tally.faults[multi_gpu.DIED] + tally.faults[multi_gpu.DEADLINE]
-    known, manifest, studies = run.prepare(task, data, weights)
-    tally = Tally(studies=len(studies))
-    sheet = Sheet(known, manifest.prior, studies, out, submission.template_ids(data) or (), tally)
-    sheet.write()
-    run.fill(weights, manifest, sheet, device=device.pick(devices[0]), seconds=hours * 3600, say=_say)
-    return tally, len(studies) - sheet.done
+    several = len(devices) > 1  # each process then chooses its device itself
+    job = run.prepare(task, data, weights, device="auto" if several else devices[0], hours=hours)
+    if several:
+        summary = multi_gpu.infer_on_devices(job, data, out, devices)
+        return summary, summary.faults[multi_gpu.DIED] + summary.faults[run.DEADLINE]
+    submission = run.start(job, out)
+    with run.grading(job, submission) as chunks:
+        for _ in chunks:
+            pass  # nothing is drawn here
+    return submission.summary, len(job.studies) - submission.done
 
 
 def find_data(root: Path, slug: str, data_set: str = "", skip: Path | None = None) -> Path:
@@ -123,35 +129,38 @@ def search(root: Path, name: str, skip: Path | None = None, depth: int = 8) -> I
 
 
 def preflight(data: Path, weights: Path, working: Path) -> list[str]:
-    """Print what a reader of the log will ask first, and return the devices to use: each GPU that a real operation
+    """Log what its reader will ask first, and return the devices to use: each GPU that a real operation
     works on, else the CPU."""
     versions = ", ".join(f"{name} {getattr(importlib.import_module(name), '__version__', '?')}" for name in SHOWN)
-    print(f"python {platform.python_version()}, {versions}")
+    log.info(f"python {platform.python_version()}, {versions}")
     works = []
     for index in range(torch.cuda.device_count()):
         gpu = torch.device("cuda", index)
         fault = device.fault(gpu)
         works += [] if fault else [str(gpu)]
-        print(f"{gpu} {torch.cuda.get_device_name(gpu)}: {fault or 'works'}")
+        log.info(f"{gpu} {torch.cuda.get_device_name(gpu)}: {fault or 'works'}")
     chosen = [name for name in os.environ.get("OSTEOGRADE_DEVICES", "").split(",") if name] or works or ["cpu"]
-    print(f"devices {', '.join(chosen)}; torch built for {torch.cuda.get_arch_list() or 'the CPU'}")
+    log.info(f"devices {', '.join(chosen)}; torch built for {torch.cuda.get_arch_list() or 'the CPU'}")
     kaggle = {name: os.environ.get(name, "") for name in ("KAGGLE_KERNEL_RUN_TYPE", "KAGGLE_IS_COMPETITION_RERUN")}
-    print(f"{os.cpu_count()} CPUs, {shutil.disk_usage(working).free / 2**30:.0f} GiB free, {kaggle}")
-    print(f"data {data}\nweights {weights}, manifest {bundle.sha256(weights / bundle.MANIFEST)[:12]}", flush=True)
+    log.info(f"{os.cpu_count()} CPUs, {shutil.disk_usage(working).free / 2**30:.0f} GiB free, {kaggle}")
+    log.info(f"data {data}")
+    log.info(f"weights {weights}, manifest {bundle.sha256(weights / bundle.MANIFEST)[:12]}")
     return chosen
 
 
-def closing(task: str, data: Path, out: Path, tally: Tally, left: int, devices: list[str], seconds: float) -> list[str]:
+def closing(
+    task: str, data: Path, out: Path, summary: RunSummary, left: int, devices: list[str], seconds: float
+) -> list[str]:
     """One screen at the end of the log: studies, faults, times, and the hash that a downloaded file must have."""
     template = data / submission.TEMPLATE
     problems = submission.validate(out, template) if submission.template_ids(data) else []
     state = f"{len(problems)} problems, such as {problems[0]}" if problems else "valid"
-    stages = ", ".join(f"{name} {spent:.1f} s" for name, spent in tally.seconds.items()) or "none"
-    faults = ", ".join(f"{code} x {count}" for code, count in sorted(tally.faults.items())) or "none"
+    stages = ", ".join(f"{name} {spent:.1f} s" for name, spent in summary.seconds.items()) or "none"
+    faults = ", ".join(f"{code} x {count}" for code, count in sorted(summary.faults.items())) or "none"
     return [
         f"== osteograde {task} ".ljust(WIDTH, "="),
-        f"studies    {tally.studies - left} of {tally.studies} graded, {tally.unread} unreadable",
-        f"rows       {len(submission.read_submission(out))}, {tally.on_prior} on their prior; {state}",
+        f"studies    {summary.studies - left} of {summary.studies} graded, {summary.unread} unreadable",
+        f"rows       {len(submission.read_submission(out))}, {summary.on_prior} on their prior; {state}",
         f"faults     {faults}",
         f"stages     {stages}",
         f"time       {seconds:.0f} s on {', '.join(devices)}, peak memory {peak_mib():.0f} MiB a process",
@@ -175,7 +184,3 @@ def tree(root: Path) -> list[str]:
         below = sorted(path.iterdir())[:50] if path.is_dir() else []
         lines += [path.name, *(f"{path.name}/{inner.name}" for inner in below)]
     return lines or ["nothing"]
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)  # a log is read while the kernel runs

@@ -1,13 +1,18 @@
-"""A folder of studies and a folder of weights to one submission.csv. Nothing that is written is ever lost.
+"""A folder of studies and a folder of weights become one submission.csv.
 
-A full, valid submission of class priors stands on disk before a net is built or an image opened; it is replaced
-atomically after every chunk. One unreadable series costs that series; a study of which nothing can be read keeps its
-priors and is counted. SIGTERM and deadlines end the run with what is done. Memory that runs out, a device that is lost
-and a disk that is full for a while are lived through, and counted. Nothing else is caught.
+    job = prepare("TASK", data, weights)          # checks everything that can be the user's mistake
+    submission = start(job, out)                  # writes a full, valid submission of class priors
+    with grading(job, submission) as chunks:      # reads, grades and writes, chunk by chunk
+        for chunk in chunks:
+            ...                                   # draw pictures, log progress
 
-Studies side by side on a CPU: one small net does not keep several cores busy, several of them do.
+What goes wrong, and what it costs. The submission of priors stands on disk before a net is built or an image is opened,
+and it is replaced in one step after every chunk, so nothing that was written is ever lost. A series that cannot be read
+costs that series; a study of which nothing can be read keeps its priors and is counted. A deadline and SIGTERM (the
+limit of a notebook or a queue) end the run with what is done. Memory that runs out, a device that is lost and a disk
+that is full for a while are lived through, and counted. Nothing else is caught.
 
-A run that is told to stop (SIGTERM: a notebook's limit, a queue's) writes down what it has, instead of dying.
+On a CPU studies are graded side by side: one small net does not keep several cores busy, several of them do.
 """
 
 from __future__ import annotations
@@ -18,9 +23,10 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -29,9 +35,9 @@ import numpy as np
 import torch
 
 from osteograde.errors import UserError
-from osteograde.inference import submission
+from osteograde.inference import submission as submissions
 from osteograde.inference.deadline import Budget, Effort
-from osteograde.inference.submission import Result, Sheet, Tally, summary
+from osteograde.inference.submission import Result, RunningSubmission, RunSummary
 from osteograde.models import bundle as bundles
 from osteograde.models.bundle import Bundle
 from osteograde.models.device import keep_freed_memory, pick
@@ -43,51 +49,55 @@ from osteograde.tasks.spec import Point, Study, Task
 
 log = logging.getLogger("osteograde.inference")
 CHUNK = 8  # studies that go through the nets together
-FIRST = 4  # the first chunk is the fourth part of one
-Draw = Callable[[Result, Bundle], None]
+FIRST = 4  # the first chunk is a quarter of one
+DEADLINE, STOPPED = "deadline", "stopped"  # flag codes of studies that the run ended before
 
 
-def infer(
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What a run grades and with what; made and checked by ``prepare``.
+
+    template: row ids that the submission must have, in their order. device: None takes the first that works. ends:
+    ``time.monotonic()`` at which the run must have ended, None for no limit. workers: threads that decode, 0: one per
+    core. chunk: studies that go through the nets together, 0: ``CHUNK``.
+    """
+
+    task: Task
+    studies: Sequence[Study]
+    weights: Path
+    manifest: Manifest
+    template: Sequence[str] = ()
+    device: torch.device | None = None
+    ends: float | None = None
+    workers: int = 0
+    chunk: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """Studies that were graded together, and the nets that graded them."""
+
+    results: Sequence[Result]
+    bundle: Bundle
+
+
+def prepare(
     task: str,
     data: Path,
     weights: Path,
-    out: Path,
     *,
     device: str = "auto",
     limit: int = 0,
     workers: int = 0,
-    time_budget_hours: float | None = None,
-    max_unread: int = 0,
-    draw: Draw | None = None,
-    say: Callable[[str], None] = log.info,
-) -> int:
-    """Grade ``data`` with ``weights`` into ``out``; returns the exit code (1: more than max_unread studies unread).
+    hours: float | None = None,
+) -> Job:
+    """Check task, data and weights (every hash), and list the studies of the test part. Nothing is written.
 
-    ValueError or OSError: the user's mistake, told before any work; a submission already at ``out`` is untouched. (Only
-    weights that are whole and yet do not fit their own manifest are found out after the priors are written.) OSError at
-    the end: the last submission could not be written; the one before it is in place.
+    limit: only the first so many studies, 0: all. hours: time budget, counted from now. UserError or OSError: the
+    user's mistake. Only weights that are whole and yet do not fit their own manifest are found out later.
     """
-    begun = time.monotonic()
-    keep_freed_memory()
+    ends = None if hours is None else time.monotonic() + hours * 3600
     chosen = None if device == "auto" else pick(device)  # looking for a GPU takes seconds: after the priors
-    known, manifest, studies = prepare(task, data, weights)
-    studies = studies[:limit] if limit else studies
-    template = () if limit else submission.template_ids(Path(data)) or ()
-    tally = Tally(studies=len(studies))
-    sheet = Sheet(known, manifest.prior, studies, out, template, tally)
-    sheet.write()
-    seconds = None if time_budget_hours is None else time_budget_hours * 3600 - (time.monotonic() - begun)
-    fill(weights, manifest, sheet, device=chosen, seconds=seconds, workers=workers, draw=draw, say=say)
-    for line in summary(tally, sheet.done, out):
-        say(line)
-    if tally.unread > max_unread:
-        say(f"{tally.unread} studies could not be read, --max-unread is {max_unread}; their rows are class priors")
-        return 1
-    return 0
-
-
-def prepare(task: str, data: Path, weights: Path) -> tuple[Task, Manifest, list[Study]]:
-    """(task, manifest of the verified weights, all studies of the test part). ValueError: the user's mistake."""
     if task not in TASKS:
         raise UserError(f"unknown task {task!r}; known: {sorted(TASKS)}")
     if not Path(data).is_dir():
@@ -96,96 +106,96 @@ def prepare(task: str, data: Path, weights: Path) -> tuple[Task, Manifest, list[
     known = bundles.task_of(Path(weights), manifest, TASKS)
     if known.name != task:
         raise UserError(f"{weights}: weights are of task {known.name!r}, asked for {task!r}")
-    return known, manifest, known.read(Path(data), "test")
+    studies = known.read(Path(data), "test")
+    return Job(
+        task=known,
+        studies=studies[:limit] if limit else studies,
+        weights=Path(weights),
+        manifest=manifest,
+        template=() if limit else submissions.template_ids(Path(data)) or (),
+        device=chosen,
+        ends=ends,
+        workers=workers,
+    )
 
 
-def fill(
-    weights: Path,
-    manifest: Manifest,
-    sheet: Sheet,
-    *,
-    device: torch.device | None,
-    seconds: float | None,
-    workers: int = 0,
-    chunk: int = 0,
-    draw: Draw | None = None,
-    after: Callable[[Sequence[str]], None] | None = None,
-    say: Callable[[str], None] = log.info,
-) -> None:
-    """Grade the studies of a sheet and write it after every chunk. device None: one that works. seconds: to spend.
-    chunk: studies that go through the nets together, 0: CHUNK.
+def start(job: Job, out: Path) -> RunningSubmission:
+    """Write a full, valid submission of class priors to ``out`` and return it. OSError where it cannot be written."""
+    submission = RunningSubmission(job.task, job.manifest.prior, job.studies, Path(out), job.template)
+    submission.write()
+    return submission
 
-    after: called with the ids of finished studies, once their rows are written. OSError: the last writing failed.
+
+@contextmanager
+def grading(job: Job, submission: RunningSubmission) -> Iterator[Iterator[Chunk]]:
+    """Grade the studies of a job: gives an iterator of finished chunks, whose rows are written already.
+
+    Leaving the block flags the studies that were not reached and writes the submission a last time; OSError: this last
+    writing failed, the file before it is in place. SIGTERM ends the block at once, also while a chunk is looked at.
     """
-    begun, late, unwritten = time.monotonic(), "deadline", list[str]()
-
-    def written() -> None:
-        if after is not None and unwritten:
-            after(tuple(unwritten))
-        unwritten.clear()
-
+    keep_freed_memory()
+    reason, chunks = DEADLINE, _written_chunks(job, submission)
     try:
         with on_sigterm():
-            budget = _budget(manifest, seconds, begun)
-            load = partial(bundles.load, Path(weights), TASKS, manifest=manifest)
-            for results, bundle in _chunks(load, device or pick("auto"), sheet, budget, workers, chunk or CHUNK):
-                for result in results:
-                    sheet.put(result)
-                    unwritten.append(result.loaded.study.id)
-                    if draw is not None:
-                        _draw(draw, result, bundle, sheet.tally)
-                if sheet.try_to_write():
-                    written()
-                say(f"{sheet.done}/{len(sheet.studies)} studies, {time.monotonic() - begun:.0f} s")
+            yield chunks
     except Stopped:
-        late = "stopped"
-        say("told to stop: what is done is written, all other rows are class priors")
-    sheet.leave(late)
-    sheet.write()
-    written()
+        reason = STOPPED
+        log.info("told to stop: what is done is written, all other rows are class priors")
+    finally:
+        chunks.close()
+    submission.mark_unreached(reason)
+    submission.write()
 
 
-def _budget(manifest: Manifest, seconds: float | None, begun: float) -> Budget:
-    """What may be spent: of ``seconds``, what is left since ``begun``; at most the views and folds of the weights."""
-    folds = Counter(name.rpartition("/")[0] for name in manifest.files)
-    left = None if seconds is None else seconds - (time.monotonic() - begun)
-    return Budget(left, views=manifest.test_views, folds=max(folds.values()))
+def _written_chunks(job: Job, submission: RunningSubmission) -> Generator[Chunk, None, None]:
+    """Finished chunks, each after the submission was written with it."""
+    begun = time.monotonic()
+    for chunk in _chunks_on_any_device(job, submission):
+        for result in chunk.results:
+            submission.add(result)
+        submission.try_to_write()
+        log.info("%d/%d studies, %.0f s", submission.done, len(submission.studies), time.monotonic() - begun)
+        yield chunk
 
 
-def _chunks(
-    load: Callable[[torch.device], Bundle],
-    device: torch.device,
-    sheet: Sheet,
-    budget: Budget,
-    workers: int,
-    most: int,
-) -> Iterator[tuple[list[Result], Bundle]]:
-    """Finished chunks and the nets that did them. A GPU that is lost is not asked again: the CPU does the rest."""
-    bundle = load(device)
+def _chunks_on_any_device(job: Job, submission: RunningSubmission) -> Iterator[Chunk]:
+    """Finished chunks. A GPU that is lost is not used again: the CPU does the rest."""
+    budget = _budget(job)
+    load = partial(bundles.load, job.weights, TASKS, manifest=job.manifest)
+    bundle = load(job.device or pick("auto"))
     while True:
+        left, most = submission.studies[submission.done :], job.chunk or CHUNK
         try:
-            for results in run(bundle, sheet.studies[sheet.done :], budget, sheet.tally, workers=workers, most=most):
-                yield results, bundle
+            for results in graded_chunks(bundle, left, budget, submission.summary, workers=job.workers, most=most):
+                yield Chunk(results, bundle)
             return
         except torch.AcceleratorError:
             if bundle.device.type == "cpu":
                 raise
-            sheet.tally.faults["device_lost"] += 1
+            submission.summary.faults["device_lost"] += 1
             bundle = load(torch.device("cpu"))
 
 
-def _draw(draw: Draw, result: Result, bundle: Bundle, tally: Tally) -> None:
-    """A picture that cannot be drawn or written costs that picture."""
-    try:
-        draw(result, bundle)
-    except (OSError, torch.OutOfMemoryError, torch.AcceleratorError):
-        tally.faults["picture_not_written"] += 1
+def _budget(job: Job) -> Budget:
+    """What may be spent: the time that is left, and at most the views and folds of the weights."""
+    folds = Counter(name.rpartition("/")[0] for name in job.manifest.files)
+    left = None if job.ends is None else job.ends - time.monotonic()
+    return Budget(left, views=job.manifest.test_views, folds=max(folds.values()))
 
 
-def run(
-    bundle: Bundle, studies: Sequence[Study], budget: Budget, tally: Tally, *, workers: int = 0, most: int = CHUNK
+def graded_chunks(
+    bundle: Bundle,
+    studies: Sequence[Study],
+    budget: Budget,
+    summary: RunSummary,
+    *,
+    workers: int = 0,
+    most: int = CHUNK,
 ) -> Iterator[list[Result]]:
-    """Chunk by chunk: the next chunk is read in a pool of threads while the nets work on this one."""
+    """Grade studies chunk by chunk, at most ``most`` at a time, until the budget is spent; nothing is written.
+
+    The next chunk is read in a pool of threads while the nets work on this one.
+    """
     threads = workers or min(8, os.cpu_count() or 1)
     pool, ahead = ThreadPoolExecutor(threads), ThreadPoolExecutor(1)
 
@@ -206,10 +216,10 @@ def run(
                 loaded, read_s = reading.result(None if budget.seconds is None else budget.left())
             except TimeoutError:  # a disk that does not answer
                 return
-            tally.seconds["waiting to read"] += time.monotonic() - begun
+            summary.seconds["waiting to read"] += time.monotonic() - begun
             done += len(chunk)
             chunk, reading = fetch(done)
-            yield _grade_chunk(bundle, loaded, read_s, effort, budget, tally)
+            yield _grade_chunk(bundle, loaded, read_s, effort, budget, summary)
     finally:  # told to stop, or late: what is still being read is not waited for
         for executor in (ahead, pool):
             executor.shutdown(wait=False, cancel_futures=True)
@@ -235,23 +245,24 @@ def _load(study: Study, task: Task, pool: ThreadPoolExecutor) -> Loaded:
 
 
 def _grade_chunk(
-    bundle: Bundle, loaded: list[Loaded], read_s: float, effort: Effort, budget: Budget, tally: Tally
+    bundle: Bundle, loaded: list[Loaded], read_s: float, effort: Effort, budget: Budget, summary: RunSummary
 ) -> list[Result]:
+    """Grade studies that were read, and count what it took: seconds in the budget and the summary, faults too."""
     begun = time.monotonic()
     apart = [[study] for study in loaded] if bundle.device.type == "cpu" else [loaded]
     done = map_single_threaded(partial(_answers, bundle, effort), apart)
     points = [one for found, _, _ in done for one in found]
     graded = [one for _, answers, _ in done for one in answers]
-    locating, grading = np.sum([seconds for _, _, seconds in done], axis=0)
+    locate_thread_s, grade_thread_s = np.sum([seconds for _, _, seconds in done], axis=0)
     wall_s = time.monotonic() - begun
-    locate_s = wall_s * locating / max(locating + grading, 1e-9)
+    locate_s = wall_s * locate_thread_s / max(locate_thread_s + grade_thread_s, 1e-9)
     spent = {"read": read_s, "locate": locate_s, "grade": wall_s - locate_s}
     for name, seconds in spent.items():
-        tally.seconds[name] += seconds
+        summary.seconds[name] += seconds
     budget.record(len(loaded), effort, **{f"{name}_s": seconds for name, seconds in spent.items()})
     for study in loaded:
-        tally.unread += not study.readable
-        tally.faults.update(study.faults)
+        summary.unread += not study.readable
+        summary.faults.update(study.faults)
     return [Result(*parts) for parts in zip(loaded, points, graded, strict=True)]
 
 

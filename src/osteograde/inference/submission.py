@@ -1,10 +1,9 @@
-"""submission.csv: written whole or not at all, the same bytes for the same numbers, and checked against a template.
+"""What a run writes: the submission, the tables beside it, and the summary for the log.
 
-Rows that a person should look at before believing them, and why. No patient data.
-
-What graders say beside the grade: a table of yes/no findings next to the submission, for tasks that have any.
-
-What a run writes: rows that are priors until their study is done, flags and findings, and the summary.
+submission.csv is written whole or not at all, with the same bytes for the same numbers, and can be checked against a
+template. submission.flags.csv lists rows that a person should look at before believing them, and why; it holds no
+patient data. submission.findings.csv holds answers of the auxiliary heads of graders, for tasks that have
+any.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -28,7 +26,7 @@ from osteograde.tasks import tables
 from osteograde.tasks.spec import Point, Site, Study, Task
 from osteograde.tasks.tables import ROW_ID, duplicates, some
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("osteograde.inference")
 
 TEMPLATE = "sample_submission.csv"
 FLOOR = 1e-6  # the least probability written: what one confident mistake may cost is bounded
@@ -217,22 +215,23 @@ def flags_path(out: Path) -> Path:
     return out.with_name(out.stem + ".flags.csv")
 
 
-Finding = tuple[str, tuple[float, ...]]  # row id, probability of each finding
+Finding = tuple[str, tuple[float, ...]]  # row id, probability of each column of the auxiliary heads
 
 
 def finding_names(task: Task) -> tuple[str, ...]:
-    """The findings of a task, in the order of its graders."""
-    return tuple(dict.fromkeys(name for group in task.graders for name in group.findings))
+    """The columns of the auxiliary heads of a task, in the order of its graders."""
+    return tuple(dict.fromkeys(name for grader in task.graders for head in grader.heads for name in head.columns))
 
 
 def findings_of(task: Task, study: str, graded: Mapping[str, np.ndarray]) -> list[Finding]:
-    """The findings of one study's graded rows; NaN where a row's grader does not ask."""
+    """The auxiliary heads' probabilities of one study's graded rows; NaN where a row's grader lacks the head."""
     columns, found = finding_names(task), []
-    for group in task.graders:
-        for site in group.sites:
-            if group.findings and site.target in graded:
-                said = dict(zip(group.findings, graded[site.target][len(task.classes) :], strict=True))
-                found.append((f"{study}_{site.target}", tuple(float(said.get(name, np.nan)) for name in columns)))
+    for grader in task.graders:
+        names = [name for head in grader.heads for name in head.columns]
+        for site in grader.sites:
+            if names and site.target in graded:
+                probs = dict(zip(names, graded[site.target][len(task.classes) :], strict=True))
+                found.append((f"{study}_{site.target}", tuple(float(probs.get(name, np.nan)) for name in columns)))
     return found
 
 
@@ -257,23 +256,30 @@ class Result:
 
 
 @dataclass
-class Tally:
-    """What happened, for the log, the flags file and the benchmark."""
+class RunSummary:
+    """What happened in a run: for the log, the flags file and the benchmark.
+
+    unread: studies of which nothing could be read. on_prior: targets whose rows hold the class prior. faults: code ->
+    how often. seconds: stage -> seconds spent. flags, findings: rows of the tables beside the submission.
+    """
 
     studies: int = 0
     unread: int = 0
-    on_prior: int = 0  # targets
+    on_prior: int = 0
     faults: Counter[str] = field(default_factory=Counter)
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     flags: list[Flag] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
 
-class Sheet:
-    """The rows of the submission: priors at first, replaced study by study, written whole each time.
+class RunningSubmission:
+    """The submission of a run under way: class priors at first, replaced study by study, written whole each time.
 
     Rows are those of the template, in its order, and then those of studies that a stale template does not know. The
-    tables of flags and findings lie beside it and are written with it.
+    tables of flags and findings lie beside the submission and are written with it.
+
+    done: number of studies graded so far; they are the first ones of ``studies``. saved: ids of those whose rows are
+    on disk.
     """
 
     def __init__(
@@ -282,61 +288,63 @@ class Sheet:
         prior: Mapping[str, Sequence[float]],
         studies: Sequence[Study],
         out: Path,
-        template: Sequence[str],
-        tally: Tally,
+        template: Sequence[str] = (),
     ) -> None:
-        self.task, self.prior, self.studies, self.out, self.tally, self.done = task, prior, studies, out, tally, 0
+        self.task, self.prior, self.studies, self.out = task, prior, studies, out
+        self.summary, self.done, self.saved = RunSummary(studies=len(studies)), 0, tuple[str, ...]()
         own = [row for study in studies for row in self.task.rows(study.id, study.targets)]
         self.rows = priors_rows(self.task, dict.fromkeys((*template, *own)), self.prior)
 
-    def _set(self, study: Study, graded: Mapping[str, np.ndarray]) -> None:
-        table = predict.probability_rows(self.task, graded, self.prior, study.targets)
+    def add(self, result: Result) -> None:
+        """Replace the priors of the next study by its result. Nothing is written."""
+        study, summary = result.loaded.study, self.summary
+        table = predict.probability_rows(self.task, result.graded, self.prior, study.targets)
         self.rows |= dict(zip(self.task.rows(study.id, study.targets), table, strict=True))
-
-    def put(self, result: Result) -> None:
-        study, tally = result.loaded.study, self.tally
-        self._set(study, result.graded)
         self.done += 1
-        tally.findings += findings_of(self.task, study.id, result.graded)
-        tally.flags += flags_of(self.task, result.loaded, result.points, result.graded)
-        tally.on_prior += len(self.task.targets_of(study.targets)) - len(result.graded)
+        summary.findings += findings_of(self.task, study.id, result.graded)
+        summary.flags += flags_of(self.task, result.loaded, result.points, result.graded)
+        summary.on_prior += len(self.task.targets_of(study.targets)) - len(result.graded)
 
-    def leave(self, why: str) -> None:
-        """Flag the rows of studies that were not reached."""
+    def mark_unreached(self, reason: str) -> None:
+        """Flag the rows of all studies that the run ended before; they keep their priors."""
         left = self.studies[self.done :]
-        self.tally.flags += [flag for study in left for flag in flags_of_unreached(self.task, study, why)]
+        self.summary.flags += [flag for study in left for flag in flags_of_unreached(self.task, study, reason)]
         if left:
-            self.tally.faults[why] += len(left)
+            self.summary.faults[reason] += len(left)
 
     def write(self) -> None:
+        """Replace the submission and the tables beside it. OSError: what was written before is in place."""
         write_submission(self.out, self.rows, self.task.classes)
-        write_beside(self.task, self.tally, self.out)
+        write_beside(self.task, self.summary, self.out)
+        self.saved = tuple(study.id for study in self.studies[: self.done])
 
-    def try_to_write(self) -> bool:
-        """Write, unless the disk is full or gone for the moment: what was written before stays, grading goes on."""
+    def try_to_write(self) -> None:
+        """Write, unless the disk is full or gone for the moment: then this is counted, and grading goes on."""
         try:
             self.write()
         except OSError:
-            self.tally.faults["not_written_yet"] += 1
-            return False
-        return True
+            self.summary.faults["not_written_yet"] += 1
 
 
-def write_beside(task: Task, tally: Tally, out: Path) -> None:
-    """The tables beside the submission: flags, and findings of tasks that have any."""
-    write_flags(flags_path(out), tally.flags)
+def write_beside(task: Task, summary: RunSummary, out: Path) -> None:
+    """Write the tables beside the submission: flags, and findings of tasks that have any."""
+    write_flags(flags_path(out), summary.flags)
     if columns := finding_names(task):
-        write_findings(findings_path(out), columns, tally.findings)
+        write_findings(findings_path(out), columns, summary.findings)
 
 
-def summary(tally: Tally, done: int, out: Path) -> list[str]:
-    """What a reader of the log wants to know."""
-    spent: dict[str, Any] = {name: f"{seconds:.1f} s" for name, seconds in tally.seconds.items()}
-    lines = [f"time: {', '.join(f'{name} {seconds}' for name, seconds in spent.items())}"]
-    if tally.faults:
-        lines.append("faults: " + ", ".join(f"{code} x {count}" for code, count in sorted(tally.faults.items())))
+def written_files(task: Task, out: Path) -> list[Path]:
+    """What a run writes: the submission and the tables beside it."""
+    return [out, flags_path(out), *([findings_path(out)] if finding_names(task) else [])]
+
+
+def summary_lines(summary: RunSummary, done: int) -> list[str]:
+    """Times, faults and counts as a reader of the log wants them, one line each."""
+    lines = [f"time: {', '.join(f'{name} {seconds:.1f} s' for name, seconds in summary.seconds.items())}"]
+    if summary.faults:
+        lines.append("faults: " + ", ".join(f"{code} x {count}" for code, count in sorted(summary.faults.items())))
     lines.append(
-        f"{done} of {tally.studies} studies graded ({tally.unread} unreadable), "
-        f"{tally.on_prior} targets on the prior -> {out}"
+        f"{done} of {summary.studies} studies graded ({summary.unread} unreadable), "
+        f"{summary.on_prior} targets on the prior"
     )
     return lines

@@ -34,7 +34,7 @@ def build(
     holds them. data: the data set of the images, for a task without a competition. readable: the folder of the script
     and of the metadata to start from; by default kernels/<task> of the current folder, else of the package's checkout.
 
-    Raises ValueError for an unknown task, a script or metadata that lack what is needed, damaged weights or weights of
+    Raises UserError for an unknown task, a script or metadata that lack what is needed, damaged weights or weights of
     another task, the name of a source that cannot be one, and text that a raw string cannot hold.
     """
     if task not in TASKS:
@@ -68,7 +68,7 @@ def script_name(task: str) -> str:
 
 
 def readable_folder(task: str) -> Path:
-    """kernels/<task> below the current folder, else in the checkout that the package lies in; ValueError if neither."""
+    """kernels/<task> below the current folder, else in the checkout that the package lies in; UserError if neither."""
     places = [READABLE / task, PACKAGE.parents[1] / READABLE / task]
     found = [folder for folder in places if (folder / script_name(task)).is_file()]
     if not found:
@@ -78,7 +78,7 @@ def readable_folder(task: str) -> Path:
 
 
 def setting(path: Path, text: str, name: str) -> str:
-    """The value of ``NAME = "value"`` in a script. ValueError if there is not exactly one such line."""
+    """The value of ``NAME = "value"`` in a script. UserError if there is not exactly one such line."""
     return str(ast.literal_eval(_setting(path, text, name)[1]))
 
 
@@ -91,7 +91,7 @@ def with_setting(path: Path, text: str, name: str, value: str) -> str:
 def script(path: Path, text: str, modules: dict[str, str]) -> str:
     """The readable script at ``path`` with ``modules`` (path -> text) assigned to its PACKAGE.
 
-    Raises ValueError for a module that a raw string cannot hold, and for a result of more than MAX_BYTES.
+    Raises UserError for a module that a raw string cannot hold, and for a result of more than MAX_BYTES.
     """
     parts = []
     for name, source in modules.items():

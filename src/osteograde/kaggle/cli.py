@@ -1,10 +1,12 @@
-"""Command lines of the way to Kaggle: one safe step each. Exit code 75 says: the same command may work later."""
+"""The commands for Kaggle, one checked step each. Exit code 75: the same command may work later."""
 
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from osteograde.errors import UserError
@@ -65,41 +67,41 @@ def download(args: argparse.Namespace) -> int:
     from osteograde.kaggle import download as getter
 
     _known(args.task)
-    return _later(lambda: getter.download(args.task, args.out or Path("data") / args.task, args.space, say=_say))
+    return _run(lambda: getter.download(args.task, args.out or Path("data") / args.task, args.space))
 
 
 def upload(args: argparse.Namespace) -> int:
     from osteograde.kaggle import upload as sender
 
-    return _later(lambda: sender.upload(args.weights, args.to, say=_say, poll_s=args.poll))
+    return _run(lambda: sender.upload(args.weights, args.to, poll_s=args.poll))
 
 
 def push(args: argparse.Namespace) -> int:
     from osteograde.kaggle import push as pusher
 
     _known(args.task)
-    return _later(lambda: pusher.push(args.task, BUILT / args.task, say=_say))
+    return _run(lambda: pusher.push(args.task, BUILT / args.task))
 
 
 def wait(args: argparse.Namespace) -> int:
     from osteograde.kaggle import push as pusher
 
     _known(args.task)
-    return _later(lambda: pusher.wait(args.task, say=_say, poll_s=args.poll))
+    return _run(lambda: pusher.wait(args.task, poll_s=args.poll))
 
 
 def output(args: argparse.Namespace) -> int:
     from osteograde.kaggle import push as pusher
 
     _known(args.task)
-    return _later(lambda: pusher.output(args.task, say=_say))
+    return _run(lambda: pusher.output(args.task))
 
 
 def submit(args: argparse.Namespace) -> int:
     from osteograde.kaggle import submit as submitter
 
     _known(args.task)
-    return _later(lambda: submitter.submit(args.task, yes=args.yes, say=_say))
+    return _run(lambda: submitter.submit(args.task, yes=args.yes))
 
 
 def everything(args: argparse.Namespace) -> int:
@@ -118,15 +120,16 @@ def everything(args: argparse.Namespace) -> int:
     def steps() -> None:
         if args.weights is not None:
             to = args.to or f"{client.account()}/osteograde-{args.task}-weights"
-            source = sender.upload(args.weights, to, say=_say, poll_s=args.poll)
-            _say(f"built {build_kernel.build(args.task, args.weights, folder, source=str(source))}")
-        pusher.push(args.task, folder, say=_say)
-        pusher.wait(args.task, say=_say, poll_s=args.poll)
-        pusher.output(args.task, say=_say)
+            source = sender.upload(args.weights, to, poll_s=args.poll)
+            built = build_kernel.build(args.task, args.weights, folder, source=str(source))
+            client.logger.info("built %s", built)
+        pusher.push(args.task, folder)
+        pusher.wait(args.task, poll_s=args.poll)
+        pusher.output(args.task)
         if TASKS[args.task].slug:
-            submitter.submit(args.task, yes=args.yes, say=_say)
+            submitter.submit(args.task, yes=args.yes)
 
-    return _later(steps)
+    return _run(steps)
 
 
 def rehearse(args: argparse.Namespace) -> int:
@@ -137,18 +140,21 @@ def rehearse(args: argparse.Namespace) -> int:
     weights = args.weights or stage.shipped(args.task, Path("weights"))
     python = stage.image_python(Path(".venv-kaggle")) if args.image_constraints else Path(sys.executable)
     script = BUILT / args.task / build_kernel.script_name(args.task)
-    faults = stage.rehearse(args.task, script, args.data, weights, copies=args.copies, python=python, say=_say)
+    with _logging():
+        faults = stage.rehearse(args.task, script, args.data, weights, copies=args.copies, python=python)
     for fault in faults:
         print(fault, file=sys.stderr)
     return 2 if faults else 0
 
 
-def _later(step: Callable[[], object]) -> int:
-    """0, or RETRY with one line where the service had no room now; everything else is the caller's to tell."""
+def _run(step: Callable[[], object]) -> int:
+    """Do a step with its log on stdout. 0, or RETRY with one line on stderr if the service was busy; other errors are
+    left to the caller."""
     from osteograde.kaggle.client import RetryLater
 
     try:
-        step()
+        with _logging():
+            step()
     except RetryLater as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return RETRY
@@ -183,5 +189,16 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _say(line: str) -> None:
-    print(line, flush=True)
+@contextmanager
+def _logging() -> Iterator[None]:
+    """Print what osteograde.kaggle logs on stdout, as plain lines, while a command runs."""
+    logger = logging.getLogger("osteograde.kaggle")
+    handler, before = logging.StreamHandler(sys.stdout), (logger.level, logger.propagate)
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # the same line is not printed again by a handler of the root logger
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.level, logger.propagate = before

@@ -1,4 +1,4 @@
-"""The competition's data through the client: room on the disk first, then the archive, unpacked and its tables read."""
+"""Download the data of a competition: check the free disk space, fetch and unpack the archive, read its tables."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from osteograde.errors import UserError
 from osteograde.kaggle import client
-from osteograde.kaggle.client import Refused, Say
+from osteograde.kaggle.client import Refused, logger
 from osteograde.tasks import TASKS
 
 PAGES = 5  # of 200 files each: a competition of images has far more, and then the size is not told
@@ -18,11 +18,12 @@ UNKNOWN_GIB = 100  # asked for where the size is not told: archive and files tog
 GIB = 2**30
 
 
-def download(task: str, out: Path, space_gib: int | None, *, say: Say) -> None:
-    """Fetch, unpack and check the data of a task's competition into ``out``; what is there stays.
+def download(task: str, out: Path, space_gib: int | None) -> None:
+    """Fetch, unpack and check the data of a task's competition into ``out``; files that are there already stay.
 
-    ValueError for a task without a competition, too little room, or an archive that leads out of ``out``; Refused where
-    the service says no (the rules must be accepted on its page) or the archive is damaged.
+    Raises UserError for a task without a competition, too little free space, or an archive with a path outside
+    ``out``; Refused if the service refuses (the rules must be accepted on its page) or the archive is damaged;
+    RetryLater if the service is busy.
     """
     slug = TASKS[task].slug
     if not slug:
@@ -30,40 +31,43 @@ def download(task: str, out: Path, space_gib: int | None, *, say: Say) -> None:
     out.mkdir(parents=True, exist_ok=True)
     archive = out / f"{slug}.zip"
     have = archive.stat().st_size if archive.is_file() else 0
-    wanted = space_gib * GIB if space_gib else needed(slug, say)
+    wanted = space_gib * GIB if space_gib else needed(slug)
     free = shutil.disk_usage(out).free
     if free + have < wanted:
         raise UserError(
             f"{out}: {free / GIB:.1f} GiB free, {wanted / GIB:.1f} GiB needed; free some, give another --out, or say "
             "with --space how many GiB it needs"
         )
-    said = client.ask("competitions", "download", slug, "-p", str(out), timeout_s=48 * 3600.0)
-    if said.code != 0 or not archive.is_file():
-        raise client.refusal(said)
+    reply = client.ask("competitions", "download", slug, "-p", str(out), timeout_s=48 * 3600.0)
+    if reply.code != 0 or not archive.is_file():
+        raise client.refusal(reply)
     files, new = unpack(archive, out)
-    say(f"{archive}: {files} files, {new} unpacked now; the archive may be removed")
-    check(task, out, say)
+    logger.info("%s: %d files, %d unpacked now; the archive may be removed", archive, files, new)
+    check(task, out)
 
 
-def needed(slug: str, say: Say) -> int:
-    """Bytes that archive and files take together, as the listing says; UNKNOWN_GIB where it does not end soon."""
+def needed(slug: str) -> int:
+    """Bytes that the archive and its files take together, as the listing says; UNKNOWN_GIB if the listing is too long.
+
+    Raises Refused or RetryLater if the service does not list the files.
+    """
     total, token = 0, ""
     for _ in range(PAGES):
         words = ("competitions", "files", slug, "--csv", "--page-size", "200")
-        said = client.ask(*words, *(("--page-token", token) if token else ()))
-        if said.code != 0:
-            raise Refused(f"{client.refusal(said)}; join the competition and accept its rules on its page first")
-        total += sum(int(size) for size in re.findall(r"^[^,\n]+,(\d+),", said.out, re.MULTILINE))
-        told = re.search(r"Next Page Token = (\S+)", said.out)
+        reply = client.ask(*words, *(("--page-token", token) if token else ()))
+        if reply.code != 0:
+            raise client.refusal(reply)
+        total += sum(int(size) for size in re.findall(r"^[^,\n]+,(\d+),", reply.out, re.MULTILINE))
+        told = re.search(r"Next Page Token = (\S+)", reply.out)
         if told is None:
             return 2 * total
         token = told[1]
-    say(f"{slug}: more than {200 * PAGES} files, so their size is not told; {UNKNOWN_GIB} GiB are asked for")
+    logger.info("%s: over %d files, so their size is unknown; %d GiB must be free", slug, 200 * PAGES, UNKNOWN_GIB)
     return UNKNOWN_GIB * GIB
 
 
 def unpack(archive: Path, out: Path) -> tuple[int, int]:
-    """(files, files unpacked now): those that are there with their size are left. Every byte read is checked."""
+    """(number of files, number unpacked now): files of the right size stay. The checksum of each file is verified."""
     try:
         with zipfile.ZipFile(archive) as packed:
             members = [member for member in packed.infolist() if not member.is_dir()]
@@ -78,13 +82,13 @@ def unpack(archive: Path, out: Path) -> tuple[int, int]:
     return len(members), len(missing)
 
 
-def check(task: str, out: Path, say: Say) -> None:
-    """Read both parts as training and inference will. ValueError names what is wrong with a table."""
+def check(task: str, out: Path) -> None:
+    """Read both parts as training and inference will. Raises UserError, naming what is wrong with a table."""
     for part in ("train", "test"):
         if (out / f"{part}_images").is_dir():
-            say(f"{part}: {len(TASKS[task].read(out, part))} studies, tables read")
+            logger.info("%s: %d studies, tables read", part, len(TASKS[task].read(out, part)))
         else:
-            say(f"{part}: no folder {part}_images")
+            logger.info("%s: no folder %s_images", part, part)
 
 
 def _there(member: zipfile.ZipInfo, out: Path) -> bool:

@@ -40,7 +40,7 @@ def with_sources(facts: Mapping[str, Any], weights: str = "", data: str = "") ->
     """The metadata of a kernel with other sources of its weights and of its images; "" leaves what is there.
 
     The weights are the first model, or the first data set if there is no model. The images of a task without a
-    competition are the next data set. Placeholder owners become the owner of the weights. ValueError for a name that
+    competition are the next data set. Placeholder owners become the owner of the weights. UserError for a name that
     is no source, and for a model without its version.
     """
     models, sets = list(facts.get("model_sources", [])), list(facts.get("dataset_sources", []))
@@ -81,7 +81,7 @@ def owned(facts: Mapping[str, Any], account: str) -> dict[str, Any]:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The metadata of a kernel's folder. ValueError where there is none."""
+    """The metadata of a kernel's folder. UserError where there is none."""
     path = folder / NAME
     if not path.is_file():
         raise UserError(f"{path}: missing; first python -m osteograde kernel build TASK")
@@ -95,7 +95,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def check(facts: Mapping[str, Any], folder: Path) -> None:
-    """ValueError with everything that is wrong with the metadata in ``folder``, one clause each."""
+    """UserError with everything that is wrong with the metadata in ``folder``, one clause each."""
     wrong = [f"{key!r} is no key the client knows" for key in sorted(set(facts) - KEYS - OPTIONAL)]
     wrong += [f"{key!r} is missing" for key in sorted(KEYS - set(facts))]
     if not wrong:
@@ -183,7 +183,7 @@ class Source:
 
 
 def parse_source(text: str) -> Source:
-    """A source from its name. ValueError says what is wrong with it."""
+    """A source from its name. UserError says what is wrong with it."""
     parts = text.split("/")
     if len(parts) not in (2, 3, 4, 5):
         raise UserError(f"{text!r} has {len(parts)} parts; {EXPECTED}")

@@ -1,4 +1,4 @@
-"""From a built kernel to its output: push and read back, wait with the log at hand, fetch and check. One step each."""
+"""Push a built kernel, wait until it has ended, and fetch its output. Each step checks what it did."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 
 from osteograde.errors import UserError
 from osteograde.inference import submission
-from osteograde.kaggle import client, metadata
-from osteograde.kaggle.client import Refused, RetryLater, Say
+from osteograde.kaggle import client, credentials, metadata, record
+from osteograde.kaggle.client import Refused, RetryLater, logger
 from osteograde.kaggle.metadata import parse_source
 from osteograde.models import bundle
 from osteograde.tasks import TASKS
@@ -27,65 +27,72 @@ READ_BACK = ("is_private", "enable_gpu", "enable_internet", "machine_shape")
 SOURCES = ("dataset_sources", "competition_sources", "kernel_sources", "model_sources")
 
 
-def push(task: str, folder: Path, *, say: Say, place: Path = client.PLACE) -> int:
+def push(task: str, folder: Path, *, records: Path = record.FOLDER) -> int:
     """Push the kernel in ``folder``, which also starts it; returns the version that the service gave it.
 
-    Raises ValueError before anything is sent for bad metadata or a secret; RetryLater where no session is free; Refused
-    where the service says no, leaves a source out, or runs it otherwise than was sent.
+    Raises UserError for bad metadata or a secret, before anything is sent; RetryLater if no session is free; Refused
+    if the service refuses, leaves a source out, or holds other settings than were sent.
     """
     facts = metadata.read(folder)
     metadata.check(facts, folder)
     if metadata.has_placeholder(facts):
         facts = metadata.owned(facts, client.account())
-    client.refuse_secrets([folder / facts["code_file"], folder / metadata.NAME])
+    credentials.refuse_secrets([folder / facts["code_file"], folder / metadata.NAME])
     for name in facts["dataset_sources"]:
         _ready(name)
     with tempfile.TemporaryDirectory(prefix="osteograde-") as stage:
         shutil.copy(folder / facts["code_file"], stage)
         Path(stage, metadata.NAME).write_text(json.dumps(facts, indent=2), encoding="utf-8")
         limits = ("-t", f"{HOURS * 3600:.0f}", "--accelerator", facts["machine_shape"])
-        said = client.ask("kernels", "push", "-p", stage, *limits)
-    version = int(client.expect(said, r"Kernel version (\d+) successfully pushed")[1])
+        reply = client.ask("kernels", "push", "-p", stage, *limits)
+    version = int(client.expect(reply, r"Kernel version (\d+) successfully pushed")[1])
     image = read_back(facts, (folder / facts["code_file"]).read_text(encoding="utf-8"))
-    say(f"{facts['id']} version {version} pushed and running: private, internet off, {facts['machine_shape']}, {image}")
-    client.keep_record(task, "kernel", {"ref": facts["id"], "version": version, "image": image}, place)
+    settings = f"private, internet off, {facts['machine_shape']}, {image}"
+    logger.info("%s version %d pushed and running: %s", facts["id"], version, settings)
+    record.keep_record(task, "kernel", {"ref": facts["id"], "version": version, "image": image}, records)
     return version
 
 
 def read_back(facts: dict[str, Any], text: str) -> str:
-    """The image that the service chose. Refused where it holds another script, other switches or other sources."""
+    """Compare what the service holds with what was sent, and return the image that it chose.
+
+    Raises Refused if the script, a setting or a source differs.
+    """
     with tempfile.TemporaryDirectory(prefix="osteograde-") as folder:
-        said = client.ask("kernels", "pull", facts["id"], "-p", folder, "-m")
-        client.expect(said, r"Source code and metadata downloaded")
+        reply = client.ask("kernels", "pull", facts["id"], "-p", folder, "-m")
+        client.expect(reply, r"Source code and metadata downloaded")
         there = json.loads(Path(folder, metadata.NAME).read_text(encoding="utf-8"))
         same = Path(folder, there["code_file"]).read_text(encoding="utf-8") == text
     wrong = [] if same else ["the script is another"]
     wrong += [f"{key} is {there.get(key)!r}, sent {facts[key]!r}" for key in READ_BACK if there.get(key) != facts[key]]
     wrong += [f"{key} lacks {name}" for key in SOURCES for name in facts[key] if not _names(name, there.get(key) or [])]
     if wrong:
-        raise Refused(f"{facts['id']} was pushed, but reads back otherwise: {'; '.join(wrong)}; stop it on its page")
+        raise Refused(
+            f"{facts['id']} was pushed, but the service holds something else: {'; '.join(wrong)}; stop it on its page"
+        )
     return str(there.get("docker_image") or "image unknown")
 
 
-def wait(task: str, *, say: Say, poll_s: float = POLL_S, hours: float = 13.0, place: Path = client.PLACE) -> None:
-    """Return once the pushed version has ended well, telling its status and the last line of its log meanwhile.
+def wait(task: str, *, poll_s: float = POLL_S, hours: float = 13.0, records: Path = record.FOLDER) -> None:
+    """Wait until the pushed version has ended well; its status and the last line of its log are logged meanwhile.
 
-    Refused, with the end of the log, where it failed or was stopped; RetryLater where it has not ended after ``hours``.
+    Raises Refused, after logging the end of the kernel's log, if the run failed or was stopped; RetryLater if it has
+    not ended after ``hours``.
     """
-    ref = client.need_record(task, "kernel", f"push {task}", place)["ref"]
+    ref = record.need_record(task, "kernel", f"push {task}", records)["ref"]
     begun, told = time.monotonic(), ""
     while True:
         status, message = state(ref)
         spent = time.monotonic() - begun
         line = f"{ref}: {status}" + (f", {progress(ref)}" if status == "RUNNING" else "")
         if line != told:
-            say(f"{line} ({spent / 60:.0f} min)")
+            logger.info("%s (%.0f min)", line, spent / 60)
             told = line
         if status == "COMPLETE":
             return
         if status in ENDED_BADLY:
             for end in log_lines(ref)[-TAIL:]:
-                say(f"  {end}")
+                logger.info("  %s", end)
             raise Refused(f"{ref}: {status}{': ' + message if message else ''}; the end of its log is above")
         if spent > hours * 3600:
             raise RetryLater(f"{ref}: still {status} after {hours:g} h; look at its page, or wait again")
@@ -94,18 +101,18 @@ def wait(task: str, *, say: Say, poll_s: float = POLL_S, hours: float = 13.0, pl
 
 def state(ref: str) -> tuple[str, str]:
     """(status, message of failure) of a kernel's latest version."""
-    said = client.ask("kernels", "status", ref)
-    found = re.search(r'has status "(?:\w+\.)?(\w+)"', said.out)
-    if said.code != 0 or found is None:
-        raise client.refusal(said)
-    told = re.search(r'Failure message: "(.*)"', said.out)
+    reply = client.ask("kernels", "status", ref)
+    found = re.search(r'has status "(?:\w+\.)?(\w+)"', reply.out)
+    if reply.code != 0 or found is None:
+        raise client.refusal(reply)
+    told = re.search(r'Failure message: "(.*)"', reply.out)
     return found[1].upper(), told[1] if told else ""
 
 
 def log_lines(ref: str) -> list[str]:
-    """The lines of a kernel's log so far; none where the service has none yet."""
-    said = client.ask("kernels", "logs", ref)
-    return lines_of(said.out) if said.code == 0 else []
+    """The lines of a kernel's log so far; none if the service has none yet."""
+    reply = client.ask("kernels", "logs", ref)
+    return lines_of(reply.out) if reply.code == 0 else []
 
 
 def lines_of(text: str) -> list[str]:
@@ -122,17 +129,17 @@ def progress(ref: str) -> str:
     return lines[-1] if lines else "no log yet"
 
 
-def output(task: str, *, say: Say, place: Path = client.PLACE) -> Path:
+def output(task: str, *, records: Path = record.FOLDER) -> Path:
     """Fetch what the pushed version wrote and check it; the path of its submission.csv.
 
-    Refused where a file is missing, is no submission of the task, or is not the one whose hash the log tells.
+    Raises Refused if the file is missing, is not a submission of the task, or has another hash than the log says.
     """
-    kernel = client.need_record(task, "kernel", f"push {task}", place)
+    kernel = record.need_record(task, "kernel", f"push {task}", records)
     ref, version = kernel["ref"], kernel["version"]
-    target = place / task / f"output-v{version}"
+    target = records / task / f"output-v{version}"
     shutil.rmtree(target, ignore_errors=True)  # the client keeps older files it takes for newer
-    said = client.ask("kernels", "output", ref, "-p", str(target), "-o")
-    client.expect(said, r"downloaded to")
+    reply = client.ask("kernels", "output", ref, "-p", str(target), "-o")
+    client.expect(reply, r"downloaded to")
     path = target / SUBMISSION
     if not path.is_file():
         raise Refused(f"{ref}: version {version} left no {SUBMISSION}, only {sorted(p.name for p in target.iterdir())}")
@@ -144,16 +151,14 @@ def output(task: str, *, say: Say, place: Path = client.PLACE) -> Path:
     )
     if told and told[-1] != digest:
         raise Refused(f"{path}: sha256 {digest[:12]}, the kernel's log says {told[-1][:12]}; fetch it again")
-    say(
-        f"{path}: {rows} rows, sha256 {digest[:12]}"
-        + (", as the kernel's log says" if told else ", the log tells no hash")
-    )
-    client.keep_record(task, "output", {"ref": ref, "version": version, "file": str(path), "sha256": digest}, place)
+    seen = "as the kernel's log says" if told else "the log tells no hash"
+    logger.info("%s: %d rows, sha256 %s, %s", path, rows, digest[:12], seen)
+    record.keep_record(task, "output", {"ref": ref, "version": version, "file": str(path), "sha256": digest}, records)
     return path
 
 
 def check_rows(task: str, path: Path) -> int:
-    """How many rows a submission has. Refused where it is something else, such as a page that tells of an error."""
+    """The number of rows of a submission. Raises Refused if the file is something else, such as an error page."""
     try:
         rows = submission.read_submission(path)
         columns = path.open(encoding="utf-8").readline().strip().split(",")
@@ -170,16 +175,16 @@ def check_rows(task: str, path: Path) -> int:
 
 def _ready(name: str) -> None:
     ref = parse_source(name).ref
-    said = client.ask("datasets", "status", ref)
-    status = said.out.strip().lower()
-    if client.absent(said):
+    reply = client.ask("datasets", "status", ref)
+    status = reply.out.strip().lower()
+    if client.is_absent(reply):
         raise Refused(f"{ref}: no such data set, or not yours to use; first python -m osteograde kaggle upload-weights")
-    if said.code != 0:
-        raise client.refusal(said)
+    if reply.code != 0:
+        raise client.refusal(reply)
     if status != "ready":
         raise RetryLater(f"{ref}: {status}; a kernel pushed now would see the old version: retry later")
 
 
 def _names(name: str, there: list[str]) -> bool:
-    """Whether a source is among those read back, which may have a version or a prefix of its kind."""
+    """True if a source is among those of the service, which may add a version at the end or a prefix for the kind."""
     return any(name == other or other.startswith(f"{name}/") or other.endswith(f"/{name}") for other in there)

@@ -1,9 +1,8 @@
-"""The built kernel as the competition runs it: once on the one study that is shown, then on others at the same paths.
+"""Run the built kernel as a competition does: once on the one study that is visible, then on others at the same paths.
 
-No network, an input that cannot be written, an environment with nothing in it but what Kaggle sets, limits of time and
-memory. By Linux namespaces where the system allows them; else in a plain folder, which is said.
-
-One run of a program under limits of time and memory: how it ended, how far it came, and how much it took.
+There is no network, the input is read-only, the environment holds only what Kaggle sets, and time and memory are
+limited. Linux namespaces enforce this if the system allows them; otherwise the kernel runs in a plain folder, and the
+log says so.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from pathlib import Path
 from osteograde.errors import UserError
 from osteograde.inference import submission
 from osteograde.kaggle import metadata, sandbox_guard, sandbox_namespaces, staging
-from osteograde.kaggle.client import Say
+from osteograde.kaggle.client import logger
 from osteograde.kaggle.metadata import Source, parse_source
 from osteograde.tasks import TASKS
 from osteograde.tasks.spec import Study, Task
@@ -38,7 +37,7 @@ IMPORTS = "import torch, torchvision, timm, pydicom, cv2, pandas, scipy, safeten
 
 @dataclass(frozen=True)
 class Stage:
-    """Where a run takes place. ``isolated``: by namespaces; else ``home`` stands for /kaggle."""
+    """Where a run takes place. isolated: in Linux namespaces; otherwise ``home`` stands for /kaggle."""
 
     home: Path
     python: Path
@@ -53,7 +52,6 @@ def rehearse(
     data: Path,
     weights: Path,
     *,
-    say: Say,
     copies: int = 1,
     python: Path = Path(sys.executable),
     hours: float = HOURS,
@@ -61,9 +59,13 @@ def rehearse(
     memory_gib: float = MEMORY_GIB,
     isolate: bool = True,
 ) -> list[str]:
-    """Both runs, told by ``say``; everything that a competition would fail on is returned, one line each.
+    """Do both runs and return everything that would fail in the competition, one line each.
 
-    ValueError before any run for a kernel that was not built, damaged weights and data that cannot be read.
+    script: the built kernel, with its metadata beside it. data: studies; their test part if there is one. copies: how
+    often the hidden run holds each study. python: the interpreter to use. hours: for ``STUDIES`` studies, scaled down
+    to those of a run, to which start_s (seconds) is added. isolate: False does without namespaces.
+
+    Raises UserError before any run for a kernel that was not built, damaged weights and data that cannot be read.
     """
     facts = metadata.read(script.parent)
     metadata.check(facts, script.parent)
@@ -73,7 +75,7 @@ def rehearse(
         home = Path(folder).resolve()
         isolated = isolate and allowed(home, python)
         place = "Linux namespaces: no network, input read-only" if isolated else "a plain folder: no namespaces here"
-        say(f"rehearsal in {place}; {python}")
+        logger.info("rehearsal in %s; %s", place, python)
         mounts = {
             mount: home / name for name, mount in zip(("weights", "data"), places(facts, TASKS[task]), strict=True)
         }
@@ -85,13 +87,12 @@ def rehearse(
             limit_s = start_s + hours * 3600 * len(made) / STUDIES
             done = play(stage, name, limit_s, memory_gib)
             faults = judge(name, done, limit_s, memory_gib) or check(name, TASKS[task], made, home)
-            say(
-                f"{name}: {done.done} of {len(made)} studies, {done.seconds:.1f} s, {done.peak / 2**30:.2f} GiB at most"
-            )
+            took = f"{done.seconds:.1f} s, {done.peak / 2**30:.2f} GiB at most"
+            logger.info("%s: %d of %d studies, %s", name, done.done, len(made), took)
             if faults:
                 return faults
         for line in (*_closing(done.out), *project(done, len(made), hours, memory_gib)):
-            say(line)
+            logger.info("%s", line)
     return []
 
 
@@ -111,7 +112,7 @@ def mount(source: Source) -> str:
 
 
 def allowed(home: Path, python: Path) -> bool:
-    """Whether namespaces can be had: tried with a program that does nothing."""
+    """True if the system allows namespaces: tried with a program that does nothing."""
     (home / "probe").mkdir()
     spec = _spec(home, {}, [str(python), "-I", "-c", "pass"], home / "probe")
     done = subprocess.run([str(python), "-I", sandbox_namespaces.__file__, str(spec)], capture_output=True, timeout=120)
@@ -149,7 +150,7 @@ def play(stage: Stage, name: str, limit_s: float, memory_gib: float) -> WatchedR
 
 
 def judge(name: str, done: WatchedRun, limit_s: float, memory_gib: float) -> list[str]:
-    """What a run failed on, one line each; nothing where it ended well."""
+    """What a run failed on, one line each; nothing if it ended well."""
     if done.over_time:
         return [f"{name}: over budget: stopped after {limit_s:.0f} s with {done.done} studies done"]
     if done.over_memory:
@@ -206,7 +207,7 @@ def shipped(task: str, folder: Path) -> Path:
 
 
 def image_python(venv: Path) -> Path:
-    """The interpreter that has the image's versions. ValueError where it is not made yet."""
+    """The interpreter with the image's versions. Raises UserError if its environment was not made or is incomplete."""
     python = venv.absolute() / "bin" / "python"
     if not python.is_file():
         raise UserError(f"{python}: missing; make kaggle-env makes it (about 3 GB to download)")
@@ -251,7 +252,7 @@ PROGRESS = re.compile(r"^(\d+)/\d+ studies, ", re.MULTILINE)
 
 @dataclass(frozen=True)
 class WatchedRun:
-    """What a run came to. ``steps``: (seconds since the start, studies done). peak: bytes of all its processes."""
+    """How a run ended. steps: (seconds since the start, studies done). peak: bytes of all its processes together."""
 
     code: int
     seconds: float
@@ -270,7 +271,7 @@ class WatchedRun:
 def run_watched(
     command: Sequence[str], environment: dict[str, str], folder: Path, logs: Path, *, limit_s: float, limit_bytes: int
 ) -> WatchedRun:
-    """Run a command in ``folder`` until it ends or goes over a limit; its process group is then killed."""
+    """Run a command in ``folder`` until it ends or exceeds a limit; in that case its process group is killed."""
     begun, peak, steps = time.monotonic(), 0, list[tuple[float, int]]()
     over_time = over_memory = False
     out, err = logs.with_suffix(".out"), logs.with_suffix(".err")

@@ -1,4 +1,4 @@
-"""Folders as a kernel's session has them: studies of a data set with the tables that speak of them, and weights."""
+"""Lay out folders as a session on Kaggle has them: studies of a data set with their tables, and weights."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from osteograde.models import bundle
 from osteograde.tasks.spec import Study, Task
 
 DESCRIPTIONS = "series_descriptions.csv"
-COPY = 9000  # of a study is called 9001<its name>, 9002<its name> ...
+COPY = 9000  # the copies of a study are called 9001<its name>, 9002<its name> ...
 
 Put = Callable[[Path, Path], object]
 
 
 @dataclass(frozen=True)
 class Stock:
-    """What there is to choose from: studies, the folder their files lie in, and which part of the data set that is."""
+    """The studies of a data set, the folder of their files, and which part of it they are: "train" or "test"."""
 
     task: Task
     data: Path
@@ -35,7 +35,7 @@ class Stock:
 
 
 def stock(task: Task, data: Path) -> Stock:
-    """The test part of a data set, or its training part where there is no other. ValueError where there is no study."""
+    """The test part of a data set, or its training part if there is no other. Raises UserError if it has no study."""
     part = "train" if (data / "train_images").is_dir() and not (data / "test_images").is_dir() else "test"
     folder = data / f"{part}_images"
     return Stock(task, data, folder if folder.is_dir() else data, part, tuple(task.read(data, part)))
@@ -56,7 +56,7 @@ def copy(source: Path, target: Path) -> None:
 def lay(stock: Stock, studies: Sequence[Study], out: Path, *, copies: int, put: Put) -> list[Study]:
     """Write a data set whose test part holds the studies, each ``copies`` times, and its tables; the studies as read.
 
-    ValueError where a copied study is not read as one.
+    UserError where a copied study is not read as one.
     """
     shutil.rmtree(out, ignore_errors=True)
     names: list[tuple[str, str]] = []
@@ -128,7 +128,7 @@ def template(task: Task, studies: Sequence[Study], out: Path) -> None:
 
 
 def lay_weights(weights: Path, out: Path, put: Put) -> None:
-    """The files that an upload sends, flat as it sends them. ValueError for damaged weights."""
+    """The files that an upload sends, flat as it sends them. UserError for damaged weights."""
     out.mkdir(parents=True)
     for name, path in upload.to_send(weights, bundle.verify(weights)).items():
         put(path, out / name)

@@ -1,4 +1,4 @@
-"""The last step, told before it is done and read back after: the only one that costs a submission."""
+"""Submit a kernel version to its competition: show the command, send it on request, and check that it is listed."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from osteograde.errors import UserError
-from osteograde.kaggle import client, push
-from osteograde.kaggle.client import Refused, Say
+from osteograde.kaggle import client, push, record
+from osteograde.kaggle.client import Refused, logger
 from osteograde.models import bundle
 from osteograde.tasks import TASKS
 
 
-def submit(task: str, *, yes: bool, say: Say, place: Path = client.PLACE) -> bool:
-    """Submit the fetched version; True where it was sent and is listed, False where ``yes`` was not given.
+def submit(task: str, *, yes: bool, records: Path = record.FOLDER) -> bool:
+    """Submit the version that was fetched last. True if it was sent and is listed, False if ``yes`` is False.
 
-    Refused where the version fetched is not the one pushed last or did not end well, where it was submitted before, or
-    where the service accepts it and then does not list it.
+    Raises UserError for a task without a competition and if another version was pushed since; Refused if the version
+    did not end well or was submitted before, or if the service accepts the submission and then does not list it.
     """
     slug = TASKS[task].slug
     if not slug:
         raise UserError(f"{task} has no competition to submit to; its result is the kernel's output")
-    kernel = client.need_record(task, "kernel", f"push {task}", place)
-    out = client.need_record(task, "output", f"output {task}", place)
+    kernel = record.need_record(task, "kernel", f"push {task}", records)
+    out = record.need_record(task, "output", f"output {task}", records)
     if (kernel["ref"], kernel["version"]) != (out["ref"], out["version"]):
         raise UserError(
             f"version {out['version']} was fetched, version {kernel['version']} pushed: first kaggle output {task}"
@@ -33,31 +33,32 @@ def submit(task: str, *, yes: bool, say: Say, place: Path = client.PLACE) -> boo
     message = f"osteograde {task} v{out['version']} {out['sha256'][:12]}"
     version = ("-k", out["ref"], "-v", str(out["version"]))
     words = ("competitions", "submit", slug, "-f", push.SUBMISSION, *version, "-m", message)
-    say(f"submits {out['ref']} version {out['version']} to {slug}: the service runs it on the hidden studies")
-    say(f"  {shlex.join(('kaggle', *words))}")
+    told = f"{out['ref']} version {out['version']} to {slug}"
+    logger.info("submits %s: the service runs it on the hidden studies", told)
+    logger.info("  %s", shlex.join(("kaggle", *words)))
     if not yes:
-        say("nothing was sent; --yes sends it")
+        logger.info("nothing was sent; --yes sends it")
         return False
-    _send(slug, words, message, out, say)
-    client.keep_record(task, "submission", {"message": message, "version": out["version"]}, place)
+    _send(slug, words, message, out)
+    record.keep_record(task, "submission", {"message": message, "version": out["version"]}, records)
     return True
 
 
-def _send(slug: str, words: tuple[str, ...], message: str, out: dict[str, Any], say: Say) -> None:
+def _send(slug: str, words: tuple[str, ...], message: str, out: dict[str, Any]) -> None:
     status, _ = push.state(out["ref"])
     if status != "COMPLETE":
         raise Refused(f"{out['ref']}: its latest version is {status}; only a complete one can be submitted")
     if before := _listed(slug, message):
         raise Refused(f"{slug}: already submitted as {before['ref']} ({before['status']}); push a new version first")
-    said = client.ask(*words)
-    if said.code != 0 or client.BAD.search(said.out):
-        raise client.refusal(said)
-    made = _listed(slug, message)  # on success nothing need be said: the list is what counts
+    reply = client.ask(*words)
+    if reply.code != 0 or client.FAILURE.search(reply.out):
+        raise client.refusal(reply)
+    made = _listed(slug, message)  # the client may print nothing on success: what counts is the list
     if made is None:
         raise Refused(
-            f"{slug}: the client said {said.last!r}, but no submission {message!r} is listed; look at its page"
+            f"{slug}: the client said {reply.sentence!r}, but no submission {message!r} is listed; look at its page"
         )
-    say(f"submission {made['ref']}: {_plain(made['status'])}, {message}")
+    logger.info("submission %s: %s, %s", made["ref"], _plain(made["status"]), message)
 
 
 def _listed(slug: str, message: str) -> dict[str, Any] | None:

@@ -1,7 +1,7 @@
-"""Weights to a private data set or model: a first time or a new version, waited for, and compared file by file.
+"""Upload weights to a private data set or model: create it or add a version, wait until it is ready, compare the files.
 
-Files lie flat there (locate/canal/fold0.safetensors is locate__canal__fold0.safetensors): folders would be dropped by
-the client or packed into archives whose unpacking nobody promises. The bundle reads both.
+Files lie flat there (locate/canal/fold0.safetensors is locate__canal__fold0.safetensors): the client would drop
+folders, or pack them into archives which the service may or may not unpack. ``models.bundle`` reads both forms.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from osteograde.errors import UserError
-from osteograde.kaggle import client
-from osteograde.kaggle.client import Refused, RetryLater, Say
+from osteograde.kaggle import client, credentials, record
+from osteograde.kaggle.client import Refused, RetryLater, logger
 from osteograde.kaggle.metadata import Source, parse_source
 from osteograde.models import bundle
 from osteograde.models.manifest import Manifest
@@ -29,36 +29,34 @@ def upload(
     weights: Path,
     to: str,
     *,
-    say: Say,
     poll_s: float = POLL_S,
     patience_s: float = PATIENCE_S,
-    place: Path = client.PLACE,
+    records: Path = record.FOLDER,
 ) -> Source:
     """Upload a weights folder and return its source with the version that now holds it.
 
-    Raises ValueError before anything is sent for damaged weights, a bad name or a secret; Refused where the service
-    says no or holds other files than were sent; RetryLater where it is not ready in time.
+    poll_s: between two questions whether it is ready. patience_s: how long to ask. Raises UserError for damaged
+    weights, a bad name or a secret, before anything is sent; Refused if the service refuses, or holds other files than
+    were sent; RetryLater if it is busy or not ready in time.
     """
     manifest = bundle.verify(weights)
     target = parse_source(to)
     if target.version:
         raise UserError(f"{to}: an upload makes the version itself; leave {target.version} out")
     files = to_send(weights, manifest)
-    client.refuse_secrets(files.values())
+    credentials.refuse_secrets(files.values())
     with tempfile.TemporaryDirectory(prefix="osteograde-") as folder:
         stage(Path(folder), files, target, manifest.task)
         before = version_of(target)
-        say(
-            f"{len(files)} files, {total(files) / 2**20:.1f} MiB -> {target.ref}"
-            + (f" after version {before}" * bool(before))
-        )
+        after = f" after version {before}" if before else ""
+        logger.info("%d files, %.1f MiB -> %s%s", len(files), total(files) / 2**20, target.ref, after)
         notes = f"manifest {bundle.sha256(weights / bundle.MANIFEST)[:12]}"
         (_send_model if target.is_model else _send_set)(target, Path(folder), before, notes)
-    version = wait(target, before, say=say, poll_s=poll_s, patience_s=patience_s)
+    version = wait(target, before, poll_s=poll_s, patience_s=patience_s)
     compare(target.at(version), {name: path.stat().st_size for name, path in files.items()})
-    say(f"{target.ref} version {version}: all {len(files)} files there, names and sizes as sent")
+    logger.info("%s version %d: all %d files there, names and sizes as sent", target.ref, version, len(files))
     facts = {"source": str(target.at(version)), "manifest": bundle.sha256(weights / bundle.MANIFEST)}
-    client.keep_record(manifest.task, "weights", facts, place)
+    record.keep_record(manifest.task, "weights", facts, records)
     return target.at(version)
 
 
@@ -96,29 +94,29 @@ def stage(folder: Path, files: Mapping[str, Path], target: Source, task: str) ->
 
 
 def version_of(target: Source) -> int:
-    """The latest version, 0 where there is none yet."""
+    """The latest version; 0 if there is none yet. Raises Refused or RetryLater if the service does not tell."""
     if target.is_model:
-        said = client.ask("models", "variations", "versions", "list", target.ref, "--format", "json")
-        if client.absent(said):
+        reply = client.ask("models", "variations", "versions", "list", target.ref, "--format", "json")
+        if client.is_absent(reply):
             return 0
-        if said.code != 0:
-            raise client.refusal(said)
-        return max((int(row["version"]) for row in json.loads(said.out[said.out.index("[") :])), default=0)
-    said = client.ask("datasets", "status", target.ref, "--format", "json")
-    if client.absent(said):
+        if reply.code != 0:
+            raise client.refusal(reply)
+        return max((int(row["version"]) for row in json.loads(reply.out[reply.out.index("[") :])), default=0)
+    reply = client.ask("datasets", "status", target.ref, "--format", "json")
+    if client.is_absent(reply):
         return 0
-    if said.code != 0:
-        raise client.refusal(said)
-    return int(json.loads(said.out)["current_version_number"])
+    if reply.code != 0:
+        raise client.refusal(reply)
+    return int(json.loads(reply.out)["current_version_number"])
 
 
-def wait(target: Source, before: int, *, say: Say, poll_s: float, patience_s: float) -> int:
-    """The version after ``before`` once it is ready. RetryLater after ``patience_s``, Refused where it failed."""
+def wait(target: Source, before: int, *, poll_s: float, patience_s: float) -> int:
+    """The version after ``before``, once it is ready. Raises RetryLater after ``patience_s``, Refused if it failed."""
     begun, told = time.monotonic(), ""
     while True:
         status, version = _state(target)
         if status != told:
-            say(f"{target.ref}: {status}, version {version}")
+            logger.info("%s: %s, version %d", target.ref, status, version)
             told = status
         if status == "ready" and version > before:
             return version
@@ -131,7 +129,7 @@ def wait(target: Source, before: int, *, say: Say, poll_s: float, patience_s: fl
 
 
 def compare(target: Source, sent: Mapping[str, int]) -> None:
-    """Refused, naming files, where the version holds other files or sizes than were sent."""
+    """Raises Refused, naming files, if the version holds other files or sizes than were sent."""
     words = ("models", "variations", "versions", "files") if target.is_model else ("datasets", "files")
     there = {row["name"]: int(row["size"]) for row in client.ask_json(*words, str(target), "--page-size", "200")}
     wrong = [f"{name} missing" for name in sent if name not in there]
@@ -148,30 +146,30 @@ def _state(target: Source) -> tuple[str, int]:
     if target.is_model:  # a model's version is listed once it is there
         version = version_of(target)
         return "ready" if version else "absent", version
-    said = client.ask("datasets", "status", target.ref, "--format", "json")
-    if client.absent(said):
+    reply = client.ask("datasets", "status", target.ref, "--format", "json")
+    if client.is_absent(reply):
         return "absent", 0
-    if said.code != 0:
-        raise client.refusal(said)
-    facts = json.loads(said.out)
+    if reply.code != 0:
+        raise client.refusal(reply)
+    facts = json.loads(reply.out)
     return str(facts["status"]).lower(), int(facts["current_version_number"])
 
 
 def _send_set(target: Source, folder: Path, before: int, notes: str) -> None:
     if before:
-        said = client.ask("datasets", "version", "-p", str(folder), "-m", notes, "--keep-tabular")
-        client.expect(said, r"Dataset version is being created")
+        reply = client.ask("datasets", "version", "-p", str(folder), "-m", notes, "--keep-tabular")
+        client.expect(reply, r"Dataset version is being created")
     else:
-        said = client.ask("datasets", "create", "-p", str(folder), "--keep-tabular")
-        client.expect(said, r"Your private Dataset is being created")
+        reply = client.ask("datasets", "create", "-p", str(folder), "--keep-tabular")
+        client.expect(reply, r"Your private Dataset is being created")
 
 
 def _send_model(target: Source, folder: Path, before: int, notes: str) -> None:
     words = ("models", "variations")
     if before:
-        said = client.ask(*words, "versions", "create", target.ref, "-p", str(folder), "-n", notes)
-        client.expect(said, r"Your model instance version was created")
+        reply = client.ask(*words, "versions", "create", target.ref, "-p", str(folder), "-n", notes)
+        client.expect(reply, r"Your model instance version was created")
         return
-    if client.absent(client.ask("models", "get", target.model)):
+    if client.is_absent(client.ask("models", "get", target.model)):
         client.expect(client.ask("models", "create", "-p", str(folder)), r"Your model was created")
     client.expect(client.ask(*words, "create", "-p", str(folder)), r"Your model instance was created")

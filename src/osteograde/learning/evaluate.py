@@ -1,15 +1,15 @@
-"""Further out-of-fold measures: levels told apart, landmarks seen where there are none, and yes/no findings."""
+"""Further out-of-fold measures: levels told apart, landmarks found where there are none, and auxiliary heads."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from osteograde.pipeline.load import Loaded
-from osteograde.tasks.metrics import auc_and_precision, groups_of, interval
-from osteograde.tasks.spec import Landmark, Locator, Points, Study, Task
+from osteograde.tasks.metrics import OrdinalMetric, auc_and_precision, groups_of, interval
+from osteograde.tasks.spec import CLASSES, GRADES, YES_NO, Head, Labels, Landmark, Locator, Points, Study, Task
 
 
 def right_level(locator: Locator, loaded: Sequence[Loaded], found: Mapping[str, Points]) -> float | None:
@@ -50,36 +50,90 @@ def false_finds(locator: Locator, loaded: Sequence[Loaded], found: Mapping[str, 
     return round(float(np.mean(wrong)), 4) if wrong else None
 
 
-def finding_scores(
+PARTS = {  # of the score of a head, the first one being shown: as it is called, and its name in ``OrdinalMetric``
+    YES_NO: {"auc": "", "average_precision": ""},
+    CLASSES: {"auc": "auc", "accuracy": "accuracy", "balanced_accuracy": "balanced_accuracy"},
+    GRADES: {"quadratic_kappa": "score", "accuracy": "accuracy", "mae": "mae"},
+}
+
+
+def head_scores(
     task: Task, studies: Sequence[Study], graded: Mapping[str, Mapping[str, np.ndarray]], resamples: int, seed: int
 ) -> dict[str, dict[str, Any]]:
-    """Per finding: AUC and average precision with patient-level 95 % intervals, number of rows, and share of yes."""
-    scores = {}
+    """{head: {"kind", "rows", "share", part: {"value", "interval_95"}}} of the auxiliary heads of all graders.
+
+    graded: study -> target -> (K + F,) as ``predict.grade`` gives it. rows: how many labelled sites were graded. share:
+    those of yes, or of each class. Parts of a yes/no head: AUC and average precision; of a head of classes: mean one
+    against rest AUC, accuracy and balanced accuracy; of grades: quadratic kappa, accuracy and mean absolute error.
+    Intervals draw patients. A head of whose classes fewer than two occur is left out.
+    """
     groups = groups_of([study.patient for study in studies])
-    for group in task.graders:
-        for place, name in enumerate(group.findings):
-            rows = [
-                (i, graded[study.id][site.target][len(task.classes) + place], study.findings[name][site.target])
-                for i, study in enumerate(studies)
-                for site in group.sites
-                if site.target in study.findings.get(name, {}) and site.target in graded.get(study.id, {})
-            ]
-            if len({label for *_, label in rows}) < 2:
+    scores = {}
+    for grader in task.graders:
+        for h, head in enumerate(grader.heads):
+            labels = {
+                study.id: {
+                    site.target: study.head_labels[head.name][site.target]
+                    for site in grader.sites
+                    if site.target in study.head_labels.get(head.name, {}) and site.target in graded.get(study.id, {})
+                }
+                for study in studies
+            }
+            probs = {
+                study: {target: grader.split_heads(graded[study][target], len(task.classes))[1][h] for target in known}
+                for study, known in labels.items()
+            }
+            truth = np.array([label for known in labels.values() for label in known.values()], int)
+            if len(set(truth.tolist())) < 2:
                 continue
-            index, said, truth = (np.array(column) for column in zip(*rows, strict=True))
-            values = auc_and_precision(said, truth == 1, index.astype(int))
-
-            def statistic(counts: np.ndarray, values=values) -> np.ndarray:
-                return np.stack(values(counts.T), 1)
-
+            statistic = _head_statistic(head, labels, probs)
             exact = statistic(np.ones((1, len(studies))))[0]
             low, high = interval(statistic, len(studies), resamples, np.random.default_rng(seed), groups=groups)
-            scores[name] = {
-                "rows": len(rows),
-                "share": round(float(truth.mean()), 4),
+            counts = np.bincount(truth, minlength=len(head.classes) or 2) / len(truth)
+            scores[head.name] = {
+                "kind": head.kind,
+                "rows": len(truth),
+                "share": round(float(counts[1]), 4) if head.kind == YES_NO else [round(float(c), 4) for c in counts],
                 **{
-                    part: {"value": round(float(v), 4), "interval_95": [round(float(a), 4), round(float(b), 4)]}
-                    for part, v, a, b in zip(("auc", "average_precision"), exact, low, high, strict=True)
+                    part: {"value": _plain(v), "interval_95": [_plain(a), _plain(b)]}
+                    for part, v, a, b in zip(PARTS[head.kind], exact, low, high, strict=True)
                 },
             }
     return scores
+
+
+def head_lines(
+    scores: Mapping[str, Mapping[str, Any]],
+) -> list[tuple[str, str, float | None, tuple[float | None, float | None]]]:
+    """(head, part, value, 95 % interval) of the scores of heads as the manifest has them."""
+    return [
+        (name, part, value["value"], tuple(value["interval_95"]))
+        for name, parts in scores.items()
+        for part, value in parts.items()
+        if isinstance(value, Mapping)
+    ]
+
+
+def _head_statistic(
+    head: Head, labels: Labels, probs: Mapping[str, Mapping[str, np.ndarray]]
+) -> Callable[[np.ndarray], np.ndarray]:
+    """The parts of a head's score as a function of how often each study counts: (B, studies) -> (B, parts)."""
+    if head.kind == YES_NO:
+        cells = [
+            (i, probs[study][t][0], y) for i, (study, known) in enumerate(labels.items()) for t, y in known.items()
+        ]
+        index, yes, truth = (np.array(column) for column in zip(*cells, strict=True))
+        values = auc_and_precision(yes, truth == 1, index.astype(int))
+        return lambda counts: np.stack(values(counts.T), 1)
+    targets = tuple(dict.fromkeys(target for known in labels.values() for target in known))
+    nothing = np.full(len(head.classes), np.nan)
+    tables = {study: np.array([known.get(target, nothing) for target in targets]) for study, known in probs.items()}
+    metric = OrdinalMetric(targets, head.classes, threshold=1)
+    columns = [metric.parts.index(name) for name in PARTS[head.kind].values()]
+    statistic = metric.bootstrap_statistic(labels, tables)
+    return lambda counts: statistic(counts)[:, columns]
+
+
+def _plain(value: float) -> float | None:
+    """Four decimals; None, which JSON has, where the value is not defined."""
+    return round(float(value), 4) if np.isfinite(value) else None

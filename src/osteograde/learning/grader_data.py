@@ -34,14 +34,15 @@ STRIDE = 16  # sides of smaller batches are multiples of this
 
 @dataclass(frozen=True, eq=False)
 class GraderBatch:
-    """crops: per view (S, D, H, W); present (S, V); labels (S,), -1 = unlabelled; study (S,): which sites belong
-    together, counted from 0; findings (S, F) 0, 1 or -1 = unlabelled; weight (S,): how much a site counts."""
+    """crops: per crop (S, D, H, W); present (S, C); labels (S,), -1 = unlabelled; study (S,): which sites belong
+    together, counted from 0; head_labels (S, heads): class index, -1 = unlabelled; weight (S,): how much a site
+    counts."""
 
     crops: tuple[torch.Tensor, ...]
     present: torch.Tensor
     labels: torch.Tensor
     study: torch.Tensor
-    findings: torch.Tensor
+    head_labels: torch.Tensor
     weight: torch.Tensor
 
 
@@ -56,7 +57,7 @@ class GraderData:
     present: np.ndarray  # (N, V)
     to_index: np.ndarray  # (N, V, 3, 3): mm displacement -> displacement in stored index (d, h, w)
     labels: np.ndarray  # (N,)
-    findings: np.ndarray  # (N, F)
+    head_labels: np.ndarray  # (N, heads)
     mirrorable: np.ndarray  # (N,) sites on the midline may be mirrored
     rows_of: Mapping[str, np.ndarray]  # study -> rows
     lateral_axes: tuple[int, ...]  # per view, the stored axis that runs right-left
@@ -120,7 +121,7 @@ class GraderData:
             crops=crops,
             present=torch.from_numpy(present).to(device),
             labels=torch.from_numpy(self.labels[rows]).to(device),
-            findings=torch.from_numpy(self.findings[rows]).to(device),
+            head_labels=torch.from_numpy(self.head_labels[rows]).to(device),
             weight=torch.from_numpy(self.class_weight[self.labels[rows]].astype(np.float32)).to(device),
             study=torch.from_numpy(np.repeat(np.arange(len(picked)), [len(p) for p in picked])).to(device),
         )
@@ -189,7 +190,7 @@ def store(grader: Grader, task: Task, fit: Fit, studies: Iterable[tuple[Loaded, 
         present=np.array([row.present for row in rows]),
         to_index=np.array([row.to_index for row in rows]),
         labels=labels,
-        findings=np.array([row.findings for row in rows], np.int64).reshape(len(rows), len(grader.findings)),
+        head_labels=np.array([row.head_labels for row in rows], np.int64).reshape(len(rows), len(grader.heads)),
         mirrorable=np.array([row.mirrorable for row in rows]),
         rows_of={study: np.array(numbers) for study, numbers in rows_of.items()},
         lateral_axes=tuple(
@@ -207,7 +208,7 @@ class _Row(NamedTuple):
     present: list[bool]
     to_index: np.ndarray
     label: int
-    findings: list[int]
+    head_labels: list[int]
     mirrorable: bool
 
 
@@ -217,7 +218,7 @@ def _row(grader: Grader, study: Study, site: Site, present: list[bool], to_index
         present=present,
         to_index=to_index,
         label=study.labels[site.target],
-        findings=[study.findings.get(name, {}).get(site.target, -1) for name in grader.findings],
+        head_labels=[study.head_labels.get(head.name, {}).get(site.target, -1) for head in grader.heads],
         mirrorable=site.side == "" or grader.laterality_invariant,
     )
 

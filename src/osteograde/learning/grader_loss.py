@@ -1,6 +1,8 @@
-"""The loss of a grader: the task's weighted cross entropy, its auxiliary questions, and the any-severe term."""
+"""The loss of a grader: the task's weighted cross entropy, its auxiliary heads, and its term over whole studies."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -8,35 +10,61 @@ from torch import nn
 from osteograde.learning.grader_data import GraderBatch
 from osteograde.learning.loop import Loss
 from osteograde.learning.recipe import Fit, Recipe
-from osteograde.models.losses import any_severe_loss, finding_loss, target_cross_entropy, targets_of
-from osteograde.tasks.spec import Grader
+from osteograde.models.losses import UNLABELLED, binary_cross_entropy, target_cross_entropy, targets_of
+from osteograde.tasks.spec import GRADES, YES_NO, Grader, Head
 
-FINDINGS_SHARE = 0.5  # of a grader's yes/no findings in its loss
+HEADS_WEIGHT = 0.5  # of the auxiliary heads together
 
 
-def grader_loss(group: Grader, recipe: Recipe, plan: Fit) -> Loss:
-    """The metric as a loss: weighted cross entropy, plus the any-severe term where the grader has it."""
-    weights = torch.tensor(recipe.task.class_weights)
+def grader_loss(grader: Grader, recipe: Recipe, plan: Fit) -> Loss:
+    """The loss that a plan of a grader learns by, as a function of the net and a ``GraderBatch``.
+
+    Cross entropy weighted by the task's class weights and by the weight of the site, plus the auxiliary heads, plus
+    ``Grader.study_loss`` where the grader has one.
+    """
+    class_weights = torch.tensor(recipe.task.class_weights)
 
     def loss(net: nn.Module, batch: GraderBatch) -> torch.Tensor:
-        answers = net(list(batch.crops), batch.present).float()
-        own = weights.to(answers.device)
-        logits, findings = answers[:, : len(own)], answers[:, len(own) :]
-        wanted = targets_of(batch.labels, len(own), plan.loss, plan.label_smoothing)
-        value = target_cross_entropy(logits, wanted, own[batch.labels] * batch.weight)
-        if group.findings:
-            value = value + FINDINGS_SHARE * finding_loss(findings, batch.findings)
-        return value + _any_severe(group, logits, batch, own) if group.any_severe else value
+        outputs = net(list(batch.crops), batch.present).float()
+        weights = class_weights.to(outputs.device)
+        logits, head_logits = grader.split_heads(outputs, len(weights))
+        aim = targets_of(batch.labels, len(weights), plan.loss, plan.label_smoothing)
+        value = target_cross_entropy(logits, aim, weights[batch.labels] * batch.weight)
+        if grader.heads:
+            value = value + HEADS_WEIGHT * heads_loss(grader.heads, head_logits, batch.head_labels)
+        if grader.study_loss is not None:
+            value = value + grader.study_loss(*by_study(logits, batch, len(grader.sites)), weights)
+        return value
 
     return loss
 
 
-def _any_severe(group: Grader, logits: torch.Tensor, batch: GraderBatch, own: torch.Tensor) -> torch.Tensor:
-    sites, studies = len(group.sites), int(batch.study.max()) + 1
+def heads_loss(heads: Sequence[Head], logits: Sequence[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+    """The mean of the heads' losses over those that have a label in the batch; 0, with a gradient of 0, if none has.
+
+    logits: per head (S, outputs). labels: (S, heads), -1 where unlabelled, which is left out.
+    """
+    known = (labels != UNLABELLED).any(0)
+    losses = [head_loss(head, logits[h], labels[:, h]) for h, head in enumerate(heads)]
+    return (torch.stack(losses) * known).sum() / known.sum().clamp_min(1)
+
+
+def head_loss(head: Head, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean over labelled sites: binary cross entropy of a yes/no head, cross entropy of a head of classes, and of
+    grades that against the ordinal targets of ``losses.targets_of``. logits (S, outputs), labels (S,)."""
+    if head.kind == YES_NO:
+        return binary_cross_entropy(logits[:, 0], labels)
+    aim = targets_of(labels, logits.shape[-1], "ordinal" if head.kind == GRADES else "classes")
+    return target_cross_entropy(logits, aim, torch.ones_like(aim[:, 0]))
+
+
+def by_study(logits: torch.Tensor, batch: GraderBatch, sites: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sites of a batch put together by study: logits (N, sites, K) and labels (N, sites), -1 where a study has
+    fewer sites."""
+    studies = int(batch.study.max()) + 1
     table = logits.new_zeros(studies, sites, logits.shape[-1])
-    labels = batch.labels.new_full((studies, sites), -1)
-    place = torch.arange(len(batch.study), device=logits.device)
-    place = place - torch.searchsorted(batch.study, batch.study)  # position of the site within its study
-    table = table.index_put((batch.study, place), logits)
-    labels = labels.index_put((batch.study, place), batch.labels)
-    return any_severe_loss(table, labels, own)
+    labels = batch.labels.new_full((studies, sites), UNLABELLED)
+    position = torch.arange(len(batch.study), device=logits.device)
+    position = position - torch.searchsorted(batch.study, batch.study)  # of the site within its study
+    index = (batch.study, position)
+    return table.index_put(index, logits), labels.index_put(index, batch.labels)

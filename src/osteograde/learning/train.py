@@ -62,7 +62,7 @@ def train(
     }
     out_of_fold.save_graded(run, graded, priors, out / "oof.csv")
     scores = {"locate": point_errors(run, found), "grade": grade_scores(run, oof, priors)}
-    if findings := evaluate.finding_scores(
+    if findings := evaluate.head_scores(
         recipe.task, [study for study in studies if study.id in graded], graded, BOOTSTRAP, recipe.seed
     ):
         scores["findings"] = findings
@@ -225,7 +225,7 @@ def table(scores: Mapping[str, Any]) -> str:
         low, high = grade["interval_95"][part]
         cells = ["-" if one is None else f"{one:.4f}" for one in (value, low, high, grade["prior"][part])]
         lines.append(f"{part:<22}{cells[0]:>9}{f'{cells[1]} - {cells[2]}':>20}{cells[3]:>9}")
-    for name, row in scores.get("findings", {}).items():
-        low, high = row["auc"]["interval_95"]
-        lines.append(f"{'auc of ' + name:<22}{row['auc']['value']:>9.4f}{f'{low:.4f} - {high:.4f}':>20}{'0.5000':>9}")
+    for name, part, value, (low, high) in evaluate.head_lines(scores.get("findings", {})):
+        cells = ["-" if one is None else f"{one:.4f}" for one in (value, low, high)]
+        lines.append(f"{f'{part} of {name}':<22}{cells[0]:>9}{f'{cells[1]} - {cells[2]}':>20}{'-':>9}")
     return "\n".join(lines)

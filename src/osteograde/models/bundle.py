@@ -186,6 +186,8 @@ KINDS: Mapping[str, Callable[..., nn.Module]] = {
     "grader": GraderNet,
 }
 
+EARLIER_NAMES = {"views": "crops", "findings": "head_outputs"}  # of arguments, as shipped manifests have them
+
 
 def build_net(config: Mapping[str, Any], *, pretrained: bool = False) -> nn.Module:
     """The net of a config such as ``net.config``: {"kind": one of KINDS, ...the arguments of its class}.
@@ -193,7 +195,7 @@ def build_net(config: Mapping[str, Any], *, pretrained: bool = False) -> nn.Modu
     pretrained: start the trunk from ImageNet weights (a download; training only, never part of a config).
     Raises ValueError for an unknown kind or an argument that the kind does not have.
     """
-    arguments = dict(config)
+    arguments = {EARLIER_NAMES.get(name, name): value for name, value in config.items()}
     kind = arguments.pop("kind", None)
     if kind not in KINDS:
         raise UserError(f"net of kind {kind!r}; expected one of {sorted(KINDS)}")

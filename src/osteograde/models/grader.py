@@ -1,7 +1,7 @@
-"""Graders: slices of one or more views -> one shared encoder -> pooling over all slices -> class logits.
+"""Graders: slices of one or more crops -> one shared encoder -> pooling over all slices -> class logits.
 
-Shape legend: B sites, V views, D slices of one view, H W pixels, M present slices of a view over the whole batch,
-S slices of all views together, F encoder features, T token width, K classes.
+Shape legend: B sites, V crops, D slices of one crop, H W pixels, M present slices of a crop over the whole batch,
+S slices of all crops together, F encoder features, T token width, K classes.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _FLATTEST = 0.02  # smallest standard deviation a crop is divided by: noise of a
 
 
 class GraderNet(nn.Module):
-    """Crops of V views, and which of them exist, -> logits (B, K).
+    """V crops of a site, and which of them exist, -> logits (B, K + head_outputs).
 
-    A view that is absent is never encoded nor pooled: its pixels have exactly no influence. With no view at all the
+    A crop that is absent is never encoded nor pooled: its pixels have exactly no influence. With no crop at all the
     logits are those of an empty bag, finite. backbone, stages, pixels: see ``backbones.classifier_body``.
-    pool: "attention" (gated, over the slices of all present views), "mean", or "centre" (each present view's middle
+    pool: "attention" (gated, over the slices of all present crops), "mean", or "centre" (each present crop's middle
     slice D // 2). neighbours: every slice is read with the two beside it as three channels (2.5D).
-    findings: further logits behind the K classes, yes or no each: (B, K + findings).
+    head_outputs: logits of the auxiliary heads, behind those of the K classes.
     normalise: "crop" (each crop to mean 0 and deviation 1), "fixed" (0..1 to about -2..2) or "imagenet" (the mean and
     deviation of ImageNet's grey values, which torchvision's weights expect). width: 0 = the encoder's features are the
     tokens as they are, and the net is its trunk with one linear layer.
@@ -36,7 +36,7 @@ class GraderNet(nn.Module):
     def __init__(
         self,
         backbone: str,
-        views: int,
+        crops: int,
         classes: int = 3,
         dropout: float = 0.2,
         pool: str = "attention",
@@ -46,7 +46,7 @@ class GraderNet(nn.Module):
         pixels: int = 0,
         neighbours: bool = False,
         normalise: str = "crop",
-        findings: int = 0,
+        head_outputs: int = 0,
         pretrained: bool = False,
     ) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class GraderNet(nn.Module):
         self.config: dict[str, Any] = {
             "kind": "grader",
             "backbone": backbone,
-            "views": views,
+            "crops": crops,
             "classes": classes,
             "dropout": dropout,
             "pool": pool,
@@ -66,9 +66,9 @@ class GraderNet(nn.Module):
             "pixels": pixels,
             "neighbours": neighbours,
             "normalise": normalise,
-            "findings": findings,
+            "head_outputs": head_outputs,
         }
-        self.views, self.pool = views, pool
+        self.crops, self.pool = crops, pool
         self.neighbours, self.normalise = neighbours, normalise
         self.encoder, features = classifier_body(
             backbone, 3 if neighbours else 1, pretrained, stages=stages, pixels=pixels
@@ -77,7 +77,7 @@ class GraderNet(nn.Module):
         width = self.width = width or features
         self.token = nn.Identity() if self.plain else nn.Sequential(nn.Linear(features, width), nn.LayerNorm(width))
         if not self.plain:
-            self.view = nn.Embedding(views, width)
+            self.view = nn.Embedding(crops, width)  # one vector per crop; the name is that of the shipped weights
             self.position = nn.Embedding(2 * _FURTHEST + 1, width)
             for table in (self.view, self.position):
                 nn.init.normal_(table.weight, std=0.02)
@@ -85,13 +85,14 @@ class GraderNet(nn.Module):
             self.attend, self.gate = nn.Linear(width, 64), nn.Linear(width, 64)
             self.score = nn.Linear(64, 1)
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(width, classes + findings)
+        self.head = nn.Linear(width, classes + head_outputs)
 
     def forward(self, crops: Sequence[torch.Tensor], present: torch.Tensor) -> torch.Tensor:
-        """crops: V tensors (B, D_v, H, W) in 0..1; present (B, V) bool -> (B, K)."""
-        if len(crops) != self.views or tuple(present.shape) != (len(present), self.views):
+        """crops: V tensors (B, D_v, H, W) in 0..1; present (B, V) bool -> (B, K + head_outputs). ValueError for another
+        number of crops than the net was made for."""
+        if len(crops) != self.crops or tuple(present.shape) != (len(present), self.crops):
             raise ValueError(
-                f"got {len(crops)} views of crops and present {tuple(present.shape)}; expected {self.views} views"
+                f"got {len(crops)} crops of a site and present {tuple(present.shape)}; expected {self.crops} crops"
             )
         tokens, mask = [], []
         for v, crop in enumerate(crops):

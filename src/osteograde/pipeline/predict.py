@@ -34,7 +34,7 @@ from osteograde.pipeline.crops import (
     turned,
 )
 from osteograde.pipeline.load import Loaded
-from osteograde.tasks.spec import Grader, Locator, Pixels, Point, Points, Task, sides
+from osteograde.tasks.spec import YES_NO, Grader, Locator, Pixels, Point, Points, Task, sides
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -257,8 +257,8 @@ def grade(
     views: int = 1,
 ) -> list[dict[str, np.ndarray]]:
     """The probabilities that one grader gives to every site that can be seen, per study: target -> (K + F,), the
-    classes and then each of the grader's findings. views: how many test-time augmentations are averaged. A site that
-    could not be computed is counted in its study's faults."""
+    classes and then the outputs of each of the grader's heads. views: how many test-time augmentations are averaged. A
+    site that could not be computed is counted in its study's faults."""
     graded: list[dict[str, np.ndarray]] = [{} for _ in studies]
     boxes = [site_boxes(grader, loaded.volumes, points[i], nets.pixels) for i, loaded in enumerate(studies)]
     seen = [(i, target) for i, found in enumerate(boxes) for target in found]
@@ -270,7 +270,7 @@ def grade(
                 _count_lost(result, studies[i], grader.name)
                 continue
             if nets.calibration is not None:
-                classes = len(result) - len(grader.findings)
+                classes = len(result) - grader.head_outputs
                 result[:classes] = nets.calibration(result[:classes])
             graded[i][target] = result
     return graded
@@ -291,7 +291,7 @@ def _grade_batch(
         crops = site_crops(grader, turned_boxes, nets.pixels, nets.device)
         for net in nets.nets:
             logits = logits_of(partial(net, list(crops.images), crops.present), nets.device)
-            members.append(_answers(logits, len(grader.findings)))
+            members.append(head_probabilities(grader, logits))
     return list(_finite_mean(np.array(members)))
 
 
@@ -304,11 +304,14 @@ def _finite_mean(answers: np.ndarray) -> np.ndarray:
     return np.divide(total, good.sum(0), out=np.full_like(total, np.nan), where=good.sum(0) > 0)
 
 
-def _answers(logits: torch.Tensor, findings: int) -> np.ndarray:
-    """(S, K + F) logits as probabilities: the classes exclude each other, the findings do not."""
-    classes = logits.shape[-1] - findings
-    exclusive, free = torch.softmax(logits[:, :classes], -1), torch.sigmoid(logits[:, classes:])
-    return torch.cat([exclusive, free], -1).cpu().numpy().astype(float)
+def head_probabilities(grader: Grader, logits: torch.Tensor) -> np.ndarray:
+    """(S, K + F) logits as probabilities: those of the classes, and of a head of classes or grades, sum to 1; the one
+    of a yes/no head is that of yes."""
+    classes, heads = grader.split_heads(logits, logits.shape[-1] - grader.head_outputs)
+    parts = [torch.softmax(classes, -1)]
+    for head, part in zip(grader.heads, heads, strict=True):
+        parts.append(torch.sigmoid(part) if head.kind == YES_NO else torch.softmax(part, -1))
+    return torch.cat(parts, -1).cpu().numpy().astype(float)
 
 
 def probability_rows(

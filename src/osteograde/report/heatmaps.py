@@ -19,7 +19,6 @@ import torch
 from scipy.ndimage import map_coordinates
 
 from osteograde.imaging.geometry import Roi, Volume, apply, to_index
-from osteograde.inference.run import Draw
 from osteograde.inference.submission import Result
 from osteograde.models.bundle import Bundle
 from osteograde.models.gradcam import fold_cam
@@ -162,25 +161,13 @@ HEIGHT = 260  # pixels of a panel
 TITLE = 40
 
 
-def heatmap_drawer(folder: Path) -> Draw:
-    """What ``infer`` calls with every finished study: writes FOLDER/<study>_<target>.png per graded site."""
+def heatmap_drawer(folder: Path) -> Callable[[Result, Bundle], None]:
+    """A function that draws a finished study: one FOLDER/<study>_<target>.png per graded site."""
     folder.mkdir(parents=True, exist_ok=True)
 
     def draw(result: Result, bundle: Bundle) -> None:
         for target, image in pictures(result, bundle).items():
             cv2.imwrite(str(folder / f"{result.loaded.study.id}_{target}.png"), image)
-
-    return draw
-
-
-def together(draws: Sequence[Callable[[Result, Bundle], None]]) -> Draw | None:
-    """One callback that calls each; None of none."""
-    if not draws:
-        return None
-
-    def draw(result: Result, bundle: Bundle) -> None:
-        for each in draws:
-            each(result, bundle)
 
     return draw
 

@@ -28,7 +28,7 @@ FILLED_ABOVE = 0.02  # points filled in by geometry carry less confidence than a
 
 
 def overlay_drawer(folder: Path) -> Callable[[Result, Bundle], None]:
-    """What ``infer`` calls with every finished study: writes FOLDER/<study>.png."""
+    """A function that draws a finished study: FOLDER/<study>.png."""
     folder.mkdir(parents=True, exist_ok=True)
 
     def draw(result: Result, bundle: Bundle) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from osteograde.errors import UserError
+from osteograde.learning.evaluate import head_lines
 from osteograde.report import charts, summary
 from osteograde.report import worst_cases as cases
 from osteograde.report.charts import number, table
@@ -125,7 +126,7 @@ def fold_table(evidence: Evidence) -> str:
 
 
 def score_table(evidence: Evidence) -> str:
-    """The scores as the manifest holds them."""
+    """The scores of the grades, and of auxiliary heads where there are any, as the manifest holds them."""
     scores = evidence.manifest.scores.grade
     if not scores:
         return "<p>The manifest holds no scores.</p>"
@@ -137,8 +138,13 @@ def score_table(evidence: Evidence) -> str:
         arrow = "higher" if name in better else "lower"
         body.append([name, arrow, number(value, 4), span, number(prior.get(name), 4)])
     head = ["score", "better", "model", "95 % interval", "prior"]
+    heads = [
+        [name, part, number(value, 4), f"{number(low, 4)} to {number(high, 4)}"]
+        for name, part, value, (low, high) in head_lines(evidence.manifest.scores.findings)
+    ]
+    below = table(["auxiliary head", "score", "value", "95 % interval"], heads, words=2) if heads else ""
     words = f"{scores['studies']} held-out studies; intervals resample patients." if "studies" in scores else ""
-    return table(head, body, words, words=2)
+    return table(head, body, words, words=2) + below
 
 
 def confusion(evidence: Evidence) -> str:

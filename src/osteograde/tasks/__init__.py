@@ -1,7 +1,25 @@
-"""The tasks the kit knows. A task is a value (contract.py); adding one is adding its module here."""
+"""The tasks the kit knows. A task is a value (spec.py); adding one is adding its name and its module here.
 
-from osteograde.tasks import knee_xray, lumbar_mr
-from osteograde.tasks import spider_mr as spider
-from osteograde.tasks.spec import Task
+``NAMES`` can be read without importing any task, so a command line refuses a wrong name at once; ``TASKS`` imports all
+of them when it is first used.
+"""
 
-TASKS: dict[str, Task] = {task.name: task for task in (lumbar_mr.TASK, knee_xray.TASK, spider.TASK)}
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from osteograde.tasks.spec import Task
+
+    TASKS: dict[str, Task]
+
+NAMES = ("lumbar-mr", "knee-xray", "spider")
+
+
+def __getattr__(name: str) -> dict[str, Task]:
+    if name != "TASKS":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from osteograde.tasks import knee_xray, lumbar_mr, spider_mr
+
+    globals()["TASKS"] = tasks = {task.name: task for task in (lumbar_mr.TASK, knee_xray.TASK, spider_mr.TASK)}
+    return tasks

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from osteograde.tasks.spec import Labels, Probabilities
 PARTS = (*(SHORT[condition] for condition in CONDITIONS), "any_severe_spinal", "score")
 SUM_TOLERANCE = 1e-3  # how far a row may be from summing to 1
 EPS = float(np.finfo(np.float64).eps)
+TINY = float(np.finfo(np.float32).tiny)
 
 _COLUMNS = {
     condition: np.array([TARGET_OF[name].condition == condition for name in TEMPLATE_TARGETS])
@@ -118,3 +120,23 @@ def any_severe_losses(severe: np.ndarray, labels: np.ndarray, weight: np.ndarray
     true = (labels == _SEVERE).any(1)
     worst = weight.max(1, initial=0.0)  # weights rise with severity; 0 where no level is labelled
     return worst * -np.log(np.where(true, p, 1 - p)), worst
+
+
+def any_severe_loss(logits: Any, labels: Any, weights: Any) -> Any:
+    """The fourth part of the score as a term of the loss, on tensors: binary log loss of "any site of this study is
+    severe".
+
+    logits (N, S, K) of N studies with S sites, labels (N, S) with -1 = unlabelled, weights (K,) of the classes. Per
+    study over its labelled sites: truth = any severe; prediction = the largest severe probability; weight = the largest
+    class weight. Mean over studies by weight; studies without labels and sites without labels are left out; 0, with a
+    gradient of 0, if nothing is labelled. Methods of tensors only: naming the tasks must not import torch.
+    """
+    logp = logits.float().log_softmax(-1)
+    known = labels >= 0
+    yes, site = logp[..., _SEVERE].masked_fill(~known, -np.inf).max(-1)
+    yes = yes.where(known.any(-1), yes.new_zeros(()))
+    # log(1 - p) from the other classes: exact where p is close to 1
+    no = logp[..., :_SEVERE].logsumexp(-1).gather(-1, site[:, None])[:, 0]
+    truth = ((labels == _SEVERE) & known).any(-1)
+    weight = (weights.to(logp)[labels.clamp_min(0).long()] * known).amax(-1)
+    return -(weight * yes.where(truth, no)).sum() / weight.sum().clamp_min(TINY)

@@ -121,13 +121,14 @@ def _recess_locator() -> Locator:
     return Locator("recess", tuple(recesses.values()), ("axi_t2", *CANAL), regions, RECESS_MM)
 
 
-def _grader(name: str, condition: str, crops: tuple[Crop, ...], *, any_severe: bool = False) -> Grader:
+def _grader(name: str, condition: str, crops: tuple[Crop, ...]) -> Grader:
     sites = tuple(
         Site(target.name, condition, target.level, target.side, (target.landmark,))
         for target in lumbar_names.TARGET_OF.values()
         if target.condition == condition
     )
-    return Grader(name, sites, crops, partial(boxes_around_sites, sites, crops, REACH_MM), any_severe)
+    study_loss = lumbar_metric.any_severe_loss if condition == SPINAL else None
+    return Grader(name, sites, crops, partial(boxes_around_sites, sites, crops, REACH_MM), study_loss=study_loss)
 
 
 TASK = Task(
@@ -139,9 +140,7 @@ TASK = Task(
     class_weights=WEIGHTS,
     locators=(_canal_locator(), _foramen_locator(), _recess_locator()),
     graders=(
-        _grader(
-            "spinal", SPINAL, (Crop("sag_t2", "sag_t2", 3, 56.0), Crop("axi_t2", "axi_t2", 3, 64.0)), any_severe=True
-        ),
+        _grader("spinal", SPINAL, (Crop("sag_t2", "sag_t2", 3, 56.0), Crop("axi_t2", "axi_t2", 3, 64.0))),
         _grader("foraminal", FORAMINAL, (Crop("sag_t1", "sag_t1", 5, 48.0),)),
         _grader("subarticular", SUBARTICULAR, (Crop("axi_t2", "axi_t2", 3, 56.0), Crop("sag_t2", "sag_t2", 3, 48.0))),
     ),

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -67,16 +67,18 @@ class Mark:
 class Study:
     """A patient's examination: which series hold which view, and what is known of it (labels, marks).
 
-    targets: the rows asked of this study; none = all of the task's. findings: finding -> target -> yes or no.
+    labels: target -> class index; unlabelled targets are absent. marks: annotated landmarks. targets: those of the
+    task's targets that this study has; none = all. head_labels: auxiliary head -> target -> index of its class (of a
+    yes/no head 1 or 0); unlabelled targets are absent.
     """
 
     id: str
     patient: str
     series: tuple[Series, ...]
-    labels: Mapping[str, int] = field(default_factory=dict)  # target -> class index; unlabelled targets are absent
+    labels: Mapping[str, int] = field(default_factory=dict)
     marks: tuple[Mark, ...] = ()
     targets: tuple[str, ...] = ()
-    findings: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    head_labels: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 Pixels = int | Sequence[int]  # the side of a square crop, or its (H, W)
@@ -213,24 +215,72 @@ class Crop:
     field_mm: float
 
 
+YES_NO, CLASSES, GRADES = "yes_no", "classes", "grades"  # kinds of heads
+
+
+@dataclass(frozen=True)
+class Head:
+    """A further question that a grader's net answers about every site, behind the classes of the target.
+
+    It helps the net learn, is scored out-of-fold, and its probabilities are written beside the submission. kind:
+    YES_NO, CLASSES (exclusive, in no order) or GRADES (exclusive and rising). classes: their names; none for YES_NO.
+    ValueError for another kind, or a number of classes that does not fit it.
+    """
+
+    name: str
+    kind: str = YES_NO
+    classes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind not in (YES_NO, CLASSES, GRADES):
+            raise ValueError(f"head {self.name!r} is of kind {self.kind!r}; expected {YES_NO}, {CLASSES} or {GRADES}")
+        if (self.kind == YES_NO and self.classes) or (self.kind != YES_NO and len(self.classes) < 2):
+            raise ValueError(
+                f"head {self.name!r} of kind {self.kind} names classes {self.classes}; "
+                f"expected none for {YES_NO}, at least two for {CLASSES} and {GRADES}"
+            )
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """A name for every output of the head, as the table beside the submission has it.
+
+        >>> Head("bulging").columns, Head("modic", CLASSES, ("none", "type1")).columns
+        (('bulging',), ('modic_none', 'modic_type1'))
+        """
+        return tuple(f"{self.name}_{name}" for name in self.classes) or (self.name,)
+
+
 @dataclass(frozen=True)
 class Grader:
     """One grader: the sites it grades, the crops it reads of each, and where these lie.
 
     regions(volumes, points, pixels): {target: {crop name: (volume, box)}}, a pure function; crops that cannot be seen
-    are left out. pixels: a side, or (H, W), whose longer one spans the field of a crop (``sides``). findings: further
-    yes/no questions that the same net answers about every site; they help it learn and are written beside the
-    submission. laterality_invariant: a site and its mirror image are graded alike, so mirror images are learnt from and
-    averaged over as well.
+    are left out. pixels: a side, or (H, W), whose longer one spans the field of a crop (``sides``). heads: what the
+    net answers beside the target's classes. laterality_invariant: a site and its mirror image are graded alike, so
+    mirror images are learnt from and averaged over as well. study_loss(logits (N, S, K), labels (N, S), class weights
+    (K,)): a term of the loss over all S sites of each of N studies, labels -1 where unknown, all of them tensors.
     """
 
     name: str
     sites: tuple[Site, ...]
     crops: tuple[Crop, ...]
     regions: Callable[[Volumes, Points, Pixels], Boxes]
-    any_severe: bool = False  # adds the any-severe term over the sites of a study to the loss
-    findings: tuple[str, ...] = ()
+    heads: tuple[Head, ...] = ()
     laterality_invariant: bool = False
+    study_loss: Callable[[Any, Any, Any], Any] | None = None
+
+    @property
+    def head_outputs(self) -> int:
+        """How many outputs the net has behind the target's classes."""
+        return sum(len(head.columns) for head in self.heads)
+
+    def split_heads(self, outputs: Any, classes: int) -> tuple[Any, tuple[Any, ...]]:
+        """(..., K + head_outputs) as (the K classes, each head's own part), of an array or a tensor."""
+        parts, start = [], classes
+        for head in self.heads:
+            parts.append(outputs[..., start : start + len(head.columns)])
+            start += len(head.columns)
+        return outputs[..., :classes], tuple(parts)
 
 
 Labels = Mapping[str, Mapping[str, int]]  # study -> target -> class index; unlabelled targets are absent
@@ -343,6 +393,9 @@ class Task:
         names = [crop.name for crop in grader.crops]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"{where} has several crops called {twice}; give each a name of its own")
+        heads = [head.name for head in grader.heads]
+        if twice := sorted({name for name in heads if heads.count(name) > 1}):
+            raise ValueError(f"{where} has several heads called {twice}; give each a name of its own")
         if lost := {name for site in grader.sites for name in site.landmarks} - found:
             raise ValueError(f"{where} needs {sorted(lost)}, which no locator finds")
 

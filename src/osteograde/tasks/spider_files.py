@@ -30,7 +30,7 @@ from osteograde.tasks.spine import LEVELS
 from osteograde.tasks.tables import numbers, read_table, refuse, some
 
 GRADES = ("1", "2", "3", "4", "5")
-FINDINGS = {"narrowing": "disc narrowing", "bulging": "disc bulging"}
+FINDINGS = {"narrowing": "disc narrowing", "bulging": "disc bulging"}  # yes/no heads and their columns
 MASKS = "masks"  # folder of label images, never images to grade
 _NAMED = re.compile(r"^(?P<patient>[0-9A-Za-z]+)_(?P<view>t1|t2)(?P<space>_SPACE)?(?:_slice(?P<slice>[0-9]+))?$")
 GRADE_COLUMNS = ("row_id", "grade")
@@ -133,7 +133,8 @@ def _match(file: Path) -> re.Match[str] | None:
 
 
 def _known(root: Path, studies: Sequence[Study]) -> list[Study]:
-    """The studies that a table or a mask tells something about, with their labels, findings and marks."""
+    """The studies that a table or a mask tells something about, with their labels, those of auxiliary heads, and
+    marks."""
     boxes, grades = _table(root, "boxes.csv"), _grades(_table(root, "gradings.csv"))
     marks = of_boxes(boxes) if boxes is not None else {}
     found = []
@@ -141,9 +142,9 @@ def _known(root: Path, studies: Sequence[Study]) -> list[Study]:
         own: list[Mark] = []
         for series in study.series:
             own += marks.get(series.id, []) if not series.masks else of_masks(series)
-        labels, findings = grades.get(study.patient, ({}, {}))
+        labels, head_labels = grades.get(study.patient, ({}, {}))
         if own or labels:
-            found.append(Study(study.id, study.patient, study.series, labels, tuple(own), findings=findings))
+            found.append(Study(study.id, study.patient, study.series, labels, tuple(own), head_labels=head_labels))
     return found
 
 

@@ -1,7 +1,7 @@
 """The task `spider`: Pfirrmann grades 1 to 5 of the five lumbar discs on sagittal T2 and T1 slices.
 
 Disc centres are found in each view, levels counted up from the lowest disc. A crop around each, turned with the spine
-and as large as the patient's discs lie apart, is graded; narrowing and bulging are asked of the same net. Files:
+and as large as the patient's discs lie apart, is graded; narrowing and bulging are yes/no heads of the same net. Files:
 files.py, marks: marks.py, boxes: rois.py.
 
 Boxes around discs: turned with the spine and as large as its own discs lie apart. Pure geometry, LPS mm.
@@ -26,6 +26,7 @@ from osteograde.tasks.spec import (
     Boxes,
     Crop,
     Grader,
+    Head,
     Landmark,
     Locator,
     Pixels,
@@ -140,7 +141,13 @@ TASK = Task(
         ),
     ),
     graders=(
-        Grader("pfirrmann", SITES, CROPS, partial(disc_boxes, SITES, CROPS), findings=tuple(spider_files.FINDINGS)),
+        Grader(
+            "pfirrmann",
+            SITES,
+            CROPS,
+            partial(disc_boxes, SITES, CROPS),
+            heads=tuple(Head(name) for name in spider_files.FINDINGS),
+        ),
     ),
     prior={level: normalised(COUNTS[level]) for level in LEVELS},
     read=spider_files.read,

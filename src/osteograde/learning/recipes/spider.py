@@ -71,7 +71,7 @@ def _spider(name: str, look: Fit) -> Recipe:
         **judge.net,
         "views": len(group.crops),
         "classes": len(task.classes),
-        "findings": len(group.findings),
+        "findings": group.head_outputs,
     }
     return Recipe(
         name=name,

@@ -1,0 +1,133 @@
+"""``osteograde grade`` and inference.py: grade a folder of studies, draw pictures if asked to, say what was written."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from osteograde import logs, phantom
+from osteograde.errors import UserError
+from osteograde.inference import run
+from osteograde.inference.submission import (
+    TEMPLATE,
+    Result,
+    RunSummary,
+    flags_path,
+    summary_lines,
+    written_files,
+)
+from osteograde.models.bundle import Bundle
+from osteograde.report import heatmaps, overlays
+
+log = logging.getLogger("osteograde.inference")
+SHIPPED = Path(__file__).resolve().parents[2] / "weights"  # of a checkout
+PHANTOMS = 3  # studies made on the spot where no data are given
+PHANTOM_SEED = 20261121
+
+Drawer = Callable[[Result, Bundle], None]
+
+
+def main(args: argparse.Namespace) -> int:
+    """Do what the options of ``cli.add_grade_options`` ask for; the exit code is returned."""
+    logs.to_stdout()
+    weights = args.weights or shipped_weights(args.task)
+    drawers = [overlays.overlay_drawer(args.overlays)] if args.overlays else []
+    drawers += [heatmaps.heatmap_drawer(args.explain)] if args.explain else []
+
+    def grade(data: Path) -> int:
+        return infer(
+            args.task,
+            data,
+            weights,
+            args.out,
+            device=args.device,
+            limit=args.limit,
+            workers=args.workers,
+            time_budget_hours=args.time_budget,
+            max_unread=args.max_unread,
+            drawers=drawers,
+        )
+
+    if args.data is not None:
+        return grade(args.data)
+    with tempfile.TemporaryDirectory(prefix="osteograde-") as folder:
+        log.info("no --data: making %d phantom studies", PHANTOMS)
+        phantom.write(args.task, Path(folder), studies=0, test=PHANTOMS, seed=PHANTOM_SEED)
+        return grade(Path(folder))
+
+
+def infer(
+    task: str,
+    data: Path,
+    weights: Path,
+    out: Path,
+    *,
+    device: str = "auto",
+    limit: int = 0,
+    workers: int = 0,
+    time_budget_hours: float | None = None,
+    max_unread: int = 0,
+    drawers: Sequence[Drawer] = (),
+) -> int:
+    """Grade ``data`` with ``weights`` into ``out``; returns the exit code (1: more than max_unread studies unread).
+
+    drawers: each is called with every finished study and the nets that graded it. UserError or OSError: the user's
+    mistake, found before any work; a submission already at ``out`` is untouched. OSError at the end: the last
+    submission could not be written; the one before it is in place.
+    """
+    job = run.prepare(task, data, weights, device=device, limit=limit, workers=workers, hours=time_budget_hours)
+    submission = run.start(job, out)
+    try:
+        with run.grading(job, submission) as chunks:
+            for chunk in chunks:
+                draw_pictures(chunk, drawers, submission.summary)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"{out} holds {submission.done} graded studies, its other rows are class priors; the same command starts "
+            "again"
+        ) from None
+    for line in summary_lines(submission.summary, submission.done):
+        log.info(line)
+    log.info("written: %s", ", ".join(map(str, written_files(job.task, out))))
+    log.info("next: %s", next_step(data, out, limit))
+    if submission.summary.unread > max_unread:
+        log.info(
+            "%d studies could not be read, --max-unread is %d; their rows are class priors",
+            submission.summary.unread,
+            max_unread,
+        )
+        return 1
+    return 0
+
+
+def draw_pictures(chunk: run.Chunk, drawers: Sequence[Drawer], summary: RunSummary) -> None:
+    """Draw the studies of a chunk. A picture that cannot be drawn or written costs that picture, and is counted."""
+    for result in chunk.results:
+        for draw in drawers:
+            try:
+                draw(result, chunk.bundle)
+            except (OSError, torch.OutOfMemoryError, torch.AcceleratorError):
+                summary.faults["picture_not_written"] += 1
+
+
+def next_step(data: Path, out: Path, limit: int) -> str:
+    """What to do with a submission: check it against the template of the data, or look at the flagged rows."""
+    if (Path(data) / TEMPLATE).is_file() and not limit:
+        return f"osteograde validate --submission {out} --template {Path(data) / TEMPLATE}"
+    return f"look at the rows in {flags_path(out)}; --overlays DIR draws what was found and graded in each study"
+
+
+def shipped_weights(task: str) -> Path:
+    """The folder under weights/ that belongs to a task: weights/TASK, else the only weights/TASK-*.
+
+    UserError where there is none or more than one.
+    """
+    found = [SHIPPED / task] if (SHIPPED / task).is_dir() else sorted(SHIPPED.glob(f"{task}-*"))
+    if len(found) != 1:
+        raise UserError(f"{len(found)} weights folders for {task!r} under {SHIPPED}; name one with --weights")
+    return found[0]

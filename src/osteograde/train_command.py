@@ -1,0 +1,50 @@
+"""``osteograde train`` and train_folds.py: train every fold of every stage of a recipe, and score them out-of-fold."""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+
+from osteograde.errors import UserError
+from osteograde.learning.recipe import Recipe, shrink
+from osteograde.learning.recipes import RECIPES
+
+RESUME = "the same command with --resume goes on from the last finished epoch"
+
+
+def main(args: argparse.Namespace) -> int:
+    """Do what the options of ``cli.add_train_options`` ask for; the exit code is returned."""
+    recipe = recipe_of(args.task, args.recipe or args.task)
+    if not args.data.is_dir():
+        raise UserError(f"{args.data}: no such folder; --data is the folder that holds the tables and the images")
+    # torch and what stands on it: imported once the names are known to be right
+    from osteograde.learning import pretrained, train
+    from osteograde.learning.reuse import reuse_nets
+    from osteograde.models.device import keep_all_freed_memory, pick
+
+    keep_all_freed_memory()
+    say = partial(print, flush=True)
+    recipe = pretrained.without_missing_weights(shrink(recipe), say) if args.debug else recipe
+    for weights in args.like:
+        say(f"taken over from {weights}: folds and {len(reuse_nets(weights, args.out, recipe))} nets")
+    resume = args.resume or bool(args.like)
+    try:
+        scores = train.train(
+            recipe, args.data, args.out, only=args.folds, device=pick(args.device), resume=resume, log=say
+        )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(RESUME) from None
+    say(train.table(scores))
+    say(f"written: {args.out / 'manifest.json'}, the nets that it names, and out-of-fold tables beside it")
+    say(f"next: osteograde report {args.out} --data {args.data}")
+    return 0
+
+
+def recipe_of(task: str, name: str) -> Recipe:
+    """The recipe of that name. UserError where there is none, or it is another task's."""
+    if name not in RECIPES:
+        raise UserError(f"no recipe {name!r}; known: {', '.join(sorted(RECIPES))}")
+    recipe = RECIPES[name]()
+    if recipe.task.name != task:
+        raise UserError(f"recipe {name!r} is of task {recipe.task.name!r}, asked for {task!r}")
+    return recipe
