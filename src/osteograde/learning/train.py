@@ -195,7 +195,7 @@ def seal(run: Run, data: Path, scores: Mapping[str, Any], calibrations: Mapping[
 def provenance(data: Path, recipe: Recipe) -> dict[str, str]:
     """Source and licence as the data's own SOURCE.json states them, else as the recipe does.
 
-    UserError where SOURCE.json is no JSON object of texts.
+    UserError where SOURCE.json is no JSON object of texts and numbers.
     """
     path = data / PROVENANCE
     if path.is_file():
@@ -203,9 +203,9 @@ def provenance(data: Path, recipe: Recipe) -> dict[str, str]:
             facts = json.loads(path.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: not JSON ({error}); write it again, or remove it") from error
-        if not isinstance(facts, dict) or not all(isinstance(value, str) for value in facts.values()):
-            raise UserError(f'{path}: expected texts such as {{"source": ..., "licence": ...}}; found {facts!r}')
-        return facts
+        if not isinstance(facts, dict) or not all(isinstance(value, str | int | float) for value in facts.values()):
+            raise UserError(f'{path}: expected facts such as {{"source": ..., "licence": ...}}; found {facts!r}')
+        return {name: str(value) for name, value in facts.items()}
     return dict(recipe.source) or {
         "source": "not stated",
         "licence": "not stated: the terms of the training data apply to the weights",
