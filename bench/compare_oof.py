@@ -43,11 +43,11 @@ def compare(answers: Answers, bootstrap: int, seed: int = 0) -> dict[str, dict[s
     }
 
 
-def told(answers: Answers, table: dict[str, dict[str, object]]) -> str:
+def table(answers: Answers, parts: dict[str, dict[str, object]]) -> str:
     """The comparison for people."""
     patients = answers.group.max() + 1
     lines = [f"{len(answers.studies)} studies of {patients} patients: {' against '.join(answers.members)}"]
-    for part, row in table.items():
+    for part, row in parts.items():
         low, high = row["interval_95"]  # type: ignore[misc]
         values = f"{row['first']:>9}{row['second']:>9}{row['difference']:>+9.4f}"
         lines.append(f"{part:<22}{values}   {low:+.4f} .. {high:+.4f}")
@@ -62,9 +62,9 @@ def main() -> None:
     parser.add_argument("--bootstrap", type=int, default=2000)
     args = parser.parse_args()
     answers = gather(TASKS[args.task], [args.first, args.second], args.data)
-    table = compare(answers, args.bootstrap)
-    print(told(answers, table))
-    print(json.dumps(table))
+    parts = compare(answers, args.bootstrap)
+    print(table(answers, parts))
+    print(json.dumps(parts))
 
 
 if __name__ == "__main__":

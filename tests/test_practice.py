@@ -1,4 +1,4 @@
-"""What was made for practice is learnt from by the plans that say so, within the folds, and is never judged."""
+"""Synthetic studies are learnt from by the plans that say so, within the folds, and are never graded."""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ import torch
 
 from osteograde import phantom
 from osteograde.learning import folds, out_of_fold
-from osteograde.learning.cross_fit import Run
+from osteograde.learning.cross_fit import Fold, Run
 from osteograde.learning.recipes import RECIPES
 from osteograde.tasks import TASKS
 from osteograde.tasks.knee_films import films
@@ -22,28 +22,30 @@ def test_graders_learn_from_films_of_their_own_patients_where_their_plan_says_so
     phantom.write("knee-xray", tmp_path / "data", studies=6, seed=1)
     studies = TASK.read(tmp_path / "data", "train")
     made = films(studies, tmp_path / "films", np.random.default_rng(0), share=0.01)
-    plan = replace(RECIPE.graders["kl"], pixels=(32, 48))
-    learnt, judged = {}, []
+    plan = replace(RECIPE.graders["kl"][0], pixels=(32, 48))
+    learnt, graded = {}, []
 
-    def cross_fit(run, kind, stage, own, data_of, loss_of):
-        for practice in (1, 0):
-            part = data_of(run.split.training(run.everything, 0), replace(own, practice=practice))
-            learnt[practice] = part.studies
-            assert set(part.without_practice().studies) == {study.id for study in run.split.training(run.studies, 0)}
-        yield 0, [], run.split.held_out(run.everything, 0)
+    def cross_fit(run, stage):
+        training = run.split.training(run.everything, 0)
+        for epochs in (2, 0):
+            data = stage.data(training, replace(plan, synthetic_epochs=epochs))
+            learnt[epochs] = [set(data.in_epoch(epoch).studies) for epoch in range(plan.training.epochs)]
+        yield Fold(0, [], run.split.held_out(run.everything, 0))
 
-    def told(run, nets, k, held, points, ask):
-        judged.extend(held)
-        return [{} for _ in held]
+    def predictions(stage, fold, held_out, points):
+        graded.extend(held_out)
+        return [{} for _ in held_out]
 
     monkeypatch.setattr(out_of_fold, "cross_fit", cross_fit)
-    monkeypatch.setattr(out_of_fold, "_told", told)
+    monkeypatch.setattr(out_of_fold, "cached_predictions", predictions)
     split = folds.assign(TASK, studies, 2, seed=0)
-    recipe = replace(RECIPE, graders={"kl": replace(plan, practice=1)})
-    run = Run(recipe, studies, made, split, (0,), tmp_path, torch.device("cpu"), False, lambda text: None)
+    recipe = replace(RECIPE, graders={"kl": (plan,)})
+    run = Run(recipe, studies, made, split, (0,), tmp_path, torch.device("cpu"), False)
     out_of_fold.grade_out_of_fold(run, {}, {study.id: {} for study in studies})
     crops = {study.id for study in split.training(studies, 0)}
     own = {film.id for film in made if film.labels and split.fold_of(film) == 1}
-    assert own and set(learnt[1]) == crops | own
-    assert set(learnt[0]) == crops
-    assert {study.id for study in judged} == {study.id for study in split.held_out(studies, 0)}
+    epochs = plan.training.epochs
+    assert own
+    assert learnt[2] == [crops] * (epochs - 2) + [crops | own] * 2
+    assert learnt[0] == [crops] * epochs
+    assert {study.id for study in graded} == {study.id for study in split.held_out(studies, 0)}

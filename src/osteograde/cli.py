@@ -102,8 +102,8 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
     _add_device(parser)
     parser.add_argument("--resume", action="store_true", help="go on from the last finished epoch")
     parser.add_argument(
-        "--like", type=Path, nargs="+", default=[], metavar="WEIGHTS_DIR",
-        help="with its folds, and its nets where the recipes agree; resumes",
+        "--reuse", type=Path, nargs="+", default=[], metavar="WEIGHTS_DIR",
+        help="use its folds, and its nets where the plans are the same; resumes",
     )  # fmt: skip
     parser.add_argument("--debug", action="store_true", help="a few minutes on a CPU, from nothing to weights")
 
