@@ -22,7 +22,7 @@ import torch
 
 from osteograde.learning import folds
 from osteograde.learning.cross_fit import net_name
-from osteograde.learning.ensemble import Answers
+from osteograde.learning.ensemble import OofTables
 from osteograde.learning.recipes import RECIPES
 from osteograde.models import bundle
 from osteograde.pipeline import predict
@@ -72,7 +72,7 @@ def graded(weights: Path, studies: Sequence[Study], split: folds.Split, views: i
 
 def answers(
     names: tuple[str, str], made: Sequence[Study], sides: Sequence[dict[str, dict[str, np.ndarray]]]
-) -> Answers:
+) -> OofTables:
     """Both sides of the comparison, on the knees that both have."""
     labels = {
         film.id: {side: grade for side, grade in film.labels.items() if all(side in one[film.id] for one in sides)}
@@ -87,7 +87,7 @@ def answers(
                 table[s, i, TASK.targets.index(side)] = one[film.id][side] / one[film.id][side].sum()
     group = groups_of([film.patient for film in kept])
     names_of = tuple(film.id for film in kept)
-    return Answers(TASK, names, names_of, table, labels, np.zeros(len(kept), int), group, "")
+    return OofTables(TASK, names, names_of, table, labels, np.zeros(len(kept), int), group, "")
 
 
 def _of_crops(film: Study, crop_of: dict[tuple[str, str], Study], said: dict[str, dict]) -> dict[str, np.ndarray]:

@@ -211,9 +211,11 @@ def score(args: argparse.Namespace) -> int:
 def ensemble(args: argparse.Namespace) -> int:
     known_task(args.task)
     from osteograde.learning import ensemble as voters
+    from osteograde.logs import to_stdout
     from osteograde.tasks import TASKS
 
-    result = voters.choose(TASKS[args.task], args.members, args.data, log=print)
+    to_stdout()
+    result = voters.choose(TASKS[args.task], args.members, args.data)
     print(voters.table(result))
     print(json.dumps(result, sort_keys=True))
     return 0
