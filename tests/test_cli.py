@@ -17,7 +17,7 @@ INFERENCE = {
     "TASK", "--data", "--weights", "--out", "--device", "--limit", "--workers", "--time-budget", "--max-unread",
     "--overlays", "--explain",
 }  # fmt: skip
-TRAIN = {"TASK", "--data", "--out", "--recipe", "--folds", "--device", "--resume", "--like", "--debug"}
+TRAIN = {"TASK", "--data", "--out", "--recipe", "--folds", "--device", "--resume", "--reuse", "--debug"}
 FROZEN = {
     "grade": INFERENCE,
     "train": TRAIN,

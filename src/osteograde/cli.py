@@ -102,8 +102,8 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
     _add_device(parser)
     parser.add_argument("--resume", action="store_true", help="go on from the last finished epoch")
     parser.add_argument(
-        "--like", type=Path, nargs="+", default=[], metavar="WEIGHTS_DIR",
-        help="with its folds, and its nets where the recipes agree; resumes",
+        "--reuse", type=Path, nargs="+", default=[], metavar="WEIGHTS_DIR",
+        help="use its folds, and its nets where the plans are the same; resumes",
     )  # fmt: skip
     parser.add_argument("--debug", action="store_true", help="a few minutes on a CPU, from nothing to weights")
 
@@ -211,9 +211,11 @@ def score(args: argparse.Namespace) -> int:
 def ensemble(args: argparse.Namespace) -> int:
     known_task(args.task)
     from osteograde.learning import ensemble as voters
+    from osteograde.logs import to_stdout
     from osteograde.tasks import TASKS
 
-    result = voters.choose(TASKS[args.task], args.members, args.data, log=print)
+    to_stdout()
+    result = voters.choose(TASKS[args.task], args.members, args.data)
     print(voters.table(result))
     print(json.dumps(result, sort_keys=True))
     return 0

@@ -14,6 +14,7 @@ import numpy as np
 
 from osteograde.errors import UserError
 from osteograde.learning.evaluate import head_lines
+from osteograde.learning.reuse import current_form
 from osteograde.report import charts, summary
 from osteograde.report import worst_cases as cases
 from osteograde.report.charts import number, table
@@ -92,15 +93,15 @@ def about(evidence: Evidence, made: datetime) -> str:
 
 
 def _stages(evidence: Evidence) -> str:
-    """A line per stage of the recipe: the net and how it learnt."""
-    recipe = evidence.manifest.recipe
+    """A line per locator and grader of the recipe: the first net of a fold and how it was trained."""
+    recipe = current_form(evidence.manifest.recipe)
+    firsts = [*recipe["locators"].items(), *((stage, members[0]) for stage, members in recipe["graders"].items())]
     body = []
-    for kind in ("locate", "grade"):
-        for stage, fit in recipe.get(kind, {}).items():
-            net = fit["net"]
-            trunk = net.get("backbone") or net.get("encoder_name") or "-"
-            shape = fit["pixels"] if isinstance(fit["pixels"], int) else " x ".join(map(str, fit["pixels"]))
-            body.append([stage, net["kind"], trunk, shape, fit["epochs"], f"{fit['lr']:g}"])
+    for stage, plan in firsts:
+        net, training = plan["net"], plan["training"]
+        trunk = net.get("backbone") or net.get("encoder_name") or "-"
+        shape = plan["pixels"] if isinstance(plan["pixels"], int) else " x ".join(map(str, plan["pixels"]))
+        body.append([stage, net["kind"], trunk, shape, training["epochs"], f"{training['lr']:g}"])
     return table(["stage", "kind", "trunk", "pixels", "epochs", "lr"], body, words=3) if body else ""
 
 
