@@ -164,7 +164,7 @@ class LocatorData:
             pixel_mm=self.pixel_mm,
             slice_mm=float(np.median([item.slice_mm for item in items])),
             sigma_mm=self.locator.sigma_mm,
-            nowhere=self.locator.may_be_absent,
+            may_be_absent=self.locator.may_be_absent,
             masks=None if labels is None else classes_of(labels[:, 1:-1][keep]),
         )
 
