@@ -169,7 +169,7 @@ def test_the_confusion_matrices_and_the_calibration_are_counted_from_the_table(j
     assert sum(int(part[name][-1]) for part in each for name in TASK.classes) == total == len(rows)
     gaps = [abs(sum(p for p, _ in b) / len(b) - sum(hit for _, hit in b) / len(b)) * len(b) for b in bins.values()]
     assert f"(ECE) {sum(gaps) / len(rows):.4f} over {len(rows)} rows" in whole
-    assert sorted(int(n) for n in re.findall(r"<title>(\d+) rows: said", whole)) == sorted(
+    assert sorted(int(n) for n in re.findall(r"<title>(\d+) rows: mean probability", whole)) == sorted(
         2 * [len(b) for b in bins.values()]
     )
 
