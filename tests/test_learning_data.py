@@ -151,7 +151,7 @@ def test_a_measured_error_moves_the_crop_by_itself(tmp_path):
         # the crop moved by +5 mm to the back and 7 mm to the feet, so the ball lies 5 to the front and 7 up
         assert abs(row - (23.5 - 7)) < 2.8 and abs(column - (23.5 - 5)) < 2.8
         # one slice (4 mm) too far to the left: a right site's slices run to the left, a left site's are mirrored
-        assert int(depth) == (1 if data.group.sites[site].side == "right" else 3)
+        assert int(depth) == (1 if data.grader.sites[site].side == "right" else 3)
 
 
 def test_the_any_severe_term_puts_sites_of_a_study_together(tmp_path):

@@ -290,7 +290,5 @@ def table(result: Mapping[str, Any]) -> str:
     lines.append(f"chosen of {result['choices']}: {chosen}")
     for one in result["nested_choices"]:
         lines.append(f"  without fold {one['fold']}: {one['rule']} of {', '.join(one['members'])}")
-    lines.append(
-        "report the nested score: the one above it is the best of many, scored on what it was chosen on"
-    )
+    lines.append("report the nested score: the one above it is the best of many, scored on what it was chosen on")
     return "\n".join(lines)

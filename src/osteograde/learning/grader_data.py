@@ -1,6 +1,6 @@
-"""Training samples of a grader: stored crops of every site, moved by errors that stage 1 really made.
+"""Training samples of a grader: stored crops of every site, shifted at random and by errors that locators made.
 
-Shapes: S sites of a batch, V views, D slices, H' W' stored pixels, H W pixels the net reads.
+Shapes: S sites of a batch, N stored sites, C crops, D slices, H' W' stored pixels, H W pixels the net reads.
 """
 
 from __future__ import annotations
@@ -48,20 +48,21 @@ class GraderBatch:
 
 @dataclass(frozen=True, eq=False)
 class GraderData:
-    """The crops of one grader over many studies. rows of a study are neighbours: its sites in the grader's order."""
+    """The stored crops of one grader for all labelled sites of many studies; the rows of a study follow each other in
+    the order of the grader's sites."""
 
-    group: Grader
+    grader: Grader
     plan: GraderPlan
     stored: tuple[int, int]  # (H, W) of the nets' crops that the stored ones are, without their margin
-    crops: tuple[np.ndarray, ...]  # per view (N, D', H', W') uint8, memory-mapped
-    present: np.ndarray  # (N, V)
-    to_index: np.ndarray  # (N, V, 3, 3): mm displacement -> displacement in stored index (d, h, w)
+    crops: tuple[np.ndarray, ...]  # per crop (N, D', H', W') uint8, memory-mapped
+    present: np.ndarray  # (N, C)
+    to_index: np.ndarray  # (N, C, 3, 3): mm displacement -> displacement in stored index (d, h, w)
     labels: np.ndarray  # (N,)
     head_labels: np.ndarray  # (N, heads)
     mirrorable: np.ndarray  # (N,) sites on the midline may be mirrored
     rows_of: Mapping[str, np.ndarray]  # study -> rows
-    lateral_axes: tuple[int, ...]  # per view, the stored axis that runs right-left
-    errors_mm: np.ndarray  # (M, 3) errors of stage 1 on held-out studies; may be empty
+    lateral_axes: tuple[int, ...]  # per crop, the stored axis that runs right-left
+    errors_mm: np.ndarray  # (M, 3) errors of locators on held-out studies; may be empty
     studies: tuple[str, ...]
     synthetic: frozenset[str] = frozenset()  # those of the studies that are synthetic
     share: float = 1.0  # of the pixels' sides that batches have, over the same millimetres
@@ -119,12 +120,13 @@ class GraderData:
     def batch(
         self, indices: Sequence[int] | np.ndarray, rng: np.random.Generator, device: torch.device, *, augment: bool
     ) -> GraderBatch:
-        """The sites of some studies, each view cut out of its stored crop in one resample."""
+        """The sites of the studies ``indices``, each crop cut out of its stored one in one resample; moved, shaded,
+        mirrored and hidden at random if ``augment``."""
         picked = [self.rows_of[self.studies[i]] for i in indices]
         rows = np.concatenate(picked)
         errors = self._draw_errors(rng, len(rows), augment)
         mirror = self.mirrorable[rows] & (rng.random(len(rows)) < 0.5) & augment & self.plan.augmentation.mirror
-        crops = tuple(self._view(v, rows, errors, mirror, rng, device, augment=augment) for v in range(len(self.crops)))
+        crops = tuple(self._crop(c, rows, errors, mirror, rng, device, augment=augment) for c in range(len(self.crops)))
         present = self._hide(self.present[rows], rng) if augment else self.present[rows]
         return GraderBatch(
             crops=crops,
@@ -140,24 +142,36 @@ class GraderData:
             return np.zeros((count, 3))
         return self.errors_mm[rng.integers(len(self.errors_mm), size=count)]
 
-    def _view(self, v, rows, errors_mm, mirror, rng, device, *, augment) -> torch.Tensor:
-        spec, size, augmentation = self.group.crops[v], self.size, self.plan.augmentation
-        margin = _slice_margin(spec)
-        offset = np.einsum("nij,nj->ni", self.to_index[rows, v], errors_mm)
+    def _crop(
+        self,
+        c: int,
+        rows: np.ndarray,
+        errors_mm: np.ndarray,
+        mirror: np.ndarray,
+        rng: np.random.Generator,
+        device: torch.device,
+        *,
+        augment: bool,
+    ) -> torch.Tensor:
+        """Crop number c of some rows (S,), (S, D, H, W) in 0..1: displaced by errors_mm (S, 3), mirrored where mirror
+        (S,) is true."""
+        crop, size, augmentation = self.grader.crops[c], self.size, self.plan.augmentation
+        margin = _slice_margin(crop)
+        offset = np.einsum("nij,nj->ni", self.to_index[rows, c], errors_mm)
         step = np.clip(np.rint(offset[:, 0]), -margin, margin).astype(int)
-        slices = (margin + step)[:, None] + np.arange(spec.slices)
-        stored = np.stack([self.crops[v][row][index] for row, index in zip(rows, slices, strict=True)])
+        slices = (margin + step)[:, None] + np.arange(crop.slices)
+        stored = np.stack([self.crops[c][row][index] for row, index in zip(rows, slices, strict=True)])
         move = (
-            draw_move(rng, len(rows), augmentation, spec.field_mm / max(self.stored)) if augment else still(len(rows))
+            draw_move(rng, len(rows), augmentation, crop.field_mm / max(self.stored)) if augment else still(len(rows))
         )
         move = Move(move.matrix * (np.array(self.stored) / size), move.shift + offset[:, 1:])
         images = resample(torch.from_numpy(stored).to(device), move, size)
         flip = torch.from_numpy(mirror).to(device)[:, None, None, None]
-        images = torch.where(flip, images.flip(1 if self.lateral_axes[v] == 0 else 3), images)
+        images = torch.where(flip, images.flip(1 if self.lateral_axes[c] == 0 else 3), images)
         return shade(rng, images, augmentation) if augment else images
 
     def _hide(self, present: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Hide one view of some sites that have another, so that the net learns to grade without it."""
+        """Hide one crop of some sites that have another, so that the net learns to grade without it: present (S, C)."""
         present = present.copy()
         for row in np.flatnonzero((present.sum(1) > 1) & (rng.random(len(present)) < self.plan.drop_view)):
             present[row, rng.choice(np.flatnonzero(present[row]))] = False
@@ -194,7 +208,7 @@ def store(
         "%s: %d sites of %d studies, classes %s", grader.name, len(rows), len(rows_of), np.bincount(labels).tolist()
     )
     return GraderData(
-        group=grader,
+        grader=grader,
         plan=plan,
         stored=(height, width),
         crops=tuple(

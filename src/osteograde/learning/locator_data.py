@@ -114,7 +114,15 @@ class LocatorData:
             points, lateral = self._mirror(stacks, points, lateral, windows, items, rng)
         return self._assemble(images, labels, points, lateral, windows, items)
 
-    def _lateral(self, items, windows, depth, move, rng, augment) -> np.ndarray:
+    def _lateral(
+        self,
+        items: Sequence[Stored],
+        windows: Sequence[tuple[int, int]],
+        depth: int,
+        move: Move,
+        rng: np.random.Generator,
+        augment: bool,
+    ) -> np.ndarray:
         """(B, D, W): lateral mm of the columns of each slice at the middle row, after the move."""
         side, stored = self.side, np.array(self.slices.shape[1:])
         columns = np.arange(side) - (side - 1) / 2
@@ -129,13 +137,22 @@ class LocatorData:
             lateral += rng.normal(0, MIDLINE_JITTER_MM, (len(items), 1, 1)).astype(np.float32)
         return lateral
 
-    def _mirror(self, stacks, points, lateral, windows, items, rng):
+    def _mirror(
+        self,
+        stacks: Sequence[torch.Tensor],
+        points: np.ndarray,
+        lateral: np.ndarray,
+        windows: Sequence[tuple[int, int]],
+        items: Sequence[Stored],
+        rng: np.random.Generator,
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The mirrored patient, for half of the samples: flip the right-left axis, swap sides, negate lateral mm.
 
-        stacks: (B, D + 2, H, W) each; they are changed in place.
+        stacks: (B, D + 2, H, W) each, images and label images. points (B, L, 3), lateral (B, D, W), windows: (first,
+        last plus one slice) of each sample. Stacks, points and lateral are changed in place; the last two are returned.
         """
         partner = partners(self.landmarks)
-        for b in np.flatnonzero(rng.random(len(points)) < 0.5):
+        for b in np.flatnonzero(rng.random(len(points)) < 0.5).tolist():
             depth = windows[b][1] - windows[b][0]
             if items[b].lateral_axis == 0:
                 for stack in stacks:
@@ -150,7 +167,16 @@ class LocatorData:
             points[b] = points[b][partner]
         return points, lateral
 
-    def _assemble(self, images, labels, points, lateral, windows, items) -> LocatorBatch:
+    def _assemble(
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor | None,
+        points: np.ndarray,
+        lateral: np.ndarray,
+        windows: Sequence[tuple[int, int]],
+        items: Sequence[Stored],
+    ) -> LocatorBatch:
+        """The batch of windowed samples, without the slices by which shorter windows were padded."""
         device, channels = images.device, self.locator.channels
         lateral_t = torch.from_numpy(np.ascontiguousarray(lateral)).to(device)
         depths = [stop - start for start, stop in windows]
@@ -168,7 +194,7 @@ class LocatorData:
             pixel_mm=self.pixel_mm,
             slice_mm=float(np.median([item.slice_mm for item in items])),
             sigma_mm=self.locator.sigma_mm,
-            nowhere=self.locator.may_be_absent,
+            may_be_absent=self.locator.may_be_absent,
             masks=None if labels is None else classes_of(labels[:, 1:-1][keep]),
         )
 
@@ -181,7 +207,7 @@ def partners(landmarks: Sequence[Landmark]) -> list[int]:
 
 
 def _slices(item: Stored, start: int, depth: int) -> np.ndarray:
-    """(D + 2,) numbers of stored slices: the window and one more on both ends; the ends of the stack repeat."""
+    """(D + 2,) numbers of stored slices: those of the window and one more on both ends; the ends of a stack repeat."""
     return item.start + np.clip(np.arange(start - 1, start + depth + 1), 0, item.depth - 1)
 
 
@@ -200,6 +226,7 @@ def _window(item: Stored, plan: LocatorPlan, rng: np.random.Generator, augment: 
 
 
 def _outside(points: np.ndarray, depths: Sequence[int], size: tuple[int, int]) -> np.ndarray:
+    """(B, L): whether points (B, L, 3) lie outside of their window of ``depths`` slices of ``size`` pixels."""
     limit = np.array([[[depth, *size]] for depth in depths]) - 0.5
     with np.errstate(invalid="ignore"):
         return np.any((points < -0.5) | (points > limit), -1)
@@ -281,7 +308,7 @@ def label_volume(study: Study, volume: Volume) -> Volume | None:
     the file it is named after: of thin slices that were averaged the middle one. Raises ValueError where label images
     are not one for one with the files, cannot be read, have another size, or hold numbers above UNKNOWN.
     """
-    series = next((one for one in study.series if one.id == volume.series), None)
+    series = next((candidate for candidate in study.series if candidate.id == volume.series), None)
     if series is None or not series.masks:
         return None
     paths = _by_slice(series)

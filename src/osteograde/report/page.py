@@ -157,10 +157,10 @@ def confusion(evidence: Evidence) -> str:
     every = np.ones(len(graded.ids), bool)
     found = [charts.confusion_table(summary.confusion(graded, every, len(classes)), classes, "all rows")]
     if len(evidence.task.graders) > 1:
-        for group in evidence.task.graders:
-            own = np.array([evidence.sites[target][0] is group for target in graded.targets])
-            matrix = summary.confusion(graded, own, len(classes))
-            found.append(charts.confusion_table(matrix, classes, group.name))
+        for grader in evidence.task.graders:
+            rows = np.array([evidence.sites[target][0] is grader for target in graded.targets])
+            matrix = summary.confusion(graded, rows, len(classes))
+            found.append(charts.confusion_table(matrix, classes, grader.name))
     note = "<p>Predicted: the most probable class. In small print the share of the true class; shading follows it.</p>"
     return note + f'<div class="grid">{"".join(found)}</div>'
 
@@ -177,7 +177,8 @@ def calibration(evidence: Evidence) -> str:
 
 
 def landmarks(evidence: Evidence) -> str:
-    """Distances of held-out landmarks to the annotated ones, per locator, and what the manifest says of each."""
+    """Distances of out-of-fold landmarks from the annotated ones, per locator; without oof_points.csv the figures of
+    the manifest."""
     located, told = evidence.located, evidence.manifest.scores.locate
     if located is None:
         stages = [{"locator": stage, **row} for stage, row in told.items()]
