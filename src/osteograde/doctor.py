@@ -1,4 +1,4 @@
-"""Check whether this environment can do the work, by doing some: a convolution on each GPU, a file read back, hashes."""
+"""Check whether this environment can do the work, by doing some: convolutions on GPUs, files read back, hashes."""
 
 from __future__ import annotations
 
