@@ -19,6 +19,7 @@ from typing import NoReturn
 
 from osteograde.errors import UserError
 from osteograde.kaggle import cli
+from osteograde.tasks import check_name
 
 DEFAULT_TASK = "lumbar-mr"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # what only a user can make room for
@@ -165,7 +166,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def grade(args: argparse.Namespace) -> int:
-    known_task(args.task)
+    check_name(args.task)
     _existing_folder("--data", args.data)
     if args.weights is not None:
         from osteograde.models.manifest import read_manifest
@@ -177,14 +178,14 @@ def grade(args: argparse.Namespace) -> int:
 
 
 def train(args: argparse.Namespace) -> int:
-    known_task(args.task)
+    check_name(args.task)
     from osteograde import train_command
 
     return train_command.main(args)
 
 
 def phantom(args: argparse.Namespace) -> int:
-    known_task(args.task)
+    check_name(args.task)
     from osteograde import phantom as maker
 
     if args.studies + args.test == 0:
@@ -195,7 +196,7 @@ def phantom(args: argparse.Namespace) -> int:
 
 
 def score(args: argparse.Namespace) -> int:
-    known_task(args.task)
+    check_name(args.task)
     import numpy as np
 
     from osteograde.report import score_table
@@ -209,7 +210,7 @@ def score(args: argparse.Namespace) -> int:
 
 
 def ensemble(args: argparse.Namespace) -> int:
-    known_task(args.task)
+    check_name(args.task)
     from osteograde.learning import ensemble as voters
     from osteograde.logs import to_stdout
     from osteograde.tasks import TASKS
@@ -250,20 +251,12 @@ def doctor(args: argparse.Namespace) -> int:
 
 
 def kernel_build(args: argparse.Namespace) -> int:
-    known_task(args.task)
+    check_name(args.task)
     from osteograde.kaggle import build_kernel
 
     out = build_kernel.BUILT / args.task
     print(build_kernel.build(args.task, args.weights, out, source=args.mount, data=args.images))
     return 0
-
-
-def known_task(name: str) -> None:
-    """Raises UserError naming the known tasks if ``name`` is none of them. Imports no task, so that it is fast."""
-    from osteograde.tasks import NAMES
-
-    if name not in NAMES:
-        raise UserError(f"no task {name!r}; known tasks: {', '.join(sorted(NAMES))}")
 
 
 def _existing_folder(option: str, folder: Path | None) -> None:
