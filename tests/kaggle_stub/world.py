@@ -196,7 +196,8 @@ class World:
         for kind in ("dataset", "competition", "kernel", "model"):
             sources = sent.get(f"{kind}DataSources", [])
             facts[f"{kind}DataSources"] = [source for source in sources if source not in self.not_valid]
-        blob = {"source": sent["text"], "language": "python", "kernelType": "script", "slug": r["kernelSlug"].split("/")[0]}
+        slug = r["kernelSlug"].split("/")[0]
+        blob = {"source": sent["text"], "language": "python", "kernelType": "script", "slug": slug}
         return 200, {"metadata": facts, "blob": blob}
 
     def GetKernelSessionStatus(self, r: dict[str, Any]) -> Reply:
