@@ -49,7 +49,7 @@ def short(recipe: Recipe, epochs: int, steps: int) -> Recipe:
         return replace(plan, training=training, schedule=Schedule(), start=Start())
 
     first = {grader: members[:1] for grader, members in recipe.graders.items()}
-    return replace(recipe, graders=first, calibrate=False, scope=Scope(folds=2)).map_plans(few)
+    return replace(recipe, graders=first, calibrate=False, scope=Scope(folds=2, synthetic_share=0.02)).map_plans(few)
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from osteograde import phantom
+from osteograde.errors import UserError
 from osteograde.learning import train
 from osteograde.learning.recipe import Recipe
 from osteograde.learning.recipes import RECIPES
@@ -97,3 +98,14 @@ def test_every_recipe_names_every_stage_and_is_plain_data(name):
         assert all(bundle.config_of(plan.net)["kind"] in KINDS for plan in plans)
     with pytest.raises(ValueError, match="has"):
         Recipe(name="x", task=recipe.task, locators={}, graders=recipe.graders)
+
+
+def test_the_data_s_own_source_is_kept_with_numbers_as_texts(tmp_path):
+    recipe = RECIPES["spider"]()
+    assert train.provenance(tmp_path, recipe) == recipe.source
+    (tmp_path / train.PROVENANCE).write_text('{"source": "phantoms", "seed": 5}')
+    assert train.provenance(tmp_path, recipe) == {"source": "phantoms", "seed": "5"}
+    for broken in ('{"source": ["phantoms"]}', "[]", "{"):
+        (tmp_path / train.PROVENANCE).write_text(broken)
+        with pytest.raises(UserError, match=train.PROVENANCE):
+            train.provenance(tmp_path, recipe)

@@ -1,4 +1,4 @@
-"""Draw, then apply: small random moves of training samples, made as numbers first and applied in one resample.
+"""Augmentation of training samples: a random move is drawn as numbers first and then applied in one resampling.
 
 Shapes: B samples, C slices, H' W' stored pixels (with a margin), H W pixels the net reads.
 """
@@ -24,10 +24,12 @@ class Move:
 
 
 def still(count: int) -> Move:
+    """The move of ``count`` samples that stay where they are."""
     return Move(np.tile(np.eye(2), (count, 1, 1)), np.zeros((count, 2)))
 
 
 def draw_move(rng: np.random.Generator, count: int, augmentation: Augmentation, pixel_mm: float) -> Move:
+    """A random rotation, scaling and shift for each of ``count`` samples of ``pixel_mm`` a pixel."""
     angle = np.deg2rad(rng.uniform(-augmentation.rotation_deg, augmentation.rotation_deg, count))
     scale = np.exp(rng.uniform(-augmentation.scale, augmentation.scale, count))
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]).transpose(2, 0, 1)
