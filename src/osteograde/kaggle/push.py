@@ -14,11 +14,11 @@ from osteograde.errors import UserError
 from osteograde.inference import submission
 from osteograde.kaggle import client, credentials, metadata, record
 from osteograde.kaggle.client import Refused, RetryLater, logger
+from osteograde.kaggle.limits import limits_of
 from osteograde.kaggle.metadata import parse_source
 from osteograde.models import bundle
 from osteograde.tasks import TASKS
 
-HOURS = 9.0  # of a session: what a code competition gives
 POLL_S = 30.0
 TAIL = 20  # lines of a log that are shown
 SUBMISSION = "submission.csv"
@@ -43,8 +43,10 @@ def push(task: str, folder: Path, *, records: Path = record.FOLDER) -> int:
     with tempfile.TemporaryDirectory(prefix="osteograde-") as stage:
         shutil.copy(folder / facts["code_file"], stage)
         Path(stage, metadata.NAME).write_text(json.dumps(facts, indent=2), encoding="utf-8")
-        limits = ("-t", f"{HOURS * 3600:.0f}", "--accelerator", facts["machine_shape"])
-        reply = client.ask("kernels", "push", "-p", stage, *limits)
+        seconds = limits_of(TASKS[task]).hours * 3600
+        reply = client.ask(
+            *("kernels", "push", "-p", stage, "-t", f"{seconds:.0f}", "--accelerator", facts["machine_shape"])
+        )
     version = int(client.expect(reply, r"Kernel version (\d+) successfully pushed")[1])
     image = read_back(facts, version, (folder / facts["code_file"]).read_text(encoding="utf-8"))
     settings = f"private, internet off, {facts['machine_shape']}, {image}"
