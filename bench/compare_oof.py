@@ -14,24 +14,24 @@ from pathlib import Path
 
 import numpy as np
 
-from osteograde.learning.ensemble import Answers, gather
+from osteograde.learning.ensemble import OofTables, gather
 from osteograde.tasks import TASKS
 from osteograde.tasks.metrics import interval
 
 
-def compare(answers: Answers, bootstrap: int, seed: int = 0) -> dict[str, dict[str, object]]:
+def compare(oof: OofTables, bootstrap: int, seed: int = 0) -> dict[str, dict[str, object]]:
     """part -> both values, second - first, and the 95 % interval of that under resampling of patients."""
-    task = answers.task
-    sides = [dict(zip(answers.studies, table, strict=True)) for table in answers.tables]
-    statistics = [task.metric.bootstrap_statistic(answers.labels, side) for side in sides]
+    task = oof.task
+    sides = [dict(zip(oof.studies, table, strict=True)) for table in oof.tables]
+    statistics = [task.metric.bootstrap_statistic(oof.labels, side) for side in sides]
     low, high = interval(
         lambda counts: statistics[1](counts) - statistics[0](counts),
-        len(answers.studies),
+        len(oof.studies),
         bootstrap,
         np.random.default_rng(seed),
-        groups=answers.group,
+        groups=oof.group,
     )
-    values = [task.metric.score(answers.labels, side) for side in sides]
+    values = [task.metric.score(oof.labels, side) for side in sides]
     return {
         part: {
             "first": round(values[0][part], 4),
@@ -43,11 +43,11 @@ def compare(answers: Answers, bootstrap: int, seed: int = 0) -> dict[str, dict[s
     }
 
 
-def told(answers: Answers, table: dict[str, dict[str, object]]) -> str:
+def table(oof: OofTables, parts: dict[str, dict[str, object]]) -> str:
     """The comparison for people."""
-    patients = answers.group.max() + 1
-    lines = [f"{len(answers.studies)} studies of {patients} patients: {' against '.join(answers.members)}"]
-    for part, row in table.items():
+    patients = oof.group.max() + 1
+    lines = [f"{len(oof.studies)} studies of {patients} patients: {' against '.join(oof.members)}"]
+    for part, row in parts.items():
         low, high = row["interval_95"]  # type: ignore[misc]
         values = f"{row['first']:>9}{row['second']:>9}{row['difference']:>+9.4f}"
         lines.append(f"{part:<22}{values}   {low:+.4f} .. {high:+.4f}")
@@ -61,10 +61,10 @@ def main() -> None:
         parser.add_argument(name, type=Path, required=True)
     parser.add_argument("--bootstrap", type=int, default=2000)
     args = parser.parse_args()
-    answers = gather(TASKS[args.task], [args.first, args.second], args.data)
-    table = compare(answers, args.bootstrap)
-    print(told(answers, table))
-    print(json.dumps(table))
+    oof = gather(TASKS[args.task], [args.first, args.second], args.data)
+    parts = compare(oof, args.bootstrap)
+    print(table(oof, parts))
+    print(json.dumps(parts))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python bench/film_grades.py --data DIR --films F --weights W [--against W2] [--views 2] [--folds 0,1]
 
-F is where the films are or will be composed (W/work/practice of `train_folds.py knee-xray --out W`). Every film
+F is where the films are or will be composed (W/work/synthetic of `train_folds.py knee-xray --out W`). Every film
 shows knees of one patient; it and the crops it is made of are graded by the nets of the fold that held him out, around
 the points of oof_points.csv. Answers are not calibrated. With W2 both folders grade the films, else W grades films and
 crops. A film is scaled, turned, cut off, exposed and noisy, so some of the difference is lost for good.
@@ -22,7 +22,7 @@ import torch
 
 from osteograde.learning import folds
 from osteograde.learning.cross_fit import net_name
-from osteograde.learning.ensemble import Answers
+from osteograde.learning.ensemble import OofTables
 from osteograde.learning.recipes import RECIPES
 from osteograde.models import bundle
 from osteograde.pipeline import predict
@@ -72,7 +72,7 @@ def graded(weights: Path, studies: Sequence[Study], split: folds.Split, views: i
 
 def answers(
     names: tuple[str, str], made: Sequence[Study], sides: Sequence[dict[str, dict[str, np.ndarray]]]
-) -> Answers:
+) -> OofTables:
     """Both sides of the comparison, on the knees that both have."""
     labels = {
         film.id: {side: grade for side, grade in film.labels.items() if all(side in one[film.id] for one in sides)}
@@ -87,7 +87,7 @@ def answers(
                 table[s, i, TASK.targets.index(side)] = one[film.id][side] / one[film.id][side].sum()
     group = groups_of([film.patient for film in kept])
     names_of = tuple(film.id for film in kept)
-    return Answers(TASK, names, names_of, table, labels, np.zeros(len(kept), int), group, "")
+    return OofTables(TASK, names, names_of, table, labels, np.zeros(len(kept), int), group, "")
 
 
 def _of_crops(film: Study, crop_of: dict[tuple[str, str], Study], said: dict[str, dict]) -> dict[str, np.ndarray]:
@@ -108,7 +108,7 @@ def main() -> None:
     recipe = RECIPES[TASK.name]()
     studies = sorted(TASK.read(args.data, "train"), key=lambda study: study.id)
     split = folds.read(args.weights / folds.FILE)
-    made = films(studies, args.films, np.random.default_rng(recipe.seed), recipe.practice_share)
+    made = films(studies, args.films, np.random.default_rng(recipe.scope.seed))
     chosen = {int(k) for k in args.folds.split(",")}
     made = [film for film in made if film.labels and split.fold_of(film) in chosen]
     on_films = graded(args.weights, made, split, args.views)
@@ -124,10 +124,10 @@ def main() -> None:
         sides = [{film.id: _of_crops(film, crop_of, said) for film in made}, on_films]
         names = (f"{args.weights.name} on crops", f"{args.weights.name} on films")
     both = answers(names, made, sides)
-    table = compare_oof.compare(both, args.bootstrap)
+    parts = compare_oof.compare(both, args.bootstrap)
     print(f"{sum(len(own) for own in both.labels.values())} knees, {args.views} views")
-    print(compare_oof.told(both, table))
-    print(json.dumps(table))
+    print(compare_oof.table(both, parts))
+    print(json.dumps(parts))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """Phantoms and real sagittal stacks in one folder, to train `lumbar-mr` on both.
 
-    python bench/join_real.py --phantoms PHANTOMS --out JOINED [--data DIR] [--like weights/lumbar-mr-phantom --run W]
+    python bench/join_real.py --phantoms PHANTOMS --out JOINED [--data DIR] [--reuse weights/lumbar-mr-phantom --run W]
     python train_folds.py lumbar-mr --recipe lumbar-mr-small --data JOINED --out W --folds 0,1 --resume
 
 The real stacks are SPIDER's T2-SPACE slices (--data, default OSTEOGRADE_DATA or ../shared/data), written as series of
 sagittal T2 with the canal point of each level marked, where the disc's long axis meets the canal of the mask. They
-carry no grades. Phantoms are hard links where the disk allows. --like: keep the phantoms in the folds of earlier
-weights, spread the real patients over them, and take over every net but the canal's, which alone can learn from them.
+carry no grades. Phantoms are hard links where the disk allows. --reuse: keep the phantoms in the folds of earlier
+weights, spread the real patients over them, and reuse every net but the canal's, which alone can learn from them.
 """
 
 from __future__ import annotations
@@ -83,19 +83,19 @@ def main() -> None:
     parser.add_argument("--phantoms", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--data", type=Path, default=default)
-    parser.add_argument("--like", type=Path)
+    parser.add_argument("--reuse", type=Path)
     parser.add_argument("--run", type=Path)
     args = parser.parse_args()
     real = join(args.phantoms, args.data / "spider", args.out)
     print(f"{len(real)} real patients, {len(LEVELS)} levels -> {args.out}")
-    if args.like and args.run:
-        old = folds.read(args.like / folds.FILE)
+    if args.reuse and args.run:
+        old = folds.read(args.reuse / folds.FILE)
         order = np.random.default_rng(0).permutation(len(real))
         fold = {real[i]: int(k % old.count) for k, i in enumerate(order)}
         split = folds.Split({**old.fold, **fold}, {**old.patient, **dict(zip(real, real, strict=True))})
         folds.save(split, args.run / folds.FILE)
-        taken = reuse_nets(args.like, args.run, RECIPES["lumbar-mr-small"](), without=("canal",))
-        print(f"folds of {len(split.fold)} studies and {len(taken)} nets -> {args.run}")
+        reused = reuse_nets(args.reuse, args.run, RECIPES["lumbar-mr-small"](), without=("canal",))
+        print(f"folds of {len(split.fold)} studies and {len(reused)} nets -> {args.run}")
 
 
 if __name__ == "__main__":

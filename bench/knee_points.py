@@ -42,7 +42,7 @@ def paired(run: Path, data: Path) -> tuple[np.ndarray, np.ndarray]:
     recipe, told = RECIPES["knee-xray"](), errors(run / "oof_points.csv")
     studies = sorted(TASK.read(data, "train"), key=lambda study: study.id)
     crop_of = {(study.patient, study.series[0].side): study.id for study in studies}
-    made = films(studies, run / "work" / "practice", np.random.default_rng(recipe.seed), recipe.practice_share)
+    made = films(studies, run / "work" / "synthetic", np.random.default_rng(recipe.scope.seed))
     pairs = [
         (told[film.id, side], told[crop, side])
         for film in made

@@ -2,7 +2,7 @@
 
     python bench/losses.py TASK --data DIR --weights W --out DIR [--folds 0,1] [--losses plain,weighted,ordinal]
 
-W are trained weights: its folds and locators are taken over, and its graders too for the loss that they learnt with.
+W are trained weights: its folds and locators are reused, and its graders too for the loss they were trained with.
 The others are trained. ``plain``: cross entropy. ``weighted``: classes count by 1 / sqrt(frequency). ``ordinal``: the
 same weights, and targets that fall off with the squared distance between grades (Diaz and Marathe, CVPR 2019). Each is
 then set against the first one with the paired bootstrap of ``compare_oof.py``.
@@ -11,12 +11,13 @@ then set against the first one with the paired bootstrap of ``compare_oof.py``.
 from __future__ import annotations
 
 import argparse
+import logging
+import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from compare_oof import compare, told
+from compare_oof import compare, table
 
 from osteograde.learning import train
 from osteograde.learning.ensemble import gather
@@ -27,16 +28,17 @@ from osteograde.models.device import pick
 from osteograde.tasks import TASKS
 
 LOSSES: dict[str, dict[str, Any]] = {
-    "plain": {"loss": "classes", "balance": 0.0},
-    "weighted": {"loss": "classes", "balance": 0.5},
-    "ordinal": {"loss": "ordinal", "balance": 0.5},
+    "plain": {"loss": "classes", "class_weight_power": 0.0},
+    "weighted": {"loss": "classes", "class_weight_power": 0.5},
+    "ordinal": {"loss": "ordinal", "class_weight_power": 0.5},
 }
 
 
 def with_loss(recipe: Recipe, name: str) -> Recipe:
-    """The recipe with one net a fold for every grader, learning by another loss."""
+    """The recipe with the first member of every grader alone, trained with another loss."""
     return replace(
-        recipe, graders={group: replace(plan, also=(), **LOSSES[name]) for group, plan in recipe.graders.items()}
+        recipe,
+        graders={grader: (replace(members[0], **LOSSES[name]),) for grader, members in recipe.graders.items()},
     )
 
 
@@ -50,15 +52,15 @@ def main() -> None:
     parser.add_argument("--bootstrap", type=int, default=2000)
     args = parser.parse_args()
     names = args.losses.split(",")
-    say = partial(print, flush=True)
+    logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
     for name in names:
         recipe, out = with_loss(RECIPES[args.task](), name), args.out / name
-        say(f"{name}: {len(reuse_nets(args.weights, out, recipe))} nets taken over")
-        scores = train.train(recipe, args.data, out, only=args.folds, device=pick("auto"), resume=True, log=say)
-        say(train.table(scores))
+        print(f"{name}: {len(reuse_nets(args.weights, out, recipe))} nets are reused", flush=True)
+        scores = train.train(recipe, args.data, out, only=args.folds, device=pick("auto"), resume=True)
+        print(train.table(scores), flush=True)
     for name in names[1:]:
         answers = gather(TASKS[args.task], [args.out / names[0], args.out / name], args.data)
-        say("\n" + told(answers, compare(answers, args.bootstrap)))
+        print("\n" + table(answers, compare(answers, args.bootstrap)))
 
 
 if __name__ == "__main__":

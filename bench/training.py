@@ -20,12 +20,12 @@ from typing import Any
 
 from osteograde import phantom
 from osteograde.learning import loop, train
-from osteograde.learning.recipe import Recipe
+from osteograde.learning.recipe import AnyPlan, Recipe, Schedule, Scope, Start
 from osteograde.learning.recipes import RECIPES
 from osteograde.models.device import keep_all_freed_memory, pick
 
 
-class TwiceOver(loop.Fetched):
+class TwiceOver(loop.Batches):
     """The batches of an epoch, then the last of them as often again."""
 
     seen: list[tuple[str, float, float, float]] = []  # noqa: RUF012 (stage, seconds, seconds of the net alone, waited)
@@ -38,20 +38,18 @@ class TwiceOver(loop.Fetched):
         for _ in range(self.steps):
             yield batch
         alone = time.perf_counter() - middle
-        self.seen.append((self.where.stage, middle - begun, alone, self.waited))
+        self.seen.append((self.job.stage, middle - begun, alone, self.waited))
 
 
 def short(recipe: Recipe, epochs: int, steps: int) -> Recipe:
-    """The recipe's own nets, pixels and batches for a few steps."""
-    few = {"epochs": epochs, "steps": steps, "common": 0, "head_epochs": 0, "pretrained": ""}
-    few |= {"milestones": (), "restarts": (), "also": ()}
-    return replace(
-        recipe,
-        num_folds=2,
-        calibrate=False,
-        locators={name: replace(plan, **few) for name, plan in recipe.locators.items()},
-        graders={name: replace(plan, **few) for name, plan in recipe.graders.items()},
-    )
+    """The first net of each locator and grader of the recipe, with its own pixels and batches, for a few steps."""
+
+    def few(stage: str, plan: AnyPlan) -> AnyPlan:
+        training = replace(plan.training, epochs=epochs, steps=steps)
+        return replace(plan, training=training, schedule=Schedule(), start=Start())
+
+    first = {grader: members[:1] for grader, members in recipe.graders.items()}
+    return replace(recipe, graders=first, calibrate=False, scope=Scope(folds=2, synthetic_share=0.02)).map_plans(few)
 
 
 def main() -> None:
@@ -63,11 +61,11 @@ def main() -> None:
     args = parser.parse_args()
     keep_all_freed_memory()
     recipe = short(RECIPES[args.recipe](), args.epochs, args.steps)
-    loop.Fetched = TwiceOver
+    loop.Batches = TwiceOver  # type: ignore[misc]
     with tempfile.TemporaryDirectory() as place:
         data, out = Path(place) / "data", Path(place) / "out"
         phantom.write(recipe.task.name, data, studies=args.studies, seed=888003, workers=os.cpu_count() or 1)
-        train.train(recipe, data, out, only=[0], device=pick("auto"), resume=False, log=lambda _: None)
+        train.train(recipe, data, out, only=[0], device=pick("auto"), resume=False)
     print("| stage | ms a step | net alone | with data / net alone | waiting for data |\n|---|---|---|---|---|")
     steps = args.epochs * args.steps
     for stage in dict.fromkeys(name for name, *_ in TwiceOver.seen):

@@ -31,13 +31,12 @@ def judged_folder(data: Path, out: Path) -> Path:
     run = cross_fit.Run(
         recipe=recipe,
         studies=studies,
-        practice=(),
+        synthetic=(),
         split=split,
         folds=(0, 1),
         out=out,
         device=CPU,
         resume=False,
-        log=lambda text: None,
     )
     found, points, graded = {}, {}, {}
     for k in run.folds:

@@ -240,7 +240,7 @@ def test_every_rule_finds_what_breaks_it():
 
 def test_the_lock_pins_every_package_and_names_no_place():
     lines = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
-    pinned = [re.fullmatch(r"([a-z0-9-]+)==([0-9.]+)( ; .*)?", line) for line in lines]
+    pinned = [re.fullmatch(r"([a-z0-9-]+)==([0-9.]+(?:\.post[0-9]+)?)( ; .*)?", line) for line in lines]
     assert all(pinned), [line for line, match in zip(lines, pinned, strict=True) if not match]
     names = [match[1] for match in pinned if match]
     assert names == sorted(set(names))

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from osteograde.learning.augment import draw_move, move_points, resample, shade, still
-from osteograde.learning.recipe import Jitter
+from osteograde.learning.recipe import Augmentation
 
 
 def blob(size: int, row: float, column: float) -> np.ndarray:
@@ -23,8 +23,8 @@ def centre_of_mass(image: torch.Tensor) -> np.ndarray:
 @given(st.integers(0, 10**6), st.floats(38, 52), st.floats(38, 52))
 def test_a_point_stays_on_what_it_marks(seed, row, column):
     rng = np.random.default_rng(seed)
-    jitter = Jitter(turn_deg=25, scale=0.2, shift_mm=4)
-    move = draw_move(rng, 1, jitter, pixel_mm=1.0)
+    augmentation = Augmentation(rotation_deg=25, scale=0.2, shift_mm=4)
+    move = draw_move(rng, 1, augmentation, pixel_mm=1.0)
     image = resample(torch.from_numpy(blob(90, row, column))[None, None], move, (64, 64))
     point = move_points(move, np.array([[[row, column]]]), (90, 90), (64, 64))[0, 0]
     assert np.abs(centre_of_mass(image[0, 0]) - point).max() < 0.35
@@ -38,7 +38,7 @@ def test_standing_still_cuts_the_middle_exactly():
 
 def test_shading_keeps_values_in_range_and_follows_the_generator():
     images = torch.rand(4, 3, 16, 16)
-    first, again, other = (shade(np.random.default_rng(s), images, Jitter()) for s in (1, 1, 2))
+    first, again, other = (shade(np.random.default_rng(s), images, Augmentation()) for s in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert first.min() >= 0 and first.max() <= 1

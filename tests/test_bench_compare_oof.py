@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 
 import compare_oof
 
-from osteograde.learning.ensemble import Answers
+from osteograde.learning.ensemble import OofTables
 from osteograde.tasks import TASKS
 
 TASK = TASKS["knee-xray"]
@@ -28,7 +28,7 @@ def answers(*shares):
     studies = tuple(f"s{i}" for i in range(40))
     known = {study: {"right": int(label)} for study, label in zip(studies, labels, strict=True)}
     names = tuple(f"m{i}" for i in range(len(shares)))
-    return Answers(TASK, names, studies, tables, known, np.arange(40) % 2, np.arange(40), "")
+    return OofTables(TASK, names, studies, tables, known, np.arange(40) % 2, np.arange(40), "")
 
 
 def test_the_same_answers_differ_by_exactly_nothing():

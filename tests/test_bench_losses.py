@@ -13,8 +13,8 @@ from osteograde.learning.recipes import RECIPES
 
 def test_only_the_loss_differs():
     recipe = RECIPES["spider"]()
-    plans = [with_loss(recipe, name).graders["pfirrmann"] for name in LOSSES]
-    assert len({(plan.loss, plan.balance) for plan in plans}) == len(LOSSES)
-    own = recipe.graders["pfirrmann"].members[0]
-    assert all(replace(plan, loss=own.loss, balance=own.balance) == own for plan in plans)
+    plans = [plan for name in LOSSES for plan in with_loss(recipe, name).graders["pfirrmann"]]
+    assert len({(plan.loss, plan.class_weight_power) for plan in plans}) == len(LOSSES)
+    own = recipe.graders["pfirrmann"][0]
+    assert all(replace(plan, loss=own.loss, class_weight_power=own.class_weight_power) == own for plan in plans)
     assert own in plans  # so nets of trained weights need not be trained again

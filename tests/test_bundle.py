@@ -41,10 +41,10 @@ def test_what_is_saved_is_loaded_for_every_stage_and_fold(folder):
 
 
 def test_a_net_comes_back_as_its_fp16_self(tmp_path):
-    net = build_net(dict(RECIPES["lumbar-mr-small"]().graders["spinal"].net))
+    net = build_net(dict(RECIPES["lumbar-mr-small"]().graders["spinal"][0].net))
     bundle.save_net(net, tmp_path / "net.safetensors")
     back = bundle.load_net(
-        tmp_path / "net.safetensors", bundle.config_of(RECIPES["lumbar-mr-small"]().graders["spinal"].net)
+        tmp_path / "net.safetensors", bundle.config_of(RECIPES["lumbar-mr-small"]().graders["spinal"][0].net)
     )
     for key, value in net.state_dict().items():
         expected = value.half().float() if value.is_floating_point() else value
@@ -108,7 +108,7 @@ def test_a_stage_without_nets_is_named(folder):
 
 
 def test_tensors_that_do_not_fit_the_net_are_told_apart(tmp_path):
-    net = RECIPES["lumbar-mr-small"]().graders["spinal"].net
+    net = RECIPES["lumbar-mr-small"]().graders["spinal"][0].net
     bundle.save_net(build_net(dict(net)), tmp_path / "net.safetensors")
     with pytest.raises(ValueError, match=r"2 tensors do not fit.*head.bias: net \(5,\), file \(3,\)"):
         bundle.load_net(tmp_path / "net.safetensors", {**net, "classes": 5})
@@ -117,4 +117,4 @@ def test_tensors_that_do_not_fit_the_net_are_told_apart(tmp_path):
 def test_what_is_no_safetensors_is_never_unpickled(tmp_path):
     torch.save({"a": torch.zeros(1)}, tmp_path / "net.safetensors")
     with pytest.raises(ValueError, match="not a safetensors file"):
-        bundle.load_net(tmp_path / "net.safetensors", RECIPES["lumbar-mr-small"]().graders["spinal"].net)
+        bundle.load_net(tmp_path / "net.safetensors", RECIPES["lumbar-mr-small"]().graders["spinal"][0].net)

@@ -1,9 +1,12 @@
 """The command lines of the design: every name, every default that callers rely on, and the exit codes."""
 
 import argparse
+import importlib
 import json
+import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +14,15 @@ import pytest
 
 from osteograde import cli
 from osteograde.errors import UserError
-from osteograde.tasks import TASKS
+from osteograde.tasks import NAMES, TASKS
+
+ROOT = Path(__file__).resolve().parents[1]
 
 INFERENCE = {
     "TASK", "--data", "--weights", "--out", "--device", "--limit", "--workers", "--time-budget", "--max-unread",
     "--overlays", "--explain",
 }  # fmt: skip
-TRAIN = {"TASK", "--data", "--out", "--recipe", "--folds", "--device", "--resume", "--like", "--debug"}
+TRAIN = {"TASK", "--data", "--out", "--recipe", "--folds", "--device", "--resume", "--reuse", "--debug"}
 FROZEN = {
     "grade": INFERENCE,
     "train": TRAIN,
@@ -109,7 +114,7 @@ def raise_user_error():
 
 
 def raise_in_ours():
-    cli.known_task("no-such-task")
+    cli.check_name("no-such-task")
 
 
 def test_a_mistake_put_into_words_is_one_line_and_exit_code_2(capsys):
@@ -125,7 +130,7 @@ def test_a_user_error_is_one_line_whoever_raises_it(capsys):
 
 
 def test_a_plain_value_error_from_our_own_code_is_our_fault(monkeypatch, capsys):
-    monkeypatch.setattr(cli, "known_task", lambda name: raise_plain())
+    monkeypatch.setattr(cli, "check_name", lambda name: raise_plain())
     assert cli.run(lambda: cli.main(["phantom", "lumbar-mr", "--out", "unused"])) == 1
     err = capsys.readouterr().err
     assert err.startswith("Traceback") and err.endswith("ValueError: no such\nthing\n")
@@ -174,6 +179,64 @@ def test_an_unknown_task_names_the_known_ones(words, tmp_path, monkeypatch, caps
     assert cli.run(lambda: cli.main(words)) == 2
     assert capsys.readouterr().err == f"error: no task 'no-such-task'; known tasks: {', '.join(sorted(TASKS))}\n"
     assert list(tmp_path.iterdir()) == []
+
+
+HEAVY = ("torch", "pandas", "pydicom", "scipy", "sklearn", "numpy", "cv2")
+REFUSED = [
+    ["grade", "--help"],
+    ["grade", "--nope"],
+    ["grade", "no-such-task"],
+    ["grade", "--data", "no/such/folder"],
+    ["grade", "--device", "gpu"],
+    ["train", "no-such-task", "--data", ".", "--out", "w"],
+    ["train", "spider", "--data", ".", "--out", "w", "--folds", "x"],
+    ["score", "no-such-task", "--data", ".", "--submission", "x.csv"],
+    ["kernel", "build", "no-such-task"],
+    ["kaggle", "push", "no-such-task"],
+    ["kaggle", "--help"],
+]
+
+
+def python(program: str, cwd: Path) -> subprocess.CompletedProcess:
+    """A fresh interpreter with this checkout's package."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("words", REFUSED, ids=" ".join)
+def test_a_refused_command_imports_nothing_heavy(words, tmp_path):
+    """What keeps it under a second on any machine, without measuring time."""
+    program = (
+        "import sys\nfrom osteograde import cli\n"
+        f"try:\n    code = cli.run(lambda: cli.main({words!r}))\n"
+        "except SystemExit as stop:\n    code = stop.code\n"
+        f"print(code, [name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    done = python(program, tmp_path)
+    assert done.stdout.splitlines()[-1] == f"{0 if '--help' in words else 2} []", done.stderr
+
+
+@pytest.mark.parametrize("recipe", ["no-such-recipe", "knee-xray"])
+def test_a_wrong_recipe_is_refused_without_torch(recipe, tmp_path):
+    program = (
+        "import sys\nfrom osteograde import cli\n"
+        f"words = ['train', 'spider', '--data', '.', '--out', 'w', '--recipe', {recipe!r}]\n"
+        "print(cli.run(lambda: cli.main(words)), 'torch' in sys.modules)"
+    )
+    done = python(program, tmp_path)
+    assert done.stdout.splitlines()[-1] == "2 False"
+    assert recipe in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_the_names_of_tasks_are_those_of_the_tasks():
+    assert NAMES == tuple(TASKS) == tuple(task.name for task in TASKS.values())
+
+
+def test_the_console_script_is_the_package_run_as_a_module():
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    module, _, function = scripts["osteograde"].partition(":")
+    assert (module, callable(getattr(importlib.import_module(module), function))) == ("osteograde.__main__", True)
 
 
 def test_the_package_is_a_command_with_exit_codes(tmp_path):

@@ -73,13 +73,13 @@ def folders(tmp_path_factory, split) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def answers(folders) -> ensemble.Answers:
+def answers(folders) -> ensemble.OofTables:
     return ensemble.gather(TASK, folders, Path("data"))
 
 
 @pytest.fixture(scope="module")
 def worth(answers) -> np.ndarray:
-    return np.array([ensemble._worths(answers, choice) for choice in ensemble.choices(3)])
+    return np.array([ensemble._scores(answers, choice) for choice in ensemble.choices(3)])
 
 
 def slow_score(answers, numbers, rule, keep) -> float:
@@ -97,7 +97,7 @@ def slow_score(answers, numbers, rule, keep) -> float:
 
 
 def test_the_choice_is_the_best_of_every_subset_and_rule(folders, answers, tmp_path):
-    result = ensemble.choose(TASK, folders, Path("data"), log=lambda text: None, bootstrap=20)
+    result = ensemble.choose(TASK, folders, Path("data"), bootstrap=20)
     assert result["choices"] == 3 + 3 * 4
     everything = np.ones(len(STUDIES), bool)
     scores = {c: slow_score(answers, c.members, c.rule, everything) for c in ensemble.choices(3)}
@@ -131,7 +131,7 @@ def test_what_a_fold_says_has_no_part_in_the_choice_that_answers_for_it(answers,
             np.isfinite(tables[:, held]), rng.dirichlet(np.ones(5), size=(3, len(held), 2)), np.nan
         )
         scrambled = replace(answers, tables=tables)
-        changed = np.array([ensemble._worths(scrambled, c) for c in tried])
+        changed = np.array([ensemble._scores(scrambled, c) for c in tried])
         assert ensemble.nested(scrambled, tried, changed)[1][k] == before[k]
 
 
@@ -140,7 +140,7 @@ def test_the_best_of_many_equals_looks_better_than_it_is(tmp_path, split):
     gaps = []
     for draw in range(4):
         same = [member(tmp_path / f"{draw}" / f"m{i}", 100 * draw + i, 1.5, split) for i in range(3)]
-        result = ensemble.choose(TASK, same, Path("data"), log=lambda text: None, bootstrap=5)
+        result = ensemble.choose(TASK, same, Path("data"), bootstrap=5)
         gaps.append(result["naive"]["score"] - result["nested"]["score"])
     assert np.mean(gaps) > 0.005
 
@@ -156,14 +156,14 @@ def test_where_less_is_better_the_least_is_chosen(folders):
             return lambda counts: parts(counts)[:, [at]]
 
     task = replace(TASK, metric=OnlyMae(KNEES.targets, tuple("01234")))
-    result = ensemble.choose(task, folders, Path("data"), log=lambda text: None, bootstrap=5)
+    result = ensemble.choose(task, folders, Path("data"), bootstrap=5)
     assert result["better"] == "lower"
     assert result["naive"]["score"] <= min(one["score"] for one in result["singles"].values())
 
 
 def test_of_equally_good_choices_the_simplest_is_taken(tmp_path, split):
     twins = [member(tmp_path / f"m{i}", 5, 1.0, split) for i in range(3)]
-    result = ensemble.choose(TASK, twins, Path("data"), log=lambda text: None, bootstrap=5)
+    result = ensemble.choose(TASK, twins, Path("data"), bootstrap=5)
     assert ([m["name"] for m in result["members"]], result["rule"]) == (["m0"], "mean")
     assert result["nested_minus_single"]["score"] == 0
     assert result["nested_minus_single"]["interval_95"] == [0, 0]

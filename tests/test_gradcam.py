@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from osteograde.models.gradcam import fold_cam, grad_cam, raw_cam, scaled
+from osteograde.models.gradcam import fold_cam, raw_cam, scaled
 from osteograde.models.grader import GraderNet
 
 BACKBONES = [
@@ -59,7 +59,7 @@ def test_it_equals_the_public_implementation(layer):
     (images,), target = crops([(3, 1, 96, 96)]), torch.tensor([0, 3, 2])
     with public.GradCAM(OneImage(net), [getattr(net.encoder, layer)]) as theirs:
         expected = theirs(images, [ClassifierOutputTarget(int(k)) for k in target])
-    ours = grad_cam(net, [images], torch.ones(3, 1, dtype=torch.bool), target)[0][:, 0].numpy()
+    ours = fold_cam([net], [images], torch.ones(3, 1, dtype=torch.bool), target)[0][:, 0].numpy()
     assert expected.max() > 0.9
     span = lambda maps: maps - maps.min((1, 2), keepdims=True)  # noqa: E731  theirs also shifts each minimum to 0
     ours = span(ours) / span(ours).max((1, 2), keepdims=True)
@@ -107,7 +107,7 @@ def test_several_views_and_slices_equal_the_formula_spelled_out():
         assert top > 0
         for own, other in zip(maps, expected, strict=True):
             assert np.abs(own[b].numpy() - other).max() < 1e-4 * top
-    joint = grad_cam(net, views, present, target)
+    joint = fold_cam([net], views, present, target)
     assert torch.stack([view.flatten(1).amax(1) for view in joint]).amax(0).tolist() == [1, 1, 1]
     assert min(float(view.min()) for view in joint) >= 0
     assert float(joint[0][1].abs().max()) == float(joint[1][2].abs().max()) == 0  # absent views
@@ -134,7 +134,7 @@ def test_it_leaves_nothing_behind(frozen):
     views, yes = crops([(2, 2, 64, 64)]), torch.ones(2, 1, dtype=torch.bool)
     before = net(views, yes).detach()
     with torch.inference_mode():  # where the pipeline calls it from
-        maps = grad_cam(net, [view.clone() for view in views], yes, torch.tensor([0, 1]))
+        maps = fold_cam([net], [view.clone() for view in views], yes, torch.tensor([0, 1]))
         assert not torch.is_grad_enabled()
     assert not any(view.requires_grad for view in maps)
     assert all(parameter.grad is None for parameter in net.parameters())
@@ -168,12 +168,12 @@ def test_a_map_of_zeros_stays_zero():
 
 def test_the_middle_slice_alone_is_lit_where_only_it_is_pooled():
     net = grader(pool="centre")
-    maps = grad_cam(net, crops([(1, 5, 64, 64)]), torch.ones(1, 1, dtype=torch.bool), torch.tensor([1]))[0]
+    maps = fold_cam([net], crops([(1, 5, 64, 64)]), torch.ones(1, 1, dtype=torch.bool), torch.tensor([1]))[0]
     assert [float(view.max()) > 0 for view in maps[0]] == [False, False, True, False, False]
 
 
 def test_sites_without_any_view_have_no_map():
-    maps = grad_cam(grader(), crops([(2, 2, 64, 64)]), torch.zeros(2, 1, dtype=torch.bool), torch.tensor([0, 1]))
+    maps = fold_cam([grader()], crops([(2, 2, 64, 64)]), torch.zeros(2, 1, dtype=torch.bool), torch.tensor([0, 1]))
     assert float(maps[0].abs().max()) == 0
 
 
@@ -181,9 +181,9 @@ def test_sites_without_any_view_have_no_map():
 def test_nets_without_maps_are_refused(backbone):
     net = grader(backbone=backbone, pixels=64)
     with pytest.raises(ValueError, match="Grad-CAM of"):
-        grad_cam(net, crops([(1, 1, 64, 64)]), torch.ones(1, 1, dtype=torch.bool), torch.tensor([0]))
+        fold_cam([net], crops([(1, 1, 64, 64)]), torch.ones(1, 1, dtype=torch.bool), torch.tensor([0]))
 
 
 def test_a_net_in_training_mode_is_refused():
     with pytest.raises(ValueError, match="training mode"):
-        grad_cam(grader().train(), crops([(1, 1, 64, 64)]), torch.ones(1, 1, dtype=torch.bool), torch.tensor([0]))
+        fold_cam([grader().train()], crops([(1, 1, 64, 64)]), torch.ones(1, 1, dtype=torch.bool), torch.tensor([0]))

@@ -1,5 +1,6 @@
 """The way to Kaggle against a stand-in of the service: the real client runs, and every silent failure is noticed."""
 
+import importlib.metadata
 import json
 import shutil
 import zipfile
@@ -23,6 +24,8 @@ WEIGHTS_MODEL = f"{ACCOUNT}/osteograde/pyTorch/lumbar"
 WEIGHTS_MODEL_THERE = WEIGHTS_MODEL.replace("pyTorch", "MODEL_FRAMEWORK_PY_TORCH")  # as it goes over the wire
 ROW = f"1_{TASKS[TASK].targets[0]}"
 CSV = f"row_id,{','.join(TASKS[TASK].classes)}\n{ROW},0.5,0.3,0.2\n".encode()
+
+VERSION = importlib.metadata.version("kaggle")
 
 pytestmark = pytest.mark.slow  # each call of the client takes most of a second
 
@@ -200,6 +203,22 @@ def test_waiting_tells_the_status_and_ends_with_the_run(world, said):
     push.wait(TASK, poll_s=0.0)
     assert "RUNNING, 8/8 studies, 3 s" in said[0]
     assert "COMPLETE" in said[-1]
+
+
+def test_waiting_and_fetching_name_the_version_that_was_pushed(world, said, monkeypatch):
+    pushed(world, {"submission.csv": CSV}, version=3)
+    ref, asked, ask = f"{ACCOUNT}/osteograde-{TASK}", [], client.ask
+
+    def listen(*words, **options):
+        asked.append(words)
+        return ask(*words, **options)
+
+    monkeypatch.setattr(client, "ask", listen)
+    push.wait(TASK, poll_s=0.0)
+    push.output(TASK)
+    assert [words[:3] for words in asked] == [("kernels", "status", f"{ref}/3"), ("kernels", "output", f"{ref}/3")]
+    labels = [request.get("versionLabel") for _, request in world.seen]
+    assert labels == ["v3", "v3"] or VERSION == "2.2.4"  # which ignores the version
 
 
 def test_a_run_that_failed_shows_the_end_of_its_log(world, said):

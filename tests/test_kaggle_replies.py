@@ -111,6 +111,7 @@ def test_only_what_is_missing_or_hidden_counts_as_absent(version, situation, exp
 @pytest.mark.parametrize("situation", ["404 push", "503 download, page", "200 push, sessions"])
 def test_what_was_recorded_is_what_the_installed_client_prints(situation):
     version = importlib.metadata.version("kaggle")
+    assert version in REPLIES, "record its replies: python -m tests.kaggle_stub.record_replies PYTHON..."
     assert (
         list(record_replies.answer(sys.executable, *record_replies.SITUATIONS[situation]))
         == REPLIES[version][situation]

@@ -1,5 +1,7 @@
 """What is checked before anything is sent to Kaggle: names, metadata, secrets; and how refusals are told apart."""
 
+import base64
+import json
 import shutil
 import zipfile
 from pathlib import Path
@@ -12,6 +14,7 @@ from osteograde.models import bundle
 from tests.kaggle_stub import ACCOUNT, SECRET
 from tests.kaggle_stub.weights import hashed_weights
 
+ROOT = Path(__file__).resolve().parents[1]
 TASK = "lumbar-mr"
 WEIGHTS_SET = f"{ACCOUNT}/osteograde-lumbar-weights"
 WEIGHTS_MODEL = f"{ACCOUNT}/osteograde/pyTorch/lumbar"
@@ -50,6 +53,131 @@ def test_secrets_are_refused_and_not_repeated(name, text, message, tmp_path):
     with pytest.raises(ValueError, match=message) as refused:
         credentials.refuse_secrets([tmp_path / name], known=[SECRET])
     assert SECRET not in str(refused.value)
+
+
+TOKEN = "plain0token1for2tests3only4x5"  # has the shape of nothing: only its place tells what it is
+HEX, KGAT = "fedcba9876543210fedcba9876543210", "KGAT_" + "0a1b2c3d4e5f60718293a4b5c6d7e8f9"
+
+
+@pytest.mark.parametrize(
+    ("place", "text", "environment"),
+    [
+        (".kaggle/access_token", TOKEN + "\n", {}),
+        (".kaggle/access_token.txt", TOKEN, {}),
+        (".kaggle/access_token", TOKEN, {"KAGGLE_CONFIG_DIR": "elsewhere"}),
+        (".kaggle/kaggle.json", json.dumps({"username": "somebody", "key": TOKEN}), {}),
+        (".kaggle/credentials.json", json.dumps({"refresh_token": TOKEN, "username": "somebody", "scopes": []}), {}),
+        (".config/kaggle/kaggle.json", json.dumps({"username": "somebody", "key": TOKEN}), {}),
+        ("settings/kaggle/kaggle.json", json.dumps({"key": TOKEN}), {"XDG_CONFIG_HOME": "settings"}),
+        ("other/kaggle.json", json.dumps({"key": TOKEN}), {"KAGGLE_CONFIG_DIR": "other"}),
+        ("secret.txt", TOKEN, {"KAGGLE_API_TOKEN": "secret.txt"}),
+        ("secret.txt", TOKEN, {"KAGGLE_API_V1_TOKEN": "secret.txt"}),
+    ],
+)
+def test_what_the_client_would_read_is_a_secret_wherever_it_lies(place, text, environment, tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    (home / place).parent.mkdir(parents=True, exist_ok=True)
+    (home / place).write_text(text)
+    for name in (*credentials.SECRET_VARIABLES, "KAGGLE_CONFIG_DIR", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(home))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, str(home / value))
+    assert credentials.own_secrets() == [TOKEN]
+    (tmp_path / "README.md").write_text(f"notes to myself: auth {TOKEN}\n")
+    with pytest.raises(ValueError, match="your own Kaggle key"):
+        credentials.refuse_secrets([tmp_path / "README.md"])
+
+
+def test_a_variable_that_holds_the_token_itself_is_a_secret_however_long_it_is(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("KAGGLE_API_TOKEN", "x1" * 3000)  # no path is that long
+    assert credentials.own_secrets() == ["x1" * 3000]
+
+
+def utf16(text: str) -> bytes:
+    return text.encode("utf-16")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        utf16(f"auth {TOKEN}"),
+        b"\0\1" + TOKEN.encode() + b"\xff",
+        base64.b64encode(f"somebody:{TOKEN}".encode()),
+        base64.b64encode(f"someone:{TOKEN}".encode()),
+        base64.urlsafe_b64encode(f"somebody1:{TOKEN}".encode()),
+        TOKEN.encode().hex().encode(),
+    ],
+)
+def test_the_users_own_token_is_found_in_other_encodings(data, tmp_path):
+    (tmp_path / "net.safetensors").write_bytes(b"\0" * 100 + b" " + data + b"\n" + b"\0" * 100)
+    with pytest.raises(ValueError, match="your own Kaggle key"):
+        credentials.refuse_secrets([tmp_path / "net.safetensors"], known=[TOKEN])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"token {KGAT}",
+        f"TOKEN={KGAT}",
+        f"x_{KGAT}_y",
+        f"key: {HEX}",
+        f"'key' : '{HEX}'",
+        f"KAGGLE_KEY={HEX}",
+        f"export KAGGLE_KEY = {HEX.upper()}",
+        f'os.environ["KAGGLE_KEY"] = "{HEX}"',
+        f'os.environ.setdefault("KAGGLE_KEY", "{HEX}")',
+        json.dumps({"source": [json.dumps({"username": "me", "key": HEX})]}),  # a notebook: quotes are escaped
+        json.dumps({"source": [f"!echo '{json.dumps({'username': 'me', 'key': TOKEN})}' > ~/.kaggle/kaggle.json"]}),
+        f'{{"key": "{TOKEN}", "username": "me"}}',
+        f"username: me\nkey: {TOKEN}\n",
+        f"KAGGLE_API_TOKEN={TOKEN}",
+        f'{{"refresh_token": "{TOKEN}"}}',
+        f"Authorization: Bearer {TOKEN}",
+        "Authorization: Basic " + base64.b64encode(f"me:{TOKEN}".encode()).decode(),
+        base64.b64encode(f"somebody:{HEX}".encode()).decode(),
+        base64.b64encode(f"somebody:{KGAT}".encode()).decode(),
+        base64.b64encode(json.dumps({"username": "me", "key": HEX}).encode()).decode(),
+        "github_pat_" + "A1" * 20,
+    ],
+)
+def test_what_has_the_shape_of_a_credential_is_refused_whoevers_it_is(text, tmp_path):
+    for name, data in (("a.md", f"before\n{text}\nafter\n".encode()), ("b.txt", utf16(f"{text}\n"))):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ValueError, match="looks like") as refused:
+            credentials.refuse_secrets([tmp_path / name], known=[])
+        assert TOKEN not in str(refused.value) and HEX not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", [f"{KGAT}.safetensors", "kaggle (1).json", ".env.local", "_netrc", "id_ed25519"])
+def test_names_of_files_are_searched_too(name, tmp_path):
+    (tmp_path / name).write_text("")
+    with pytest.raises(ValueError, match="nothing was uploaded") as refused:
+        credentials.refuse_secrets([tmp_path / name], known=[])
+    assert KGAT not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "put the token into KAGGLE_API_TOKEN, or KAGGLE_USERNAME and KAGGLE_KEY, or kaggle.json",
+        "export KAGGLE_API_TOKEN=xxxxxxxxxxxxxx",
+        "KAGGLE_KEY = user_secrets.get_secret('kaggle_key')",
+        f"sha256 {HEX}{HEX}, md5 {HEX}",
+        '{"files": {"a": {"sha256": "' + HEX * 2 + '", "bytes": 12}}, "key": "l4_l5"}',
+        "the key: a word that follows a colon",
+        base64.b64encode(b"an ordinary text of more than forty letters in base64").decode(),
+    ],
+)
+def test_what_only_speaks_of_credentials_is_not_refused(text, tmp_path):
+    (tmp_path / "README.md").write_text(text)
+    credentials.refuse_secrets([tmp_path / "README.md"], known=[])
+
+
+def test_nothing_in_the_shipped_weights_looks_like_a_secret():
+    for folder in sorted(path.parent for path in (ROOT / "weights").glob("*/manifest.json")):
+        credentials.refuse_secrets(upload.to_send(folder, bundle.verify(folder)).values(), known=[])
 
 
 def test_a_secret_across_two_blocks_is_found(tmp_path, monkeypatch):

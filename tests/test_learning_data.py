@@ -10,7 +10,7 @@ import torch
 
 from osteograde.imaging.geometry import Volume, affine, to_index
 from osteograde.learning import grader_data, grader_loss, locator_data
-from osteograde.learning.recipe import Fit, Jitter
+from osteograde.learning.recipe import Augmentation, GraderPlan, LocatorPlan, Resizing, Training
 from osteograde.learning.recipes import RECIPES
 from osteograde.pipeline.load import Loaded
 from osteograde.tasks import TASKS
@@ -21,7 +21,8 @@ from tests.test_losses import metric_loss
 
 TASK = TASKS["lumbar-mr"]
 CPU = torch.device("cpu")
-WILD = Jitter(turn_deg=20, scale=0.15, shift_mm=6, gamma=0, contrast=0, noise=0, blur=0)
+TRAINING = Training(epochs=1, batch=1, lr=1)
+WILD = Augmentation(rotation_deg=20, scale=0.15, shift_mm=6, gamma=0, contrast=0, noise=0, blur=0)
 
 
 def points() -> dict[str, Point]:
@@ -63,8 +64,8 @@ def loaded(structure: str, view: str, labels: dict[str, int] | None = None) -> L
 @pytest.mark.parametrize(("stage", "structure"), [("canal", "canal"), ("foramen", "foramen"), ("recess", "recess")])
 def test_a_landmark_stays_on_its_blob_and_on_its_side(tmp_path, stage, structure):
     locate = next(one for one in TASK.locators if one.name == stage)
-    fit = Fit(net={}, pixels=96, epochs=1, batch=1, lr=1, window=9, jitter=WILD)
-    data = locator_data.store(locate, fit, [loaded(structure, locate.needs[0])], tmp_path)
+    plan = LocatorPlan(net={}, pixels=96, training=TRAINING, window=9, augmentation=WILD)
+    data = locator_data.store(locate, plan, [loaded(structure, locate.needs[0])], tmp_path)
     seen, mirrored = 0, 0
     for seed in range(40):
         batch = data.batch([seed % len(data)], np.random.default_rng(seed), CPU, augment=True)
@@ -98,15 +99,16 @@ def test_partners_are_mirror_images_and_mirroring_twice_is_nothing():
                 assert other.name == one.name.replace(one.side, {"right": "left", "left": "right"}.get(one.side, ""))
 
 
-def graded(tmp_path: Path, name: str, structure: str, view: str, jitter: Jitter) -> grader_data.GraderData:
+def graded(tmp_path: Path, name: str, structure: str, view: str, augmentation: Augmentation) -> grader_data.GraderData:
     group = next(one for one in TASK.graders if one.name == name)
     labels = {target: i % 3 for i, target in enumerate(TARGET_OF)}
-    fit = Fit(net={}, pixels=48, epochs=1, batch=1, lr=1, jitter=jitter)
+    plan = GraderPlan(net={}, pixels=48, training=TRAINING, augmentation=augmentation)
+    plan = replace(plan, drop_view=0.0) if augmentation is QUIET else plan
     study = loaded(structure, view, labels)
-    return grader_data.store(group, TASK, fit, [(study, study.marks)], tmp_path)
+    return grader_data.store(group, TASK, plan, [(study, study.marks)], tmp_path)
 
 
-QUIET = Jitter(turn_deg=0, scale=0, shift_mm=0, gamma=0, contrast=0, noise=0, blur=0, mirror=False, drop_view=0)
+QUIET = Augmentation(rotation_deg=0, scale=0, shift_mm=0, gamma=0, contrast=0, noise=0, blur=0, mirror=False)
 
 
 def test_a_crop_is_centred_on_its_point_and_absent_views_are_marked(tmp_path):
@@ -132,9 +134,12 @@ def test_a_smaller_batch_shows_the_same_field(tmp_path):
     assert little.shape[-2:] == (32, 32) and large.shape[-2:] == (48, 48)
     again = torch.nn.functional.interpolate(large, size=(32, 32), mode="bilinear", align_corners=False)
     assert (again - little).abs().max() < 0.05 * large.amax()
-    plan = replace(data.fit, pixels=32)  # an earlier plan that reads fewer pixels of the same stored crops
-    begun = data.learnt_by(plan).batch([0], np.random.default_rng(3), CPU, augment=True)
+    plan = replace(data.plan, pixels=32)  # another plan that reads fewer pixels of the same stored crops
+    begun = data.for_plan(plan).batch([0], np.random.default_rng(3), CPU, augment=True)
     assert torch.equal(begun.crops[view], little)
+    training = Training(epochs=5, batch=1, lr=1)
+    resized = data.for_plan(replace(data.plan, training=training, resizing=Resizing(epochs=2, share=2 / 3)))
+    assert [resized.in_epoch(epoch).size for epoch in range(5)] == [(32, 32)] * 2 + [(48, 48)] * 3
 
 
 def test_a_measured_error_moves_the_crop_by_itself(tmp_path):
@@ -146,7 +151,7 @@ def test_a_measured_error_moves_the_crop_by_itself(tmp_path):
         # the crop moved by +5 mm to the back and 7 mm to the feet, so the ball lies 5 to the front and 7 up
         assert abs(row - (23.5 - 7)) < 2.8 and abs(column - (23.5 - 5)) < 2.8
         # one slice (4 mm) too far to the left: a right site's slices run to the left, a left site's are mirrored
-        assert int(depth) == (1 if data.group.sites[site].side == "right" else 3)
+        assert int(depth) == (1 if data.grader.sites[site].side == "right" else 3)
 
 
 def test_the_any_severe_term_puts_sites_of_a_study_together(tmp_path):
@@ -169,7 +174,7 @@ def test_the_any_severe_term_puts_sites_of_a_study_together(tmp_path):
         def forward(self, crops, present):
             return logits
 
-    plan = dataclasses.replace(recipe.graders["spinal"], label_smoothing=0.0)
+    plan = dataclasses.replace(recipe.graders["spinal"][0], label_smoothing=0.0)
     value = grader_loss.grader_loss(group, recipe, plan)(Fixed(), batch)
     table, known = torch.zeros(2, 5, 3), torch.full((2, 5), -1)
     table[0], known[0] = logits[:5], labels[:5]
@@ -180,11 +185,11 @@ def test_the_any_severe_term_puts_sites_of_a_study_together(tmp_path):
 def test_stored_points_are_the_marks(tmp_path):
     study = loaded("canal", "sag_t2")
     stage = TASK.locators[0]
-    fit = Fit(net={}, pixels=96, epochs=1, batch=1, lr=1)
-    data = locator_data.store(stage, fit, [study], tmp_path)
+    plan = LocatorPlan(net={}, pixels=96, training=TRAINING)
+    data = locator_data.store(stage, plan, [study], tmp_path)
     batch = data.batch([0], np.random.default_rng(0), CPU, augment=False)
-    first = round(float(data.items[0].points[0, 0])) - fit.window // 2
+    first = round(float(data.items[0].points[0, 0])) - plan.window // 2
     volume = study.volumes["sag_t2"][0]
     for place, mark in zip(batch.points[0], data.landmarks, strict=True):
-        d = float(place[0]) + np.clip(first, 0, volume.voxels.shape[0] - fit.window)
+        d = float(place[0]) + np.clip(first, 0, volume.voxels.shape[0] - plan.window)
         assert abs(d - to_index(volume, study.marks[mark.name].mm)[0]) < 1e-3

@@ -17,19 +17,22 @@ from osteograde.imaging.resample import crop_stack
 from osteograde.learning import locator_data, loop
 from osteograde.learning.augment import draw_move, resample
 from osteograde.learning.cache import cached
-from osteograde.learning.recipe import Fit, Jitter, shrink
+from osteograde.learning.recipe import Augmentation, LocatorPlan, Training
 from osteograde.learning.recipes import RECIPES
 from osteograde.models.bundle import build_net
 from osteograde.pipeline.load import load_study
 from osteograde.tasks import TASKS
 from osteograde.tasks.spec import Series, Study
 from osteograde.tasks.spider_files import of_masks
+from tests.logs import logged
 
 TASK = TASKS["spider"]
 (STAGE,) = TASK.locators
 CPU = torch.device("cpu")
-WILD = Jitter(turn_deg=25, scale=0.2, shift_mm=25, gamma=0, contrast=0, noise=0, blur=0)
-PLAN = Fit(net={"kind": "unet"}, pixels=96, epochs=1, batch=1, lr=1, window=5, jitter=WILD)
+WILD = Augmentation(rotation_deg=25, scale=0.2, shift_mm=25, gamma=0, contrast=0, noise=0, blur=0)
+PLAN = LocatorPlan(
+    net={"kind": "unet"}, pixels=96, training=Training(epochs=1, batch=1, lr=1), window=5, augmentation=WILD
+)
 DISC, VERTEBRA, CANAL = 1, 2, 3
 
 
@@ -62,7 +65,7 @@ def study(folder: Path, count: int = 9, step_mm: float = 4.0, name: str = "1", m
     return Study(name, name, (shown,), marks=tuple(of_masks(series)))
 
 
-def stored(folder: Path, *studies: Study, plan: Fit = PLAN) -> locator_data.LocatorData:
+def stored(folder: Path, *studies: Study, plan: LocatorPlan = PLAN) -> locator_data.LocatorData:
     loaded = [load_study(one, TASK) for one in studies]
     return locator_data.store(STAGE, plan, loaded, folder / "work")
 
@@ -229,7 +232,7 @@ def test_labels_move_as_images_move(seed):
 
 
 def test_a_segmenting_recipe_learns_from_label_images(tmp_path):
-    plan = shrink(RECIPES["spider-unet"]()).locators[STAGE.name]
+    plan = RECIPES["spider-unet"]().shrunk().locators[STAGE.name]
     data = stored(tmp_path, study(tmp_path, 21, 0.9, "1"), study(tmp_path, 5, 4.0, "2", masked=False), plan=plan)
     losses, known = [], []
 
@@ -238,12 +241,11 @@ def test_a_segmenting_recipe_learns_from_label_images(tmp_path):
         losses.append(net.loss(batch))
         return losses[-1]
 
-    where = loop.Where(STAGE.name, 0, 3, CPU, tmp_path / "net.pt")
-    told: list[str] = []
-    net = loop.train(
-        lambda: build_net(dict(plan.net)), plan, data, data.of({"1"}), loss, where, resume=False, log=told.append
-    )
-    assert len(told) == plan.epochs and len(losses) >= plan.epochs * plan.steps
+    job = loop.Job(STAGE.name, 0, 3, CPU, tmp_path / "net.pt")
+    with logged("learning") as lines:
+        net = loop.train(lambda: build_net(dict(plan.net)), plan, data, data.of({"1"}), loss, job, resume=False)
+    training = plan.training
+    assert len(lines) == training.epochs and len(losses) >= training.epochs * training.steps
     assert all(torch.isfinite(value) for value in losses)
     assert max(known) > 0.3
     assert not net.training

@@ -12,9 +12,10 @@ from torch import nn
 
 from osteograde.models.backbones import adapt_first_conv, classifier_body, encoder, pyramid_shape
 from osteograde.models.bundle import KINDS, build_net
-from osteograde.models.locators.base import LocatorBatch, decode
+from osteograde.models.locators.base import LocatorBatch
 from osteograde.models.locators.faster_rcnn import FasterRcnnLocator
 from osteograde.models.locators.heatmap import HeatmapLocator
+from tests.locator_maps import decode
 
 CONFIGS: list[dict[str, Any]] = [
     {"kind": "heatmap", "encoder_name": "lcnet_035", "channels": 2, "width": 16, "stride": 4},

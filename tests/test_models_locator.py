@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 from osteograde.models.locators.base import (
     LocatorBatch,
     candidates,
-    decode,
-    decode_probabilities,
     heatmap_loss,
     in_order,
     lateral_on_map,
@@ -20,8 +18,8 @@ from osteograde.models.locators.base import (
     refined,
     side_mask,
     stack_peaks,
-    targets,
 )
+from tests.locator_maps import decode, decode_probabilities, targets
 
 PIXEL_MM, SLICE_MM, STRIDE = 1.5, 4.0, 4
 DEPTHS = (5, 3)

@@ -18,13 +18,14 @@ from torch import nn
 from osteograde.learning import cross_fit, folds, out_of_fold, train
 from osteograde.learning import pretrained as starting
 from osteograde.learning.cross_fit import Run
-from osteograde.learning.recipe import Fit, Recipe
+from osteograde.learning.recipe import GraderPlan, LocatorPlan, Plan, Recipe, Resizing, Start, Training
 from osteograde.learning.reuse import reuse_nets
 from osteograde.models import bundle
 from osteograde.models.bundle import KINDS
 from osteograde.pipeline.load import Loaded
 from osteograde.tasks import TASKS
 from osteograde.tasks.spec import Point, Study
+from tests.logs import logged
 
 _FULL = TASKS["lumbar-mr"]
 _TARGETS = tuple(site.target for group in _FULL.graders[:2] for site in group.sites)
@@ -64,7 +65,8 @@ class Samples:
     """Data of a locator or a grader: one sample a study, which is the study's number."""
 
     ids: tuple[str, ...]
-    practice: frozenset[str] = frozenset()
+    synthetic: frozenset[str] = frozenset()
+    synthetic_from: int = 0  # the first epoch in which synthetic studies are used
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -75,16 +77,16 @@ class Samples:
     def of(self, ids: set[str]) -> "Samples":
         return replace(self, ids=tuple(study for study in self.ids if study in ids))
 
-    def without_practice(self) -> "Samples":
-        return replace(self, ids=tuple(study for study in self.ids if study not in self.practice))
+    def without_synthetic(self) -> "Samples":
+        return replace(self, ids=tuple(study for study in self.ids if study not in self.synthetic))
 
-    def learnt_by(self, plan: Fit) -> "Samples":
-        return self
+    def for_plan(self, plan: GraderPlan) -> "Samples":
+        return replace(self, synthetic_from=plan.training.epochs - plan.synthetic_epochs)
+
+    def in_epoch(self, epoch: int) -> "Samples":
+        return self if epoch >= self.synthetic_from else self.without_synthetic()
 
     def with_errors(self, errors_mm: np.ndarray) -> "Samples":
-        return self
-
-    def smaller(self, share: float) -> "Samples":
         return self
 
 
@@ -97,10 +99,9 @@ class Witness:
     lines: list[str] = field(default_factory=list)  # of the log
     stop_at: str = ""  # the run is killed at a line of the log that starts so
 
-    def log(self, line: str) -> None:
+    def stops(self, line: str) -> bool:
         self.lines.append(line)
-        if self.stop_at and line.startswith(self.stop_at):
-            raise KeyboardInterrupt
+        return bool(self.stop_at) and line.startswith(self.stop_at)
 
     def note(self, study: Study, nets: Iterable[Memory]) -> np.ndarray:
         """An answer (3,) about a study: the number of the note, and two zeros."""
@@ -137,7 +138,7 @@ class Witness:
         return Samples(tuple(loaded.study.id for loaded, _ in pairs))
 
 
-def starting_net(plan: Fit, data: Samples, where) -> Memory:
+def starting_net(plan: Plan, data: Samples, loss, job) -> Memory:
     """Statistics may be measured on data (``pretrained.measure_batch_norms``): the net has seen all of them."""
     net = Memory()
     net.weight.data[[NUMBER[study] for study in data.ids]] = 0.5
@@ -158,18 +159,22 @@ def witness(monkeypatch) -> Witness:
     return made
 
 
-PLAN = Fit(net={"kind": "memory"}, pixels=32, epochs=2, batch=8, lr=0.1)
-SHARED = replace(PLAN, epochs=3, common=2, early=(1, 0.5))
+TRAINING = Training(epochs=2, batch=8, lr=0.1)
+LONGER = replace(TRAINING, epochs=3)
+LOCATOR = LocatorPlan(net={"kind": "memory"}, pixels=32, training=TRAINING)
+GRADER = GraderPlan(net={"kind": "memory"}, pixels=32, training=TRAINING)
+START = Start(shared_epochs=2)
+SHARED = replace(GRADER, training=LONGER, start=START, resizing=Resizing(epochs=1, share=0.5))
 RECIPE = Recipe(
     name="memory",
     task=TASK,
-    locators={"canal": SHARED, "foramen": replace(PLAN, thin=2)},
+    locators={"canal": replace(LOCATOR, training=LONGER, start=START), "foramen": replace(LOCATOR, subsample=2)},
     graders={
-        "spinal": replace(SHARED, also=(replace(PLAN, seed=1), replace(SHARED, seed=2, practice=1))),
-        "foraminal": replace(PLAN, practice=1),
+        "spinal": (SHARED, GRADER, replace(SHARED, synthetic_epochs=1), SHARED),  # the last one is the first one again
+        "foraminal": (replace(GRADER, synthetic_epochs=1),),
     },
 )
-ALL = tuple(range(RECIPE.num_folds))
+ALL = tuple(range(RECIPE.scope.folds))
 
 
 def split_of(studies: Sequence[Study], shift: int = 0) -> folds.Split:
@@ -187,9 +192,10 @@ def run(
         folds.save(split_of(studies), out / folds.FILE)
     split = train._split(RECIPE, studies, out, resume=resume)
     (out / "work" / "nets").mkdir(parents=True, exist_ok=True)
-    own = Run(RECIPE, studies, made, split, tuple(only), out, CPU, resume, witness.log)
-    found, points = out_of_fold.locate_out_of_fold(own)
-    graded = out_of_fold.grade_out_of_fold(own, found, points)
+    own = Run(RECIPE, studies, made, split, tuple(only), out, CPU, resume)
+    with logged("learning", stop=witness.stops):
+        found, points = out_of_fold.locate_out_of_fold(own)
+        graded = out_of_fold.grade_out_of_fold(own, found, points)
     train.seal(own, out, {}, {})
     return points, graded
 
@@ -291,10 +297,10 @@ def test_nets_are_not_resumed_by_other_folds(witness, tmp_path, moment):
 def test_a_net_in_the_place_of_another_fold_s_is_seen_to_leak(witness, tmp_path, kind, stage, member):
     """If nobody noticed this leak, the tests above would prove nothing."""
     run(witness, tmp_path)
-    one = cross_fit.nets_of(kind, stage, {"locate": RECIPE.locators, "grade": RECIPE.graders}[kind][stage])[member]
+    one = cross_fit.nets_of(kind, stage, RECIPE.plans()[kind, stage])[member]
     wrong, right = tmp_path / one.file(0), tmp_path / one.file(1)
     wrong.write_bytes(right.read_bytes())
-    (tmp_path / "work" / "nets" / f"{one.work(0)}.sha256").write_text(bundle.sha256(wrong))
+    (one.done_marker(tmp_path, 0)).write_text(bundle.sha256(wrong))
     points, graded = run(witness, tmp_path, resume=True)
     leaks = witness.leaks(points if kind == "locate" else graded)
     held_out = {study for study, k in split_of(STUDIES).fold.items() if k == 0}

@@ -1,4 +1,4 @@
-"""What nets said of held-out studies is kept for --resume, and asked again whenever it could differ."""
+"""Predictions for held-out studies are kept for --resume, and made again whenever they could differ."""
 
 from dataclasses import replace
 
@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from osteograde.learning import folds
-from osteograde.learning.cross_fit import Run, nets_of
-from osteograde.learning.out_of_fold import CHUNK, _told
+from osteograde.learning.cross_fit import Fold, Run, nets_of
+from osteograde.learning.out_of_fold import CHUNK, cached_predictions
 from osteograde.learning.recipes import RECIPES
 from osteograde.tasks.spec import Point, Study
 
@@ -24,26 +24,30 @@ def run(tmp_path):
     path = tmp_path / NETS[0].file(0)
     path.parent.mkdir(parents=True)
     path.write_bytes(b"a net")
-    return Run(RECIPE, STUDIES, [], split, (0,), tmp_path, torch.device("cpu"), True, print)
+    return Run(RECIPE, STUDIES, [], split, (0,), tmp_path, torch.device("cpu"), True)
 
 
-class Asked:
-    """Answers with the numbers of the studies, and counts the calls."""
+class Counting:
+    """Stands for a grader: predicts numbers of the studies, and counts the calls."""
 
-    def __init__(self):
-        self.sizes = []
+    def __init__(self, run: Run):
+        self.run, self.nets, self.sizes = run, NETS, []
 
-    def __call__(self, studies, points):
+    def predict(self, fold, studies, points):
         self.sizes.append(len(studies))
         return [{study.id: (points[i]["joint"].mm / 3).tolist()} for i, study in enumerate(studies)]
 
 
-def test_nothing_is_asked_twice_and_answers_come_back_to_the_bit(run):
-    first, again = Asked(), Asked()
-    told = _told(run, NETS, 0, STUDIES, POINTS, first)
+def predictions(stage, studies=STUDIES, points=POINTS):
+    return cached_predictions(stage, Fold(0, [], studies), studies, points)
+
+
+def test_nothing_is_predicted_twice_and_predictions_come_back_to_the_bit(run):
+    first, again = Counting(run), Counting(run)
+    made = predictions(first)
     assert first.sizes == [CHUNK, 3]
-    assert _told(run, NETS, 0, STUDIES, POINTS, again) == told and not again.sizes
-    assert told[4]["s04"] == (POINTS["s04"]["joint"].mm / 3).tolist()
+    assert predictions(again) == made and not again.sizes
+    assert made[4]["s04"] == (POINTS["s04"]["joint"].mm / 3).tolist()
 
 
 def changed_net(run):
@@ -62,13 +66,13 @@ def moved_landmark(run):
         changed_net,
         moved_landmark,
         lambda run: (run, STUDIES[1:], POINTS),
-        lambda run: (replace(run, recipe=replace(RECIPE, test_views=1)), STUDIES, POINTS),
+        lambda run: (replace(run, recipe=replace(RECIPE, tta=1)), STUDIES, POINTS),
         lambda run: (replace(run, resume=False), STUDIES, POINTS),
     ],
-    ids=["net", "landmark", "studies", "views", "no --resume"],
+    ids=["net", "landmark", "studies", "tta", "no --resume"],
 )
-def test_whatever_may_change_an_answer_asks_again(run, change):
-    _told(run, NETS, 0, STUDIES, POINTS, Asked())
+def test_whatever_may_change_a_prediction_makes_it_anew(run, change):
+    predictions(Counting(run))
     other, studies, points = change(run)
-    asked = Asked()
-    assert len(_told(other, NETS, 0, studies, points, asked)) == sum(asked.sizes) == len(studies)
+    stage = Counting(other)
+    assert len(predictions(stage, studies, points)) == sum(stage.sizes) == len(studies)

@@ -63,6 +63,52 @@ def test_sigterm_writes_what_is_done_and_flags_the_rest(undisturbed, tmp_path, m
         assert np.abs(np.array([stopped.cells[study][t] for t in TASK.targets], float) - prior).max() < 1e-8
 
 
+def test_sigterm_while_a_picture_is_drawn_keeps_what_is_graded(undisturbed, tmp_path, monkeypatch, caplog):
+    job, clean = undisturbed
+    monkeypatch.setattr(run, "CHUNK", 1)
+    caplog.set_level(logging.INFO)
+    drawers = [lambda result, bundle: os.kill(os.getpid(), signal.SIGTERM)]
+    out = tmp_path / "s.csv"
+    assert infer("lumbar-mr", job.data, job.weights, out, device="cpu", drawers=drawers) == 0
+    assert kill.is_whole(job, out) and "stopped x 2" in caplog.text
+    rows, whole = submission.read_submission(out), submission.read_submission(clean.out)
+    assert all(np.array_equal(values, whole[row]) for row, values in rows.items() if row.startswith("a_"))
+
+
+def test_ctrl_c_leaves_a_whole_file_and_says_so_in_one_line(undisturbed, tmp_path, monkeypatch, capsys):
+    job, _ = undisturbed
+    monkeypatch.setattr(run, "CHUNK", 1)
+
+    def interrupt(result, bundle):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "s.csv"
+    code = cli.run(lambda: infer("lumbar-mr", job.data, job.weights, out, device="cpu", drawers=[interrupt]))
+    err = capsys.readouterr().err
+    assert code == 130 and kill.is_whole(job, out)
+    assert err == f"interrupted: {out} holds 1 graded studies, its other rows are class priors; " \
+                  "the same command starts again\n"  # fmt: skip
+
+
+def test_a_study_is_reported_as_finished_only_once_its_rows_are_on_disk(undisturbed, tmp_path, monkeypatch):
+    job, _ = undisturbed
+    monkeypatch.setattr(run, "CHUNK", 1)
+    write, calls = submission.write_submission, []
+
+    def crowded(path, rows, columns):
+        calls.append(1)
+        if len(calls) == 3:  # the second study's
+            raise OSError(28, "No space left on device")
+        write(path, rows, columns)
+
+    monkeypatch.setattr(submission, "write_submission", crowded)
+    work = run.prepare("lumbar-mr", job.data, job.weights, device="cpu")
+    running, saved = run.start(work, tmp_path / "s.csv"), []
+    with run.grading(work, running) as chunks:
+        saved += [running.saved for _ in chunks]
+    assert saved == [("a",), ("a",), ("a", "b", "c")] and running.saved == ("a", "b", "c")
+
+
 def test_other_threads_leave_the_signals_alone():
     before, seen = signal.getsignal(signal.SIGTERM), []
 

@@ -8,65 +8,74 @@ import torch
 import torchvision
 
 from osteograde.learning import loop, pretrained
-from osteograde.learning.recipe import IMAGENET, shrink
-from osteograde.learning.recipes import RECIPES
-from osteograde.learning.recipes import knee as recipes_knee_published
+from osteograde.learning.recipe import IMAGENET
+from osteograde.learning.recipes import RECIPES, knee
 from osteograde.models.bundle import build_net
 from osteograde.tasks.spec import sides
+from tests.logs import logged
 
-NAMES = sorted(recipes_knee_published.PUBLISHED_BACKBONES)
+NAMES = sorted(knee.PUBLISHED_BACKBONES)
 
 
-def judge(name):
-    (plan,) = RECIPES[name]().graders.values()
+def grader_plan(name):
+    ((plan,),) = RECIPES[name]().graders.values()
     return plan
+
+
+def plans_of(recipe):
+    return [plan for plans in recipe.plans().values() for plan in plans]
 
 
 def test_there_is_a_recipe_for_each_of_the_eight_nets():
     assert len(NAMES) == 8
     assert all(RECIPES[name]().name == name for name in NAMES)
-    backbones = {judge(name).net["backbone"].removeprefix("torchvision/") for name in NAMES}
-    assert backbones == set(recipes_knee_published.PUBLISHED_PIXELS) <= set(torchvision.models.list_models())
+    backbones = {grader_plan(name).net["backbone"].removeprefix("torchvision/") for name in NAMES}
+    assert backbones == set(knee.PUBLISHED_PIXELS) <= set(torchvision.models.list_models())
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_schedule_is_the_published_one(name):
-    plan, steps = judge(name), 7
-    rates = [loop.rate(plan, epoch * steps + step, steps) for epoch in range(plan.epochs) for step in (0, steps - 1)]
+    plan, steps = grader_plan(name), 7
+    rates = [
+        loop.rate(plan, epoch * steps + step, steps) for epoch in range(plan.training.epochs) for step in (0, steps - 1)
+    ]
     assert rates == pytest.approx([1e-2] * 2 + [1e-3] * 4 + [1e-4] * 54)
-    assert (plan.batch, plan.label_smoothing, plan.weight_decay, plan.optimiser) == (16, 0.1, 1e-4, "adam")
-    assert (plan.patience, plan.slack, plan.pretrained, plan.head_epochs) == (7, 0.1, IMAGENET, 1)
+    training = plan.training
+    assert (training.batch, training.weight_decay, training.optimiser) == (16, 1e-4, "adam")
+    assert (training.patience, training.min_delta, plan.label_smoothing) == (7, 0.1, 0.1)
+    assert (plan.start.weights, plan.start.head_epochs) == (IMAGENET, 1)
     assert sides(plan.pixels)[0] == sides(plan.pixels)[1] >= 384
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_a_debug_run_downloads_nothing(name):
-    small = shrink(RECIPES[name]())
-    for plan in (*small.locators.values(), *small.graders.values()):
-        assert plan.pretrained != IMAGENET
+    for plan in plans_of(RECIPES[name]().shrunk()):
+        assert plan.start.weights != IMAGENET
         assert max(sides(plan.pixels)) <= 64
 
 
-def test_without_its_file_a_net_starts_from_nothing_and_says_so(tmp_path, monkeypatch):
+def test_without_its_file_a_net_starts_from_random_weights_and_that_is_logged(tmp_path, monkeypatch):
     monkeypatch.setenv(pretrained.FOLDER, str(tmp_path))
-    recipe = RECIPES["knee-xray"]()
-    named = [plan.pretrained for plan in (*recipe.locators.values(), *recipe.graders.values())]
-    said: list[str] = []
-    bare = pretrained.without_missing_weights(recipe, said.append)
-    for plan in (*bare.locators.values(), *bare.graders.values()):
-        assert plan.pretrained == "" and not plan.frozen
-    assert len(said) == len(named)
-    assert all(str(tmp_path / name) in line for name, line in zip(named, said, strict=True))
-    for name in named:
+    recipe = RECIPES["spider"]()
+    names = [plan.start.weights for plan in plans_of(recipe)]
+    with logged("learning") as lines:
+        bare = pretrained.without_missing_weights(recipe)
+    assert all(plan.start.weights == "" and not plan.start.frozen for plan in plans_of(bare))
+    shared = [plan.start.shared_epochs for plan in plans_of(recipe)]
+    assert [plan.start.shared_epochs for plan in plans_of(bare)] == shared
+    assert len(lines) == len(names) == 3
+    assert all(str(tmp_path / name) in line for name, line in zip(names, lines, strict=True))
+    for name in names:
         (tmp_path / name).touch()
-    assert pretrained.without_missing_weights(recipe, said.append) == recipe
-    assert len(said) == len(named)
+    with logged("learning") as lines:
+        assert pretrained.without_missing_weights(recipe) == recipe
+    assert lines == []
 
 
 def test_the_net_is_the_published_one_on_a_grey_image():
     """torchvision's own net with five outputs, shown the image three times, says the same."""
     theirs = torchvision.models.get_model("shufflenet_v2_x2_0", weights=None, num_classes=5).eval()
-    ours: Any = build_net(judge("knee-shufflenet-v2-x2").net).eval()
+    ours: Any = build_net(grader_plan("knee-shufflenet-v2-x2").net).eval()
     tensors = {key: value for key, value in theirs.state_dict().items() if not key.startswith("fc.")}
     pretrained.fill_trunk(ours.encoder, tensors)
     first = next(key for key in tensors if key.startswith("conv1") and tensors[key].ndim == 4)
@@ -84,16 +93,13 @@ def test_the_net_is_the_published_one_on_a_grey_image():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_net_learns_a_step_on_the_small_images_of_a_debug_run(name):
-    (plan,) = shrink(RECIPES[name]()).graders.values()
-    net = build_net(plan.net).train()
-    logits = net([torch.rand(plan.batch, 1, *sides(plan.pixels))], torch.ones(plan.batch, 1, dtype=torch.bool))
+    ((plan,),) = RECIPES[name]().shrunk().graders.values()
+    net, batch = build_net(plan.net).train(), plan.training.batch
+    logits = net([torch.rand(batch, 1, *sides(plan.pixels))], torch.ones(batch, 1, dtype=torch.bool))
     assert logits.shape == (2, 5)
     logits.square().sum().backward()
     assert all(p.grad is not None for p in net.parameters())
 
 
 def test_a_recipe_with_an_image_of_another_shape_is_shrunk_to_it():
-    recipe = RECIPES["knee-resnet101"]()
-    flat = replace(recipe, graders={name: replace(plan, pixels=(256, 512)) for name, plan in recipe.graders.items()})
-    (plan,) = shrink(flat).graders.values()
-    assert sides(plan.pixels) == (32, 64)
+    assert sides(replace(grader_plan("knee-resnet101"), pixels=(256, 512)).shrunk().pixels) == (32, 64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from osteograde.kaggle import build_kernel, rehearse, sandbox_guard, sandbox_namespaces, staging
+from osteograde.kaggle.limits import SESSION, limits_of
 from osteograde.kaggle.metadata import parse_source
 from osteograde.kaggle.rehearse import WatchedRun
 from osteograde.tasks import TASKS
@@ -88,13 +90,13 @@ def test_a_kernel_that_writes_to_its_input_is_caught(script, data, weights, isol
 
 def test_a_kernel_over_its_budget_is_stopped(script, data, weights):
     slow = at_once(script, "import time\ntime.sleep(600)")
-    faults, _ = play(slow, data, weights, start_s=0.5, hours=0.1)
+    faults, _ = play(slow, data, weights, start_s=0.5, limits=replace(SESSION, hours=0.1))
     assert faults == ["visible run: over budget: stopped after 1 s with 0 studies done"]
 
 
 def test_a_kernel_over_its_memory_is_stopped(script, data, weights):
     greedy = at_once(script, "held = b'x' * (300 << 20)\nimport time\ntime.sleep(600)")
-    faults, _ = play(greedy, data, weights, memory_gib=0.25)
+    faults, _ = play(greedy, data, weights, limits=replace(SESSION, memory_gib=0.25))
     assert len(faults) == 1
     assert faults[0].startswith("visible run: out of memory: stopped at 0.3 GiB of 0.25")
 
@@ -118,9 +120,9 @@ def test_a_kernel_without_its_weights_is_caught(script, data, weights, tmp_path)
 
 @pytest.mark.slow
 def test_a_kernel_that_crashes_in_study_3_is_caught_by_the_hidden_run(script, data, weights):
-    draw = "                    if draw is not None:"
-    crash = f"                    if sheet.done == 3:\n                        raise RuntimeError('study 3')\n{draw}"
-    faults, said = play(broken(script, draw, crash), data, weights)
+    add = "            submission.add(result)\n"
+    crash = f"{add}            if submission.done == 3:\n                raise RuntimeError('study 3')\n"
+    faults, said = play(broken(script, add, crash), data, weights)
     assert len(faults) == 1
     assert faults[0].startswith("hidden run: ended with code 1 after ")
     assert faults[0].endswith("studies: RuntimeError: study 3")
@@ -138,10 +140,16 @@ def test_a_good_kernel_passes_on_copies_and_tells_what_700_studies_take(script, 
 
 def test_the_pace_is_what_lies_between_the_first_and_the_last_chunk():
     done = WatchedRun(0, 130.0, 2 << 30, ((30.0, 10), (120.0, 100)), "", "")
-    time, memory = rehearse.project(done, 100, 9.0, 30.0)
+    time, memory = rehearse.project(done, 100, SESSION)
     assert time == "time for 700 studies on this machine: 0.20 h of 9 (1.00 s a study after 20 s): fits"
     assert memory.startswith("memory: 2.00 GiB at most in 100 studies, of 30")
-    assert "DOES NOT FIT" in rehearse.project(done, 100, 0.1, 30.0)[0]
+    assert "DOES NOT FIT" in rehearse.project(done, 100, replace(SESSION, hours=0.1))[0]
+
+
+def test_limits_are_those_of_the_competition():
+    task = TASKS["lumbar-mr"]
+    assert limits_of(task) is task.competition
+    assert limits_of(TASKS["spider"]) is SESSION
 
 
 @pytest.mark.parametrize(

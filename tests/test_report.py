@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from osteograde import cli, phantom
 from osteograde.imaging.geometry import Volume, apply, mirrored, roi_on, to_index
 from osteograde.models import bundle
-from osteograde.models.gradcam import grad_cam
+from osteograde.models.gradcam import fold_cam
 from osteograde.models.manifest import Manifest
 from osteograde.pipeline.crops import site_boxes, site_crops, turned
 from osteograde.pipeline.load import load_study
@@ -169,7 +169,7 @@ def test_the_confusion_matrices_and_the_calibration_are_counted_from_the_table(j
     assert sum(int(part[name][-1]) for part in each for name in TASK.classes) == total == len(rows)
     gaps = [abs(sum(p for p, _ in b) / len(b) - sum(hit for _, hit in b) / len(b)) * len(b) for b in bins.values()]
     assert f"(ECE) {sum(gaps) / len(rows):.4f} over {len(rows)} rows" in whole
-    assert sorted(int(n) for n in re.findall(r"<title>(\d+) rows: said", whole)) == sorted(
+    assert sorted(int(n) for n in re.findall(r"<title>(\d+) rows: mean probability", whole)) == sorted(
         2 * [len(b) for b in bins.values()]
     )
 
@@ -236,7 +236,7 @@ def test_a_map_is_made_by_the_fold_that_held_the_study_out(data, judged):
     for k in ("0", "1"):
         name = f"grade/{group.name}/fold{k}.safetensors"
         net = bundle.load_net(judged / name, evidence.manifest.files[name].net)
-        maps[k] = grad_cam(net, crops.images, crops.present, torch.tensor([graded.probs[case.row].argmax()]))
+        maps[k] = fold_cam([net], crops.images, crops.present, torch.tensor([graded.probs[case.row].argmax()]))
     views = [v for v, spec in enumerate(group.crops) if spec.view in box[target]]
     own, other = maps[folds[study]], maps["1" if folds[study] == "0" else "0"]
     for v, shown in zip(views, case.predicted, strict=True):

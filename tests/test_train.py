@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from osteograde import phantom
+from osteograde.errors import UserError
 from osteograde.learning import train
-from osteograde.learning.recipe import Recipe, shrink
+from osteograde.learning.recipe import Recipe
 from osteograde.learning.recipes import RECIPES
 from osteograde.models import bundle
 from osteograde.models.bundle import KINDS
 from osteograde.tasks import TASKS
+from tests.logs import logged
 
 CPU = torch.device("cpu")
 KEPT = ("folds.csv", "oof.csv", "oof_points.csv", "manifest.json")
@@ -27,9 +29,9 @@ def data(tmp_path_factory) -> Path:
     return folder
 
 
-def run(data: Path, out: Path, *, resume: bool = False, log=lambda text: None, only=None) -> dict:
-    recipe = shrink(RECIPES["lumbar-mr-small"]())
-    return train.train(recipe, data, out, only=only, device=CPU, resume=resume, log=log)
+def run(data: Path, out: Path, *, resume: bool = False, only=None) -> dict:
+    recipe = RECIPES["lumbar-mr-small"]().shrunk()
+    return train.train(recipe, data, out, only=only, device=CPU, resume=resume)
 
 
 def read(folder: Path) -> dict[str, bytes]:
@@ -43,19 +45,17 @@ def test_killed_in_the_middle_and_resumed_every_file_ends_the_same(data, tmp_pat
     scores = run(data, whole)
     assert len(read(whole)) == 4 + 12
 
-    def kill(text: str) -> None:
-        if text.startswith("foraminal fold 0 epoch 1"):
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(data, tmp_path / "killed", log=kill)
+    with (
+        logged("learning", stop=lambda line: line.startswith("foraminal fold 0 epoch 1")),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        run(data, tmp_path / "killed")
     assert not (tmp_path / "killed" / "manifest.json").exists()
-    said: list[str] = []
-    assert run(data, tmp_path / "killed", resume=True, log=said.append) == scores
+    with logged("learning") as lines:
+        assert run(data, tmp_path / "killed", resume=True) == scores
     assert read(tmp_path / "killed") == read(whole)
-    assert not any(
-        line.startswith(("canal fold", "spinal fold")) for line in said
-    )  # finished nets are not trained again
+    # finished nets are not trained again
+    assert not any(line.startswith(("canal fold", "spinal fold")) for line in lines)
 
     loaded = bundle.load(whole, TASKS, CPU)
     assert all(len(nets) == 2 for nets in {**loaded.locators, **loaded.graders}.values())
@@ -94,7 +94,18 @@ def test_folds_that_the_recipe_does_not_have_are_refused(data, tmp_path):
 def test_every_recipe_names_every_stage_and_is_plain_data(name):
     recipe = RECIPES[name]()
     json.dumps(recipe.plain())
-    for fit in (*recipe.locators.values(), *recipe.graders.values()):
-        assert bundle.config_of(fit.net)["kind"] in KINDS
+    for plans in recipe.plans().values():
+        assert all(bundle.config_of(plan.net)["kind"] in KINDS for plan in plans)
     with pytest.raises(ValueError, match="has"):
         Recipe(name="x", task=recipe.task, locators={}, graders=recipe.graders)
+
+
+def test_the_data_s_own_source_is_kept_with_numbers_as_texts(tmp_path):
+    recipe = RECIPES["spider"]()
+    assert train.provenance(tmp_path, recipe) == recipe.source
+    (tmp_path / train.PROVENANCE).write_text('{"source": "phantoms", "seed": 5}')
+    assert train.provenance(tmp_path, recipe) == {"source": "phantoms", "seed": "5"}
+    for broken in ('{"source": ["phantoms"]}', "[]", "{"):
+        (tmp_path / train.PROVENANCE).write_text(broken)
+        with pytest.raises(UserError, match=train.PROVENANCE):
+            train.provenance(tmp_path, recipe)

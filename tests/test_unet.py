@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from osteograde.models.bundle import build_net
-from osteograde.models.locators.base import LocatorBatch, decode
+from osteograde.models.locators.base import LocatorBatch
 from osteograde.models.locators.unet import (
     DISC,
     Component,
@@ -23,6 +23,7 @@ from osteograde.models.locators.unet import (
     point_shares,
     segmentation_loss,
 )
+from tests.locator_maps import decode
 
 ENCODER, PIXELS, PIXEL_MM = "mobilenetv4_conv_small_050", 64, 3.0
 DISCS = [(10.0, 28.0), (21.0, 31.0), (32.0, 32.0), (43.0, 30.0), (54.0, 26.0)]  # (row, column), top first

@@ -28,18 +28,17 @@ def random_bundle(
     """
     recipe, files = RECIPES[recipe_name](), {}
     torch.manual_seed(7)
-    for kind, fits in (("locate", recipe.locators), ("grade", recipe.graders)):
-        for stage, fit in fits.items():
-            for k in range(folds):
-                net, name = build_net(dict(fit.net)), f"{kind}/{stage}/fold{k}.safetensors"
-                if kind == "locate":
-                    net.head.weight.data *= CONFIDENT
-                bundle.save_net(net, folder / name)
-                files[name] = bundle.file_entry(folder, name, bundle.config_of(fit.net))
+    for (kind, stage), plans in recipe.plans().items():
+        for k in range(folds):
+            net, name = build_net(dict(plans[0].net)), f"{kind}/{stage}/fold{k}.safetensors"
+            if kind == "locate":
+                net.head.weight.data *= CONFIDENT
+            bundle.save_net(net, folder / name)
+            files[name] = bundle.file_entry(folder, name, bundle.config_of(plans[0].net))
     own = dict.fromkeys(recipe.locators, pixels[0]) | dict.fromkeys(recipe.graders, pixels[1]) if pixels else {}
     manifest = Manifest(
         task=recipe.task.name,
-        pixels={stage: own.get(stage, fit.pixels) for stage, fit in {**recipe.locators, **recipe.graders}.items()},
+        pixels={**recipe.pixels, **own},
         test_views=test_views,
         files=files,
         prior={target: tuple(values) for target, values in recipe.task.prior.items()},

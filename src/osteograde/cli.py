@@ -19,6 +19,7 @@ from typing import NoReturn
 
 from osteograde.errors import UserError
 from osteograde.kaggle import cli
+from osteograde.tasks import check_name
 
 DEFAULT_TASK = "lumbar-mr"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # what only a user can make room for
@@ -102,8 +103,8 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
     _add_device(parser)
     parser.add_argument("--resume", action="store_true", help="go on from the last finished epoch")
     parser.add_argument(
-        "--like", type=Path, nargs="+", default=[], metavar="WEIGHTS_DIR",
-        help="with its folds, and its nets where the recipes agree; resumes",
+        "--reuse", type=Path, nargs="+", default=[], metavar="WEIGHTS_DIR",
+        help="use its folds, and its nets where the plans are the same; resumes",
     )  # fmt: skip
     parser.add_argument("--debug", action="store_true", help="a few minutes on a CPU, from nothing to weights")
 
@@ -165,7 +166,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def grade(args: argparse.Namespace) -> int:
-    known_task(args.task)
+    check_name(args.task)
     _existing_folder("--data", args.data)
     if args.weights is not None:
         from osteograde.models.manifest import read_manifest
@@ -177,14 +178,14 @@ def grade(args: argparse.Namespace) -> int:
 
 
 def train(args: argparse.Namespace) -> int:
-    known_task(args.task)
+    check_name(args.task)
     from osteograde import train_command
 
     return train_command.main(args)
 
 
 def phantom(args: argparse.Namespace) -> int:
-    known_task(args.task)
+    check_name(args.task)
     from osteograde import phantom as maker
 
     if args.studies + args.test == 0:
@@ -195,7 +196,7 @@ def phantom(args: argparse.Namespace) -> int:
 
 
 def score(args: argparse.Namespace) -> int:
-    known_task(args.task)
+    check_name(args.task)
     import numpy as np
 
     from osteograde.report import score_table
@@ -209,11 +210,13 @@ def score(args: argparse.Namespace) -> int:
 
 
 def ensemble(args: argparse.Namespace) -> int:
-    known_task(args.task)
+    check_name(args.task)
     from osteograde.learning import ensemble as voters
+    from osteograde.logs import to_stdout
     from osteograde.tasks import TASKS
 
-    result = voters.choose(TASKS[args.task], args.members, args.data, log=print)
+    to_stdout()
+    result = voters.choose(TASKS[args.task], args.members, args.data)
     print(voters.table(result))
     print(json.dumps(result, sort_keys=True))
     return 0
@@ -248,20 +251,12 @@ def doctor(args: argparse.Namespace) -> int:
 
 
 def kernel_build(args: argparse.Namespace) -> int:
-    known_task(args.task)
+    check_name(args.task)
     from osteograde.kaggle import build_kernel
 
     out = build_kernel.BUILT / args.task
     print(build_kernel.build(args.task, args.weights, out, source=args.mount, data=args.images))
     return 0
-
-
-def known_task(name: str) -> None:
-    """Raises UserError naming the known tasks if ``name`` is none of them. Imports no task, so that it is fast."""
-    from osteograde.tasks import NAMES
-
-    if name not in NAMES:
-        raise UserError(f"no task {name!r}; known tasks: {', '.join(sorted(NAMES))}")
 
 
 def _existing_folder(option: str, folder: Path | None) -> None:

@@ -1,4 +1,4 @@
-"""Can this environment do the work? Tried, not asked: a convolution on the GPU, a file read back, hashes."""
+"""Check whether this environment can do the work, by doing some: convolutions on GPUs, files read back, hashes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ MISSING = "missing"
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report. ``fault``: why the kit cannot work here; "" for a plain fact."""
+    """One line of the report. ``fault``: why the kit cannot work here; "" if nothing is wrong."""
 
     what: str
     found: str
@@ -110,7 +110,7 @@ def machine(folder: Path) -> list[Finding]:
 
 
 def devices() -> list[Finding]:
-    """Each GPU by a convolution compared with the CPU's. A broken one is no fault: auto passes it by."""
+    """Each GPU, tried by a convolution that is compared with the CPU's. A broken one is no fault: auto skips it."""
     import torch
 
     from osteograde.models import device

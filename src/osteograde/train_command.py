@@ -1,13 +1,16 @@
-"""``osteograde train`` and train_folds.py: train every fold of every stage of a recipe, and score them out-of-fold."""
+"""``osteograde train`` and train_folds.py: train every fold of a recipe, and score it out-of-fold."""
 
 from __future__ import annotations
 
 import argparse
-from functools import partial
+import logging
 
 from osteograde.errors import UserError
-from osteograde.learning.recipe import Recipe, shrink
+from osteograde.learning.recipe import Recipe
 from osteograde.learning.recipes import RECIPES
+from osteograde.logs import to_stdout
+
+log = logging.getLogger("osteograde.learning")
 
 RESUME = "the same command with --resume goes on from the last finished epoch"
 
@@ -18,25 +21,25 @@ def main(args: argparse.Namespace) -> int:
     if not args.data.is_dir():
         raise UserError(f"{args.data}: no such folder; --data is the folder that holds the tables and the images")
     # torch and what stands on it: imported once the names are known to be right
-    from osteograde.learning import pretrained, train
+    from osteograde.learning import folds, pretrained, train
     from osteograde.learning.reuse import reuse_nets
     from osteograde.models.device import keep_all_freed_memory, pick
 
+    to_stdout()
     keep_all_freed_memory()
-    say = partial(print, flush=True)
-    recipe = pretrained.without_missing_weights(shrink(recipe), say) if args.debug else recipe
-    for weights in args.like:
-        say(f"taken over from {weights}: folds and {len(reuse_nets(weights, args.out, recipe))} nets")
-    resume = args.resume or bool(args.like)
+    if args.debug:
+        recipe = pretrained.without_missing_weights(recipe.shrunk())
+    for weights in args.reuse:
+        copied = reuse_nets(weights, args.out, recipe)
+        log.info(f"reused from {weights}: {folds.FILE} and {len(copied)} nets")
+    resume = args.resume or bool(args.reuse)
     try:
-        scores = train.train(
-            recipe, args.data, args.out, only=args.folds, device=pick(args.device), resume=resume, log=say
-        )
+        scores = train.train(recipe, args.data, args.out, only=args.folds, device=pick(args.device), resume=resume)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(RESUME) from None
-    say(train.table(scores))
-    say(f"written: {args.out / 'manifest.json'}, the nets that it names, and out-of-fold tables beside it")
-    say(f"next: osteograde report {args.out} --data {args.data}")
+    print(train.table(scores))
+    print(f"written: {args.out / 'manifest.json'}, the nets that it names, and out-of-fold tables beside it")
+    print(f"next: osteograde report {args.out} --data {args.data}")
     return 0
 
 

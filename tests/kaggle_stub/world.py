@@ -196,12 +196,16 @@ class World:
         for kind in ("dataset", "competition", "kernel", "model"):
             sources = sent.get(f"{kind}DataSources", [])
             facts[f"{kind}DataSources"] = [source for source in sources if source not in self.not_valid]
-        blob = {"source": sent["text"], "language": "python", "kernelType": "script", "slug": r["kernelSlug"]}
+        slug = r["kernelSlug"].split("/")[0]
+        blob = {"source": sent["text"], "language": "python", "kernelType": "script", "slug": slug}
         return 200, {"metadata": facts, "blob": blob}
 
     def GetKernelSessionStatus(self, r: dict[str, Any]) -> Reply:
-        if f"{r['userName']}/{r['kernelSlug']}" not in self.kernels:
+        ref = f"{r['userName']}/{r['kernelSlug']}"
+        if ref not in self.kernels:
             return 403, REFUSED
+        if int(str(r.get("versionLabel") or "v1").removeprefix("v")) > self.kernels[ref]["version"]:
+            return 404, {"code": 404, "message": "Kernel version not found"}
         self.status = next(self.running, self.run[-1])
         failed = {"failureMessage": self.failure_message} if self.status == "ERROR" else {}
         return 200, {"status": self.status} | failed

@@ -1,1 +1,1 @@
-"""How weights are used: volumes to points to boxes to probabilities to submission.csv."""
+"""One run over a folder of studies: deadlines, several devices, and a submission that is always whole."""

@@ -1,4 +1,4 @@
-"""How much work a deadline allows: test-time views are shed first, then folds, and never the submission."""
+"""How much work a deadline allows: test-time augmentation is dropped first, then folds; the submission never is."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ RESERVE = 0.1  # share of the budget kept for what cannot be foreseen
 
 @dataclass(frozen=True)
 class Effort:
-    """What one chunk of studies gets."""
+    """How one chunk of studies is graded: views of test-time augmentation and folds whose answers are averaged."""
 
     views: int
     folds: int
@@ -20,7 +20,8 @@ class Effort:
 
 @dataclass
 class Budget:
-    """Seconds left, and what a study has cost so far. The clock is monotonic; tests bring their own.
+    """Seconds left, and what a study has cost so far. seconds: the whole budget, None for no limit. views, folds: the
+    most that the weights offer. clock: monotonic seconds; tests replace it.
 
     Cost model per study: reading + folds * (locating + views * grading), each term measured on finished chunks.
     """

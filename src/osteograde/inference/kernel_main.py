@@ -1,6 +1,6 @@
-"""The main job inside an offline kernel: find data and weights below the input folder, then what inference.py does.
+"""What an offline Kaggle kernel runs: find data and weights below the input folder, then grade as inference.py does.
 
-With two GPUs each gets a process and half of the studies (shards.py). The log ends with one screen for its reader.
+With two GPUs each gets a process and half of the studies (multi_gpu.py). The log ends with one screen for its reader.
 """
 
 from __future__ import annotations

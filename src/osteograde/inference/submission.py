@@ -52,7 +52,7 @@ def priors_rows(
 ) -> dict[str, np.ndarray]:
     """{row id: the prior of its target}; the task's own prior where none is given.
 
-    ValueError where a row id ends in no target of the task: then the template is another competition's.
+    UserError where a row id ends in no target of the task: then the template is another competition's.
     """
     table = task.prior if prior is None else prior
     return {row: np.asarray(table[tables.split_id(task, row)[1]], dtype=float) for row in row_ids}
@@ -95,7 +95,7 @@ def write_submission(path: Path, rows: Rows, columns: Sequence[str]) -> None:
 
 
 def read_submission(path: Path) -> dict[str, np.ndarray]:
-    """{row id: (classes,)} of a submission, in its order. ValueError where it is unreadable or a row appears twice."""
+    """{row id: (classes,)} of a submission, in its order. UserError where it is unreadable or a row appears twice."""
     _, ids, values = tables.read_rows(path)
     if doubled := duplicates(ids):
         raise UserError(f"{path}: row ids more than once: {some(doubled)}")
@@ -103,7 +103,7 @@ def read_submission(path: Path) -> dict[str, np.ndarray]:
 
 
 def template_ids(path: Path) -> list[str] | None:
-    """The row ids of a template, in its order; ValueError where it is unreadable.
+    """The row ids of a template, in its order. UserError where it is unreadable.
 
     Of a folder of data: those of its sample_submission.csv, None where there is none, where it cannot be read (this is
     logged), or where the folder has no test part (the template then speaks of other studies).
@@ -122,7 +122,7 @@ def template_ids(path: Path) -> list[str] | None:
 def validate(submission: Path, template: Path) -> list[Problem]:
     """Everything that is wrong with a submission; an empty list says it may be sent.
 
-    ValueError where the template itself cannot be read: then nothing can be said about the submission.
+    UserError where the template itself cannot be read: then nothing can be said about the submission.
     """
     columns, wanted, _ = tables.read_rows(template)
     if doubled := duplicates(wanted):

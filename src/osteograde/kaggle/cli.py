@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from osteograde.errors import UserError
+from osteograde.tasks import check_name
 
 RETRY = 75  # EX_TEMPFAIL of sysexits.h
 BUILT = Path("build") / "kernels"  # where "kernel build" puts the scripts
@@ -64,9 +65,9 @@ def add(commands, command: Add) -> None:
 
 
 def download(args: argparse.Namespace) -> int:
+    check_name(args.task)
     from osteograde.kaggle import download as getter
 
-    _known(args.task)
     return _run(lambda: getter.download(args.task, args.out or Path("data") / args.task, args.space))
 
 
@@ -77,42 +78,42 @@ def upload(args: argparse.Namespace) -> int:
 
 
 def push(args: argparse.Namespace) -> int:
+    check_name(args.task)
     from osteograde.kaggle import push as pusher
 
-    _known(args.task)
     return _run(lambda: pusher.push(args.task, BUILT / args.task))
 
 
 def wait(args: argparse.Namespace) -> int:
+    check_name(args.task)
     from osteograde.kaggle import push as pusher
 
-    _known(args.task)
     return _run(lambda: pusher.wait(args.task, poll_s=args.poll))
 
 
 def output(args: argparse.Namespace) -> int:
+    check_name(args.task)
     from osteograde.kaggle import push as pusher
 
-    _known(args.task)
     return _run(lambda: pusher.output(args.task))
 
 
 def submit(args: argparse.Namespace) -> int:
+    check_name(args.task)
     from osteograde.kaggle import submit as submitter
 
-    _known(args.task)
     return _run(lambda: submitter.submit(args.task, yes=args.yes))
 
 
 def everything(args: argparse.Namespace) -> int:
     """``kaggle all``: each step only where the one before came to its end; without a competition the last is output."""
+    check_name(args.task)
     from osteograde.kaggle import build_kernel, client
     from osteograde.kaggle import push as pusher
     from osteograde.kaggle import submit as submitter
     from osteograde.kaggle import upload as sender
     from osteograde.tasks import TASKS
 
-    _known(args.task)
     if args.to and args.weights is None:
         raise UserError(f"--to {args.to} says where weights go; give them with --weights")
     folder = BUILT / args.task
@@ -133,10 +134,10 @@ def everything(args: argparse.Namespace) -> int:
 
 
 def rehearse(args: argparse.Namespace) -> int:
+    check_name(args.task)
     from osteograde.kaggle import build_kernel
     from osteograde.kaggle import rehearse as stage
 
-    _known(args.task)
     weights = args.weights or stage.shipped(args.task, Path("weights"))
     python = stage.image_python(Path(".venv-kaggle")) if args.image_constraints else Path(sys.executable)
     script = BUILT / args.task / build_kernel.script_name(args.task)
@@ -159,13 +160,6 @@ def _run(step: Callable[[], object]) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return RETRY
     return 0
-
-
-def _known(name: str) -> None:
-    from osteograde.tasks import TASKS
-
-    if name not in TASKS:
-        raise UserError(f"no task {name!r}; known tasks: {', '.join(sorted(TASKS))}")
 
 
 def _poll(parser: argparse.ArgumentParser, default: float) -> None:

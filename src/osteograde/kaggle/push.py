@@ -14,11 +14,11 @@ from osteograde.errors import UserError
 from osteograde.inference import submission
 from osteograde.kaggle import client, credentials, metadata, record
 from osteograde.kaggle.client import Refused, RetryLater, logger
+from osteograde.kaggle.limits import limits_of
 from osteograde.kaggle.metadata import parse_source
 from osteograde.models import bundle
 from osteograde.tasks import TASKS
 
-HOURS = 9.0  # of a session: what a code competition gives
 POLL_S = 30.0
 TAIL = 20  # lines of a log that are shown
 SUBMISSION = "submission.csv"
@@ -43,23 +43,25 @@ def push(task: str, folder: Path, *, records: Path = record.FOLDER) -> int:
     with tempfile.TemporaryDirectory(prefix="osteograde-") as stage:
         shutil.copy(folder / facts["code_file"], stage)
         Path(stage, metadata.NAME).write_text(json.dumps(facts, indent=2), encoding="utf-8")
-        limits = ("-t", f"{HOURS * 3600:.0f}", "--accelerator", facts["machine_shape"])
-        reply = client.ask("kernels", "push", "-p", stage, *limits)
+        seconds = limits_of(TASKS[task]).hours * 3600
+        reply = client.ask(
+            *("kernels", "push", "-p", stage, "-t", f"{seconds:.0f}", "--accelerator", facts["machine_shape"])
+        )
     version = int(client.expect(reply, r"Kernel version (\d+) successfully pushed")[1])
-    image = read_back(facts, (folder / facts["code_file"]).read_text(encoding="utf-8"))
+    image = read_back(facts, version, (folder / facts["code_file"]).read_text(encoding="utf-8"))
     settings = f"private, internet off, {facts['machine_shape']}, {image}"
     logger.info("%s version %d pushed and running: %s", facts["id"], version, settings)
     record.keep_record(task, "kernel", {"ref": facts["id"], "version": version, "image": image}, records)
     return version
 
 
-def read_back(facts: dict[str, Any], text: str) -> str:
-    """Compare what the service holds with what was sent, and return the image that it chose.
+def read_back(facts: dict[str, Any], version: int, text: str) -> str:
+    """Compare what the service holds as ``version`` with what was sent, and return the image that it chose.
 
     Raises Refused if the script, a setting or a source differs.
     """
     with tempfile.TemporaryDirectory(prefix="osteograde-") as folder:
-        reply = client.ask("kernels", "pull", facts["id"], "-p", folder, "-m")
+        reply = client.ask("kernels", "pull", f"{facts['id']}/{version}", "-p", folder, "-m")
         client.expect(reply, r"Source code and metadata downloaded")
         there = json.loads(Path(folder, metadata.NAME).read_text(encoding="utf-8"))
         same = Path(folder, there["code_file"]).read_text(encoding="utf-8") == text
@@ -79,7 +81,7 @@ def wait(task: str, *, poll_s: float = POLL_S, hours: float = 13.0, records: Pat
     Raises Refused, after logging the end of the kernel's log, if the run failed or was stopped; RetryLater if it has
     not ended after ``hours``.
     """
-    ref = record.need_record(task, "kernel", f"push {task}", records)["ref"]
+    ref = version_ref(record.need_record(task, "kernel", f"push {task}", records))
     begun, told = time.monotonic(), ""
     while True:
         status, message = state(ref)
@@ -99,8 +101,13 @@ def wait(task: str, *, poll_s: float = POLL_S, hours: float = 13.0, records: Pat
         time.sleep(poll_s)
 
 
+def version_ref(facts: dict[str, Any]) -> str:
+    """owner/kernel/version: without a version the client (2.2.5; 2.2.4 in any case) speaks of the latest one."""
+    return f"{facts['ref']}/{facts['version']}"
+
+
 def state(ref: str) -> tuple[str, str]:
-    """(status, message of failure) of a kernel's latest version."""
+    """(status, message of failure) of a kernel's version. Raises Refused or RetryLater if the service does not tell."""
     reply = client.ask("kernels", "status", ref)
     found = re.search(r'has status "(?:\w+\.)?(\w+)"', reply.out)
     if reply.code != 0 or found is None:
@@ -138,7 +145,7 @@ def output(task: str, *, records: Path = record.FOLDER) -> Path:
     ref, version = kernel["ref"], kernel["version"]
     target = records / task / f"output-v{version}"
     shutil.rmtree(target, ignore_errors=True)  # the client keeps older files it takes for newer
-    reply = client.ask("kernels", "output", ref, "-p", str(target), "-o")
+    reply = client.ask("kernels", "output", version_ref(kernel), "-p", str(target), "-o")
     client.expect(reply, r"downloaded to")
     path = target / SUBMISSION
     if not path.is_file():

@@ -24,13 +24,12 @@ from osteograde.errors import UserError
 from osteograde.inference import submission
 from osteograde.kaggle import metadata, sandbox_guard, sandbox_namespaces, staging
 from osteograde.kaggle.client import logger
+from osteograde.kaggle.limits import limits_of
 from osteograde.kaggle.metadata import Source, parse_source
 from osteograde.tasks import TASKS
-from osteograde.tasks.spec import Study, Task
+from osteograde.tasks.spec import Competition, Study, Task
 
-HOURS, STUDIES = 9.0, 700  # what a competition gives, and for how many
-START_S = 300.0  # of it for the start, however few studies there are
-MEMORY_GIB = 30.0
+START_S = 300.0  # allowed for the start, however few studies there are
 VISIBLE, HIDDEN = "visible run", "hidden run"
 IMPORTS = "import torch, torchvision, timm, pydicom, cv2, pandas, scipy, safetensors, tqdm"
 
@@ -54,19 +53,20 @@ def rehearse(
     *,
     copies: int = 1,
     python: Path = Path(sys.executable),
-    hours: float = HOURS,
+    limits: Competition | None = None,
     start_s: float = START_S,
-    memory_gib: float = MEMORY_GIB,
     isolate: bool = True,
 ) -> list[str]:
     """Do both runs and return everything that would fail in the competition, one line each.
 
     script: the built kernel, with its metadata beside it. data: studies; their test part if there is one. copies: how
-    often the hidden run holds each study. python: the interpreter to use. hours: for ``STUDIES`` studies, scaled down
-    to those of a run, to which start_s (seconds) is added. isolate: False does without namespaces.
+    often the hidden run holds each study. python: the interpreter to use. limits: those of the task's competition by
+    default; the hours are scaled down to the studies of a run, and start_s (seconds) is added. isolate: False does
+    without namespaces.
 
     Raises UserError before any run for a kernel that was not built, damaged weights and data that cannot be read.
     """
+    limits = limits or limits_of(TASKS[task])
     facts = metadata.read(script.parent)
     metadata.check(facts, script.parent)
     stock = staging.stock(TASKS[task], data)
@@ -84,14 +84,14 @@ def rehearse(
         staging.lay_weights(weights, home / "weights", put)
         for name, studies, times in ((VISIBLE, shown, 1), (HIDDEN, others, copies)):
             made = staging.lay(stock, studies, home / "data", copies=times, put=put)
-            limit_s = start_s + hours * 3600 * len(made) / STUDIES
-            done = play(stage, name, limit_s, memory_gib)
-            faults = judge(name, done, limit_s, memory_gib) or check(name, TASKS[task], made, home)
+            limit_s = start_s + limits.hours * 3600 * len(made) / limits.studies
+            done = play(stage, name, limit_s, limits.memory_gib)
+            faults = judge(name, done, limit_s, limits.memory_gib) or check(name, TASKS[task], made, home)
             took = f"{done.seconds:.1f} s, {done.peak / 2**30:.2f} GiB at most"
             logger.info("%s: %d of %d studies, %s", name, done.done, len(made), took)
             if faults:
                 return faults
-        for line in (*_closing(done.out), *project(done, len(made), hours, memory_gib)):
+        for line in (*_closing(done.out), *project(done, len(made), limits)):
             logger.info("%s", line)
     return []
 
@@ -179,7 +179,7 @@ def check(name: str, task: Task, studies: Sequence[Study], home: Path) -> list[s
     return [f"{name}: submission.csv: {problem}" for problem in problems]
 
 
-def project(done: WatchedRun, studies: int, hours: float, memory_gib: float) -> list[str]:
+def project(done: WatchedRun, studies: int, limits: Competition) -> list[str]:
     """Time and memory for a whole competition, from the pace between the first and the last chunk of this run."""
     (first_s, first), (last_s, last) = (done.steps[0], done.steps[-1]) if done.steps else ((0.0, 0), (done.seconds, 1))
     if last > first > 0:
@@ -189,12 +189,12 @@ def project(done: WatchedRun, studies: int, hours: float, memory_gib: float) -> 
     else:
         each, start = done.seconds / max(studies, 1), 0.0
         how = f"at most {each:.2f} s a study, start included: rehearse more studies to tell them apart"
-    total = (start + each * STUDIES) / 3600
-    fits = "fits" if total < hours else "DOES NOT FIT"
+    total = (start + each * limits.studies) / 3600
+    fits = "fits" if total < limits.hours else "DOES NOT FIT"
     return [
-        f"time for {STUDIES} studies on this machine: {total:.2f} h of {hours:g} ({how}): {fits}",
-        f"memory: {done.peak / 2**30:.2f} GiB at most in {studies} studies, of {memory_gib:g}; it does not grow with "
-        "their number but for the rows",
+        f"time for {limits.studies} studies on this machine: {total:.2f} h of {limits.hours:g} ({how}): {fits}",
+        f"memory: {done.peak / 2**30:.2f} GiB at most in {studies} studies, of {limits.memory_gib:g}; it does "
+        "not grow with their number but for the rows",
     ]
 
 

@@ -45,9 +45,10 @@ def submit(task: str, *, yes: bool, records: Path = record.FOLDER) -> bool:
 
 
 def _send(slug: str, words: tuple[str, ...], message: str, out: dict[str, Any]) -> None:
-    status, _ = push.state(out["ref"])
+    ref = push.version_ref(out)
+    status, _ = push.state(ref)
     if status != "COMPLETE":
-        raise Refused(f"{out['ref']}: its latest version is {status}; only a complete one can be submitted")
+        raise Refused(f"{ref}: its status is {status}; only a complete version can be submitted")
     if before := _listed(slug, message):
         raise Refused(f"{slug}: already submitted as {before['ref']} ({before['status']}); push a new version first")
     reply = client.ask(*words)

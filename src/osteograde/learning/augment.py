@@ -1,4 +1,4 @@
-"""Draw, then apply: small random moves of training samples, made as numbers first and applied in one resample.
+"""Augmentation of training samples: a random move is drawn as numbers first and then applied in one resampling.
 
 Shapes: B samples, C slices, H' W' stored pixels (with a margin), H W pixels the net reads.
 """
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn.functional import avg_pool2d, grid_sample
 
-from osteograde.learning.recipe import Jitter
+from osteograde.learning.recipe import Augmentation
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,14 +24,16 @@ class Move:
 
 
 def still(count: int) -> Move:
+    """The move of ``count`` samples that stay where they are."""
     return Move(np.tile(np.eye(2), (count, 1, 1)), np.zeros((count, 2)))
 
 
-def draw_move(rng: np.random.Generator, count: int, jitter: Jitter, pixel_mm: float) -> Move:
-    angle = np.deg2rad(rng.uniform(-jitter.turn_deg, jitter.turn_deg, count))
-    scale = np.exp(rng.uniform(-jitter.scale, jitter.scale, count))
+def draw_move(rng: np.random.Generator, count: int, augmentation: Augmentation, pixel_mm: float) -> Move:
+    """A random rotation, scaling and shift for each of ``count`` samples of ``pixel_mm`` a pixel."""
+    angle = np.deg2rad(rng.uniform(-augmentation.rotation_deg, augmentation.rotation_deg, count))
+    scale = np.exp(rng.uniform(-augmentation.scale, augmentation.scale, count))
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]).transpose(2, 0, 1)
-    shift = rng.uniform(-jitter.shift_mm, jitter.shift_mm, (count, 2)) / pixel_mm
+    shift = rng.uniform(-augmentation.shift_mm, augmentation.shift_mm, (count, 2)) / pixel_mm
     return Move(turn * scale[:, None, None], shift)
 
 
@@ -59,19 +61,19 @@ def sampling_grid(move: Move, stored: tuple[int, int], size: tuple[int, int], de
     return (source / half).flip(-1)  # centred pixels / (n / 2), x before y
 
 
-def shade(rng: np.random.Generator, images_BCHW: torch.Tensor, jitter: Jitter) -> torch.Tensor:
+def shade(rng: np.random.Generator, images_BCHW: torch.Tensor, augmentation: Augmentation) -> torch.Tensor:
     """Contrast, gamma, blur and noise per sample; values stay in 0..1."""
     count, device = images_BCHW.shape[0], images_BCHW.device
 
     def column(values: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(values.astype(np.float32)).to(device)[:, None, None, None]
 
-    gamma = column(np.exp(rng.uniform(-jitter.gamma, jitter.gamma, count)))
-    gain = column(1 + rng.uniform(-jitter.contrast, jitter.contrast, count))
-    lift = column(rng.uniform(-jitter.contrast, jitter.contrast, count) * 0.3)
+    gamma = column(np.exp(rng.uniform(-augmentation.gamma, augmentation.gamma, count)))
+    gain = column(1 + rng.uniform(-augmentation.contrast, augmentation.contrast, count))
+    lift = column(rng.uniform(-augmentation.contrast, augmentation.contrast, count) * 0.3)
     images = images_BCHW.clamp(1e-4, 1).pow(gamma) * gain + lift
-    blurred = column((rng.random(count) < jitter.blur).astype(np.float64)) > 0
+    blurred = column((rng.random(count) < augmentation.blur).astype(np.float64)) > 0
     images = torch.where(blurred, avg_pool2d(images, 3, 1, 1, count_include_pad=False), images)
     generator = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
     noise = torch.randn(images.shape, generator=generator, device=device)
-    return (images + noise * column(rng.uniform(0, jitter.noise, count))).clamp(0, 1)
+    return (images + noise * column(rng.uniform(0, augmentation.noise, count))).clamp(0, 1)

@@ -1,7 +1,8 @@
-"""Decoded, windowed studies kept on disk as uint8, so that each file is decoded once however often it is cut.
+"""Loaded studies kept on disk as bytes, so that each file is decoded once, however many nets learn from it.
 
-One ``.npy`` with all voxels of a study (memory-mapped when read) and one ``.json`` with the stacks' places in it. The
-key of an entry holds the names, sizes and times of its files, so changed input is read again.
+An entry is one ``.npy`` with all voxels of a study (memory-mapped when read) and one ``.json`` with the position and
+geometry of every stack in it. The key of an entry is a hash of the names, sizes and times of the study's files, so
+input that changed is read again.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ VERSION = 2  # change it when reading or windowing changes
 
 
 def cached(study: Study, task: Task, folder: Path, *, map: Callable[..., Iterable] = map) -> Loaded:
-    """The study's volumes, from the cache where they are there and its files are unchanged."""
+    """The study as ``load_study`` reads it: from ``folder`` where it is there and its files are unchanged, else read
+    and written there. ``map``: see ``load_study``."""
     key = _key(study)
     voxels_path, sidecar_path = folder / f"{study.id}.npy", folder / f"{study.id}.json"
     if sidecar_path.is_file():
@@ -35,7 +37,7 @@ def cached(study: Study, task: Task, folder: Path, *, map: Callable[..., Iterabl
     sidecar = _write(loaded, voxels_path) | {"key": key}
     part = sidecar_path.with_suffix(".part")
     part.write_text(json.dumps(sidecar), encoding="utf-8")
-    part.replace(sidecar_path)  # last: a sidecar vouches for the voxels
+    part.replace(sidecar_path)  # last: voxels without a sidecar are not read
     return _open(study, sidecar, voxels_path)
 
 

@@ -1,7 +1,8 @@
-"""The nets of every fold of every stage, each with the studies it never saw.
+"""The nets of every fold of a locator or a grader, each handed out with the studies that it has never seen.
 
-The leakage rule lives in ``cross_fit``: a net is only ever handed out with studies that it did not train on. All stages
-use the same folds.csv.
+The leak rule: no net answers about a study that it was trained on, nor about another study of the same patient. It is
+``folds.Split.training``, which says for every net, of one fold or shared by several, what it may be trained on. All
+locators and graders use the same folds.csv.
 """
 
 from __future__ import annotations
@@ -11,51 +12,56 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import nn
 
 from osteograde.learning import folds, loop, pretrained
 from osteograde.learning.cache import cached
-from osteograde.learning.loop import Data, Loss, Where
-from osteograde.learning.recipe import Fit, Recipe
+from osteograde.learning.loop import Data, Job, Loss
+from osteograde.learning.recipe import GraderPlan, Plan, Recipe
 from osteograde.models import bundle
 from osteograde.pipeline.load import Loaded
 from osteograde.tasks.spec import Study
 
-Log = Callable[[str], None]
-DataOf = Callable[[Sequence[Study], Fit], Data]  # some studies as a plan learns from them
+BuildNet = Callable[[], nn.Module]
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One call of train_folds.py: the recipe, the studies and where everything goes."""
+    """One call of train_folds.py: the recipe, the studies and where everything goes.
+
+    synthetic: studies made out of the given ones. Nets are trained on them, and their landmarks are predicted and
+    scored; they are never graded.
+    """
 
     recipe: Recipe
     studies: Sequence[Study]
-    practice: Sequence[Study]  # made of these: learnt from as well; their landmarks are found, they are not graded
+    synthetic: Sequence[Study]
     split: folds.Split
     folds: tuple[int, ...]
     out: Path
     device: torch.device
     resume: bool
-    log: Log
 
     @property
     def work(self) -> Path:
-        """Caches and checkpoints: needed to resume, not to use the weights."""
+        """Caches and checkpoints: needed to resume a run, not to use the weights."""
         return self.out / "work"
 
     @property
     def everything(self) -> list[Study]:
-        return [*self.studies, *self.practice]
+        """The given studies, then the synthetic ones."""
+        return [*self.studies, *self.synthetic]
 
     def loaded(self, studies: Sequence[Study]) -> list[Loaded]:
+        """The volumes of studies, decoded at the first call and read from a cache afterwards."""
         return [cached(study, self.recipe.task, self.work / "volumes") for study in studies]
 
 
 def net_name(kind: str, stage: str, k: int, member: int = 0) -> str:
-    """The name of a net in the weights; those of further members sort behind the first ones of all folds.
+    """The name of a net in the weights folder; those of further members sort behind the first ones of all folds.
 
     >>> net_name("grade", "kl", 0), net_name("grade", "kl", 0, 1)
     ('grade/kl/fold0.safetensors', 'grade/kl/member1-fold0.safetensors')
@@ -69,100 +75,155 @@ def _prefix(member: int) -> str:
 
 @dataclass(frozen=True)
 class Net:
-    """One net of a fold: what it is called and how it learns. member: its place among the nets of the fold."""
+    """One net of every fold: its folder (``kind``), its locator or grader, how it is trained, and its place.
+
+    member: its place among the members of the ensemble. repeat: how many earlier members have the same plan; it is
+    added to the random seed, so that a repeated plan gives another net.
+    """
 
     kind: str
     stage: str
-    plan: Fit
+    plan: Plan
     member: int = 0
+    repeat: int = 0
 
     def file(self, k: int) -> str:
+        """The name of the net of fold k in the weights folder."""
         return net_name(self.kind, self.stage, k, self.member)
 
-    def work(self, name: str | int) -> str:
-        """Its name among checkpoints and vouchers."""
-        return f"{self.kind}-{self.stage}-{_prefix(self.member)}{name}"
+    def work_name(self, fold: str | int) -> str:
+        """The name of its checkpoint and done marker, without the ending."""
+        return f"{self.kind}-{self.stage}-{_prefix(self.member)}{fold}"
+
+    def done_marker(self, out: Path, k: int) -> Path:
+        """A file with the SHA-256 of the finished net of fold k, written after the net itself."""
+        return out / "work" / "nets" / f"{self.work_name(k)}.sha256"
 
 
-def nets_of(kind: str, stage: str, plan: Fit) -> list[Net]:
-    return [Net(kind, stage, own, member) for member, own in enumerate(plan.members)]
+def nets_of(kind: str, stage: str, plans: Sequence[Plan]) -> list[Net]:
+    """The nets of a fold, one for every plan."""
+    return [Net(kind, stage, plan, member, repeats(plans, member)) for member, plan in enumerate(plans)]
 
 
-def cross_fit(
-    run: Run,
-    kind: str,
-    stage: str,
-    plan: Fit,
-    data_of: DataOf,
-    loss_of: Callable[[Fit], Loss],
-) -> Iterator[tuple[int, list[nn.Module], list[Study]]]:
-    """Train the nets of every fold, or load those that are there; yields (fold, nets as shipped, held-out studies)."""
-    starts: dict[str, nn.Module] = {}
+def repeats(plans: Sequence[object], member: int) -> int:
+    """How many plans before a member's are the same as its own.
+
+    >>> [repeats(["a", "b", "a", "a"], member) for member in range(4)]
+    [0, 0, 1, 2]
+    """
+    return sum(plan == plans[member] for plan in plans[:member])
+
+
+class Stage(Protocol):
+    """What cross-fitting needs of a locator or a grader: its nets, the data they are trained on, and their loss."""
+
+    @property
+    def nets(self) -> Sequence[Net]: ...
+
+    def data(self, studies: Sequence[Study], plan: Plan) -> Data: ...
+
+    def loss(self, plan: Plan) -> Loss: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """The finished nets of one fold, one for every member, and the studies that none of them was trained on."""
+
+    k: int
+    nets: Sequence[nn.Module]
+    held_out: Sequence[Study]
+
+
+def cross_fit(run: Run, stage: Stage) -> Iterator[Fold]:
+    """Train the nets of every fold, or load those that an earlier call has finished."""
+    shared: dict[str, nn.Module] = {}  # nets of shared epochs, by checkpoint; trained when the first fold needs one
     for k in run.folds:
         nets = []
-        for one in nets_of(kind, stage, plan):
-            path = run.out / one.file(k)
-            done = run.work / "nets" / f"{one.work(k)}.sha256"  # vouches for a net that was finished
-            if not (run.resume and done.is_file() and path.is_file() and done.read_text() == bundle.sha256(path)):
-                net = _trained(run, one, k, data_of, loss_of, starts)
-                bundle.save_net(net, path)
-                done.write_text(bundle.sha256(path))
+        for net in stage.nets:
+            path, marker = run.out / net.file(k), net.done_marker(run.out, k)
+            if not (run.resume and _is_done(path, marker)):
+                build: BuildNet | None = None
+                if net.plan.start.shared_epochs:
+                    together = sharing_folds(run.recipe.scope.folds, k)
+                    name = net.work_name(together[0])
+                    if name not in shared:
+                        shared[name] = train_shared_epochs(run, stage, net, together)
+                    build = partial(_copy_to_train, shared[name])
+                bundle.save_net(_train_fold(run, stage, net, k, build), path)
+                marker.write_text(bundle.sha256(path))
             # What ships is judged: the fp16 file as it will be loaded, not the net in memory.
-            nets.append(bundle.on_device(bundle.load_net(path, one.plan.net), run.device))
-        yield k, nets, run.split.held_out(run.everything, k)
+            nets.append(bundle.on_device(bundle.load_net(path, net.plan.net), run.device))
+        yield Fold(k, nets, run.split.held_out(run.everything, k))
 
 
-def _trained(
-    run: Run, one: Net, k: int, data_of: DataOf, loss_of: Callable[[Fit], Loss], starts: dict[str, nn.Module]
-) -> nn.Module:
-    """A net of fold k. starts: nets that several folds go on from, made when the first of them asks."""
-    loss = loss_of(one.plan)
-    where = Where(one.stage, k, run.recipe.seed + one.plan.seed, run.device, run.work / "nets" / f"{one.work(k)}.pt")
-    train, held = (data_of(part(run.everything, k), one.plan) for part in (run.split.training, run.split.held_out))
-    begin: Callable[[], nn.Module] = partial(pretrained.net_of, one.plan, train, where)
-    own = one.plan
-    if own.common:
-        together = sharing(run.recipe.num_folds, k)
-        key = one.work(together[0])
-        if key not in starts:
-            starts[key] = in_common(run, one, data_of, loss, together)
-        begin, own = partial(_again, starts[key]), _rest(own)
-    return loop.train(begin, own, train, held, loss, where, resume=run.resume, log=run.log)
+def _is_done(net: Path, marker: Path) -> bool:
+    return marker.is_file() and net.is_file() and marker.read_text() == bundle.sha256(net)
 
 
-def sharing(count: int, k: int) -> tuple[int, ...]:
-    """The folds that begin with fold k: its half of all of them.
+def _train_fold(run: Run, stage: Stage, net: Net, k: int, shared: BuildNet | None) -> nn.Module:
+    """The net of fold k. shared: makes the net of the shared epochs, if the plan has any."""
+    plan = net.plan if shared is None else after_shared_epochs(net.plan)
+    data = stage.data(run.split.training(run.everything, k), plan)
+    held_out = stage.data(run.split.held_out(run.everything, k), plan)
+    job = _job(run, net, k, net.work_name(k))
+    loss = stage.loss(plan)
+    build = shared or partial(pretrained.net_of, plan, data, loss, job)
+    return loop.train(build, plan, data, held_out, loss, job, resume=run.resume)
 
-    >>> sharing(5, 1), sharing(5, 4)
+
+def sharing_folds(count: int, k: int) -> tuple[int, ...]:
+    """The folds whose nets start with the same shared epochs as fold k: its half of all folds.
+
+    >>> sharing_folds(5, 1), sharing_folds(5, 4)
     ((0, 1, 2), (3, 4))
     """
     first = tuple(range(-(-count // 2)))
     return first if k in first else tuple(range(len(first), count))
 
 
-def in_common(run: Run, one: Net, data_of: DataOf, loss: Loss, together: tuple[int, ...]) -> nn.Module:
-    """A net that several folds go on from. It learns from the studies that none of them holds out, so each fold's
-    held-out studies stay unseen; its epochs are paid for once and not per fold, and over fewer studies."""
-    seen = [study for study in run.everything if run.split.fold_of(study) not in together]
-    checkpoint = run.work / "nets" / f"{one.work(f'common-{together[0]}')}.pt"
-    where = Where(one.stage, together[0], run.recipe.seed + one.plan.seed, run.device, checkpoint, together)
-    first = replace(one.plan, epochs=one.plan.common, restarts=(), patience=0, practice=0)  # which is for the last ones
-    data = data_of(seen, first)
-    begin = partial(pretrained.net_of, one.plan, data, where)
-    return loop.train(begin, first, data, None, loss, where, resume=run.resume, log=run.log)
+def train_shared_epochs(run: Run, stage: Stage, net: Net, together: tuple[int, ...]) -> nn.Module:
+    """The net that several folds continue from. It is trained on the studies that none of them holds out.
+
+    These epochs are paid for once and not per fold, and they are over fewer studies.
+    """
+    plan = shared_epochs_of(net.plan)
+    data = stage.data(run.split.training(run.everything, *together), plan)
+    job = _job(run, net, together[0], net.work_name(f"common-{together[0]}"), together)
+    loss = stage.loss(plan)
+    build = partial(pretrained.net_of, plan, data, loss, job)
+    return loop.train(build, plan, data, None, loss, job, resume=run.resume)
 
 
-def _rest(plan: Fit) -> Fit:
-    """What a fold learns by itself after the epochs in common: the rest of them, from half the rate as at a restart."""
-    return replace(
+def shared_epochs_of(plan: Plan) -> Plan:
+    """The shared epochs of a plan: no restart, no early stopping and no synthetic studies, which come later."""
+    plan = replace(
         plan,
-        epochs=plan.epochs - plan.common,
-        early=(max(0, plan.early[0] - plan.common), plan.early[1]),
-        restarts=tuple(epoch - plan.common for epoch in plan.restarts if epoch > plan.common),
-        head_epochs=0,
-        lr=plan.lr / 2,
+        training=replace(plan.training, epochs=plan.start.shared_epochs, patience=0),
+        schedule=replace(plan.schedule, restarts={}),
     )
+    return replace(plan, synthetic_epochs=0) if isinstance(plan, GraderPlan) else plan
 
 
-def _again(net: nn.Module) -> nn.Module:
+def after_shared_epochs(plan: Plan) -> Plan:
+    """What a fold trains by itself after the shared epochs: the other epochs, from half of the learning rate."""
+    shared, schedule = plan.start.shared_epochs, plan.schedule
+    plan = replace(
+        plan,
+        training=replace(plan.training, epochs=plan.training.epochs - shared, lr=plan.training.lr / 2),
+        schedule=replace(
+            schedule, restarts={epoch - shared: share for epoch, share in schedule.restarts.items() if epoch > shared}
+        ),
+        start=replace(plan.start, head_epochs=0),
+    )
+    if isinstance(plan, GraderPlan) and plan.resizing:
+        return replace(plan, resizing=replace(plan.resizing, epochs=max(0, plan.resizing.epochs - shared)))
+    return plan
+
+
+def _job(run: Run, net: Net, fold: int, name: str, shared_by: tuple[int, ...] = ()) -> Job:
+    seed = run.recipe.scope.seed + net.repeat
+    return Job(net.stage, fold, seed, run.device, run.work / "nets" / f"{name}.pt", shared_by)
+
+
+def _copy_to_train(net: nn.Module) -> nn.Module:
     return copy.deepcopy(net).requires_grad_(True)

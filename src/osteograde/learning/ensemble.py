@@ -1,19 +1,17 @@
-"""Which trained weights vote together, and by which rule, chosen out-of-fold only.
+"""Choosing which trained weights form an ensemble, and by which voting rule, on out-of-fold tables only.
 
-Every subset of the members under every rule is scored on the same out-of-fold tables. The best of hundreds looks
-better than it is, so the number to report is the nested one: for each fold the choice is made without it and the fold
-is answered by that choice, then all answers are scored at once. Folds are grouped by patient, and so are intervals.
+Every subset of the members under every rule is scored on the same out-of-fold tables. The best of hundreds looks better
+than it is, so the number to report is the nested one: for each fold the choice is made on the other folds and predicts
+that fold, then all predictions are scored at once. The members must have been trained on the same folds. Folds are
+grouped by patient, and so are intervals.
 
-Shapes: M members, S studies, T targets, K classes, F folds.
-
-Out-of-fold answers of several weights folders side by side: they must have been trained on the same folds.
-
-Shapes: M members, S studies, T targets, K classes.
+Shapes: M members, S studies, T targets, K classes, F folds, C choices.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,13 +30,15 @@ from osteograde.tasks.metrics import groups_of, interval
 from osteograde.tasks.spec import Task
 from osteograde.tasks.tables import some
 
+log = logging.getLogger("osteograde.learning")
+
 MOST = 10  # members: 1023 subsets
 OOF = "oof.csv"
 
 
 @dataclass(frozen=True, eq=False)
-class Answers:
-    """What members said of studies they never saw. tables: (M, S, T, K), NaN in rows that a study does not have."""
+class OofTables:
+    """The out-of-fold tables of all members. tables: (M, S, T, K), NaN in rows that a study does not have."""
 
     task: Task
     members: tuple[str, ...]
@@ -55,38 +55,39 @@ class Answers:
         return 1.0 if "score" in self.task.metric.higher_is_better else -1.0
 
 
-def gather(task: Task, folders: Sequence[Path], data: Path) -> Answers:
+def gather(task: Task, folders: Sequence[Path], data: Path) -> OofTables:
     """The out-of-fold tables of weights folders, side by side.
 
-    ValueError where there are fewer than 2 members or more than MOST, two have one name, one is of another task or was
-    trained on other folds, was judged on other studies, or where the data lack labels of the studies or a second fold.
+    UserError where there are fewer than 2 members or more than MOST, two have one name, one is of another task, was
+    trained on other folds or has other studies in its table, or where the data lack labels of the studies or a second
+    fold.
     """
     _check_count(folders)
     digests = {folder: _digest(task, folder) for folder in folders}
     if odd := [str(folder) for folder in folders if digests[folder] != digests[folders[0]]]:
         raise UserError(
-            f"{some(odd)}: not trained on the folds of {folders[0]} (folds.csv differs), so what it says out-of-fold "
+            f"{some(odd)}: not trained on the folds of {folders[0]} (folds.csv differs), so its out-of-fold table "
             f"is not comparable; copy {folders[0] / 'folds.csv'} into a new folder and train into that"
         )
     split = folds.read(folders[0] / folds.FILE)
     known = {study.id: study.labels for study in task.read(data, "train")}
-    judged = [_judged(task, folder, split) for folder in folders]
-    for folder, table in zip(folders, judged, strict=True):
-        if odd := sorted(set(table) ^ set(judged[0])):
+    per_member = [_table_of(task, folder, split) for folder in folders]
+    for folder, table in zip(folders, per_member, strict=True):
+        if odd := sorted(set(table) ^ set(per_member[0])):
             raise UserError(
                 f"{folder / OOF}: {len(odd)} studies differ from {folders[0] / OOF}: {some(odd)}; train all folds"
             )
-    studies = tuple(study for study in judged[0] if known.get(study))
+    studies = tuple(study for study in per_member[0] if known.get(study))
     fold = np.array([split.fold[study] for study in studies], int)
     if len(set(fold.tolist())) < 2:
         raise UserError(
-            f"{data}: labels {len(studies)} of the {len(judged[0])} studies, in fewer than 2 folds; wrong folder?"
+            f"{data}: labels {len(studies)} of the {len(per_member[0])} studies, in fewer than 2 folds; wrong folder?"
         )
-    return Answers(
+    return OofTables(
         task=task,
         members=tuple(folder.resolve().name for folder in folders),
         studies=studies,
-        tables=np.array([[table[study] for study in studies] for table in judged]),
+        tables=np.array([[table[study] for study in studies] for table in per_member]),
         labels={study: known[study] for study in studies},
         fold=fold,
         group=groups_of([split.patient[study] for study in studies]),
@@ -115,7 +116,7 @@ def _digest(task: Task, folder: Path) -> str:
     return digest
 
 
-def _judged(task: Task, folder: Path, split: folds.Split) -> dict[str, np.ndarray]:
+def _table_of(task: Task, folder: Path, split: folds.Split) -> dict[str, np.ndarray]:
     """{study: (T, K)} of a member's out-of-fold table."""
     path, k = folder / OOF, len(task.classes)
     columns, ids, values = tables.read_rows(path)
@@ -144,23 +145,21 @@ class Choice:
     rule: str
 
 
-def choose(
-    task: Task, folders: Sequence[Path], data: Path, *, log: Callable[[str], None], bootstrap: int = BOOTSTRAP
-) -> dict[str, Any]:
-    """Read the members, try everything, write ensemble.json into the folder that holds the first; returns its content.
+def choose(task: Task, folders: Sequence[Path], data: Path, *, bootstrap: int = BOOTSTRAP) -> dict[str, Any]:
+    """Score all choices, write ensemble.json into the folder that holds the first member, and return its content.
 
-    ValueError for the user's mistakes: see ``gather``.
+    UserError for the user's mistakes: see ``gather``.
     """
-    answers = gather(task, folders, data)
+    oof = gather(task, folders, data)
     tried = list(choices(len(folders)))
-    log(f"{len(folders)} members, {len(answers.studies)} studies, {len(tried)} choices of members and rule")
-    worth = np.array([_worths(answers, choice) for choice in tried])
-    result = {**_found(answers, folders, tried, worth, bootstrap), "bootstrap": bootstrap}
+    log.info(f"{len(folders)} members, {len(oof.studies)} studies, {len(tried)} choices of members and rule")
+    scores = np.array([_scores(oof, choice) for choice in tried])
+    result = {**_result(oof, folders, tried, scores, bootstrap), "bootstrap": bootstrap}
     path = folders[0].resolve().parent / FILE
     part = path.with_suffix(".part")
     part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     part.replace(path)
-    log(str(path))
+    log.info(f"written: {path}")
     return result
 
 
@@ -171,9 +170,9 @@ def choices(members: int) -> Iterator[Choice]:
             yield from (Choice(subset, rule) for rule in (voting.RULES if size > 1 else voting.RULES[:1]))
 
 
-def voted(answers: Answers, choice: Choice) -> np.ndarray:
+def voted(oof: OofTables, choice: Choice) -> np.ndarray:
     """(S, T, K) what a choice says; NaN in rows that a study does not have."""
-    chosen = answers.tables[list(choice.members)]
+    chosen = oof.tables[list(choice.members)]
     out = np.full(chosen.shape[1:], np.nan)
     there = np.isfinite(chosen).all((0, -1))
     if there.any():
@@ -181,90 +180,89 @@ def voted(answers: Answers, choice: Choice) -> np.ndarray:
     return out
 
 
-def _worths(answers: Answers, choice: Choice) -> np.ndarray:
+def _scores(oof: OofTables, choice: Choice) -> np.ndarray:
     """(1 + F,) the score of a choice times ``sign``: on all studies, then without each fold. Not defined = -inf."""
-    counts = np.stack([np.ones(len(answers.fold)), *(answers.fold != k for k in np.unique(answers.fold))]).astype(float)
-    values = np.round(answers.sign * _statistic(answers, voted(answers, choice))(counts), _DIGITS)
+    counts = np.stack([np.ones(len(oof.fold)), *(oof.fold != k for k in np.unique(oof.fold))]).astype(float)
+    values = np.round(oof.sign * _statistic(oof, voted(oof, choice))(counts), _DIGITS)
     return np.where(np.isnan(values), -np.inf, values)
 
 
-def _statistic(answers: Answers, said: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+def _statistic(oof: OofTables, predicted: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """The task's score alone as a function of counts (B, S) -> (B,)."""
-    parts = answers.task.metric.bootstrap_statistic(answers.labels, dict(zip(answers.studies, said, strict=True)))
+    parts = oof.task.metric.bootstrap_statistic(oof.labels, dict(zip(oof.studies, predicted, strict=True)))
     return lambda counts: np.asarray(parts(counts)).reshape(len(counts), -1)[:, -1]
 
 
-def nested(answers: Answers, tried: Sequence[Choice], worth: np.ndarray) -> tuple[np.ndarray, list[Choice]]:
-    """(S, T, K) where what is best on the other folds answers for each fold, and that choice per fold.
+def nested(oof: OofTables, tried: Sequence[Choice], scores: np.ndarray) -> tuple[np.ndarray, list[Choice]]:
+    """Nested selection: (S, T, K) predictions, each fold by the choice with the best score on the other folds, and
+    these choices, one per fold.
 
-    worth: (C, 1 + F) of the C choices tried, as of ``_worths``.
+    scores: (C, 1 + F) of the C choices tried, as of ``_scores``.
     """
-    said = np.full(answers.tables.shape[1:], np.nan)
-    best = [tried[int(worth[:, 1 + i].argmax())] for i in range(worth.shape[1] - 1)]
-    for k, choice in zip(np.unique(answers.fold), best, strict=True):
-        held = answers.fold == k
-        said[held] = voted(answers, choice)[held]
-    return said, best
+    predicted = np.full(oof.tables.shape[1:], np.nan)
+    best = [tried[int(scores[:, 1 + i].argmax())] for i in range(scores.shape[1] - 1)]
+    for k, choice in zip(np.unique(oof.fold), best, strict=True):
+        held = oof.fold == k
+        predicted[held] = voted(oof, choice)[held]
+    return predicted, best
 
 
-def _found(
-    answers: Answers, folders: Sequence[Path], tried: Sequence[Choice], worth: np.ndarray, bootstrap: int
+def _result(
+    oof: OofTables, folders: Sequence[Path], tried: Sequence[Choice], scores: np.ndarray, bootstrap: int
 ) -> dict[str, Any]:
     alone = [i for i, choice in enumerate(tried) if len(choice.members) == 1]
-    best = tried[int(worth[:, 0].argmax())]
+    best = tried[int(scores[:, 0].argmax())]
     all_mean = Choice(tuple(range(len(folders))), "mean")
-    together, per_fold = nested(answers, tried, worth)
-    single, _ = nested(answers, [tried[i] for i in alone], worth[alone])
-    singles = {
-        answers.members[tried[i].members[0]]: _measured(answers, voted(answers, tried[i]), bootstrap) for i in alone
-    }
-    gain = [_statistic(answers, said) for said in (together, single)]
-    low, high = _resampled(answers, lambda counts: gain[0](counts) - gain[1](counts), bootstrap)
-    whole = np.ones((1, len(answers.studies)))
+    together, per_fold = nested(oof, tried, scores)
+    single, _ = nested(oof, [tried[i] for i in alone], scores[alone])
+    singles = {oof.members[tried[i].members[0]]: _measured(oof, voted(oof, tried[i]), bootstrap) for i in alone}
+    gain = [_statistic(oof, predicted) for predicted in (together, single)]
+    low, high = _resampled(oof, lambda counts: gain[0](counts) - gain[1](counts), bootstrap)
+    whole = np.ones((1, len(oof.studies)))
     return {
-        "task": answers.task.name,
-        "folds_sha256": answers.digest,
-        "studies": len(answers.studies),
-        "patients": int(answers.group.max()) + 1,
+        "task": oof.task.name,
+        "folds_sha256": oof.digest,
+        "studies": len(oof.studies),
+        "patients": int(oof.group.max()) + 1,
         "choices": len(tried),
-        "better": "higher" if answers.sign > 0 else "lower",
+        "better": "higher" if oof.sign > 0 else "lower",
         "singles": singles,
-        "members": [_named(answers, folders, i) for i in best.members],
+        "members": [_named(oof, folders, i) for i in best.members],
         "rule": best.rule,
-        "naive": _measured(answers, voted(answers, best), bootstrap),
-        "nested": _measured(answers, together, bootstrap),
+        "naive": _measured(oof, voted(oof, best), bootstrap),
+        "nested": _measured(oof, together, bootstrap),
         "nested_choices": [
-            {"fold": int(k), "members": [answers.members[i] for i in choice.members], "rule": choice.rule}
-            for k, choice in zip(np.unique(answers.fold), per_fold, strict=True)
+            {"fold": int(k), "members": [oof.members[i] for i in choice.members], "rule": choice.rule}
+            for k, choice in zip(np.unique(oof.fold), per_fold, strict=True)
         ],
-        "all_mean": _measured(answers, voted(answers, all_mean), bootstrap),
-        "nested_single": _measured(answers, single, bootstrap),
+        "all_mean": _measured(oof, voted(oof, all_mean), bootstrap),
+        "nested_single": _measured(oof, single, bootstrap),
         "nested_minus_single": {"score": float((gain[0](whole) - gain[1](whole))[0]), "interval_95": [low, high]},
     }
 
 
-def _named(answers: Answers, folders: Sequence[Path], i: int) -> dict[str, str]:
+def _named(oof: OofTables, folders: Sequence[Path], i: int) -> dict[str, str]:
     """A chosen member: its name, its folder as seen from ensemble.json and the hash of its manifest."""
     folder = os.path.relpath(folders[i].resolve(), folders[0].resolve().parent)
     return {
-        "name": answers.members[i],
+        "name": oof.members[i],
         "folder": Path(folder).as_posix(),
         "manifest_sha256": bundle.sha256(folders[i] / bundle.MANIFEST),
     }
 
 
-def _measured(answers: Answers, said: np.ndarray, bootstrap: int) -> dict[str, Any]:
-    statistic = _statistic(answers, said)
-    value = float(statistic(np.ones((1, len(answers.studies))))[0])
-    low, high = _resampled(answers, statistic, bootstrap)
+def _measured(oof: OofTables, predicted: np.ndarray, bootstrap: int) -> dict[str, Any]:
+    statistic = _statistic(oof, predicted)
+    value = float(statistic(np.ones((1, len(oof.studies))))[0])
+    low, high = _resampled(oof, statistic, bootstrap)
     return {"score": value if np.isfinite(value) else None, "interval_95": [low, high]}
 
 
 def _resampled(
-    answers: Answers, statistic: Callable[[np.ndarray], np.ndarray], bootstrap: int
+    oof: OofTables, statistic: Callable[[np.ndarray], np.ndarray], bootstrap: int
 ) -> tuple[float | None, float | None]:
     """95 % interval over patients, drawn alike for every statistic."""
-    ends = interval(statistic, len(answers.studies), bootstrap, np.random.default_rng(0), groups=answers.group)
+    ends = interval(statistic, len(oof.studies), bootstrap, np.random.default_rng(0), groups=oof.group)
     low, high = (float(end) if np.isfinite(end) else None for end in ends)
     return low, high
 
@@ -292,5 +290,5 @@ def table(result: Mapping[str, Any]) -> str:
     lines.append(f"chosen of {result['choices']}: {chosen}")
     for one in result["nested_choices"]:
         lines.append(f"  without fold {one['fold']}: {one['rule']} of {', '.join(one['members'])}")
-    lines.append("report the nested score: the one before it is the best of many, judged by what it was chosen by")
+    lines.append("report the nested score: the one above it is the best of many, scored on what it was chosen on")
     return "\n".join(lines)

@@ -47,16 +47,26 @@ class Split:
         return {patient: self.fold[study] for study, patient in self.patient.items()}
 
     def fold_of(self, study: Study) -> int:
-        """The fold of a study, or of one made out of a patient's studies; those of nobody are spread by their name."""
+        """The fold of a study.
+
+        A synthetic study is in the fold of the patient whose images it was made of. One without such a patient is
+        assigned by a hash of its id.
+        """
         if study.id in self.fold:
             return self.fold[study.id]
         return self._fold_of_patient.get(study.patient, zlib.crc32(study.id.encode()) % self.count)
 
     def held_out(self, studies: Sequence[Study], k: int) -> list[Study]:
+        """The studies of fold k."""
         return [study for study in studies if self.fold_of(study) == k]
 
-    def training(self, studies: Sequence[Study], k: int) -> list[Study]:
-        return [study for study in studies if self.fold_of(study) != k]
+    def training(self, studies: Sequence[Study], *held_out_folds: int) -> list[Study]:
+        """The leak rule: the studies on which a net may be trained that these folds use. They are in none of them.
+
+        For the net of fold k these are the studies of all other folds. For a net from which several folds continue,
+        they are the studies of all folds but those.
+        """
+        return [study for study in studies if self.fold_of(study) not in held_out_folds]
 
 
 def rarity(task: Task, study: Study) -> str:
@@ -74,7 +84,7 @@ def _rarity(group: Grader, study: Study, last: int) -> str:
 
 
 def assign(task: Task, studies: Sequence[Study], count: int, seed: int) -> Split:
-    """Split studies into ``count`` folds. ValueError where there are fewer patients than folds."""
+    """Split studies into ``count`` folds. UserError where there are fewer patients than folds."""
     patients = sorted({study.patient for study in studies})
     if len(patients) < count:
         raise UserError(f"{len(patients)} patients cannot fill {count} folds; give more data or fewer folds")
@@ -101,7 +111,7 @@ def save(split: Split, path: Path) -> None:
 
 
 def load(path: Path, studies: Sequence[Study]) -> Split:
-    """Read folds.csv. It is never repaired: ValueError where it does not name exactly the given studies."""
+    """Read folds.csv. It is never repaired: UserError where it does not name exactly the given studies."""
     split = read(path)
     wanted = {study.id for study in studies}
     if odd := sorted(set(split.fold) ^ wanted)[:5]:
@@ -113,7 +123,7 @@ def load(path: Path, studies: Sequence[Study]) -> Split:
 
 
 def read(path: Path) -> Split:
-    """Read folds.csv as it is. ValueError where it is no such table or names a study twice."""
+    """Read folds.csv as it is. UserError where it is no such table or names a study twice."""
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         if tuple(reader.fieldnames or ()) != COLUMNS:
@@ -135,7 +145,7 @@ def holds(own: Path, theirs: Path) -> bool:
 
 
 def keep(out: Path) -> None:
-    """Keep a copy of a run's folds beside its unfinished nets. ValueError where they were trained by other folds.
+    """Keep a copy of a run's folds beside its unfinished nets. UserError where they were trained by other folds.
 
     Nets and checkpoints do not say which studies they have seen. If folds.csv were changed between two calls, a resumed
     run would judge them on studies that they were trained on.

@@ -1,6 +1,6 @@
-"""Training samples of a grader: stored crops of every site, moved by errors that stage 1 really made.
+"""Training samples of a grader: stored crops of every site, shifted at random and by errors that locators made.
 
-Shapes: S sites of a batch, V views, D slices, H' W' stored pixels, H W pixels the net reads.
+Shapes: S sites of a batch, N stored sites, C crops, D slices, H' W' stored pixels, H W pixels the net reads.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from osteograde.errors import UserError
 from osteograde.imaging.geometry import Roi, Volume, grown
 from osteograde.imaging.resample import crop_stack
 from osteograde.learning.augment import Move, draw_move, resample, shade, still
-from osteograde.learning.recipe import Fit
+from osteograde.learning.recipe import GraderPlan
 from osteograde.pipeline.crops import site_boxes
 from osteograde.pipeline.load import Loaded
 from osteograde.tasks.spec import Crop, Grader, Points, Site, Study, Task, sides
@@ -48,40 +48,50 @@ class GraderBatch:
 
 @dataclass(frozen=True, eq=False)
 class GraderData:
-    """The crops of one grader over many studies. rows of a study are neighbours: its sites in the grader's order."""
+    """The stored crops of one grader for all labelled sites of many studies; the rows of a study follow each other in
+    the order of the grader's sites."""
 
-    group: Grader
-    fit: Fit
+    grader: Grader
+    plan: GraderPlan
     stored: tuple[int, int]  # (H, W) of the nets' crops that the stored ones are, without their margin
-    crops: tuple[np.ndarray, ...]  # per view (N, D', H', W') uint8, memory-mapped
-    present: np.ndarray  # (N, V)
-    to_index: np.ndarray  # (N, V, 3, 3): mm displacement -> displacement in stored index (d, h, w)
+    crops: tuple[np.ndarray, ...]  # per crop (N, D', H', W') uint8, memory-mapped
+    present: np.ndarray  # (N, C)
+    to_index: np.ndarray  # (N, C, 3, 3): mm displacement -> displacement in stored index (d, h, w)
     labels: np.ndarray  # (N,)
     head_labels: np.ndarray  # (N, heads)
     mirrorable: np.ndarray  # (N,) sites on the midline may be mirrored
     rows_of: Mapping[str, np.ndarray]  # study -> rows
-    lateral_axes: tuple[int, ...]  # per view, the stored axis that runs right-left
-    errors_mm: np.ndarray  # (M, 3) errors of stage 1 on held-out studies; may be empty
+    lateral_axes: tuple[int, ...]  # per crop, the stored axis that runs right-left
+    errors_mm: np.ndarray  # (M, 3) errors of locators on held-out studies; may be empty
     studies: tuple[str, ...]
-    practice: frozenset[str] = frozenset()  # those of the studies that were made for practice
+    synthetic: frozenset[str] = frozenset()  # those of the studies that are synthetic
     share: float = 1.0  # of the pixels' sides that batches have, over the same millimetres
 
-    def learnt_by(self, fit: Fit) -> GraderData:
-        """The same crops as another plan of the fold reads them."""
-        return self._with(fit=fit)
+    def for_plan(self, plan: GraderPlan) -> GraderData:
+        """The same crops as another member of the ensemble is trained on them."""
+        return self._with(plan=plan)
+
+    def in_epoch(self, epoch: int) -> GraderData:
+        """The data of an epoch, counted from 0: synthetic studies in the last ones only, smaller images in the first
+        ones, where the plan says so."""
+        plan, data = self.plan, self
+        if epoch < plan.training.epochs - plan.synthetic_epochs:
+            data = data.without_synthetic()
+        return data.smaller(plan.resizing.share) if plan.resizing and epoch < plan.resizing.epochs else data
 
     def of(self, studies: set[str]) -> GraderData:
         return self._with(studies=tuple(study for study in self.studies if study in studies))
 
-    def without_practice(self) -> GraderData:
-        return self._with(studies=tuple(study for study in self.studies if study not in self.practice))
+    def without_synthetic(self) -> GraderData:
+        """The given studies alone."""
+        return self._with(studies=tuple(study for study in self.studies if study not in self.synthetic))
 
     @cached_property
     def class_weight(self) -> np.ndarray:
         """(K,) how much a site of each class counts: mean 1 over this part of the data."""
         rows = np.concatenate([self.rows_of[study] for study in self.studies])
         counts = np.bincount(self.labels[rows], minlength=self.labels.max() + 1)
-        weight = np.maximum(counts, 1.0) ** -self.fit.balance
+        weight = np.maximum(counts, 1.0) ** -self.plan.class_weight_power
         return weight / (weight[self.labels[rows]]).mean()
 
     def with_errors(self, errors_mm: np.ndarray) -> GraderData:
@@ -94,7 +104,7 @@ class GraderData:
     @property
     def size(self) -> tuple[int, int]:
         """(H, W) of a batch."""
-        height, width = sides(self.fit.pixels)
+        height, width = sides(self.plan.pixels)
         if self.share == 1:
             return height, width
         return max(STRIDE, round(height * self.share / STRIDE) * STRIDE), max(
@@ -110,12 +120,13 @@ class GraderData:
     def batch(
         self, indices: Sequence[int] | np.ndarray, rng: np.random.Generator, device: torch.device, *, augment: bool
     ) -> GraderBatch:
-        """The sites of some studies, each view cut out of its stored crop in one resample."""
+        """The sites of the studies ``indices``, each crop cut out of its stored one in one resample; moved, shaded,
+        mirrored and hidden at random if ``augment``."""
         picked = [self.rows_of[self.studies[i]] for i in indices]
         rows = np.concatenate(picked)
         errors = self._draw_errors(rng, len(rows), augment)
-        mirror = self.mirrorable[rows] & (rng.random(len(rows)) < 0.5) & augment & self.fit.jitter.mirror
-        crops = tuple(self._view(v, rows, errors, mirror, rng, device, augment=augment) for v in range(len(self.crops)))
+        mirror = self.mirrorable[rows] & (rng.random(len(rows)) < 0.5) & augment & self.plan.augmentation.mirror
+        crops = tuple(self._crop(c, rows, errors, mirror, rng, device, augment=augment) for c in range(len(self.crops)))
         present = self._hide(self.present[rows], rng) if augment else self.present[rows]
         return GraderBatch(
             crops=crops,
@@ -127,38 +138,54 @@ class GraderData:
         )
 
     def _draw_errors(self, rng: np.random.Generator, count: int, augment: bool) -> np.ndarray:
-        if not (augment and self.fit.jitter.use_measured_error and len(self.errors_mm)):
+        if not (augment and self.plan.measured_errors and len(self.errors_mm)):
             return np.zeros((count, 3))
         return self.errors_mm[rng.integers(len(self.errors_mm), size=count)]
 
-    def _view(self, v, rows, errors_mm, mirror, rng, device, *, augment) -> torch.Tensor:
-        spec, size, jitter = self.group.crops[v], self.size, self.fit.jitter
-        margin = _slice_margin(spec)
-        offset = np.einsum("nij,nj->ni", self.to_index[rows, v], errors_mm)
+    def _crop(
+        self,
+        c: int,
+        rows: np.ndarray,
+        errors_mm: np.ndarray,
+        mirror: np.ndarray,
+        rng: np.random.Generator,
+        device: torch.device,
+        *,
+        augment: bool,
+    ) -> torch.Tensor:
+        """Crop number c of some rows (S,), (S, D, H, W) in 0..1: displaced by errors_mm (S, 3), mirrored where mirror
+        (S,) is true."""
+        crop, size, augmentation = self.grader.crops[c], self.size, self.plan.augmentation
+        margin = _slice_margin(crop)
+        offset = np.einsum("nij,nj->ni", self.to_index[rows, c], errors_mm)
         step = np.clip(np.rint(offset[:, 0]), -margin, margin).astype(int)
-        slices = (margin + step)[:, None] + np.arange(spec.slices)
-        stored = np.stack([self.crops[v][row][index] for row, index in zip(rows, slices, strict=True)])
-        move = draw_move(rng, len(rows), jitter, spec.field_mm / max(self.stored)) if augment else still(len(rows))
+        slices = (margin + step)[:, None] + np.arange(crop.slices)
+        stored = np.stack([self.crops[c][row][index] for row, index in zip(rows, slices, strict=True)])
+        move = (
+            draw_move(rng, len(rows), augmentation, crop.field_mm / max(self.stored)) if augment else still(len(rows))
+        )
         move = Move(move.matrix * (np.array(self.stored) / size), move.shift + offset[:, 1:])
         images = resample(torch.from_numpy(stored).to(device), move, size)
         flip = torch.from_numpy(mirror).to(device)[:, None, None, None]
-        images = torch.where(flip, images.flip(1 if self.lateral_axes[v] == 0 else 3), images)
-        return shade(rng, images, jitter) if augment else images
+        images = torch.where(flip, images.flip(1 if self.lateral_axes[c] == 0 else 3), images)
+        return shade(rng, images, augmentation) if augment else images
 
     def _hide(self, present: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Hide one view of some sites that have another, so that the net learns to grade without it."""
+        """Hide one crop of some sites that have another, so that the net learns to grade without it: present (S, C)."""
         present = present.copy()
-        for row in np.flatnonzero((present.sum(1) > 1) & (rng.random(len(present)) < self.fit.jitter.drop_view)):
+        for row in np.flatnonzero((present.sum(1) > 1) & (rng.random(len(present)) < self.plan.drop_view)):
             present[row, rng.choice(np.flatnonzero(present[row]))] = False
         return present
 
 
-def store(grader: Grader, task: Task, fit: Fit, studies: Iterable[tuple[Loaded, Points]], folder: Path) -> GraderData:
+def store(
+    grader: Grader, task: Task, plan: GraderPlan, studies: Iterable[tuple[Loaded, Points]], folder: Path
+) -> GraderData:
     """Cut the crops of every labelled site around the given points, with a margin, into arrays on disk.
 
     ValueError where no labelled site can be seen in any study.
     """
-    margin, (height, width) = _margin(fit), sides(fit.pixels)
+    margin, (height, width) = _margin(plan), sides(plan.pixels)
     shapes = [(crop.slices + 2 * _slice_margin(crop), height + 2 * margin, width + 2 * margin) for crop in grader.crops]
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{grader.name}.{crop.name}.u8" for crop in grader.crops]
@@ -166,7 +193,7 @@ def store(grader: Grader, task: Task, fit: Fit, studies: Iterable[tuple[Loaded, 
     with ExitStack() as opened:
         files = [opened.enter_context(path.open("wb")) for path in paths]
         for loaded, points in studies:
-            boxes = site_boxes(grader, loaded.volumes, points, fit.pixels)
+            boxes = site_boxes(grader, loaded.volumes, points, plan.pixels)
             for site in grader.sites:
                 if site.target in boxes and site.target in loaded.study.labels:
                     present, to_index = _write(grader, boxes[site.target], margin, shapes, files)
@@ -181,8 +208,8 @@ def store(grader: Grader, task: Task, fit: Fit, studies: Iterable[tuple[Loaded, 
         "%s: %d sites of %d studies, classes %s", grader.name, len(rows), len(rows_of), np.bincount(labels).tolist()
     )
     return GraderData(
-        group=grader,
-        fit=fit,
+        grader=grader,
+        plan=plan,
         stored=(height, width),
         crops=tuple(
             np.memmap(path, np.uint8, "r", shape=(len(rows), *shape)) for path, shape in zip(paths, shapes, strict=True)
@@ -223,8 +250,8 @@ def _row(grader: Grader, study: Study, site: Site, present: list[bool], to_index
     )
 
 
-def _margin(fit: Fit) -> int:
-    return round(MARGIN * max(sides(fit.pixels)))
+def _margin(plan: GraderPlan) -> int:
+    return round(MARGIN * max(sides(plan.pixels)))
 
 
 def _slice_margin(crop: Crop) -> int:

@@ -9,14 +9,14 @@ from torch import nn
 
 from osteograde.learning.grader_data import GraderBatch
 from osteograde.learning.loop import Loss
-from osteograde.learning.recipe import Fit, Recipe
+from osteograde.learning.recipe import GraderPlan, Recipe
 from osteograde.models.losses import UNLABELLED, binary_cross_entropy, target_cross_entropy, targets_of
 from osteograde.tasks.spec import GRADES, YES_NO, Grader, Head
 
 HEADS_WEIGHT = 0.5  # of the auxiliary heads together
 
 
-def grader_loss(grader: Grader, recipe: Recipe, plan: Fit) -> Loss:
+def grader_loss(grader: Grader, recipe: Recipe, plan: GraderPlan) -> Loss:
     """The loss that a plan of a grader learns by, as a function of the net and a ``GraderBatch``.
 
     Cross entropy weighted by the task's class weights and by the weight of the site, plus the auxiliary heads, plus

@@ -23,7 +23,7 @@ from osteograde.imaging import image_files
 from osteograde.imaging.geometry import Roi, Volume, apply, grown, lateral_axis, to_index
 from osteograde.imaging.resample import crop_stack
 from osteograde.learning.augment import Move, draw_move, move_points, resample, sampling_grid, shade, still
-from osteograde.learning.recipe import Fit
+from osteograde.learning.recipe import LocatorPlan
 from osteograde.models.locators.base import LocatorBatch
 from osteograde.pipeline.crops import LATERAL_SCALE_MM, SIGN, region_grids
 from osteograde.pipeline.load import Loaded
@@ -61,7 +61,7 @@ class LocatorData:
     """The regions of one locator in many studies, in one memory-mapped array of slices (N, H', W')."""
 
     locator: Locator
-    fit: Fit
+    plan: LocatorPlan
     landmarks: tuple[Landmark, ...]  # of the first region; all others have the same channels and sides in this order
     slices: np.ndarray
     items: tuple[Stored, ...]
@@ -70,6 +70,10 @@ class LocatorData:
     def of(self, studies: set[str]) -> LocatorData:
         """The part of the data that belongs to these studies."""
         return replace(self, items=tuple(item for item in self.items if item.study in studies))
+
+    def in_epoch(self, epoch: int) -> LocatorData:
+        """All of the data: the plan of a locator uses the same regions and image sizes in every epoch."""
+        return self
 
     def __len__(self) -> int:
         return len(self.items)
@@ -80,7 +84,7 @@ class LocatorData:
 
     @property
     def side(self) -> int:
-        return max(sides(self.fit.pixels))
+        return max(sides(self.plan.pixels))
 
     def batch(
         self, indices: Sequence[int] | np.ndarray, rng: np.random.Generator, device: torch.device, *, augment: bool
@@ -89,13 +93,13 @@ class LocatorData:
         then."""
         items = [self.items[i] for i in indices]
         size, stored = (self.side,) * 2, self.slices.shape[1:]
-        jitter = self.fit.jitter
-        windows = [_window(item, self.fit, rng, augment) for item in items]
+        augmentation = self.plan.augmentation
+        windows = [_window(item, self.plan, rng, augment) for item in items]
         depth = max(stop - start for start, stop in windows)
         index = np.stack([_slices(item, start, depth) for item, (start, _) in zip(items, windows, strict=True)])
-        move = draw_move(rng, len(items), jitter, self.pixel_mm) if augment else still(len(items))
+        move = draw_move(rng, len(items), augmentation, self.pixel_mm) if augment else still(len(items))
         images = resample(torch.from_numpy(self.slices[index]).to(device), move, size)  # (B, D + 2, H, W)
-        images = shade(rng, images, jitter) if augment else images
+        images = shade(rng, images, augmentation) if augment else images
         labels = None
         if self.labels is not None:
             labels = resample_labels(torch.from_numpy(self.labels[index]).to(device), move, size)
@@ -105,12 +109,20 @@ class LocatorData:
         points[_outside(points, [stop - start for start, stop in windows], size)] = np.nan
         points[np.isinf(np.stack([item.points for item in items]))] = np.inf
         lateral = self._lateral(items, windows, depth, move, rng, augment)
-        if augment and jitter.mirror:
+        if augment and augmentation.mirror:
             stacks = [images] if labels is None else [images, labels]
             points, lateral = self._mirror(stacks, points, lateral, windows, items, rng)
         return self._assemble(images, labels, points, lateral, windows, items)
 
-    def _lateral(self, items, windows, depth, move, rng, augment) -> np.ndarray:
+    def _lateral(
+        self,
+        items: Sequence[Stored],
+        windows: Sequence[tuple[int, int]],
+        depth: int,
+        move: Move,
+        rng: np.random.Generator,
+        augment: bool,
+    ) -> np.ndarray:
         """(B, D, W): lateral mm of the columns of each slice at the middle row, after the move."""
         side, stored = self.side, np.array(self.slices.shape[1:])
         columns = np.arange(side) - (side - 1) / 2
@@ -125,13 +137,22 @@ class LocatorData:
             lateral += rng.normal(0, MIDLINE_JITTER_MM, (len(items), 1, 1)).astype(np.float32)
         return lateral
 
-    def _mirror(self, stacks, points, lateral, windows, items, rng):
+    def _mirror(
+        self,
+        stacks: Sequence[torch.Tensor],
+        points: np.ndarray,
+        lateral: np.ndarray,
+        windows: Sequence[tuple[int, int]],
+        items: Sequence[Stored],
+        rng: np.random.Generator,
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The mirrored patient, for half of the samples: flip the right-left axis, swap sides, negate lateral mm.
 
-        stacks: (B, D + 2, H, W) each; they are changed in place.
+        stacks: (B, D + 2, H, W) each, images and label images. points (B, L, 3), lateral (B, D, W), windows: (first,
+        last plus one slice) of each sample. Stacks, points and lateral are changed in place; the last two are returned.
         """
         partner = partners(self.landmarks)
-        for b in np.flatnonzero(rng.random(len(points)) < 0.5):
+        for b in np.flatnonzero(rng.random(len(points)) < 0.5).tolist():
             depth = windows[b][1] - windows[b][0]
             if items[b].lateral_axis == 0:
                 for stack in stacks:
@@ -146,7 +167,16 @@ class LocatorData:
             points[b] = points[b][partner]
         return points, lateral
 
-    def _assemble(self, images, labels, points, lateral, windows, items) -> LocatorBatch:
+    def _assemble(
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor | None,
+        points: np.ndarray,
+        lateral: np.ndarray,
+        windows: Sequence[tuple[int, int]],
+        items: Sequence[Stored],
+    ) -> LocatorBatch:
+        """The batch of windowed samples, without the slices by which shorter windows were padded."""
         device, channels = images.device, self.locator.channels
         lateral_t = torch.from_numpy(np.ascontiguousarray(lateral)).to(device)
         depths = [stop - start for start, stop in windows]
@@ -164,7 +194,7 @@ class LocatorData:
             pixel_mm=self.pixel_mm,
             slice_mm=float(np.median([item.slice_mm for item in items])),
             sigma_mm=self.locator.sigma_mm,
-            nowhere=self.locator.may_be_absent,
+            may_be_absent=self.locator.may_be_absent,
             masks=None if labels is None else classes_of(labels[:, 1:-1][keep]),
         )
 
@@ -177,17 +207,17 @@ def partners(landmarks: Sequence[Landmark]) -> list[int]:
 
 
 def _slices(item: Stored, start: int, depth: int) -> np.ndarray:
-    """(D + 2,) numbers of stored slices: the window and one more on both ends; the ends of the stack repeat."""
+    """(D + 2,) numbers of stored slices: those of the window and one more on both ends; the ends of a stack repeat."""
     return item.start + np.clip(np.arange(start - 1, start + depth + 1), 0, item.depth - 1)
 
 
-def _window(item: Stored, fit: Fit, rng: np.random.Generator, augment: bool) -> tuple[int, int]:
+def _window(item: Stored, plan: LocatorPlan, rng: np.random.Generator, augment: bool) -> tuple[int, int]:
     """First and last-plus-one slice of a sample: of a region of few slices these, shifted by up to one slice if
     ``augment``; of a whole stack a window with a landmark."""
     if item.window:
         start = SLICE_MARGIN + (int(rng.integers(-1, 2)) if augment else 0)
         return start, start + item.window
-    length = min(fit.window, item.depth)
+    length = min(plan.window, item.depth)
     labelled = item.points[np.isfinite(item.points[:, 0]), 0]
     aim = round(float(rng.choice(labelled))) if len(labelled) else int(rng.integers(item.depth))
     offset = int(rng.integers(length)) if augment else length // 2
@@ -196,18 +226,19 @@ def _window(item: Stored, fit: Fit, rng: np.random.Generator, augment: bool) -> 
 
 
 def _outside(points: np.ndarray, depths: Sequence[int], size: tuple[int, int]) -> np.ndarray:
+    """(B, L): whether points (B, L, 3) lie outside of their window of ``depths`` slices of ``size`` pixels."""
     limit = np.array([[[depth, *size]] for depth in depths]) - 0.5
     with np.errstate(invalid="ignore"):
         return np.any((points < -0.5) | (points > limit), -1)
 
 
-def store(locator: Locator, fit: Fit, studies: Iterable[Loaded], folder: Path) -> LocatorData:
+def store(locator: Locator, plan: LocatorPlan, studies: Iterable[Loaded], folder: Path) -> LocatorData:
     """Cut the regions of a locator in the studies, around annotated points and with a margin, into one array on disk.
 
     Where the net learns from label images, they are cut alike into a second one. ValueError where no study has both an
     annotated landmark and a region that shows it.
     """
-    pixels = max(sides(fit.pixels))
+    pixels = max(sides(plan.pixels))
     margin = round(MARGIN * pixels)
     side = pixels + 2 * margin
     folder.mkdir(parents=True, exist_ok=True)
@@ -216,7 +247,7 @@ def store(locator: Locator, fit: Fit, studies: Iterable[Loaded], folder: Path) -
     path, labels_path = folder / f"{locator.name}.u8", folder / f"{locator.name}.labels.u8"
     with ExitStack() as opened:
         file = opened.enter_context(path.open("wb"))
-        labels_file = opened.enter_context(labels_path.open("wb")) if learns_from_masks(fit) else None
+        labels_file = opened.enter_context(labels_path.open("wb")) if learns_from_masks(plan) else None
         written = 0
         for loaded in studies:
             for placed in region_grids(locator, loaded.volumes, loaded.marks, pixels):
@@ -237,7 +268,7 @@ def store(locator: Locator, fit: Fit, studies: Iterable[Loaded], folder: Path) -
     log.info("%s: %d regions, %d slices of %d px", locator.name, len(items), written, side)
     slices = np.memmap(path, np.uint8, "r", shape=(written, side, side))
     labels = np.memmap(labels_path, np.uint8, "r", shape=(written, side, side)) if labels_file else None
-    return LocatorData(locator, fit, landmarks, slices, tuple(items), labels)
+    return LocatorData(locator, plan, landmarks, slices, tuple(items), labels)
 
 
 def _stored(region: Region, grid: Roi, loaded: Loaded, start: int) -> Stored:
@@ -265,9 +296,9 @@ UNKNOWN = 255  # in bytes; -1 in a batch
 SEGMENTING = frozenset({"unet"})  # kinds of locators that learn from label images
 
 
-def learns_from_masks(fit: Fit) -> bool:
+def learns_from_masks(plan: LocatorPlan) -> bool:
     """Whether the net learns from label images at all; for all others none is read."""
-    return fit.net.get("kind") in SEGMENTING
+    return plan.net.get("kind") in SEGMENTING
 
 
 def label_volume(study: Study, volume: Volume) -> Volume | None:
@@ -277,7 +308,7 @@ def label_volume(study: Study, volume: Volume) -> Volume | None:
     the file it is named after: of thin slices that were averaged the middle one. Raises ValueError where label images
     are not one for one with the files, cannot be read, have another size, or hold numbers above UNKNOWN.
     """
-    series = next((one for one in study.series if one.id == volume.series), None)
+    series = next((candidate for candidate in study.series if candidate.id == volume.series), None)
     if series is None or not series.masks:
         return None
     paths = _by_slice(series)

@@ -1,14 +1,13 @@
-"""One net, one fold: the loop. It reads in the order things happen and can be killed at any moment.
+"""The training loop of one net. It can be killed at any moment and resumed from the last finished epoch.
 
-All randomness of a step is derived from (seed, stage, fold, epoch, step), so a run resumed at an epoch's end goes on
-exactly as if it had never stopped.
-
-Means of a net's weights over its training.
+All randomness of a step is derived from (seed, stage, fold, epoch, step), so a resumed run ends with the same bytes as
+one that was never stopped.
 """
 
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import time
 import zlib
@@ -23,18 +22,21 @@ import torch
 from torch import nn
 
 from osteograde.errors import UserError
-from osteograde.learning.recipe import Fit
+from osteograde.learning.recipe import Plan, Start, Training
 from osteograde.models.bundle import on_device
 
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
+Weights = dict[str, torch.Tensor]  # a state dict
+
+log = logging.getLogger("osteograde.learning")
 
 
 class Diverged(UserError):
-    """The loss is no longer a number."""
+    """The loss is infinite or not a number."""
 
 
 class Data(Protocol):
-    """What the loop needs of a data set: its units (passes or studies) and batches of them."""
+    """What the loop needs of a data set: its samples (regions or studies), batches of them, and those of an epoch."""
 
     def __len__(self) -> int: ...
 
@@ -42,15 +44,19 @@ class Data(Protocol):
         self, indices: Sequence[int] | np.ndarray, rng: np.random.Generator, device: torch.device, *, augment: bool
     ) -> Any: ...
 
+    def in_epoch(self, epoch: int) -> Data:
+        """The data as the plan uses them in an epoch, counted from 0: some samples only, or smaller images."""
+        ...
+
 
 Loss = Callable[[nn.Module, Any], torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Where:
-    """Names a run: its stage and fold, the seed all its randomness comes from, the device and the checkpoint.
+class Job:
+    """Which net is trained: its stage and fold, the seed of all its randomness, its device and its checkpoint.
 
-    common: the folds that go on from this run's net, of which ``fold`` is the first; empty for a fold's own run.
+    shared_by: the folds that continue from this net, of which ``fold`` is the first; empty for the net of one fold.
     """
 
     stage: str
@@ -58,89 +64,149 @@ class Where:
     seed: int
     device: torch.device
     checkpoint: Path
-    common: tuple[int, ...] = ()
+    shared_by: tuple[int, ...] = ()
 
     @property
     def title(self) -> str:
-        return (
-            f"{self.stage} folds {', '.join(map(str, self.common))}"
-            if self.common
-            else f"{self.stage} fold {self.fold}"
-        )
+        if self.shared_by:
+            return f"{self.stage} folds {', '.join(map(str, self.shared_by))}"
+        return f"{self.stage} fold {self.fold}"
 
     def rng(self, *more: int) -> np.random.Generator:
-        stage = f"{self.stage} in common" if self.common else self.stage
+        """A random generator of its own for every use, named by numbers such as (epoch, step)."""
+        stage = f"{self.stage} in common" if self.shared_by else self.stage  # old words: they decide the random numbers
         return np.random.default_rng([self.seed, zlib.crc32(stage.encode()), self.fold, *more])
+
+
+@dataclass(eq=False)
+class Progress:
+    """A net in training: everything that a checkpoint must hold.
+
+    average: the moving average of the net's weights, which is judged and kept. best: the average of the epoch with the
+    lowest held-out loss, where the plan stops early. cycle_mean: the mean of the averages at the ends of the cycles so
+    far, where the plan asks for stochastic weight averaging.
+    """
+
+    net: nn.Module
+    average: nn.Module
+    optimiser: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    epoch: int = 0  # finished epochs
+    best_loss: float = math.inf
+    bad_epochs: int = 0  # in a row
+    best: Weights | None = None
+    cycle_mean: Weights | None = None
+
+
+@dataclass
+class EpochLog:
+    """What is reported about an epoch: mean loss of its steps, seconds, and seconds without data to work on."""
+
+    loss: float = 0.0
+    seconds: float = 0.0
+    waited: float = 0.0
+    held_out: float = math.nan  # loss; not a number where it was not measured
 
 
 def train(
     build_net: Callable[[], nn.Module],
-    plan: Fit,
+    plan: Plan,
     data: Data,
     held_out: Data | None,
     loss: Loss,
-    where: Where,
+    job: Job,
     *,
     resume: bool,
-    log: Callable[[str], None],
 ) -> nn.Module:
-    """Train one net; return its averaged weights in evaluation mode. Raises Diverged on a non-finite loss."""
-    if plan.patience and held_out is None:
-        raise UserError(f"{where.stage}: patience {plan.patience} needs held-out data to judge by; set patience to 0")
-    torch.manual_seed(int(where.rng().integers(2**62)))
-    net = on_device(build_net(), where.device)
+    """Train one net and return it in evaluation mode, with the weights that the plan says are kept.
+
+    held_out: data for the held-out loss, which is measured after the last epoch, and after every epoch if the plan
+    stops early. resume: continue from the checkpoint of the job if there is one. Raises Diverged where the loss is not
+    a finite number, and UserError for a checkpoint of another version or early stopping without held-out data.
+    """
+    training = plan.training
+    if training.patience and held_out is None:
+        raise UserError(f"{job.stage}: patience {training.patience} needs held-out data to judge by; set patience to 0")
+    progress = _begin(build_net, plan, job)
+    if resume and job.checkpoint.is_file():
+        _load(job.checkpoint, progress, job.device)
+        log.info("%s: resumed after epoch %d", job.title, progress.epoch)
+    steps = steps_per_epoch(plan, data)
+    while progress.epoch < training.epochs and not _is_stopped(progress, training):
+        report = _train_epoch(progress, plan, data, steps, loss, job)
+        progress.epoch += 1
+        _end_cycle(progress, plan)
+        is_last = progress.epoch == training.epochs
+        if held_out is not None and (training.patience or is_last):  # measuring it earlier would only take time
+            report.held_out = evaluate(progress.average, held_out, plan, loss, job)
+        if training.patience:
+            _compare_with_best(progress, report.held_out, training)
+        _save(job.checkpoint, progress)
+        _log_epoch(job, progress.epoch, training.epochs, report)
+    if progress.best is not None:
+        progress.average.load_state_dict(progress.best)
+    return progress.average.eval()
+
+
+def steps_per_epoch(plan: Plan, data: Data) -> int:
+    """As the plan says, else one pass over the data of the first epoch; the same number in all epochs."""
+    return plan.training.steps or max(1, len(data.in_epoch(0)) // plan.training.batch)
+
+
+def _begin(build_net: Callable[[], nn.Module], plan: Plan, job: Job) -> Progress:
+    torch.manual_seed(int(job.rng().integers(2**62)))
+    net = on_device(build_net(), job.device)
     average = copy.deepcopy(net).requires_grad_(False)
-    optimiser = _optimiser(net, plan, head=plan.head_epochs > 0)
-    scaler = torch.amp.GradScaler(where.device.type, enabled=where.device.type == "cuda")
-    steps = plan.steps or max(1, len(_as_given(data, plan)) // plan.batch)
-    state: dict[str, Any] = {"epoch": 0, "best": math.inf, "bad": 0}
-    best = copy.deepcopy(average.state_dict()) if plan.patience or plan.swa else None
-    if resume and where.checkpoint.is_file():
-        state, best = _load(where.checkpoint, net, average, optimiser, scaler, where.device)
-        log(f"{where.title}: resumed after epoch {state['epoch']}")
-    while state["epoch"] < plan.epochs and not (plan.patience and state["bad"] >= plan.patience):
-        epoch, begun, total = state["epoch"], time.perf_counter(), 0.0
-        _thaw(net, epoch >= plan.head_epochs, plan.frozen)
-        if 0 < epoch == plan.head_epochs:
-            optimiser = _optimiser(net, plan)  # momentum of the head's own epochs is not carried into the others
-        for step, batch in enumerate(fetched := Fetched(_as_read(data, plan, epoch), plan, where, epoch, steps)):
-            for group in optimiser.param_groups:
-                group["lr"] = rate(plan, epoch * steps + step, steps)
-            torch.manual_seed(int(where.rng(epoch, step, 1).integers(2**62)))  # dropout and proposals
-            total += _step(net, batch, loss, optimiser, scaler, plan, where, f"epoch {epoch + 1} step {step + 1}")
-            update_ema(average, net, plan.ema, epoch * steps + step)
-        state["epoch"] = epoch + 1
-        if best is not None and plan.swa:
-            update_swa(best, average, [*plan.restarts, plan.epochs], state["epoch"])
-        last = plan.patience or epoch + 1 == plan.epochs  # judging earlier epochs of a fixed run is only time
-        value = evaluate(average, held_out, plan, loss, where) if held_out is not None and last else math.nan
-        if plan.patience:
-            better, near = value < state["best"], plan.slack > 0 and value <= state["best"] + plan.slack
-            state |= {"best": min(value, state["best"]), "bad": 0 if better or near else state["bad"] + 1}
-            best = copy.deepcopy(average.state_dict()) if better else best
-        _save(where.checkpoint, state, best, net, average, optimiser, scaler)
-        seconds = time.perf_counter() - begun
-        log(
-            f"{where.title} epoch {epoch + 1}/{plan.epochs}: loss {total / steps:.4f} "
-            f"{'' if math.isnan(value) else f'held-out {value:.4f} '}{seconds:.0f} s, "
-            f"waiting for data {fetched.waited / seconds:.0%}"
-        )
-    if best is not None:
-        average.load_state_dict(best)
-    return average.eval()
+    optimiser = _optimiser(net, plan, decay=plan.start.head_epochs == 0)
+    scaler = torch.amp.GradScaler(job.device.type, enabled=job.device.type == "cuda")
+    progress = Progress(net, average, optimiser, scaler)
+    if plan.training.patience:
+        progress.best = copy.deepcopy(average.state_dict())
+    if plan.schedule.swa:
+        progress.cycle_mean = copy.deepcopy(average.state_dict())
+    return progress
 
 
-class Fetched:
-    """The batches of one epoch in order, the next one made while the net works on this one."""
+def _train_epoch(progress: Progress, plan: Plan, data: Data, steps: int, loss: Loss, job: Job) -> EpochLog:
+    """Take the steps of the next epoch."""
+    begun, epoch = time.perf_counter(), progress.epoch
+    _set_trained_parts(progress.net, plan.start, epoch)
+    if 0 < epoch == plan.start.head_epochs:  # momentum of the head's epochs is not carried into those of the whole net
+        progress.optimiser = _optimiser(progress.net, plan)
+    batches = Batches(data.in_epoch(epoch), plan, job, epoch, steps)
+    report = EpochLog()
+    for step, batch in enumerate(batches):
+        done = epoch * steps + step
+        _set_rate(progress.optimiser, rate(plan, done, steps))
+        torch.manual_seed(int(job.rng(epoch, step, 1).integers(2**62)))  # dropout and proposals
+        report.loss += _step(progress, batch, loss, plan.training, f"{job.title} epoch {epoch + 1} step {step + 1}")
+        update_ema(progress.average, progress.net, plan.training.ema, done)
+    report.loss /= steps
+    report.seconds, report.waited = time.perf_counter() - begun, batches.waited
+    return report
 
-    def __init__(self, data: Data, plan: Fit, where: Where, epoch: int, steps: int) -> None:
-        self.data, self.plan, self.where, self.epoch, self.steps = data, plan, where, epoch, steps
-        self.order = where.rng(epoch).permutation(max(len(data), steps * plan.batch)) % len(data)
-        self.waited = 0.0  # seconds the net had nothing to do
+
+def _log_epoch(job: Job, epoch: int, epochs: int, report: EpochLog) -> None:
+    held_out = "" if math.isnan(report.held_out) else f", held-out loss {report.held_out:.4f}"
+    share = report.waited / report.seconds
+    log.info(
+        f"{job.title} epoch {epoch}/{epochs}: loss {report.loss:.4f}{held_out}, {report.seconds:.0f} s, "
+        f"{share:.0%} of it waiting for data"
+    )
+
+
+class Batches:
+    """The batches of one epoch in order. The next one is made in a thread while the net works on this one."""
+
+    def __init__(self, data: Data, plan: Plan, job: Job, epoch: int, steps: int) -> None:
+        self.data, self.job, self.epoch, self.steps = data, job, epoch, steps
+        self.size = plan.training.batch
+        self.order = job.rng(epoch).permutation(max(len(data), steps * self.size)) % len(data)
+        self.waited = 0.0  # seconds in which the net had nothing to do
 
     def _make(self, step: int) -> Any:
-        indices = self.order[step * self.plan.batch : (step + 1) * self.plan.batch]
-        return self.data.batch(indices, self.where.rng(self.epoch, step), self.where.device, augment=True)
+        indices = self.order[step * self.size : (step + 1) * self.size]
+        return self.data.batch(indices, self.job.rng(self.epoch, step), self.job.device, augment=True)
 
     def __iter__(self) -> Iterator[Any]:
         with ThreadPoolExecutor(1) as ahead:
@@ -154,135 +220,144 @@ class Fetched:
                 yield batch
 
 
-def rate(plan: Fit, step: int, steps: int) -> float:
-    """Learning rate of a step, ``steps`` of them an epoch: of the head alone in its epochs, then falling at the
-    milestones, or by ``schedule``, begun anew at every restart from a share of the rate (SGDR, Loshchilov 2017)."""
-    head = plan.head_epochs * steps
-    if step < head:
-        return plan.head_lr
-    if plan.milestones:
-        return plan.lr * 0.1 ** sum(step >= epoch * steps for epoch in plan.milestones)
-    begins = [plan.head_epochs, *plan.restarts]
-    cycle = sum(step >= epoch * steps for epoch in begins) - 1
-    begin, end = begins[cycle], [*begins, plan.epochs][cycle + 1]
-    return plan.lr * plan.restart_share**cycle * schedule(step - begin * steps, (end - begin) * steps, plan.warmup)
+def rate(plan: Plan, step: int, steps: int) -> float:
+    """The learning rate of a step, counted from 0 over all epochs of ``steps`` steps each.
 
-
-def _as_read(data: Any, plan: Fit, epoch: int) -> Data:
-    """The data as an epoch reads them: smaller in the first epochs where the recipe says so (Tan and Le 2021), and with
-    what was made for practice in the last ones only."""
-    epochs, share = plan.early
-    data = _as_given(data, plan) if epoch < plan.epochs - plan.practice else data
-    return data.smaller(share) if epoch < epochs else data
-
-
-def _as_given(data: Any, plan: Fit) -> Data:
-    """Without what was made for practice, of a plan that learns from it in some epochs only."""
-    return data.without_practice() if plan.practice else data
-
-
-def _thaw(net: nn.Module, whole: bool, frozen: Sequence[str] = ()) -> None:
-    """Let the whole net learn, or only what is not its trunk (``encoder``), whose statistics then stay as well.
-
-    frozen: modules of the trunk that never learn.
+    In the first epochs of the head alone it is ``Start.head_lr``. After them it falls at the milestones if the plan has
+    any, else it follows ``warm_up_and_cosine``, which starts anew after every restart.
     """
-    net.train()
-    trunk = getattr(net, "encoder", None)
-    if trunk is None:
-        return
-    trunk.requires_grad_(whole)
-    trunk.train(whole)
-    for name in frozen:
-        trunk.get_submodule(name).requires_grad_(False).train(False)
+    training, schedule, head_epochs = plan.training, plan.schedule, plan.start.head_epochs
+    if step < head_epochs * steps:
+        return plan.start.head_lr
+    if schedule.milestones:
+        return training.lr * 0.1 ** sum(step >= epoch * steps for epoch in schedule.milestones)
+    begins = {head_epochs: 1.0, **dict(sorted(schedule.restarts.items()))}
+    begin = max(epoch for epoch in begins if step >= epoch * steps)
+    end = min((epoch for epoch in begins if epoch > begin), default=training.epochs)
+    share = warm_up_and_cosine(step - begin * steps, (end - begin) * steps, schedule.warm_up)
+    return training.lr * begins[begin] * share
 
 
-def schedule(step: int, steps: int, warmup: float) -> float:
-    """Share of the learning rate: linear warm-up, then half a cosine down to 1 %."""
-    rise = max(1, round(warmup * steps))
+def warm_up_and_cosine(step: int, steps: int, warm_up: float) -> float:
+    """Share of the learning rate in a cycle of ``steps``: a linear rise, then half a cosine down to 1 %."""
+    rise = max(1, round(warm_up * steps))
     if step < rise:
         return (step + 1) / rise
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
 
-def _optimiser(net: nn.Module, plan: Fit, *, head: bool = False) -> torch.optim.Optimizer:
-    """A new optimiser of all parameters. head: of the epochs of the head alone, in which nothing is decayed."""
+def _set_rate(optimiser: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimiser.param_groups:
+        group["lr"] = lr
+
+
+def _set_trained_parts(net: nn.Module, start: Start, epoch: int) -> None:
+    """Put the net into training mode, but not what keeps its weights and statistics in this epoch.
+
+    That is the whole trunk in the epochs of the head alone, and the trunk's frozen modules always. A net without a
+    trunk (``encoder``) is trained as a whole.
+    """
+    net.train()
+    trunk = getattr(net, "encoder", None)
+    if trunk is None:
+        return
+    is_trained = epoch >= start.head_epochs
+    trunk.requires_grad_(is_trained)
+    trunk.train(is_trained)
+    for name in start.frozen:
+        trunk.get_submodule(name).requires_grad_(False).train(False)
+
+
+def _optimiser(net: nn.Module, plan: Plan, *, decay: bool = True) -> torch.optim.Optimizer:
+    """A new optimiser of all parameters. decay: False for the epochs of the head alone, in which nothing is decayed."""
     kinds = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
-    if plan.optimiser not in kinds:
-        raise UserError(f"optimiser {plan.optimiser!r} is unknown; known: {sorted(kinds)}")
-    decay = [p for p in net.parameters() if p.ndim > 1]
-    rest = [p for p in net.parameters() if p.ndim <= 1]  # norms and biases are not decayed
+    training = plan.training
+    if training.optimiser not in kinds:
+        raise UserError(f"optimiser {training.optimiser!r} is unknown; known: {sorted(kinds)}")
+    weights = [p for p in net.parameters() if p.ndim > 1]
+    others = [p for p in net.parameters() if p.ndim <= 1]  # norms and biases are not decayed
     groups = [
-        {"params": decay, "weight_decay": 0.0 if head else plan.weight_decay},
-        {"params": rest, "weight_decay": 0.0},
+        {"params": weights, "weight_decay": training.weight_decay if decay else 0.0},
+        {"params": others, "weight_decay": 0.0},
     ]
-    return kinds[plan.optimiser](groups, lr=plan.lr)
+    return kinds[training.optimiser](groups, lr=training.lr)
 
 
-def _step(net, batch, loss: Loss, optimiser, scaler, plan: Fit, where: Where, what: str) -> float:
+def _step(progress: Progress, batch: Any, loss: Loss, training: Training, title: str) -> float:
+    """One step of the optimiser; returns the loss."""
+    net, optimiser, scaler = progress.net, progress.optimiser, progress.scaler
+    device = next(net.parameters()).device.type
     optimiser.zero_grad(set_to_none=True)
-    with torch.autocast(where.device.type, torch.float16, enabled=where.device.type == "cuda"):
+    with torch.autocast(device, torch.float16, enabled=device == "cuda"):
         value = loss(net, batch)
     if not torch.isfinite(value):
         raise Diverged(
-            f"{where.title} {what}: the loss is {value.item()}; "
-            f"lower lr (now {plan.lr:g}) or raise warmup in the recipe, then start again"
+            f"{title}: the loss is {value.item()}; "
+            f"lower lr (now {training.lr:g}) or raise warm_up in the recipe, then start again"
         )
     scaler.scale(value).backward()
     scaler.unscale_(optimiser)
-    nn.utils.clip_grad_norm_(net.parameters(), plan.clip)
+    nn.utils.clip_grad_norm_(net.parameters(), training.clip)
     scaler.step(optimiser)
     scaler.update()
     return value.item()
 
 
 @torch.no_grad()
-def evaluate(net: nn.Module, data: Data, plan: Fit, loss: Loss, where: Where) -> float:
-    """Mean loss over held-out data, unmoved."""
+def evaluate(net: nn.Module, data: Data, plan: Plan, loss: Loss, job: Job) -> float:
+    """Mean loss over data without augmentation, weighted by samples; not a number if there are none."""
     if not len(data):
         return math.nan
     was_training = net.training
     net.eval()
-    values = []
-    for start in range(0, len(data), plan.batch):
-        indices = range(start, min(start + plan.batch, len(data)))
-        batch = data.batch(list(indices), where.rng(start, 0, 0, 0), where.device, augment=False)
-        values.append((loss(net, batch).item(), len(indices)))
+    values, counts, size = [], [], plan.training.batch
+    for start in range(0, len(data), size):
+        indices = list(range(start, min(start + size, len(data))))
+        batch = data.batch(indices, job.rng(start, 0, 0, 0), job.device, augment=False)
+        values.append(loss(net, batch).item())
+        counts.append(len(indices))
     net.train(was_training)
-    return float(np.average([v for v, _ in values], weights=[n for _, n in values]))
+    return float(np.average(values, weights=counts))
 
 
-def _save(path: Path, state: dict, best: dict | None, net, average, optimiser, scaler) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    torch.save(
-        {
-            "format": CHECKPOINT_FORMAT,
-            "state": state,
-            "best": best,
-            "net": net.state_dict(),
-            "average": average.state_dict(),
-            "optimiser": optimiser.state_dict(),
-            "scaler": scaler.state_dict(),
-        },
-        part,
-    )
-    part.replace(path)
+def _is_stopped(progress: Progress, training: Training) -> bool:
+    return training.patience > 0 and progress.bad_epochs >= training.patience
 
 
-def _load(path: Path, net, average, optimiser, scaler, device) -> tuple[dict, dict | None]:
-    saved = torch.load(path, map_location=device, weights_only=True)
-    if saved.get("format") != CHECKPOINT_FORMAT:
-        raise UserError(f"{path}: a checkpoint of another version; delete it and start this fold again")
-    net.load_state_dict(saved["net"])
-    average.load_state_dict(saved["average"])
-    optimiser.load_state_dict(saved["optimiser"])
-    scaler.load_state_dict(saved["scaler"])
-    return saved["state"], saved["best"]
+def _compare_with_best(progress: Progress, held_out: float, training: Training) -> None:
+    """Keep the average if its held-out loss is the lowest one so far, and count bad epochs in a row."""
+    if held_out < progress.best_loss:
+        progress.best = copy.deepcopy(progress.average.state_dict())
+        progress.bad_epochs = 0
+    elif training.min_delta > 0 and held_out <= progress.best_loss + training.min_delta:
+        progress.bad_epochs = 0
+    else:
+        progress.bad_epochs += 1
+    progress.best_loss = min(held_out, progress.best_loss)
+
+
+@torch.no_grad()
+def _end_cycle(progress: Progress, plan: Plan) -> None:
+    """Where a cycle of the learning rate ends, take the average into the mean of the cycles (Izmailov et al. 2018).
+
+    After the last cycle the average is replaced by that mean. Statistics of batch norms are averaged as weights are.
+    """
+    ends = [*sorted(plan.schedule.restarts), plan.training.epochs]
+    if progress.cycle_mean is None or progress.epoch not in ends:
+        return
+    cycle = ends.index(progress.epoch)
+    for mean, value in zip(progress.cycle_mean.values(), progress.average.state_dict().values(), strict=True):
+        if mean.is_floating_point():
+            mean.lerp_(value, 1 / (1 + cycle))
+        else:
+            mean.copy_(value)
+    if progress.epoch == ends[-1]:
+        progress.average.load_state_dict(progress.cycle_mean)
 
 
 @torch.no_grad()
 def update_ema(average: nn.Module, net: nn.Module, decay: float, step: int) -> None:
-    """Exponential moving average of weights and buffers; starts fast so that early steps do not linger."""
+    """Exponential moving average of weights and buffers. It starts fast, so that the first steps are soon forgotten."""
     decay = min(decay, (1 + step) / (10 + step)) if decay else 0.0
     for slow, fast in zip(average.state_dict().values(), net.state_dict().values(), strict=True):
         if slow.is_floating_point():
@@ -291,19 +366,37 @@ def update_ema(average: nn.Module, net: nn.Module, decay: float, step: int) -> N
             slow.copy_(fast)
 
 
-@torch.no_grad()
-def update_swa(mean: dict[str, torch.Tensor], net: nn.Module, ends: Sequence[int], epoch: int) -> None:
-    """Where a cycle of the learning rate ends, take its net into the mean of those before (Izmailov et al. 2018); after
-    the last one the net is that mean. Statistics of batch norms are averaged as weights are.
+def _save(path: Path, progress: Progress) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    torch.save(
+        {
+            "format": CHECKPOINT_FORMAT,
+            "net": progress.net.state_dict(),
+            "average": progress.average.state_dict(),
+            "optimiser": progress.optimiser.state_dict(),
+            "scaler": progress.scaler.state_dict(),
+            "epoch": progress.epoch,
+            "best_loss": progress.best_loss,
+            "bad_epochs": progress.bad_epochs,
+            "best": progress.best,
+            "cycle_mean": progress.cycle_mean,
+        },
+        part,
+    )
+    part.replace(path)
 
-    ends: the epochs after which cycles end, in order.
-    """
-    if epoch not in ends:
-        return
-    for value, own in zip(mean.values(), net.state_dict().values(), strict=True):
-        if value.is_floating_point():
-            value.lerp_(own, 1 / (1 + ends.index(epoch)))
-        else:
-            value.copy_(own)
-    if epoch == ends[-1]:
-        net.load_state_dict(mean)
+
+def _load(path: Path, progress: Progress, device: torch.device) -> None:
+    saved = torch.load(path, map_location=device, weights_only=True)
+    if saved.get("format") != CHECKPOINT_FORMAT:
+        raise UserError(
+            f"{path}: checkpoint of version {saved.get('format')}, expected {CHECKPOINT_FORMAT}; it was written by "
+            "another version of this program; delete it and start this fold again"
+        )
+    progress.net.load_state_dict(saved["net"])
+    progress.average.load_state_dict(saved["average"])
+    progress.optimiser.load_state_dict(saved["optimiser"])
+    progress.scaler.load_state_dict(saved["scaler"])
+    progress.epoch, progress.best_loss = saved["epoch"], saved["best_loss"]
+    progress.bad_epochs, progress.best, progress.cycle_mean = saved["bad_epochs"], saved["best"], saved["cycle_mean"]

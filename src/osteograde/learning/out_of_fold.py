@@ -1,13 +1,12 @@
-"""What nets say of studies that they never saw: landmarks, grades, and the tables that keep them."""
+"""Out-of-fold predictions: landmarks and grades of every study by nets that never saw it, and the tables of them."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,128 +14,190 @@ import numpy as np
 import torch
 
 from osteograde.learning import grader_data, locator_data
-from osteograde.learning.cross_fit import Net, Run, cross_fit, nets_of
+from osteograde.learning.cross_fit import Fold, Net, Run, cross_fit, nets_of
+from osteograde.learning.grader_data import GraderData
 from osteograde.learning.grader_loss import grader_loss
+from osteograde.learning.locator_data import LocatorData
+from osteograde.learning.loop import Loss
+from osteograde.learning.recipe import GraderPlan, Plan
 from osteograde.models import bundle
 from osteograde.pipeline import predict
-from osteograde.tasks.spec import Point, Points, Study
+from osteograde.pipeline.load import Loaded
+from osteograde.tasks.spec import Grader, Locator, Point, Points, Study
 
-VERSION = 1  # change it when what nets are asked changes
+VERSION = 1  # change it when nets are given other inputs for the same studies and landmarks
 CHUNK = 8  # studies that go through the nets together
+GROSS_MISS_MM = 15.0  # a landmark farther off than this is another structure, not an error to learn to live with
+
+Plain = dict[str, Any]  # what nets say of one study, as JSON has it
 
 
 @dataclass(frozen=True, eq=False)
 class OutOfFold:
-    """What nets said of held-out studies: landmarks found, completed by geometry, and graded targets."""
+    """Predictions for held-out studies: landmarks found, the same completed by geometry, and graded targets.
+
+    graded: study -> target -> class probabilities (K,).
+    """
 
     found: Mapping[str, Mapping[str, Point]]
     points: Mapping[str, Points]
     graded: Mapping[str, Mapping[str, np.ndarray]]
 
 
-Ask = Callable[[Sequence[Study], Sequence[Points]], list[dict[str, Any]]]  # plain data, as JSON has it
+@dataclass(frozen=True, eq=False)
+class LocatorStage:
+    """A locator in cross-fitting: its net, its stored regions and its loss, which is the net's own."""
+
+    run: Run
+    locator: Locator
+    nets: Sequence[Net]
+    stored: LocatorData
+
+    def data(self, studies: Sequence[Study], plan: Plan) -> LocatorData:
+        return self.stored.of({study.id for study in studies})
+
+    def loss(self, plan: Plan) -> Loss:
+        return _loss_of_net
+
+    def predict(self, fold: Fold, studies: Sequence[Study], points: Sequence[Points]) -> list[Plain]:
+        """{landmark: (x, y, z mm, confidence)} of each study, given the landmarks that earlier locators found."""
+        nets = predict.Nets(fold.nets, self.nets[0].plan.pixels, self.run.device)
+        found = predict.locate(self.locator, self.run.loaded(studies), points, nets)
+        return [{name: (*point.mm.tolist(), point.confidence) for name, point in one.items()} for one in found]
+
+
+@dataclass(frozen=True, eq=False)
+class GraderStage:
+    """A grader in cross-fitting: its nets, its stored crops, and its loss. Synthetic studies are never graded."""
+
+    run: Run
+    grader: Grader
+    nets: Sequence[Net]
+    stored: GraderData
+
+    def data(self, studies: Sequence[Study], plan: Plan) -> GraderData:
+        assert isinstance(plan, GraderPlan)
+        data = self.stored.for_plan(plan).of({study.id for study in studies})
+        return data if plan.synthetic_epochs else data.without_synthetic()
+
+    def loss(self, plan: Plan) -> Loss:
+        assert isinstance(plan, GraderPlan)
+        return grader_loss(self.grader, self.run.recipe, plan)
+
+    def predict(self, fold: Fold, studies: Sequence[Study], points: Sequence[Points]) -> list[Plain]:
+        """{target: class probabilities} of each study, on crops around the given landmarks."""
+        nets = predict.Nets(fold.nets, self.nets[0].plan.pixels, self.run.device)
+        graded = predict.grade(self.grader, self.run.loaded(studies), points, nets, views=self.run.recipe.tta)
+        return [{target: values.tolist() for target, values in one.items()} for one in graded]
 
 
 def locate_out_of_fold(run: Run) -> tuple[dict[str, dict[str, Point]], dict[str, dict[str, Point]]]:
-    """Train every locator in order; (found, completed) landmarks of every held-out study."""
+    """Train every locator in order; returns the (found, completed) landmarks of every held-out study.
+
+    A locator that looks around the landmarks of an earlier one is given its out-of-fold predictions.
+    """
     task = run.recipe.task
-    held = [study for k in run.folds for study in run.split.held_out(run.everything, k)]
-    found: dict[str, dict[str, Point]] = {study.id: {} for study in held}
-    points: dict[str, dict[str, Point]] = {study.id: {} for study in held}
-    for stage in task.locators:
-        plan = run.recipe.locators[stage.name]
-        some = [*run.studies[:: plan.thin], *run.practice]
-        every = (loaded for study in some for loaded in run.loaded([study]))
-        data = locator_data.store(stage, plan, every, run.work / "locate")
-        part = lambda studies, own, data=data: data.of({study.id for study in studies})  # noqa: E731
-        for k, trained, studies in cross_fit(run, "locate", stage.name, plan, part, lambda own: _own_loss):
-            nets = predict.Nets(trained, plan.pixels, run.device)
-            ask = lambda some, where, stage=stage, nets=nets: [  # noqa: E731
-                {name: (*point.mm.tolist(), point.confidence) for name, point in one.items()}
-                for one in predict.locate(stage, run.loaded(some), where, nets)
-            ]
-            told = _told(run, nets_of("locate", stage.name, plan), k, studies, points, ask)
-            for study, landmarks in zip(studies, told, strict=True):
+    held_out = [study for k in run.folds for study in run.split.held_out(run.everything, k)]
+    found: dict[str, dict[str, Point]] = {study.id: {} for study in held_out}
+    points: dict[str, dict[str, Point]] = {study.id: {} for study in held_out}
+    for locator in task.locators:
+        plan = run.recipe.locators[locator.name]
+        used = [*run.studies[:: plan.subsample], *run.synthetic]
+        stored = locator_data.store(locator, plan, _one_by_one(run, used), run.work / "locate")
+        stage = LocatorStage(run, locator, nets_of("locate", locator.name, [plan]), stored)
+        for fold in cross_fit(run, stage):
+            predicted = cached_predictions(stage, fold, fold.held_out, points)
+            for study, landmarks in zip(fold.held_out, predicted, strict=True):
                 found[study.id] |= {name: Point(np.array(mm), sure) for name, (*mm, sure) in landmarks.items()}
                 points[study.id] = dict(task.fill_missing_landmarks(found[study.id]))
     return found, points
 
 
 def grade_out_of_fold(run: Run, found: Mapping[str, Points], points: Mapping[str, Points]) -> dict[str, dict]:
-    """Train every grader on crops around annotated points; graded targets of every held-out study, on crops around
-    the points that nets found which never saw it."""
-    task = run.recipe.task
-    own = {study.id for study in run.studies}
-    graded: dict[str, dict[str, np.ndarray]] = {study: {} for study in points if study in own}
+    """Train every grader; returns {study: {target: class probabilities (K,)}} of every held-out study.
+
+    Graders are trained on crops around annotated landmarks, and around out-of-fold ones where none is annotated. They
+    are judged on crops around out-of-fold landmarks alone.
+    """
+    given = {study.id for study in run.studies}
+    graded: dict[str, dict[str, np.ndarray]] = {study: {} for study in points if study in given}
     errors = errors_mm(run, found)
-    for group in task.graders:
-        plan = run.recipe.graders[group.name]
-        practised = run.practice if any(one.practice for one in plan.members) else []
-        every = (
-            (loaded, dict(task.fill_missing_landmarks({**points.get(study.id, {}), **loaded.marks})))
-            for study in [*run.studies, *practised]
-            for loaded in run.loaded([study])
-        )
-        data = grader_data.store(group, task, plan, every, run.work / "grade")
-        landmarks = {site.landmark for site in group.sites}
-        data = replace(data, practice=frozenset(study.id for study in run.practice))
-        data = data.with_errors(np.array([e for name, e in errors if name in landmarks]).reshape(-1, 3))
-        part = lambda studies, plan, data=data: data.learnt_by(plan).of(  # noqa: E731
-            {study.id for study in studies if plan.practice or study.id in own}
-        )
-        loss_of = partial(grader_loss, group, run.recipe)
-        for k, trained, studies in cross_fit(run, "grade", group.name, plan, part, loss_of):
-            nets = predict.Nets(trained, plan.pixels, run.device)
-            ask = lambda some, where, group=group, nets=nets: [  # noqa: E731
-                {target: answer.tolist() for target, answer in one.items()}
-                for one in predict.grade(group, run.loaded(some), where, nets, views=run.recipe.test_views)
-            ]
-            held = [study for study in studies if study.id in own]
-            told = _told(run, nets_of("grade", group.name, plan), k, held, points, ask)
-            for study, targets in zip(held, told, strict=True):
-                graded[study.id] |= {target: np.array(answer) for target, answer in targets.items()}
+    for grader in run.recipe.task.graders:
+        members = run.recipe.graders[grader.name]
+        stored = _stored_crops(run, grader, members, points)
+        landmarks = {site.landmark for site in grader.sites}
+        stored = stored.with_errors(np.array([error for name, error in errors if name in landmarks]).reshape(-1, 3))
+        stage = GraderStage(run, grader, nets_of("grade", grader.name, members), stored)
+        for fold in cross_fit(run, stage):
+            studies = [study for study in fold.held_out if study.id in given]
+            predicted = cached_predictions(stage, fold, studies, points)
+            for study, targets in zip(studies, predicted, strict=True):
+                graded[study.id] |= {target: np.array(values) for target, values in targets.items()}
     return graded
 
 
-def _told(
-    run: Run, nets: Sequence[Net], k: int, studies: Sequence[Study], points: Mapping[str, Points], ask: Ask
-) -> list[dict[str, Any]]:
-    """What the nets of a fold say of its held-out studies, given the landmarks so far.
+def _stored_crops(run: Run, grader: Grader, members: Sequence[GraderPlan], points: Mapping[str, Points]) -> GraderData:
+    """The crops of a grader over all studies, with the synthetic ones if any member is trained on them."""
+    task = run.recipe.task
+    uses_synthetic = any(plan.synthetic_epochs for plan in members)
+    used = [*run.studies, *(run.synthetic if uses_synthetic else [])]
+    located = (
+        (loaded, dict(task.fill_missing_landmarks({**points.get(loaded.study.id, {}), **loaded.marks})))
+        for loaded in _one_by_one(run, used)
+    )
+    stored = grader_data.store(grader, task, members[0], located, run.work / "grade")
+    return replace(stored, synthetic=frozenset(study.id for study in run.synthetic))
 
-    Answers are kept beside the checkpoints, so a run that goes on asks nothing twice. The key of an entry holds the
-    nets, the studies, the landmarks and the number of views.
+
+def _one_by_one(run: Run, studies: Sequence[Study]) -> Iterator[Loaded]:
+    for study in studies:
+        yield run.loaded([study])[0]
+
+
+def _loss_of_net(net: Any, batch: Any) -> torch.Tensor:
+    return net.loss(batch)
+
+
+def cached_predictions(
+    stage: LocatorStage | GraderStage, fold: Fold, studies: Sequence[Study], points: Mapping[str, Points]
+) -> list[Plain]:
+    """What the nets of a fold predict for studies, given the landmarks so far; read from a file on ``--resume``.
+
+    The file lies beside the checkpoints. It is used only if its key is the same: the key is a hash of the files of the
+    nets, the studies, the landmarks, the pixels and the number of test-time views.
     """
-    files = [bundle.sha256(run.out / one.file(k)) for one in nets]
-    where = {
+    run, nets = stage.run, stage.nets
+    files = [bundle.sha256(run.out / net.file(fold.k)) for net in nets]
+    given = {
         study.id: {name: (*p.mm.tolist(), p.confidence) for name, p in points[study.id].items()} for study in studies
     }
-    views = run.recipe.test_views if nets[0].kind == "grade" else 1
-    asked = json.dumps([VERSION, files, views, nets[0].plan.pixels, where], sort_keys=True)
-    key = hashlib.sha256(asked.encode()).hexdigest()
-    path = run.work / "told" / f"{nets[0].work(k)}.json"
+    tta = run.recipe.tta if nets[0].kind == "grade" else 1
+    inputs = json.dumps([VERSION, files, tta, nets[0].plan.pixels, given], sort_keys=True)
+    key = hashlib.sha256(inputs.encode()).hexdigest()
+    path = run.work / "predictions" / f"{nets[0].work_name(fold.k)}.json"
     if run.resume and path.is_file():
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if kept["key"] == key:
-            return kept["answers"]
-    answers: list[dict[str, Any]] = []
+        cached = json.loads(path.read_text(encoding="utf-8"))
+        if cached["key"] == key:
+            return cached["predictions"]
+    predictions: list[Plain] = []
     for i in range(0, len(studies), CHUNK):
         chunk = studies[i : i + CHUNK]
-        answers += ask(chunk, [points[study.id] for study in chunk])
+        predictions += stage.predict(fold, chunk, [points[study.id] for study in chunk])
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    part.write_text(json.dumps({"key": key, "answers": answers}), encoding="utf-8")
+    part.write_text(json.dumps({"key": key, "predictions": predictions}), encoding="utf-8")
     part.replace(path)
-    return answers
+    return predictions
 
 
 def errors_mm(run: Run, found: Mapping[str, Points]) -> list[tuple[str, np.ndarray]]:
-    """(landmark, predicted - annotated (3,) mm) of held-out studies; gross misses (over 15 mm) are not jitter."""
+    """(landmark, predicted - annotated (3,) mm) of held-out studies, without gross misses."""
     errors = []
     for study in run.everything:
         if study.id in found:
             marks = run.loaded([study])[0].marks
             errors += [(name, p.mm - marks[name].mm) for name, p in found[study.id].items() if name in marks]
-    return [(name, error) for name, error in errors if np.linalg.norm(error) < 15]
+    return [(name, error) for name, error in errors if np.linalg.norm(error) < GROSS_MISS_MM]
 
 
 def save_points(run: Run, found: Mapping[str, Points], path: Path) -> None:
@@ -170,7 +231,3 @@ def save_graded(run: Run, graded: Mapping[str, Mapping[str, np.ndarray]], priors
                 for row, target, values in zip(task.rows(study.id), task.targets, table, strict=True):
                     known = (run.split.fold[study.id], study.labels.get(target, ""))
                     writer.writerow([row, *(f"{v:.6f}" for v in values), *known])
-
-
-def _own_loss(net: Any, batch: Any) -> torch.Tensor:
-    return net.loss(batch)

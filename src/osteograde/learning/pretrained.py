@@ -1,93 +1,95 @@
-"""Where a net starts from: its own random weights, a download of timm or torchvision, or a file of starting weights.
+"""The starting weights of a net: random ones, a download of timm or torchvision, or a file.
 
 Only training uses this; a finished net is rebuilt from its config alone.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from osteograde.errors import UserError
-from osteograde.learning.grader_data import GraderBatch
-from osteograde.learning.recipe import IMAGENET, Fit, Recipe
+from osteograde.learning.loop import Data, Job, Loss
+from osteograde.learning.recipe import IMAGENET, AnyPlan, Plan, Recipe, Start
 from osteograde.models.bundle import build_net
 
-if TYPE_CHECKING:
-    from osteograde.learning.loop import Data, Where
-
-FOLDER = "OSTEOGRADE_PRETRAINED"  # environment variable: where files of starting weights lie
+FOLDER = "OSTEOGRADE_PRETRAINED"  # environment variable: the folder that holds files of starting weights
 DEFAULT_FOLDER = Path("..") / "shared" / "weights"
 INPUT_SCALE = 0.5  # the files expect -1..1, deviation about a half; our crops come with deviation 1
 # Written for batch norms with eps 1e-3, read into ones with 1e-5.
 EXTRA_EPS = {"mobilenet_v2_0.35_float_bn_from_teachablemachine.npz": 1e-3 - 1e-5}
-BATCHES = 8  # through which normalisation statistics are measured
+BATCHES = 8  # through which the statistics of normalisation are measured
+
+log = logging.getLogger("osteograde.learning")
 
 
-def net_of(plan: Fit, data: Data, where: Where) -> nn.Module:
-    """The net of a plan with its starting weights. ValueError where the plan names a file that is not there."""
-    if plan.pretrained in ("", IMAGENET):
-        return build_net(plan.net, pretrained=plan.pretrained == IMAGENET)
+def net_of(plan: Plan, data: Data, loss: Loss, job: Job) -> nn.Module:
+    """The net of a plan with its starting weights. UserError where the plan names a file that is not there.
+
+    Where the batch norms of the file were folded into its convolutions, the statistics of the net's own batch norms are
+    measured on ``data``; ``loss`` is then called to run the net.
+    """
+    weights = plan.start.weights
+    if weights in ("", IMAGENET):
+        return build_net(plan.net, pretrained=weights == IMAGENET)
     net = build_net(plan.net)
-    tensors = read_tensors(plan.pretrained)
+    tensors = read_tensors(weights)
     trunk: Any = net.encoder
-    fill_trunk(trunk, tensors, eps=EXTRA_EPS.get(plan.pretrained, 0.0))
+    fill_trunk(trunk, tensors, eps=EXTRA_EPS.get(weights, 0.0))
     if is_folded(tensors):
-        measure_batch_norms(net, trunk, data, plan, where)
+        measure_batch_norms(net, trunk, data, plan, loss, job)
     return net
 
 
 def path_of(name: str) -> Path:
+    """Where a file of starting weights is looked for."""
     return Path(os.environ.get(FOLDER, DEFAULT_FOLDER)) / name
 
 
-def without_missing_weights(recipe: Recipe, log: Callable[[str], None]) -> Recipe:
-    """The recipe with nets that start from nothing where their file of starting weights is not there; says which."""
+def without_missing_weights(recipe: Recipe) -> Recipe:
+    """The recipe with random starting weights where a file of starting weights is not there; logs which ones."""
 
-    def there(stage: str, plan: Fit) -> Fit:
-        plan = replace(
-            plan,
-            also=tuple(there(f"{stage} (further net)", one) for one in plan.also),
-        )
-        if plan.pretrained in ("", IMAGENET) or path_of(plan.pretrained).is_file():
+    def available(stage: str, plan: AnyPlan) -> AnyPlan:
+        weights = plan.start.weights
+        if weights in ("", IMAGENET) or path_of(weights).is_file():
             return plan
-        log(f"{stage}: no {path_of(plan.pretrained)}; starts from nothing (set {FOLDER} to the folder that holds it)")
-        return replace(
-            plan, pretrained="", head_epochs=0, frozen=()
-        )  # a frozen trunk that knows nothing teaches nothing
+        log.info(
+            f"{stage}: {path_of(weights)} is not there; training starts from random weights "
+            f"(set {FOLDER} to the folder that holds the file)"
+        )
+        return replace(plan, start=Start(shared_epochs=plan.start.shared_epochs))  # nothing random is worth freezing
 
-    locate, grade = (
-        {name: there(name, fit) for name, fit in fits.items()} for fits in (recipe.locators, recipe.graders)
-    )
-    return replace(recipe, locators=locate, graders=grade)
+    return recipe.map_plans(available)
 
 
 def read_tensors(name: str) -> dict[str, torch.Tensor]:
-    """The tensors of an .npz of starting weights in the folder OSTEOGRADE_PRETRAINED."""
+    """The tensors of an .npz of starting weights in the folder OSTEOGRADE_PRETRAINED. UserError if it is not there."""
     path = path_of(name)
     if not path.is_file():
         raise UserError(
             f"{path}: no such starting weights; set {FOLDER} to the folder that holds them, or take a recipe with "
-            "other ones (pretrained='imagenet' downloads, '' starts from nothing)"
+            "other ones (Start(weights='imagenet') downloads, Start() starts from random weights)"
         )
     with np.load(path, allow_pickle=False) as archive:
         return {key: torch.from_numpy(archive[key]) for key in archive.files}
 
 
 def fill_trunk(trunk: nn.Module, tensors: Mapping[str, torch.Tensor], *, eps: float = 0.0) -> None:
-    """Copy starting weights into a trunk that reads grey images. ValueError where any of its tensors gets none.
+    """Copy starting weights into a trunk that reads grey images. UserError where any of its tensors gets none.
 
-    Tensors go by name, or where a library names them otherwise by their order, which is that of the layers. Graders
-    (one channel, deviation 1) take half the sum of the colours' filters. Locators (three neighbouring slices and the
-    lateral coordinate, all 0..1) share it between the slices; the shift from 0..1 to -1..1 goes into the first batch
-    norm. eps: what the file's batch norms add to the variance beyond the trunk's own.
+    Tensors are matched by name, or by their order, which is that of the layers, where a library names them otherwise.
+    Graders (one channel, deviation 1) take half the sum of the colours' filters. Locators (three neighbouring slices
+    and the lateral coordinate, all 0..1) share that sum between the slices; the shift from 0..1 to -1..1 goes into the
+    first batch norm. eps: what the file's batch norms add to the variance beyond the trunk's own.
     """
     own = {key: value for key, value in trunk.state_dict().items() if not key.endswith("num_batches_tracked")}
     given = {key: value for key, value in tensors.items() if not key.endswith("num_batches_tracked")}
@@ -117,29 +119,30 @@ def is_folded(tensors: Mapping[str, torch.Tensor]) -> bool:
 
 
 @torch.no_grad()
-def measure_batch_norms(net: Any, trunk: nn.Module, data: Data, plan: Fit, where: Where) -> None:
+def measure_batch_norms(net: nn.Module, trunk: nn.Module, data: Data, plan: Plan, loss: Loss, job: Job) -> None:
     """Give folded batch norms the statistics of real images without changing what the trunk computes.
 
     In training a folded norm would rescale its features and ruin them. With the measured mean m and variance v, scale
-    sqrt(v + eps) and bias + m it computes the same in evaluation, and nearly the same in training.
+    sqrt(v + eps) and bias + m it computes the same in evaluation, and nearly the same in training. The net is run on a
+    few batches on the CPU by calling its loss.
     """
     norms = [module for module in trunk.modules() if isinstance(module, nn.BatchNorm2d)]
     sums: dict[nn.Module, torch.Tensor] = {}  # (3, channels): sum, sum of squares, count
 
-    def note(norm: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+    def add(norm: nn.Module, inputs: tuple[torch.Tensor]) -> None:
         values = inputs[0].double().cpu()
-        seen = torch.stack([values.sum((0, 2, 3)), (values**2).sum((0, 2, 3)), torch.ones_like(values).sum((0, 2, 3))])
-        sums[norm] = sums.get(norm, torch.zeros_like(seen)) + seen
+        new = torch.stack([values.sum((0, 2, 3)), (values**2).sum((0, 2, 3)), torch.ones_like(values).sum((0, 2, 3))])
+        sums[norm] = sums.get(norm, torch.zeros_like(new)) + new
 
-    hooks = [norm.register_forward_pre_hook(note) for norm in norms]
     net.eval()
-    order = where.rng(0, 0, 2).permutation(len(data))
-    for step in range(min(BATCHES, max(1, len(data) // plan.batch))):
-        batch = data.batch(order[step * plan.batch : (step + 1) * plan.batch], where.rng(0, 0, 3), torch.device("cpu"),
-                           augment=True)  # fmt: skip
-        net(list(batch.crops), batch.present) if isinstance(batch, GraderBatch) else net.maps(batch.images)
-    for hook in hooks:
-        hook.remove()
+    size, cpu = plan.training.batch, torch.device("cpu")
+    order = job.rng(0, 0, 2).permutation(len(data))
+    with ExitStack() as hooks:
+        for norm in norms:
+            hooks.callback(norm.register_forward_pre_hook(add).remove)
+        for step in range(min(BATCHES, max(1, len(data) // size))):
+            indices = order[step * size : (step + 1) * size]
+            loss(net, data.batch(indices, job.rng(0, 0, 3), cpu, augment=True))
     for norm in norms:
         total, squares, count = sums[norm]
         mean = total / count

@@ -1,180 +1,304 @@
-"""What a recipe is: every choice of a training run, as plain frozen data that goes into the manifest."""
+"""What a recipe is: every choice of a training run, as plain frozen data that goes into the manifest.
+
+A ``Recipe`` has one ``LocatorPlan`` for every locator of its task and one or more ``GraderPlan`` for every grader. A
+plan says how one net is trained. It is made of small values: ``Training`` (the optimiser), ``Schedule`` (the learning
+rate), ``Start`` (the starting weights) and ``Augmentation``. What only locators or only graders can use is a field of
+that kind of plan alone, so a choice that would have no effect cannot be written down.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 
 from osteograde.errors import UserError
-from osteograde.tasks.spec import Pixels, Study, Task, sides
+from osteograde.tasks.spec import Grader, Locator, Pixels, Study, Task, sides
 
-IMAGENET = "imagenet"  # ``Fit.pretrained``: download the trunk's weights
-NO_CLIP = 1e9  # a norm that no gradient comes near
+IMAGENET = "imagenet"  # ``Start.weights``: download the trunk's ImageNet weights
+NO_CLIP = 1e9  # ``Training.clip``: a norm that no gradient comes near
+
+SyntheticStudies = Callable[[Sequence[Study], Path, np.random.Generator, float], list[Study]]
 
 
 @dataclass(frozen=True)
-class Jitter:
-    """How far a training sample is moved. Everything is drawn anew for each sample and applied in one resample."""
+class Augmentation:
+    """How far a training sample is moved and changed. Everything is drawn anew for each sample.
 
-    turn_deg: float = 10.0
-    scale: float = 0.12  # log-uniform, e^-scale .. e^scale
+    The geometric changes are applied together in one resampling. Ranges are symmetric around no change.
+    """
+
+    rotation_deg: float = 10.0
+    scale: float = 0.12  # logarithm of the largest scale factor
     shift_mm: float = 4.0
-    gamma: float = 0.35  # log-uniform exponent
-    contrast: float = 0.25
-    noise: float = 0.03
+    gamma: float = 0.35  # logarithm of the largest exponent
+    contrast: float = 0.25  # share by which grey values are stretched at most
+    noise: float = 0.03  # largest standard deviation; images are 0..1
     blur: float = 0.2  # probability of one 3 x 3 box blur
-    mirror: bool = True
-    drop_view: float = 0.15  # probability of hiding one view of a site that has another
-    use_measured_error: bool = True  # graders: move crops by errors that stage 1 made on held-out studies
+    mirror: bool = True  # exchange right and left of every second sample, labels included
 
 
 @dataclass(frozen=True)
-class Fit:
-    """How one net learns. ``net`` is the config of ``models.build``; ``pixels`` the side of what it reads."""
+class Training:
+    """The optimisation of one net. An epoch is one pass over the data, or ``steps`` steps where that is above 0."""
+
+    epochs: int
+    batch: int  # locators: regions; graders: studies
+    lr: float  # the highest learning rate
+    steps: int = 0
+    optimiser: str = "adamw"  # or "adam"
+    weight_decay: float = 0.02  # of weights; norms and biases are not decayed
+    clip: float = 1.0  # largest norm of the gradient
+    ema: float = 0.99  # decay of the moving average of the weights, which is the net that is kept; 0: the weights
+    patience: int = 0  # bad epochs after which training stops and the best epoch's net is kept; 0: off
+    min_delta: float = 0.0  # an epoch is bad only if its held-out loss is above the lowest one by more than this
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate: a linear warm-up, then half a cosine down to 1 % of ``Training.lr``.
+
+    restarts: epochs after which warm-up and cosine start anew (SGDR, Loshchilov and Hutter 2017), each with the share
+    of ``Training.lr`` that it then reaches. swa: the net that is kept is the mean of the nets at the ends of all cycles
+    (Izmailov et al. 2018). milestones: epochs after which the rate falls to a tenth, in place of warm-up and cosine.
+    """
+
+    warm_up: float = 0.1  # share of the steps of a cycle
+    restarts: Mapping[int, float] = field(default_factory=dict)
+    swa: bool = False
+    milestones: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a net starts from, and which parts of it are trained from when on.
+
+    The trunk is the net's ``encoder``, the head is all the rest. shared_epochs: the first epochs are trained once for
+    several folds, on the studies that none of them holds out; each of the folds continues from that net.
+    """
+
+    weights: str = ""  # of the trunk: a file of OSTEOGRADE_PRETRAINED, "imagenet" to download, or "": random
+    frozen: tuple[str, ...] = ()  # modules of the trunk that keep their starting weights and statistics
+    head_epochs: int = 0  # first epochs in which the head alone is trained, at ``head_lr``
+    head_lr: float = 0.0
+    shared_epochs: int = 0
+
+
+@dataclass(frozen=True)
+class Resizing:
+    """Progressive resizing (Tan and Le 2021): the first epochs read images with sides of ``share`` of the pixels."""
+
+    epochs: int
+    share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How one net is trained: what plans of locators and of graders have in common.
+
+    net: the config for ``models.bundle.build_net``; what follows from the task is filled in by ``for_locator`` and
+    ``for_grader``. pixels: rows and columns of the images that the net reads, or one number for both. Raises UserError
+    for stochastic weight averaging together with early stopping, because each of them chooses the net that is kept.
+    """
 
     net: Mapping[str, Any]
     pixels: Pixels
-    epochs: int
-    batch: int  # locators: passes; graders: studies
-    lr: float
-    optimiser: str = "adamw"  # or "adam"
-    weight_decay: float = 0.02
-    warmup: float = 0.1  # share of all steps
-    ema: float = 0.99  # 0: off
-    clip: float = 1.0
-    patience: int = 0  # epochs without a better held-out loss before it stops; 0: all epochs
-    slack: float = 0.0  # an epoch whose held-out loss is worse than the best by no more than this is not counted as bad
-    steps: int = 0  # per epoch; 0: one pass over the data
-    thin: int = 1  # locators: learn from every n-th of the given studies, and from all made for practice
-    window: int = 8  # locators: neighbouring slices of one sample
-    label_smoothing: float = 0.0
-    loss: str = "classes"  # graders: "classes", or "ordinal": targets that fall off with the squared distance of grades
-    practice: int = 0  # graders: so many last epochs learn from what was made for practice, too
-    balance: float = 0.0  # graders: classes count by their frequency to the power of minus this
-    pretrained: str = ""  # starting weights of the trunk: a file of OSTEOGRADE_PRETRAINED, or "imagenet" to download
-    common: int = 0  # first epochs that several folds learn in common, on what none of them holds out
-    head_epochs: int = 0  # first epochs in which only what is not the trunk learns, at ``head_lr``
-    head_lr: float = 0.0
-    frozen: tuple[str, ...] = ()  # modules of the trunk that keep their starting weights and statistics
-    early: tuple[int, float] = (0, 1.0)  # graders: the first epochs read images with this share of ``pixels``
-    restarts: tuple[int, ...] = ()  # epochs after which the cosine starts anew, from ``restart_share`` of the lr
-    restart_share: float = 0.5
-    swa: bool = False  # the net is the mean of those at the ends of all cycles, that is at restarts and at last
-    milestones: tuple[int, ...] = ()  # epochs after which lr falls to a tenth, instead of the half cosine
-    jitter: Jitter = field(default_factory=Jitter)
-    seed: int = 0  # added to the recipe's
-    also: tuple[Fit, ...] = ()  # graders: further nets of every fold, learnt by these plans; their answers are averaged
+    training: Training
+    schedule: Schedule = Schedule()
+    start: Start = Start()
+    augmentation: Augmentation = Augmentation()
 
-    @property
-    def members(self) -> tuple[Fit, ...]:
-        """The plans of all nets of a fold, each on its own."""
-        return replace(self, also=()), *self.also
+    def __post_init__(self) -> None:
+        if self.schedule.swa and self.training.patience:
+            raise UserError(
+                f"plan of {self.net.get('kind', 'a net')}: swa keeps the mean of all cycles, patience "
+                f"{self.training.patience} the best epoch; choose one of them"
+            )
+
+    def shrunk(self) -> Self:
+        """Two epochs of two steps on images of at most 64 pixels, each technique in one epoch at most.
+
+        Nothing is downloaded: a net that would start from ImageNet starts from random weights, with nothing frozen.
+        """
+        start = replace(
+            self.start,
+            head_epochs=min(self.start.head_epochs, 1),
+            shared_epochs=min(self.start.shared_epochs, 1),
+        )
+        if start.weights == IMAGENET:
+            start = replace(start, weights="", frozen=(), head_epochs=0)
+        return replace(
+            self,
+            pixels=_small_pixels(self.pixels),
+            training=replace(self.training, epochs=2, steps=2, batch=min(self.training.batch, 2)),
+            schedule=replace(self.schedule, restarts={}, milestones=()),
+            start=start,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocatorPlan(Plan):
+    """How the net of a locator is trained."""
+
+    window: int = 8  # neighbouring slices of one sample
+    subsample: int = 1  # every n-th of the given studies is used, and all synthetic ones
+
+    def shrunk(self) -> Self:
+        """See ``Plan.shrunk``."""
+        return replace(super().shrunk(), window=min(self.window, 3))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraderPlan(Plan):
+    """How one net of a grader is trained.
+
+    loss: what the net should answer: "classes", the label, or "ordinal", probabilities that fall off with the squared
+    distance between grades (Diaz and Marathe, CVPR 2019). synthetic_epochs: in so many last epochs the synthetic
+    studies of the recipe are used as well.
+    """
+
+    loss: str = "classes"
+    label_smoothing: float = 0.0
+    class_weight_power: float = 0.0  # classes count by their frequency to the power of minus this
+    resizing: Resizing | None = None
+    synthetic_epochs: int = 0
+    drop_view: float = 0.15  # probability of hiding one view of a site that has another one
+    measured_errors: bool = True  # move crops by errors that the locators made on held-out studies
+
+    def shrunk(self) -> Self:
+        """See ``Plan.shrunk``."""
+        resizing = self.resizing and replace(self.resizing, epochs=min(self.resizing.epochs, 1))
+        return replace(super().shrunk(), resizing=resizing, synthetic_epochs=min(self.synthetic_epochs, 1))
+
+
+AnyPlan = TypeVar("AnyPlan", bound=Plan)
+
+
+class PlanChange(Protocol):
+    """A function of (locator or grader, plan) that returns a plan of the same kind."""
+
+    def __call__(self, stage: str, plan: AnyPlan, /) -> AnyPlan: ...
+
+
+@dataclass(frozen=True)
+class Scope:
+    """How much a run does. Recipes leave it at its defaults, the full run; ``Recipe.shrunk`` makes it smaller."""
+
+    folds: int = 5
+    seed: int = 0  # all randomness is derived from it
+    patients: int = 0  # so many patients are used, evenly spread over the labels; 0: all
+    synthetic_share: float = 1.0  # of the synthetic studies of a full run
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A training run: one Fit per locator and grader of the task, by name."""
+    """A training run: one plan for each locator and one or more for each grader of the task, by name.
+
+    graders: the plans of the members of each grader's ensemble; every fold gets one net of each, and their
+    probabilities are averaged. A plan may be repeated: its nets then differ by their random seed. synthetic: makes
+    further studies out of the given ones, called with (studies, folder, random generator, share of the full number).
+    Raises UserError where names are not those of the task, a plan is of the wrong kind, or members read images of
+    different sizes.
+    """
 
     name: str
     task: Task
-    locators: Mapping[str, Fit]
-    graders: Mapping[str, Fit]
-    num_folds: int = 5
-    seed: int = 0
-    test_views: int = 1
-    calibrate: bool = False  # fit a small map of the graders' log probabilities out-of-fold
-    calibrate_balance: float = 0.0  # in that fit classes count by their frequency to the power of minus this
-    # further studies to learn from, made out of the given ones into a folder: (studies, folder, rng, share)
-    practice: Callable[[Sequence[Study], Path, np.random.Generator, float], list[Study]] | None = None
-    practice_share: float = 1.0
+    locators: Mapping[str, LocatorPlan]
+    graders: Mapping[str, tuple[GraderPlan, ...]]
+    tta: int = 1  # test-time augmentation: views of each crop whose probabilities are averaged
+    calibrate: bool = False  # fit a small map of the graders' log probabilities on the out-of-fold predictions
+    synthetic: SyntheticStudies | None = None
     source: Mapping[str, str] = field(default_factory=dict)  # of data without a SOURCE.json: source, licence, ...
-    patients: int = 0  # learn from this many, evenly spread; 0: all
+    scope: Scope = Scope()
 
     def __post_init__(self) -> None:
-        for kind, fits, stages in (
-            ("locate", self.locators, self.task.locators),
-            ("grade", self.graders, self.task.graders),
+        for kind, plans, stages in (
+            ("locators", self.locators, self.task.locators),
+            ("graders", self.graders, self.task.graders),
         ):
-            wanted = {stage.name for stage in stages}
-            if set(fits) != wanted:
+            expected = {stage.name for stage in stages}
+            if set(plans) != expected:
                 raise UserError(
-                    f"recipe {self.name!r}: {kind} names {sorted(fits)}, task {self.task.name!r} has {sorted(wanted)}"
+                    f"recipe {self.name!r}: {kind} are {sorted(plans)}, task {self.task.name!r} has {sorted(expected)}"
                 )
-            for name, fit in fits.items():
-                self._check_members(kind, name, fit.members)
+        for name, plan in self.locators.items():
+            if not isinstance(plan, LocatorPlan):
+                raise UserError(f"recipe {self.name!r}: locator {name!r} is a {type(plan).__name__}, not LocatorPlan")
+        for name, members in self.graders.items():
+            self._check_members(name, members)
 
-    def _check_members(self, kind: str, stage: str, members: Sequence[Fit]) -> None:
-        where = f"recipe {self.name!r}: {kind} {stage!r}"
-        if kind == "locate" and len(members) > 1:
-            raise UserError(f"{where}: a locator has one net a fold; leave out also")
-        if kind == "locate" and any(plan.practice for plan in members):
+    def _check_members(self, name: str, members: Sequence[GraderPlan]) -> None:
+        if not isinstance(members, tuple) or not members or not all(isinstance(plan, GraderPlan) for plan in members):
             raise UserError(
-                f"{where}: a locator learns in all epochs from what is made for practice; leave out practice"
-            )
-        if any(plan.swa and plan.patience for plan in members):
-            raise UserError(
-                f"{where}: swa ends with the mean of all cycles, patience with the best epoch; take one of them"
+                f"recipe {self.name!r}: grader {name!r} has {members!r:.80}; expected a tuple of one or more GraderPlan"
             )
         if odd := [plan.pixels for plan in members if plan.pixels != members[0].pixels]:
-            raise UserError(f"{where}: all nets of a fold read {members[0].pixels} pixels, one of also {odd[0]}")
-        if any(plan in members[:i] for i, plan in enumerate(members)):
-            raise UserError(f"{where}: two plans of also are the same, and so would be their nets; give one a seed")
+            raise UserError(
+                f"recipe {self.name!r}: grader {name!r}: the first member reads {members[0].pixels} pixels, another "
+                f"one {odd[0]}; all members of an ensemble read the same crops"
+            )
+
+    def plans(self) -> dict[tuple[str, str], tuple[Plan, ...]]:
+        """{(folder of the nets, stage): plans of the nets of a fold} of all locators, then of all graders."""
+        return {
+            **{("locate", name): (plan,) for name, plan in self.locators.items()},
+            **{("grade", name): members for name, members in self.graders.items()},
+        }
+
+    @property
+    def pixels(self) -> dict[str, Pixels]:
+        """Locator or grader -> pixels that its nets read."""
+        return {stage: plans[0].pixels for (_, stage), plans in self.plans().items()}
+
+    def map_plans(self, change: PlanChange) -> Recipe:
+        """The recipe with every plan changed."""
+        return replace(
+            self,
+            locators={name: change(name, plan) for name, plan in self.locators.items()},
+            graders={name: tuple(change(name, plan) for plan in members) for name, members in self.graders.items()},
+        )
+
+    def shrunk(self) -> Recipe:
+        """The same recipe, small enough to run from nothing to a manifest on a CPU in a minute or two (``--debug``).
+
+        The manifest states what was made smaller: it holds the scope and the plans that were really used.
+        """
+        return replace(
+            self,
+            locators={name: plan.shrunk() for name, plan in self.locators.items()},
+            graders={name: tuple(plan.shrunk() for plan in members) for name, members in self.graders.items()},
+            scope=replace(self.scope, folds=2, patients=60, synthetic_share=0.02),
+        )
 
     def plain(self) -> dict[str, Any]:
         """The recipe as JSON data for the manifest."""
         return {
             "name": self.name,
-            "num_folds": self.num_folds,
-            "seed": self.seed,
-            "test_views": self.test_views,
+            "scope": asdict(self.scope),
+            "tta": self.tta,
             "calibrate": self.calibrate,
-            "calibrate_balance": self.calibrate_balance,
-            "locate": {stage: asdict(fit) for stage, fit in self.locators.items()},
-            "grade": {stage: asdict(fit) for stage, fit in self.graders.items()},
+            "locators": {name: asdict(plan) for name, plan in self.locators.items()},
+            "graders": {name: [asdict(plan) for plan in members] for name, members in self.graders.items()},
         }
 
 
-def shrink(recipe: Recipe) -> Recipe:
-    """The same recipe small enough to run from nothing to a manifest on a CPU in a minute or two: --debug.
-
-    Nothing is downloaded: nets that would start from ImageNet start from nothing, with their trunks thawed.
-    """
-    return replace(
-        recipe,
-        num_folds=2,
-        practice_share=0.02,
-        patients=60,
-        locators={name: _small(fit) for name, fit in recipe.locators.items()},
-        graders={name: _small(fit) for name, fit in recipe.graders.items()},
-    )
+def for_locator(plan: LocatorPlan, locator: Locator) -> LocatorPlan:
+    """The plan with what follows from the task: the channels of the net's input and output."""
+    return replace(plan, net={**plan.net, "channels": len(locator.channels), "in_channels": 4})
 
 
-def _small(fit: Fit) -> Fit:
-    height, width = sides(fit.pixels)
+def for_grader(plan: GraderPlan, grader: Grader, task: Task) -> GraderPlan:
+    """The plan with what follows from the task: the crops that the net reads, and what it answers."""
+    net = {**plan.net, "crops": len(grader.crops), "classes": len(task.classes)}
+    return replace(plan, net=net | ({"head_outputs": grader.head_outputs} if grader.heads else {}))
+
+
+def _small_pixels(pixels: Pixels) -> Pixels:
+    """Sides of at most about 64 pixels in the same ratio, in multiples of 32."""
+    height, width = sides(pixels)
     share = min(1.0, 64 / max(height, width))
-    nothing = fit.pretrained == IMAGENET
     small = max(32, round(height * share / 32) * 32), max(32, round(width * share / 32) * 32)
-    pixels = small[0] if isinstance(fit.pixels, int) else small
-    return replace(
-        fit,
-        epochs=2,
-        steps=2,
-        batch=min(fit.batch, 2),
-        window=min(fit.window, 3),
-        pixels=pixels,
-        head_epochs=0 if nothing else min(fit.head_epochs, 1),
-        milestones=(),
-        restarts=(),
-        frozen=() if nothing else fit.frozen,
-        early=(min(fit.early[0], 1), fit.early[1]),
-        practice=min(fit.practice, 1),
-        common=min(fit.common, 1),
-        pretrained="" if nothing else fit.pretrained,
-        also=tuple(
-            replace(_small(one), seed=one.seed + i) for i, one in enumerate(fit.also, 1)
-        ),  # plans may become alike
-    )
+    return small[0] if isinstance(pixels, int) else small

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,15 +38,19 @@ def train(
     only: Sequence[int] | None,
     device: torch.device,
     resume: bool,
-    log: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Train the folds of every stage; returns the out-of-fold scores. ValueError for the user's mistakes."""
-    studies = _some(sorted(recipe.task.read(data, "train"), key=lambda study: study.id), recipe)
-    chosen = tuple(range(recipe.num_folds)) if only is None else tuple(only)
-    if bad := [k for k in chosen if not 0 <= k < recipe.num_folds]:
-        raise UserError(f"--folds {bad}: recipe {recipe.name!r} has folds 0 to {recipe.num_folds - 1}")
+    """Train the folds of every locator and grader into a weights folder; returns the out-of-fold scores.
+
+    data: a folder of labelled studies. only: the folds to train, all if None. resume: go on from what an earlier call
+    left in ``out``. Raises UserError for the user's mistakes, before any net is trained: folds that the recipe does
+    not have, finished weights in ``out``, or folds there that are of other studies.
+    """
+    chosen = tuple(range(recipe.scope.folds)) if only is None else tuple(only)
+    if bad := [k for k in chosen if not 0 <= k < recipe.scope.folds]:
+        raise UserError(f"--folds {bad}: recipe {recipe.name!r} has folds 0 to {recipe.scope.folds - 1}")
+    studies = _chosen_patients(sorted(recipe.task.read(data, "train"), key=lambda study: study.id), recipe)
     split = _split(recipe, studies, out, resume=resume)
-    run = Run(recipe, studies, _practice(recipe, studies, out), split, chosen, out, device, resume, log)
+    run = Run(recipe, studies, _synthetic(recipe, studies, out), split, chosen, out, device, resume)
     for study in run.everything:
         run.loaded([study])  # every file is decoded here, once
     found, points = out_of_fold.locate_out_of_fold(run)
@@ -55,7 +59,7 @@ def train(
     calibrations: dict[str, Calibration] = {}
     if recipe.calibrate:
         fold_of = {study.id: split.fold_of(study) for study in studies}
-        graded, calibrations = cross_fitted(recipe.task, studies, fold_of, graded, recipe.calibrate_balance)
+        graded, calibrations = cross_fitted(recipe.task, studies, fold_of, graded)
     oof = OutOfFold(found, points, graded)
     priors = {
         k: weighted_prior(split.training(studies, k), recipe.task.targets, recipe.task.class_weights) for k in chosen
@@ -63,7 +67,7 @@ def train(
     out_of_fold.save_graded(run, graded, priors, out / "oof.csv")
     scores = {"locate": point_errors(run, found), "grade": grade_scores(run, oof, priors)}
     if findings := evaluate.head_scores(
-        recipe.task, [study for study in studies if study.id in graded], graded, BOOTSTRAP, recipe.seed
+        recipe.task, [study for study in studies if study.id in graded], graded, BOOTSTRAP, recipe.scope.seed
     ):
         scores["findings"] = findings
     seal(run, data, scores, calibrations)
@@ -77,33 +81,35 @@ def _split(recipe: Recipe, studies: Sequence[Study], out: Path, *, resume: bool)
         if not resume and (out / bundle.MANIFEST).is_file():
             raise UserError(f"{out}: finished weights are here; give another --out, or --resume to add folds to them")
         split = folds.load(path, studies)
-        if split.count != recipe.num_folds:
+        if split.count != recipe.scope.folds:
             raise UserError(
-                f"{path}: {split.count} folds, recipe {recipe.name!r} has {recipe.num_folds}; use a new --out"
+                f"{path}: {split.count} folds, recipe {recipe.name!r} has {recipe.scope.folds}; use a new --out"
             )
     else:
-        split = folds.assign(recipe.task, studies, recipe.num_folds, recipe.seed)
+        split = folds.assign(recipe.task, studies, recipe.scope.folds, recipe.scope.seed)
         folds.save(split, path)
     folds.keep(out)
     return split
 
 
-def _some(studies: list[Study], recipe: Recipe) -> list[Study]:
-    """All studies, or those of as many patients as the recipe says, evenly spread over the labels."""
-    if not recipe.patients:
+def _chosen_patients(studies: list[Study], recipe: Recipe) -> list[Study]:
+    """All studies, or those of as many patients as the recipe's scope says, evenly spread over the labels."""
+    count = recipe.scope.patients
+    if not count:
         return studies
     labels = {study.patient: tuple(study.labels.values()) for study in studies}
     ordered = sorted(labels, key=lambda patient: (labels[patient], patient))
-    step = max(1, len(ordered) // recipe.patients)
-    kept = set(ordered[::step][: recipe.patients])
+    step = max(1, len(ordered) // count)
+    kept = set(ordered[::step][:count])
     return [study for study in studies if study.patient in kept]
 
 
-def _practice(recipe: Recipe, studies: Sequence[Study], out: Path) -> list[Study]:
-    if recipe.practice is None:
+def _synthetic(recipe: Recipe, studies: Sequence[Study], out: Path) -> list[Study]:
+    """The synthetic studies of the recipe, written into the work folder."""
+    if recipe.synthetic is None:
         return []
-    rng = np.random.default_rng(recipe.seed)
-    return recipe.practice(studies, out / "work" / "practice", rng, recipe.practice_share)
+    rng = np.random.default_rng(recipe.scope.seed)
+    return recipe.synthetic(studies, out / "work" / "synthetic", rng, recipe.scope.synthetic_share)
 
 
 def point_errors(run: Run, found: Mapping[str, Points]) -> dict[str, dict[str, float | None]]:
@@ -150,7 +156,7 @@ def grade_scores(run: Run, oof: OutOfFold, priors: Mapping[int, Mapping]) -> dic
     for name, table in tables.items():
         scores[name] = {part: _plain(value) for part, value in task.metric.score(labels, table).items()}
     statistic = task.metric.bootstrap_statistic(labels, tables["model"])
-    rng, groups = np.random.default_rng(run.recipe.seed), groups_of([study.patient for study in held])
+    rng, groups = np.random.default_rng(run.recipe.scope.seed), groups_of([study.patient for study in held])
     low, high = interval(statistic, len(held), BOOTSTRAP, rng, groups=groups)
     scores["interval_95"] = {
         part: [_plain(a), _plain(b)]
@@ -168,18 +174,17 @@ def seal(run: Run, data: Path, scores: Mapping[str, Any], calibrations: Mapping[
     """Write the manifest over every net of the recipe that is in the folder."""
     task, recipe = run.recipe.task, run.recipe
     files = {}
-    for kind, fits in (("locate", recipe.locators), ("grade", recipe.graders)):
-        for stage, plan in fits.items():
-            for one in cross_fit.nets_of(kind, stage, plan):
-                config = bundle.config_of(one.plan.net)
-                for k in run.folds:
-                    files[one.file(k)] = bundle.file_entry(run.out, one.file(k), config)
+    for (kind, stage), plans in recipe.plans().items():
+        for net in cross_fit.nets_of(kind, stage, plans):
+            config = bundle.config_of(net.plan.net)
+            for k in run.folds:
+                files[net.file(k)] = bundle.file_entry(run.out, net.file(k), config)
     prior = weighted_prior(run.studies, task.targets, task.class_weights)
     manifest = Manifest(
         task=task.name,
         files=files,
-        pixels={stage: plan.pixels for stage, plan in {**recipe.locators, **recipe.graders}.items()},
-        test_views=recipe.test_views,
+        pixels=recipe.pixels,
+        test_views=recipe.tta,
         prior={target: tuple(round(p, 6) for p in values) for target, values in prior.items()},
         recipe=recipe.plain(),
         folds=TrainedFolds(folds.FILE, folds.digest(run.out / folds.FILE), tuple(run.folds)),
@@ -195,7 +200,7 @@ def seal(run: Run, data: Path, scores: Mapping[str, Any], calibrations: Mapping[
 def provenance(data: Path, recipe: Recipe) -> dict[str, str]:
     """Source and licence as the data's own SOURCE.json states them, else as the recipe does.
 
-    UserError where SOURCE.json is no JSON object of texts.
+    UserError where SOURCE.json is no JSON object of texts and numbers.
     """
     path = data / PROVENANCE
     if path.is_file():
@@ -203,9 +208,9 @@ def provenance(data: Path, recipe: Recipe) -> dict[str, str]:
             facts = json.loads(path.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: not JSON ({error}); write it again, or remove it") from error
-        if not isinstance(facts, dict) or not all(isinstance(value, str) for value in facts.values()):
-            raise UserError(f'{path}: expected texts such as {{"source": ..., "licence": ...}}; found {facts!r}')
-        return facts
+        if not isinstance(facts, dict) or not all(isinstance(value, str | int | float) for value in facts.values()):
+            raise UserError(f'{path}: expected facts such as {{"source": ..., "licence": ...}}; found {facts!r}')
+        return {name: str(value) for name, value in facts.items()}
     return dict(recipe.source) or {
         "source": "not stated",
         "licence": "not stated: the terms of the training data apply to the weights",

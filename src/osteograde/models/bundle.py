@@ -1,9 +1,7 @@
-"""Weights that describe themselves: a folder of safetensors and one manifest.json.
+"""Weights that describe themselves: a folder of safetensors files and one manifest.json (manifest.py).
 
-The manifest holds what is needed to rebuild every net without a download and to know where it came from. Loading
-checks every hash before a net is built, loads strictly and never unpickles.
-
-Nets from plain data: what a net's ``config`` says is enough to build it again, without any download.
+The manifest holds the config of every net, which is enough to build it again without a download. Loading checks every
+hash before a net is built, requires that the tensors fit exactly, and never unpickles.
 """
 
 from __future__ import annotations
@@ -70,7 +68,7 @@ def flat(name: str) -> str:
 
 
 def place(folder: Path, name: str) -> Path:
-    """Where a file of a bundle lies: in its folders, or flat."""
+    """The path of a file of a bundle, which lies in its folders or, as on Kaggle, flat beside the manifest."""
     path = Path(folder) / name
     beside = Path(folder) / flat(name)
     return beside if beside.is_file() and not path.is_file() else path
@@ -193,7 +191,7 @@ def build_net(config: Mapping[str, Any], *, pretrained: bool = False) -> nn.Modu
     """The net of a config such as ``net.config``: {"kind": one of KINDS, ...the arguments of its class}.
 
     pretrained: start the trunk from ImageNet weights (a download; training only, never part of a config).
-    Raises ValueError for an unknown kind or an argument that the kind does not have.
+    Raises UserError for an unknown kind or an argument that the kind does not have.
     """
     arguments = {EARLIER_NAMES.get(name, name): value for name, value in config.items()}
     kind = arguments.pop("kind", None)

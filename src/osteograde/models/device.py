@@ -1,6 +1,7 @@
-"""Choosing a device by doing work on it: a driver that lists a GPU which cannot compute is common enough.
+"""The device that nets run on, and how this process uses memory.
 
-Memory that was given back stays with the process, so that the next scan does not have to be paged in anew.
+A device is chosen by computing something on it, because drivers do list GPUs that cannot compute. Freed memory is kept
+by the process, because getting it back from the operating system takes longer than decoding a scan into it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ CHOICES = "auto, cpu, cuda or cuda:N"
 def pick(name: str) -> torch.device:
     """The device called ``name``: "auto" takes the first GPU that computes rightly, else the CPU.
 
-    Raises ValueError for another word, and for a GPU asked for by name that cannot compute.
+    Raises UserError for another word, and for a GPU asked for by name that cannot compute.
     """
     if name == "auto":
         gpu = torch.device("cuda:0")
@@ -36,7 +37,7 @@ def pick(name: str) -> torch.device:
 
 
 def fault(device: torch.device) -> str:
-    """What keeps ``device`` from computing, "" for nothing: a small convolution there against the CPU's answer."""
+    """Why ``device`` cannot compute, "" if it can: a small convolution there is compared with the CPU's result."""
     if device.type == "cuda" and torch.version.cuda is None and torch.version.hip is None:
         return "this torch is built without GPU support"
     grid = torch.linspace(-1, 1, 3 * 16 * 16).reshape(1, 3, 16, 16)
@@ -58,7 +59,7 @@ _BYTES = (32 << 20) - (64 << 10)  # the largest block that still moves glibc's t
 
 
 def keep_freed_memory() -> None:
-    """Tell the allocator by example: glibc keeps freed blocks up to the largest that it ever had to return.
+    """Raise glibc's mmap threshold by one large allocation: it then keeps freed blocks up to that size.
 
     Until then every array beyond 128 kB comes from the operating system as new pages, and touching those costs more
     than decoding into them (reading a study: 51 ms, afterwards 35). Elsewhere this does nothing.

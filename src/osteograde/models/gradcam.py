@@ -1,11 +1,11 @@
-"""Where in its crops a grader found the evidence for a class: Grad-CAM for nets with several views of several slices.
+"""Where in its crops a grader found the evidence for a class: Grad-CAM for nets with several crops of several slices.
 
 Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization", ICCV 2017,
 equations 1 and 2: the last maps of the encoder, each weighted by the mean gradient of the class logit over its pixels,
-summed, and cut off below zero. All slices of all views pass through one encoder, and the gradient passes back through
-the pooling over them: maps of slices and views that count for little are small, and may be compared.
+summed, and cut off below zero. All slices of all crops pass through one encoder, and the gradient passes back through
+the pooling over them: maps of slices and crops that count for little are small, and may be compared.
 
-Shape legend: B sites, V views, D slices of one view, H W pixels, M encoded slices of one view, F features.
+Shape legend: B sites, V crops, D slices of one crop, H W pixels, M encoded slices of one crop, F features.
 """
 
 from __future__ import annotations
@@ -22,27 +22,22 @@ from osteograde.errors import UserError
 from osteograde.models.grader import GraderNet
 
 
-def grad_cam(
-    net: GraderNet, crops: Sequence[torch.Tensor], present: torch.Tensor, target: torch.Tensor
-) -> list[torch.Tensor]:
-    """Per view a map (B, D, H, W) in 0..1 of the evidence for class ``target`` (B,); arguments otherwise as the net's.
-
-    The largest value over all views and slices of a site is 1, or all are 0. Absent views are 0. ValueError for a net
-    in training mode, and for one whose encoder makes no maps (transformers).
-    """
-    return fold_cam([net], crops, present, target)
-
-
 def fold_cam(
     nets: Sequence[GraderNet], crops: Sequence[torch.Tensor], present: torch.Tensor, target: torch.Tensor
 ) -> list[torch.Tensor]:
-    """``grad_cam`` of several folds: their maps are averaged first and scaled to 0..1 together after."""
+    """Per crop a map (B, D, H, W) in 0..1 of the evidence for class ``target`` (B,), the mean over the nets of several
+    folds; crops and present as the nets take them.
+
+    Maps are averaged first and scaled together after: the largest value over all crops and slices of a site is 1, or
+    all are 0. Absent crops are 0. ValueError for a net in training mode, and for one whose encoder makes no maps
+    (transformers).
+    """
     folds = [raw_cam(net, crops, present, target) for net in nets]
     return scaled([torch.stack(views).mean(0) for views in zip(*folds, strict=True)])
 
 
 def scaled(maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Maps (B, D, H, W) >= 0 of all views, divided by the largest value of each site; sites without one stay 0."""
+    """Maps (B, D, H, W) >= 0 of all crops, divided by the largest value of each site; sites without one stay 0."""
     top = torch.stack([view.flatten(1).amax(1) for view in maps]).amax(0)
     top = torch.where(top > 0, top, torch.ones_like(top))
     return [view / top[:, None, None, None] for view in maps]
@@ -51,7 +46,7 @@ def scaled(maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 def raw_cam(
     net: GraderNet, crops: Sequence[torch.Tensor], present: torch.Tensor, target: torch.Tensor
 ) -> list[torch.Tensor]:
-    """Per view the map (B, D, H, W) >= 0 in units of the logit, brought to the crop's size bilinearly.
+    """Per crop the map (B, D, H, W) >= 0 in units of the logit, brought to the crop's size bilinearly.
 
     The net, its gradients and the caller's gradient mode are left as they were; it may be called in inference mode.
     """

@@ -1,10 +1,8 @@
-"""Probabilities made honest by a small map of their logarithms, fitted on out-of-fold answers.
+"""Calibration of graders: a small map of log probabilities, fitted on out-of-fold predictions.
 
-Matrix scaling of Guo et al. (ICML 2017), softmax(M log p + b), held near one shared temperature. Nets taught with
-softened targets say softened probabilities; this takes the softening back, gets the class frequencies right, and
-knows which neighbouring classes a net mixes up.
-
-Calibrations of graders from out-of-fold answers, and what those answers are with calibrations they did not fit.
+Matrix scaling of Guo et al. (ICML 2017), softmax(M log p + b), regularised towards one shared temperature. Nets that
+learnt from softened targets give softened probabilities; the map undoes that, restores the class frequencies, and
+corrects for neighbouring classes that a net confuses.
 """
 
 from __future__ import annotations
@@ -20,13 +18,13 @@ from osteograde.errors import UserError
 from osteograde.tasks.spec import Grader, Study, Task
 
 SMALLEST = 1e-6  # probability
-STIFFNESS = 1e-3  # of the penalty on the squared bias: keeps classes that hardly occur where they are
-MIXING = 1e-2  # of the penalty on the squared distance of the map from a temperature alone
+BIAS_PENALTY = 1e-3  # on the squared bias: keeps classes that hardly occur where they are
+MIXING_PENALTY = 1e-2  # on the squared distance of the map from a temperature alone
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """mix (K, K) and bias (K,): scores = mix @ centred log p + bias."""
+    """probabilities = softmax(mix @ centred log p + bias), with mix (K, K) and bias (K,)."""
 
     mix: tuple[tuple[float, ...], ...]
     bias: tuple[float, ...]
@@ -54,12 +52,12 @@ def calibration_from_manifest(plain: Mapping[str, Any]) -> Calibration:
 
 
 def fit_calibration(probs: np.ndarray, labels: np.ndarray, weights: Sequence[float] | np.ndarray) -> Calibration:
-    """The calibration with the lowest class-weighted log loss, penalties added: probs (n, K), labels (n,), weights
-    (K,)."""
-    logs, own = _centred(probs), np.asarray(weights, float)[labels]
-    own = own / own.sum()
+    """The calibration with the lowest penalised log loss of probs (n, K) against labels (n,), rows weighted by the
+    weight of their class, weights (K,)."""
+    logs, row_weight = _centred(probs), np.asarray(weights, float)[labels]
+    row_weight = row_weight / row_weight.sum()
     k = probs.shape[1]
-    wanted = np.eye(k)[labels]
+    truth = np.eye(k)[labels]
 
     def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
         """Value and gradient; parameters: log of 1 / temperature, bias (K), distance of the map from it (K * K)."""
@@ -67,10 +65,18 @@ def fit_calibration(probs: np.ndarray, labels: np.ndarray, weights: Sequence[flo
         scores = logs @ (sharp * np.eye(k) + apart).T + bias
         scores = scores - scores.max(1, keepdims=True)
         logp = scores - np.log(np.exp(scores).sum(1, keepdims=True))
-        value = -(own * (wanted * logp).sum(1)).sum() + STIFFNESS * (bias**2).sum() + MIXING * (apart**2).sum()
-        error = own[:, None] * (np.exp(logp) - wanted)
+        value = (
+            -(row_weight * (truth * logp).sum(1)).sum()
+            + BIAS_PENALTY * (bias**2).sum()
+            + MIXING_PENALTY * (apart**2).sum()
+        )
+        error = row_weight[:, None] * (np.exp(logp) - truth)
         by_map = error.T @ logs
-        slope = [[sharp * np.trace(by_map)], error.sum(0) + 2 * STIFFNESS * bias, (by_map + 2 * MIXING * apart).ravel()]
+        slope = [
+            [sharp * np.trace(by_map)],
+            error.sum(0) + 2 * BIAS_PENALTY * bias,
+            (by_map + 2 * MIXING_PENALTY * apart).ravel(),
+        ]
         return float(value), np.concatenate(slope)
 
     bounds = [(-2.0, 2.0)] * (k + 1) + [(None, None)] * (k * k)
@@ -81,7 +87,7 @@ def fit_calibration(probs: np.ndarray, labels: np.ndarray, weights: Sequence[flo
 
 
 def _centred(probs: np.ndarray) -> np.ndarray:
-    """Logarithms less their mean over the classes: a factor common to all classes says nothing."""
+    """Log probabilities minus their mean over the classes: a factor common to all classes has no meaning."""
     logs = np.log(np.maximum(probs, SMALLEST))
     return logs - logs.mean(-1, keepdims=True)
 
@@ -92,44 +98,45 @@ Graded = Mapping[str, Mapping[str, np.ndarray]]
 def cross_fitted(
     task: Task, studies: Sequence[Study], fold_of: Mapping[str, int], graded: Graded, balance: float = 0.0
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, Calibration]]:
-    """(answers, {grader: calibration}): the calibrations that ship, fitted on all answers, and the answers themselves
-    each calibrated by a fit on the other folds, so that no label has a part in its own answer.
+    """(calibrated predictions, {grader: calibration}). The calibrations, which ship, are fitted on all out-of-fold
+    predictions; each prediction itself is calibrated by a fit on the other folds, so that its own label has no part in
+    it.
 
-    balance: classes count in the fit by their frequency to the power of minus this. 0 gives the honest probabilities;
-    more of it gives rare grades and those in between their due where the likeliest grade is what is read, at a cost in
-    log loss. Graders of fewer than two folds, or without labels, stay as they are.
+    graded: study -> target -> (K + F,), of which the K classes are calibrated. balance: each class is weighted by its
+    frequency to the power of minus this. 0 gives calibrated probabilities; larger values raise the recall of rare
+    grades (argmax) and increase the log loss. Graders of fewer than two folds, or without labels, stay as they are.
     """
-    answers = {study: dict(targets) for study, targets in graded.items()}
+    calibrated = {study: dict(targets) for study, targets in graded.items()}
     shipped: dict[str, Calibration] = {}
-    for group in task.graders:
-        probs, labels, folds = _labelled(task, group, studies, fold_of, graded)
+    for grader in task.graders:
+        probs, labels, folds = _labelled(task, grader, studies, fold_of, graded)
         if len(set(folds)) < 2:
             continue
-        shipped[group.name] = fit_calibration(probs, labels, _class_weights(task, labels, balance))
+        shipped[grader.name] = fit_calibration(probs, labels, _class_weights(task, labels, balance))
         for k in sorted(set(folds)):
             other = fit_calibration(
                 probs[folds != k], labels[folds != k], _class_weights(task, labels[folds != k], balance)
             )
-            for study, target in ((s.id, site.target) for s in studies for site in group.sites):
-                if fold_of[study] == k and target in answers.get(study, {}):
-                    answer = answers[study][target].copy()
-                    answer[: len(task.classes)] = other(answer[: len(task.classes)])
-                    answers[study][target] = answer
-    return answers, shipped
+            for study, target in ((s.id, site.target) for s in studies for site in grader.sites):
+                if fold_of[study] == k and target in calibrated.get(study, {}):
+                    outputs = calibrated[study][target].copy()
+                    outputs[: len(task.classes)] = other(outputs[: len(task.classes)])
+                    calibrated[study][target] = outputs
+    return calibrated, shipped
 
 
 def _class_weights(task: Task, labels: np.ndarray, balance: float) -> np.ndarray:
-    """(K,) the task's class weights, times the frequency of the classes to the power of minus ``balance``."""
+    """(K,): the task's class weights times the frequency of each class to the power of minus ``balance``."""
     counts = np.bincount(labels, minlength=len(task.classes))
     return np.asarray(task.class_weights) * (np.maximum(counts, 1) / len(labels)) ** -balance
 
 
-def _labelled(task: Task, group: Grader, studies: Sequence[Study], fold_of: Mapping[str, int], graded: Graded):
-    """(probs (n, K), labels (n,), folds (n,)) of the answers of one grader that have a label."""
+def _labelled(task: Task, grader: Grader, studies: Sequence[Study], fold_of: Mapping[str, int], graded: Graded):
+    """(probs (n, K), labels (n,), folds (n,)) of the predictions of one grader that have a label."""
     rows = [
         (fold_of[study.id], graded[study.id][site.target][: len(task.classes)], study.labels[site.target])
         for study in studies
-        for site in group.sites
+        for site in grader.sites
         if site.target in study.labels and site.target in graded.get(study.id, {})
     ]
     folds, labels = (np.array([row[i] for row in rows], dtype=int) for i in (0, 2))

@@ -27,9 +27,10 @@ _SIGN = {"right": -1.0, "": 0.0, "left": 1.0}
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """What could be read of a study: view -> stacks of uint8, and why the rest could not.
+    """What could be read of a study.
 
-    marks: annotated landmarks in mm whose slice was read. absent: landmarks known not to be there.
+    volumes: view -> stacks of bytes (uint8). faults: how often something was lost or assumed, by code. marks: annotated
+    landmarks in mm, of slices that were read. absent: landmarks known not to be in the study.
     """
 
     study: Study
@@ -44,15 +45,16 @@ class Loaded:
 
 
 def load_study(study: Study, task: Task, *, map: Callable[..., Iterable] = map) -> Loaded:
-    """Read every series of a study. ``map`` may be a thread pool's; a series that fails costs that series only."""
+    """Read every series of a study. ``map`` may be that of a thread pool, which reads files side by side. A series that
+    cannot be read is counted in the faults and left out."""
     volumes: dict[str, list[Volume]] = {view.name: [] for view in task.views}
     faults: Counter[str] = Counter()
     marks: dict[str, Point] = {}
     unsized: list[tuple[str, list[Volume], str]] = []
     for series in study.series:
-        told = task.view(series.view) if series.view else task.views[0]  # a folder that no table names
+        described = task.view(series.view) if series.view else task.views[0]  # a folder that no table names
         try:
-            stacks, codes = load_series(series, told, map=map)
+            stacks, codes = load_series(series, described, map=map)
         except (UnreadableSeries, image_files.UnreadableImage) as error:
             faults[f"{series.view or 'unnamed'}:{error.code}"] += 1
             continue
@@ -72,17 +74,18 @@ def load_study(study: Study, task: Task, *, map: Callable[..., Iterable] = map) 
     return Loaded(study, {name: tuple(stacks) for name, stacks in volumes.items()}, faults, marks, absent)
 
 
-def _in_plane(task: Task, told: str, stacks: list[Volume], codes: Counter[str]) -> tuple[str, list[Volume]]:
-    """The view of a series and those of its stacks that lie in its plane; ("", []) where they lie in no view's.
+def _in_plane(task: Task, described: str, stacks: list[Volume], codes: Counter[str]) -> tuple[str, list[Volume]]:
+    """The view of a series and those of its stacks that lie in the plane of that view; ("", []) where they lie in the
+    plane of none.
 
-    Where table and files contradict each other, the files are right. What lies across the other stacks, a localizer
-    for example, is dropped.
+    described: the view that the tables name, or "". Where table and files contradict each other, the files are right.
+    Stacks in another plane, a localizer for example, are dropped. Lost slices are counted in ``codes``.
     """
-    name = told
-    if not told or not any(task.view(told).shows(stack, STEEP_DEGREES) for stack in stacks):
+    name = described
+    if not described or not any(task.view(described).shows(stack, STEEP_DEGREES) for stack in stacks):
         largest = sorted(stacks, key=lambda stack: -stack.voxels.shape[0])
         name = next(filter(None, map(task.view_of_orientation, largest)), "")
-        codes["orientation_contradicts"] += bool(told)
+        codes["orientation_contradicts"] += bool(described)
     kept = [stack for stack in stacks if name and task.view(name).shows(stack, STEEP_DEGREES)]
     codes["no_view" if not name else "other_plane"] += _slices(stacks) - _slices(kept)
     for code in [code for code, count in codes.items() if not count]:
@@ -95,7 +98,8 @@ def _slices(stacks: Sequence[Volume]) -> int:
 
 
 def _seen(view: View, stacks: Sequence[Volume], faults: Counter[str]) -> list[Volume]:
-    """Stacks as the nets see them; those without any contrast show nothing and are left out."""
+    """Stacks as the nets read them: windowed to bytes, thin slices averaged, turned to the view's directions. Stacks
+    without any contrast are left out and counted."""
     grey = window(stacks, *view.window)
     kept = [volume for volume in grey if volume.voxels.any()]
     if len(kept) < len(grey):
@@ -104,21 +108,22 @@ def _seen(view: View, stacks: Sequence[Volume], faults: Counter[str]) -> list[Vo
 
 
 def _usual_mm(task: Task, volumes: Mapping[str, Sequence[Volume]], name: str) -> float:
-    """Median pixel size in mm of the view's other stacks, else of those of its plane, else of the study's, else 1."""
+    """Pixel size in mm that is assumed for a stack without one: the median of the view's other stacks, else of the
+    stacks in its plane, else of all stacks of the study, else 1."""
     plane = [view.name for view in task.views if view.directions == task.view(name).directions]
     for names in ([name], plane, list(volumes)):
-        if sizes := [stack.spacing_mm[1:] for one in names for stack in volumes[one]]:
+        if sizes := [stack.spacing_mm[1:] for view in names for stack in volumes[view]]:
             return float(np.median(sizes))
     return 1.0
 
 
 def _sized(volume: Volume, pixel_mm: float) -> Volume:
-    """A stack read at 1 mm a pixel with the pixels of that size; its first pixel stays where it is."""
+    """A stack that was read as if its pixels were 1 mm wide, given ``pixel_mm``; its first pixel stays where it is."""
     return replace(volume, to_mm=volume.to_mm @ np.diag([1.0, pixel_mm, pixel_mm, 1.0]))
 
 
 def load_series(series: Series, view: View, *, map: Callable[..., Iterable] = map) -> tuple[list[Volume], Counter[str]]:
-    """Stacks of one series as its files have them, and a count of what was lost or assumed, by code.
+    """Stacks of one series with the grey values and axes of its files, and counts of what was lost or assumed, by code.
 
     UnreadableSeries or UnreadableImage where nothing can be read.
     """
@@ -159,12 +164,13 @@ def _film(series: Series, view: View, directions: np.ndarray, centre_mm: np.ndar
 
 
 def assumed_pixel_mm(view: View, width: int, height: int) -> float:
-    """Pixel size in mm of an image that does not say: the view's usual width over its pixels."""
+    """Pixel size in mm of an image without one: the view's usual width divided by the number of columns."""
     return view.width_mm[width <= height] / width
 
 
 def marks_in_mm(marks: Sequence[Mark], series: str, stacks: Sequence[Volume]) -> dict[str, Point]:
-    """Annotated pixels of a series in mm. The stacks must be as read: pixel (x, y) is column and row of the file."""
+    """{landmark: Point} of the annotated pixels of a series. The stacks must have the axes of the files: x and y of a
+    mark are column and row of the file."""
     places = {name: (stack, z) for stack in stacks for z, name in enumerate(stack.names)}
     return {
         mark.landmark: Point(

@@ -193,7 +193,7 @@ def _locate_batch(locator: Locator, regions: Sequence[RegionGrid], nets: Nets) -
         maps: Callable[..., torch.Tensor] = net.maps  # type: ignore[assignment]
         logits = logits_of(partial(maps, image), nets.device)
         stride = image.shape[-1] // logits.shape[-1]
-        folds.append(probabilities(logits, stack, channel, side, lateral, nowhere=locator.may_be_absent))
+        folds.append(probabilities(logits, stack, channel, side, lateral, may_be_absent=locator.may_be_absent))
     slice_mm = torch.tensor([placed.grid.spacing_mm[0] for placed in regions], device=nets.device)
     found, pixel_mm = finite_mean(folds), locator.field_mm[1] / max(sides(nets.pixels))
     lost = {int(k) for k in stack[found.isnan().flatten(1).any(1)]}

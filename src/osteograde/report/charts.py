@@ -96,7 +96,8 @@ def _bin_name(i: int, bins: int) -> str:
 
 
 def reliability_chart(confidence: np.ndarray, right: np.ndarray, count: np.ndarray, label: str) -> str:
-    """The share that is right over the probability given, the diagonal of a calibrated net, and rows per bin below."""
+    """Reliability diagram: the share that is correct over the predicted probability, the diagonal of perfect
+    calibration, and the rows of each bin below."""
     side, left, top, bars = 320.0, 52.0, 12.0, 60.0
     place = lambda x, y: (left + side * x, top + side * (1 - y))  # noqa: E731
     parts = [f'<rect x="{left}" y="{top}" width="{side}" height="{side}" fill="none" stroke="{GREY}"/>']
@@ -110,7 +111,7 @@ def reliability_chart(confidence: np.ndarray, right: np.ndarray, count: np.ndarr
     parts.append(f'<polyline points="{line}" fill="none" stroke="{BLUE}" stroke-width="2"/>')
     floor, bin_width = top + side + bars + 18, side / len(count)
     for i, (x, y) in zip(seen, spots, strict=True):
-        title = f"<title>{count[i]} rows: said {confidence[i]:.3f}, right {right[i]:.3f}</title>"
+        title = f"<title>{count[i]} rows: mean probability {confidence[i]:.3f}, correct {right[i]:.3f}</title>"
         tall = bars * count[i] / count.max()
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{BLUE}">{title}</circle>')
         parts.append(

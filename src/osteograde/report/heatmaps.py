@@ -4,7 +4,7 @@ The map lies on the grid of the crop's box, which is a place in patient mm, so p
 coordinates: no crop corner, scale factor or mirror flag is kept. Shapes: D slices, H W pixels; images are BGR bytes.
 
 One picture per graded site of a new study: the crop, the evidence for the predicted class over it, and the same on
-the slice that the crop is from. A row per view. Crops are as the nets read them: left sites are mirrored.
+the slice that the crop is from. A row per crop. Crops are as the nets read them: left sites are mirrored.
 """
 
 from __future__ import annotations
@@ -32,12 +32,13 @@ STRONGEST = 0.65  # opacity of the map where it is 1
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """One view of one site: the slice on which the map is strongest, and that map put back onto the image.
+    """One crop of one site: the slice on which the map is strongest, and that map put back onto the image.
 
-    crop, heat: (H, W) floats in 0..1. number: which of the crop's ``slices`` it is, from 1. film: BGR, the whole slice.
+    name: of the crop. number: which of the crop's ``slices`` is shown, from 1. crop, heat: (H, W) floats in 0..1. film:
+    BGR, the whole slice.
     """
 
-    view: str
+    name: str
     number: int
     slices: int
     crop: np.ndarray
@@ -46,7 +47,7 @@ class Shown:
 
     @property
     def slice_words(self) -> str:
-        return f"{self.view}, slice {self.number} of {self.slices}" if self.slices > 1 else self.view
+        return f"{self.name}, slice {self.number} of {self.slices}" if self.slices > 1 else self.name
 
 
 def explained(
@@ -59,9 +60,9 @@ def explained(
     *,
     height: int = 240,
 ) -> dict[str, list[Shown]]:
-    """{target: a picture per view that can be seen} of the evidence for class ``classes[target]`` at each site.
+    """{target: a picture per crop that can be seen} of the evidence for class ``classes[target]`` at each site.
 
-    boxes: as ``inference.views.site_boxes`` gives them; targets of it that ``classes`` does not name are left out.
+    boxes: as ``pipeline.crops.site_boxes`` gives them; targets of it that ``classes`` does not name are left out.
     nets: folds, whose maps are averaged. height: of the film pictures, in pixels.
     """
     targets = [target for target in boxes if target in classes]
@@ -81,7 +82,7 @@ def explained(
     return found
 
 
-def _shown(view: str, volume: Volume, roi: Roi, crop: np.ndarray, heat: np.ndarray, height: int) -> Shown:
+def _shown(name: str, volume: Volume, roi: Roi, crop: np.ndarray, heat: np.ndarray, height: int) -> Shown:
     d = strongest(heat, volume, roi)
     z = slice_of(volume, roi, d)
     image, back = film(volume, z, height), projected(heat, roi, volume, z, height)
@@ -89,7 +90,7 @@ def _shown(view: str, volume: Volume, roi: Roi, crop: np.ndarray, heat: np.ndarr
     scale = np.array(image.shape) / volume.voxels.shape[1:]
     outline = (to_index(volume, corners(roi))[:, 1:] + 0.5) * scale - 0.5
     cv2.polylines(picture, [outline[:, ::-1].round().astype(np.int32)], True, COLOURS[""], 1, cv2.LINE_AA)
-    return Shown(view, d + 1, len(heat), crop[d], heat[d], picture)
+    return Shown(name, d + 1, len(heat), crop[d], heat[d], picture)
 
 
 def strongest(heat_DHW: np.ndarray, volume: Volume, roi: Roi) -> int:

@@ -1,4 +1,4 @@
-"""What a weights folder says of itself: the manifest, the folds, and what each fold said of studies it never saw."""
+"""The tables that a weights folder holds: the manifest, the folds, and the out-of-fold predictions and landmarks."""
 
 from __future__ import annotations
 
@@ -54,25 +54,27 @@ class Located:
     confidence: np.ndarray
 
     def errors_mm(self, landmarks: set[str]) -> np.ndarray:
-        """Distances of these landmarks, in the order of the rows that have both points."""
-        own = np.array([name in landmarks for name in self.landmarks], bool)
+        """Distances in mm between found and annotated points of these landmarks, of the rows that have both, in
+        order."""
+        chosen = np.array([name in landmarks for name in self.landmarks], bool)
         distance = np.linalg.norm(self.found_mm - self.true_mm, axis=1)
-        return distance[own & np.isfinite(distance)]
+        return distance[chosen & np.isfinite(distance)]
 
     def annotated(self, landmarks: set[str]) -> int:
-        """How many of these landmarks have a true point."""
+        """Number of rows of these landmarks that have an annotated point."""
         known = np.isfinite(self.true_mm).all(1)
-        return sum(bool(own) for name, own in zip(self.landmarks, known, strict=True) if name in landmarks)
+        return sum(bool(there) for name, there in zip(self.landmarks, known, strict=True) if name in landmarks)
 
     def points(self, study: str) -> Points:
-        """What was found in one study."""
-        own = [i for i, name in enumerate(self.studies) if name == study and np.isfinite(self.found_mm[i]).all()]
-        return {self.landmarks[i]: Landmark(self.found_mm[i], float(self.confidence[i])) for i in own}
+        """{landmark: Point} of the landmarks found in one study."""
+        rows = [i for i, name in enumerate(self.studies) if name == study and np.isfinite(self.found_mm[i]).all()]
+        return {self.landmarks[i]: Landmark(self.found_mm[i], float(self.confidence[i])) for i in rows}
 
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """Everything a report is made from. ``graded`` and ``located`` are None where the folder lacks their files."""
+    """Everything that a report is made from. graded and located: None where the folder lacks oof.csv or
+    oof_points.csv."""
 
     folder: Path
     task: Task
@@ -85,7 +87,7 @@ class Evidence:
     @property
     def sites(self) -> Mapping[str, tuple[Grader, Site]]:
         """target -> its grader and its site."""
-        return {site.target: (group, site) for group in self.task.graders for site in group.sites}
+        return {site.target: (grader, site) for grader in self.task.graders for site in grader.sites}
 
 
 def read(folder: Path, known: Mapping[str, Task], labels: Mapping[str, Mapping[str, int]] | None = None) -> Evidence:

@@ -14,6 +14,7 @@ import numpy as np
 
 from osteograde.errors import UserError
 from osteograde.learning.evaluate import head_lines
+from osteograde.learning.reuse import current_form
 from osteograde.report import charts, summary
 from osteograde.report import worst_cases as cases
 from osteograde.report.charts import number, table
@@ -92,15 +93,15 @@ def about(evidence: Evidence, made: datetime) -> str:
 
 
 def _stages(evidence: Evidence) -> str:
-    """A line per stage of the recipe: the net and how it learnt."""
-    recipe = evidence.manifest.recipe
+    """A line per locator and grader of the recipe: the first net of a fold and how it was trained."""
+    recipe = current_form(evidence.manifest.recipe)
+    firsts = [*recipe["locators"].items(), *((stage, members[0]) for stage, members in recipe["graders"].items())]
     body = []
-    for kind in ("locate", "grade"):
-        for stage, fit in recipe.get(kind, {}).items():
-            net = fit["net"]
-            trunk = net.get("backbone") or net.get("encoder_name") or "-"
-            shape = fit["pixels"] if isinstance(fit["pixels"], int) else " x ".join(map(str, fit["pixels"]))
-            body.append([stage, net["kind"], trunk, shape, fit["epochs"], f"{fit['lr']:g}"])
+    for stage, plan in firsts:
+        net, training = plan["net"], plan["training"]
+        trunk = net.get("backbone") or net.get("encoder_name") or "-"
+        shape = plan["pixels"] if isinstance(plan["pixels"], int) else " x ".join(map(str, plan["pixels"]))
+        body.append([stage, net["kind"], trunk, shape, training["epochs"], f"{training['lr']:g}"])
     return table(["stage", "kind", "trunk", "pixels", "epochs", "lr"], body, words=3) if body else ""
 
 
@@ -156,10 +157,10 @@ def confusion(evidence: Evidence) -> str:
     every = np.ones(len(graded.ids), bool)
     found = [charts.confusion_table(summary.confusion(graded, every, len(classes)), classes, "all rows")]
     if len(evidence.task.graders) > 1:
-        for group in evidence.task.graders:
-            own = np.array([evidence.sites[target][0] is group for target in graded.targets])
-            matrix = summary.confusion(graded, own, len(classes))
-            found.append(charts.confusion_table(matrix, classes, group.name))
+        for grader in evidence.task.graders:
+            rows = np.array([evidence.sites[target][0] is grader for target in graded.targets])
+            matrix = summary.confusion(graded, rows, len(classes))
+            found.append(charts.confusion_table(matrix, classes, grader.name))
     note = "<p>Predicted: the most probable class. In small print the share of the true class; shading follows it.</p>"
     return note + f'<div class="grid">{"".join(found)}</div>'
 
@@ -176,7 +177,8 @@ def calibration(evidence: Evidence) -> str:
 
 
 def landmarks(evidence: Evidence) -> str:
-    """Distances of held-out landmarks to the annotated ones, per locator, and what the manifest says of each."""
+    """Distances of out-of-fold landmarks from the annotated ones, per locator; without oof_points.csv the figures of
+    the manifest."""
     located, told = evidence.located, evidence.manifest.scores.locate
     if located is None:
         stages = [{"locator": stage, **row} for stage, row in told.items()]

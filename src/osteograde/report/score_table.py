@@ -25,11 +25,10 @@ def score_submission(
 ) -> dict[str, Any]:
     """Scores of the studies that are both submitted and labelled, as plain data for a table and for JSON.
 
-    bootstrap: resamples of patients behind the 95 % intervals; 0 = no intervals. Keys: task, truth, studies,
-    unlabelled and unsubmitted (counts), score {part: value}, interval {part: [low, high]}, prior and uniform
-    {part: value}, better {part: "higher" or "lower"}, classes, confusion (rows: truth) and confusion_interval
-    (numbers of cells), None where the task counts none. Parts that no label speaks of are None. ValueError where
-    nothing can be compared.
+    bootstrap: resamples of patients behind the 95 % intervals; 0 = no intervals. Keys: task, truth, studies, unlabelled
+    and unsubmitted (counts), score {part: value}, interval {part: [low, high]}, prior and uniform {part: value}, better
+    {part: "higher" or "lower"}, classes, confusion (rows: truth) and confusion_interval (numbers of cells), None where
+    the task counts none. Parts that the labels leave undefined are None. ValueError where nothing can be compared.
     """
     probs = submitted(task, submission)
     truth, labels = _truth(task, data, probs)
@@ -156,7 +155,7 @@ def _truth(task: Task, data: Path, probs: Mapping[str, np.ndarray]) -> tuple[Pat
 
 
 def _own_labels(task: Task, data: Path, probs: Mapping[str, np.ndarray]) -> tuple[Path, Labels]:
-    """The labels that the data themselves give to training: grade folders, or tables of other names."""
+    """The labels with which the task reads the data for training, such as grade folders or tables of other names."""
     try:
         studies = task.read(Path(data), "train")
     except UserError as error:

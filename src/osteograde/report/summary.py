@@ -1,4 +1,4 @@
-"""Figures of a report, counted from out-of-fold rows. Letters: n rows, K classes."""
+"""Figures of a report, computed from out-of-fold rows. Shapes: n rows, K classes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TRUE_CLASS = "true class"
 
 @dataclass(frozen=True)
 class Summary:
-    """Figures of some labelled rows; NaN where they are not defined."""
+    """Figures over some labelled rows; NaN where a figure is not defined."""
 
     rows: int
     log_loss: float
@@ -38,12 +38,13 @@ class Reliability:
 
 def confusion(graded: Graded, chosen: np.ndarray, classes: int) -> np.ndarray:
     """(K, K) labelled rows among ``chosen`` (n,) booleans: rows the truth, columns the most probable class."""
-    own = chosen & graded.labelled
-    code = graded.label[own] * classes + graded.probs[own].argmax(1)
+    rows = chosen & graded.labelled
+    code = graded.label[rows] * classes + graded.probs[rows].argmax(1)
     return np.bincount(code, minlength=classes**2).reshape(classes, classes)
 
 
 def summary(graded: Graded, chosen: np.ndarray, classes: int) -> Summary:
+    """The figures of the labelled rows among ``chosen`` (n,) booleans."""
     table = confusion(graded, chosen, classes)
     off = np.abs(np.subtract.outer(np.arange(classes), np.arange(classes)))
     loss = graded.loss()[chosen & graded.labelled]
@@ -58,9 +59,9 @@ def summary(graded: Graded, chosen: np.ndarray, classes: int) -> Summary:
 
 
 def reliability(graded: Graded) -> Reliability:
-    """Over all labelled rows."""
-    own = graded.labelled
-    top, right = graded.probs[own].max(1), graded.probs[own].argmax(1) == graded.label[own]
+    """The reliability of the largest probability over all labelled rows."""
+    rows = graded.labelled
+    top, right = graded.probs[rows].max(1), graded.probs[rows].argmax(1) == graded.label[rows]
     place = confidence_bin(top)
     count = np.bincount(place, minlength=BINS)
     mean = agreement.ratio(np.bincount(place, top, BINS), count)
@@ -70,16 +71,19 @@ def reliability(graded: Graded) -> Reliability:
 
 
 def breakdown(evidence: Evidence, graded: Graded) -> dict[str, dict[str, Summary]]:
-    """{by what: {of which: figures}}: by condition, level, side and true class; those with one value are left out."""
+    """{grouping: {value: figures}} by condition, level, side and true class; a grouping with a single value is left
+    out."""
     sites, classes = evidence.sites, evidence.task.classes
-    own: dict[str, list[str]] = {
+    values_of: dict[str, list[str]] = {
         name: [getattr(sites[target][1], name) for target in graded.targets] for name in ("condition", "level", "side")
     }
-    own[TRUE_CLASS] = [classes[label] if label >= 0 else "" for label in graded.label]
-    order = {name: list(dict.fromkeys(getattr(site, name) for _, site in sites.values())) for name in list(own)[:3]}
+    values_of[TRUE_CLASS] = [classes[label] if label >= 0 else "" for label in graded.label]
+    order = {
+        name: list(dict.fromkeys(getattr(site, name) for _, site in sites.values())) for name in list(values_of)[:3]
+    }
     order[TRUE_CLASS] = list(classes)
     return {
-        name: {value: summary(graded, np.array(own[name], object) == value, len(classes)) for value in values}
+        name: {value: summary(graded, np.array(values_of[name], object) == value, len(classes)) for value in values}
         for name, values in order.items()
         if len(values) > 1
     }

@@ -1,7 +1,7 @@
-"""The worst cases: what the fold that never saw a study got most wrong, with what it looked at.
+"""The worst cases of a report: the out-of-fold rows with the largest loss, with Grad-CAM maps of their crops.
 
-A map is made by the nets of the fold that held the study out, on the crop around the points which the locators of that
-fold found: nothing on the page was seen in training.
+A map is made by the nets of the fold that held the study out, on the crop around the points that the locators of that
+fold found, so no net on the page saw the study in training.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One wrong row. predicted, truth: pictures per view of the evidence for either class; empty without a crop."""
+    """One row. predicted, truth: a picture per crop of the evidence for the predicted and for the true class; empty
+    without a crop."""
 
     row: int  # of the out-of-fold table
     loss: float
@@ -52,7 +53,7 @@ def worst_rows(graded: Graded, studies: set[str], count: int = WORST) -> list[in
 
 
 def worst(evidence: Evidence, studies: Sequence[Study], count: int = WORST) -> list[Case]:
-    """The worst cases of the studies given, with pictures where their place was found. Reads their images."""
+    """The worst cases of the studies given, with pictures where a crop could be cut. Reads their images."""
     if evidence.graded is None or evidence.located is None:
         return []
     by_id, nets = {study.id: study for study in studies}, _Nets(evidence)
@@ -69,7 +70,7 @@ def worst(evidence: Evidence, studies: Sequence[Study], count: int = WORST) -> l
 def _pictures(
     evidence: Evidence, graded: Graded, loaded: Loaded, rows: Sequence[int], nets: _Nets
 ) -> dict[int, tuple[Sequence[Shown], Sequence[Shown]]]:
-    """row -> (evidence for the predicted class, for the true one) of some rows of one study."""
+    """{row: (evidence for the predicted class, for the true one)} of some rows of one study."""
     located = evidence.located
     points = evidence.task.fill_missing_landmarks(located.points(loaded.study.id)) if located else {}
     found: dict[int, tuple[Sequence[Shown], Sequence[Shown]]] = {}
@@ -97,7 +98,7 @@ def _pictures(
 
 
 class _Nets:
-    """Graders by group and fold, each checked and loaded when it is first asked for."""
+    """Nets by grader and fold, each checked against its hash and loaded at first use."""
 
     def __init__(self, evidence: Evidence) -> None:
         self.folder = evidence.folder
@@ -105,7 +106,7 @@ class _Nets:
         self.loaded: dict[str, nn.Module] = {}
 
     def of(self, group: str, fold: int) -> list[nn.Module]:
-        """All nets of a fold: its first one, and further members where the recipe has them."""
+        """All nets of a grader in a fold: the first one, and further ensemble members where the recipe has them."""
         names = list(takewhile(self.files.__contains__, (net_name("grade", group, fold, m) for m in count())))
         if not names:
             first = net_name("grade", group, fold)
@@ -121,7 +122,7 @@ class _Nets:
 
 
 def card(case: Case, rank: int, evidence: Evidence, graded: Graded) -> str:
-    """A case as HTML: what was said, what is true, and per view the crop, the maps and the slice."""
+    """A case as HTML: the prediction, the truth, and per crop the image, the maps and the slice it is from."""
     i, classes = case.row, evidence.task.classes
     top, true = int(graded.probs[i].argmax()), int(graded.label[i])
     chances = ", ".join(
@@ -140,13 +141,14 @@ def card(case: Case, rank: int, evidence: Evidence, graded: Graded) -> str:
     return f'<article class="case">{head}{body}</article>'
 
 
-def _figure(predicted: Shown, truth: Shown | None, said: str, true: str) -> str:
-    """The crop, the evidence for what was said and, where that is wrong, for the truth; each map back on its slice."""
+def _figure(predicted: Shown, truth: Shown | None, predicted_class: str, true_class: str) -> str:
+    """The crop, the map for the predicted class on the crop and on its slice and, where the prediction is wrong, the
+    map for the true class."""
     crop, seen = heatmaps.pair(predicted, HEIGHT)
-    images = [(crop, f"crop, {predicted.slice_words}"), (seen, f"evidence for {said}")]
-    images.append((predicted.film, f"evidence for {said} on the slice"))
+    images = [(crop, f"crop, {predicted.slice_words}"), (seen, f"evidence for {predicted_class}")]
+    images.append((predicted.film, f"evidence for {predicted_class} on the slice"))
     if truth is not None:
-        images.append((heatmaps.pair(truth, HEIGHT)[1], f"evidence for {true}, {truth.slice_words}"))
+        images.append((heatmaps.pair(truth, HEIGHT)[1], f"evidence for {true_class}, {truth.slice_words}"))
     return '<div class="strip">' + "".join(_image(image, words) for image, words in images) + "</div>"
 
 

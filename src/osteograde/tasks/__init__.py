@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from osteograde.errors import UserError
+
 if TYPE_CHECKING:
     from osteograde.tasks.spec import Task
 
@@ -23,3 +25,9 @@ def __getattr__(name: str) -> dict[str, Task]:
 
     globals()["TASKS"] = tasks = {task.name: task for task in (lumbar_mr.TASK, knee_xray.TASK, spider_mr.TASK)}
     return tasks
+
+
+def check_name(name: str) -> None:
+    """UserError naming the known tasks if ``name`` is none of them."""
+    if name not in NAMES:
+        raise UserError(f"no task {name!r}; known tasks: {', '.join(sorted(NAMES))}")

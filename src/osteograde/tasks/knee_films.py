@@ -1,6 +1,6 @@
-"""Films to learn joint centres and grades from, composed out of a data set's own crops, patient by patient.
+"""Synthetic films of both knees, composed out of the single-knee crops of a data set, patient by patient.
 
-Films of knees composed out of single-knee crops, with exactly known joint centres.
+Nets learn joint centres and grades from them: both are known exactly.
 
 A crop shows 140 mm x 140 mm of one knee, its joint at the centre. Each is continued into a leg that ends in air,
 turned, scaled and put on a film with borders, shutters, markers, grain and uneven exposure; some films show one knee, a
@@ -236,8 +236,12 @@ NOBODY = "nobody"  # films without a knee belong to no patient
 
 
 def films(studies: Sequence[Study], folder: Path, rng: np.random.Generator, share: float = 1.0) -> list[Study]:
-    """Studies of composed films, written into ``folder`` as PNG; the same films from the same rng and crops. A knee
-    whose joint is on the film has the grade of its crop."""
+    """Studies of composed films, written into ``folder`` as PNG; the same films from the same rng and crops.
+
+    studies: labelled ones of single knees; each film is made of the crops of one patient and belongs to that patient.
+    Films without a knee belong to no patient. share: of the full number of films. A knee whose joint is on the film has
+    the grade of its crop.
+    """
     crops: dict[str, dict[str, Path]] = {}
     grades: dict[str, dict[str, int]] = {}
     for study in studies:
@@ -269,14 +273,14 @@ def _film(
         layout = "single" if kind < EMPTY + SINGLE else layout
     path, sidecar = folder / f"{name}.png", folder / f"{name}.json"
     made = json.dumps([VERSION, own.bit_generator.state, layout, pixel_mm, _state(crops, sides)], default=str)
-    told = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.is_file() and path.is_file() else {}
-    if told.get("made") != made:  # else the film is there, and its time stays: caches hold
+    known = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.is_file() and path.is_file() else {}
+    if known.get("made") != made:  # else the film is there, and its time stays: caches hold
         knees = [(image_files.read_pixels(crops[side]), side) for side in sides]
         film = compose(knees, own, layout=layout, pixel_mm=pixel_mm)
         cv2.imwrite(str(path), film.pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])
-        told = {"made": made, "joints": dict(film.joints)}
-        sidecar.write_text(json.dumps(told), encoding="utf-8")  # last: it vouches for the film
-    joints = {side: (float(x), float(y)) for side, (x, y) in told["joints"].items()}
+        known = {"made": made, "joints": dict(film.joints)}
+        sidecar.write_text(json.dumps(known), encoding="utf-8")  # last: it vouches for the film
+    joints = {side: (float(x), float(y)) for side, (x, y) in known["joints"].items()}
     shown = tuple(sides) if layout == "single" else SIDES
     series = Series(name, VIEW, folder, (path,), (4.0, pixel_mm, pixel_mm), side=sides[0] if layout == "single" else "")
     labels = {side: grades[side] for side in joints if side in grades}

@@ -1,11 +1,10 @@
 """The task `knee-xray`: Kellgren-Lawrence grades 0 to 4 of the knees on radiographs.
 
 The joint centres are found on the film, by position right or left of its middle; a picture of one knee lies wholly on
-its own side. Around each a crop of 140 mm is graded, left knees mirrored. Files: files.py.
+its own side. Around each a crop of 140 mm is graded, left knees mirrored.
 
-Reading of `knee-xray`: single-knee crops, with grade folders or without, and full films as pictures or DICOM.
-
-What an image is follows from its size and header alone, so that every row is known before a pixel is decoded:
+Images are single-knee crops, with grade folders or without, and full films as pictures or DICOM. Which of these an
+image is follows from its size and header alone, so that every row is known before a pixel is decoded:
 
 * a small square picture is a crop of one knee, 140 mm wide, as all public sets of crops are;
 * a film wider than tall, or as wide as two knees are, shows both (two rows), unless its header names one side;
@@ -66,7 +65,8 @@ def read(root: Path, part: str) -> list[Study]:
 
 
 def study_of_image(file: Path, name: str, labelled: bool) -> Study:
-    """One image as a study. See the module for what it is taken to be."""
+    """One image as a study; the rules are in the docstring of this module. labelled: its folder is its grade, and the
+    joint centre is the middle of the crop."""
     width, height, side, width_mm = _outline(file)
     told = _NAMED.match(file.stem)
     patient = patient_of(name)
@@ -90,7 +90,7 @@ def study_of_image(file: Path, name: str, labelled: bool) -> Study:
 
 
 def patient_of(study_id: str) -> str:
-    """Whose knee a study shows: the digits before the side, else nobody else's.
+    """The patient of a study's id: the digits before the side, else the id itself.
 
     >>> patient_of("9001695L"), patient_of("9001695_2"), patient_of("val_3_9001695R"), patient_of("film12")
     ('9001695', '9001695', '9001695', 'film12')
@@ -100,8 +100,8 @@ def patient_of(study_id: str) -> str:
 
 
 def _outline(file: Path) -> tuple[int, int, str, float]:
-    """(width, height, side, width in mm) of a file's header; zeros where it does not say, or cannot be read: reading it
-    will tell why."""
+    """(width, height, side, width in mm) from a file's header; zeros where the header lacks them. Those of a file that
+    cannot be read are zeros as well: loading the study counts the fault."""
     try:
         return (*image_files.image_size(file), "", 0.0) if image_files.is_image(file) else film_outline(file)
     except image_files.UnreadableImage:

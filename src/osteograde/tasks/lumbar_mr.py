@@ -2,9 +2,7 @@
 
 Canal points are found on sagittal T2, foramina on sagittal T1, recesses on axial T2 around the canal points. The canal
 is graded on sagittal and axial slices, the foramina on sagittal T1, the recesses on axial T2 with sagittal T2 as a
-second view. Names: names.py; tables: tables.py; score: metric.py; boxes: rois.py.
-
-Where the points of `lumbar-mr` lie when they were not found, and the boxes around them. Pure geometry, LPS mm.
+second view. Names: lumbar_names.py; tables: lumbar_tables.py; score: lumbar_metric.py.
 """
 
 from __future__ import annotations
@@ -39,7 +37,7 @@ REACH_MM = {"sag_t1": 6.0, "sag_t2": 6.0, "axi_t2": 8.0}
 
 
 def fill_missing_landmarks(points: Points) -> Points:
-    """The points found, and those that geometry can tell from them with a confidence of 0.01.
+    """The points found, and with a confidence of 0.01 those that geometry can tell from them. LPS mm.
 
     Canal points come from the foramina of both sides, else along the line of the other levels (two at least). Foramina
     and recesses come from the other side mirrored about the canal, else from the canal by typical offsets.

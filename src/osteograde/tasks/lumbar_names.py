@@ -80,7 +80,6 @@ TARGETS = tuple(TARGET_OF)  # columns of train.csv after study_id, in its order
 TEMPLATE_TARGETS = tuple(sorted(TARGETS))  # rows of sample_submission.csv, in its order
 TARGET_OF_TABLE = {(t.table_condition, t.table_level): t.name for t in TARGET_OF.values()}  # coordinates -> target
 CLASS_OF_LABEL = {label: index for index, label in enumerate(CLASS_LABELS)}
-VIEW_OF_DESCRIPTION = {description: view for view, description in SERIES_DESCRIPTIONS.items()}
 
 
 def landmark_of(target: str) -> str:

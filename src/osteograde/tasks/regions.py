@@ -134,21 +134,22 @@ def box_around(
 
 
 def onto_a_slice(stack: Volume, point_mm: np.ndarray) -> np.ndarray:
-    """The point itself, or for a point beyond the first or last slice the place on that slice next to it."""
+    """The point (3,) mm itself; where it lies beyond the first or last slice, the nearest position on that slice."""
     index = geometry.to_index(stack, point_mm)
     index[0] = np.clip(index[0], 0, stack.voxels.shape[0] - 1)
     return geometry.apply(stack.to_mm, index)
 
 
 def canonical(roi: Roi, side: str) -> Roi:
-    """A box of the left side read as one of the right: mirrored along its left-right axis. Others as they are."""
+    """A box with side "left" mirrored along its left-right axis, so that it reads as a right one; others unchanged."""
     if side != "left":
         return roi
     return geometry.mirrored(roi, geometry.lateral_axis(roi))
 
 
 def along_the_line(known: dict[int, np.ndarray], count: int) -> dict[int, np.ndarray]:
-    """All of ``count`` points from at least two of them: linear between neighbours and beyond the ends; else as given.
+    """Fill a line of ``count`` points from at least two known ones, by index: linear between neighbours and beyond the
+    ends. Fewer than two known points are returned as they are.
 
     >>> {i: p.tolist() for i, p in along_the_line({0: np.zeros(3), 1: np.ones(3)}, 3).items()}
     {0: [0.0, 0.0, 0.0], 1: [1.0, 1.0, 1.0], 2: [2.0, 2.0, 2.0]}

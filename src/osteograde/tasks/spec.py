@@ -1,9 +1,8 @@
-"""What a task is: plain values that the rest of the kit reads. Adding a task is one file; see CONTRIBUTING.md.
+"""The contract of a task: frozen values that the rest of the kit reads. CONTRIBUTING.md shows how to add a task.
 
-Stage 1 (``Locator``) finds landmarks in patient mm, stage 2 (``Grader``) reads crops around them. Every name that is
-submitted is derived from sites, conditions and levels here and in the task's file, never typed twice.
-
-What a study is: a patient's examination as paths and what is known of it, and points in it. Values only.
+A ``Study`` is a patient's examination as paths and labels. A ``Locator`` finds landmarks in patient millimetres, a
+``Grader`` grades crops around them. Every name that is submitted is derived from the sites of the graders and the
+prior, so no name is typed twice.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ Volumes = Mapping[str, Sequence[Volume]]  # view -> stacks, each oriented along 
 
 @dataclass(frozen=True, eq=False)
 class Point:
-    """One landmark found: (3,) LPS mm, and a confidence in [0, 1]."""
+    """The position of a landmark: mm, (3,) in DICOM patient coordinates (LPS), and a confidence in [0, 1]."""
 
     mm: np.ndarray
     confidence: float = 1.0
@@ -33,11 +32,12 @@ Points = Mapping[str, Point]  # landmark -> Point; absent landmarks are absent, 
 
 @dataclass(frozen=True)
 class Series:
-    """Files of one view; nothing is read until somebody asks.
+    """The files of one series; nothing is read before the study is loaded.
 
-    files: image files or films by name; none = every DICOM file of the folder. spacing_mm: (slice, row, column) of
-    image files whose pixels have no size of their own; None where nobody knows (``View.width_mm``). side: "right" or
-    "left" where the whole image shows that side of the patient only. masks: label images of ``files``, one for one.
+    view: name of a ``View``; "" where no table names it. files: image files or radiographs; none: every DICOM file of
+    ``folder``. spacing_mm: (slice, row, column) of image files, which have no pixel size of their own; None where it is
+    unknown (``View.width_mm`` is assumed). side: "right" or "left" where the whole image shows that side of the patient
+    only. masks: label images (segmentations) of ``files``, one for each, in the same order.
     """
 
     id: str
@@ -51,9 +51,10 @@ class Series:
 
 @dataclass(frozen=True)
 class Mark:
-    """An annotated landmark as the tables give it: pixel (x, y) on one file of one series.
+    """An annotated landmark as the tables give it.
 
-    x and y are NaN where it is known that the series does not show the landmark.
+    series: its id. instance: the stem of the file. x, y: column and row of the pixel, an integer being a pixel centre;
+    NaN where it is known that the series does not show the landmark.
     """
 
     landmark: str
@@ -104,12 +105,12 @@ class View:
     required: bool = True
 
     def along(self, volume: Volume) -> float:
-        """How nearly parallel a stack's slices lie to those of the view: |cosine|, 1 = parallel."""
+        """How nearly parallel a stack's slices lie to those of the view: |cosine| of their normals, 1 = parallel."""
         normal = np.cross(volume.axes[1], volume.axes[2])
         return round(abs(float(np.cross(self.directions[1], self.directions[2]) @ normal)), 6)
 
     def shows(self, volume: Volume, degrees: float = 45.0) -> bool:
-        """Whether a stack's slices lie within so many degrees of the view's."""
+        """Whether a stack's slices lie within ``degrees`` of the view's."""
         return self.along(volume) > np.cos(np.radians(degrees))
 
 
@@ -403,8 +404,8 @@ class Task:
         return next(view for view in self.views if view.name == name)
 
     def view_of_orientation(self, volume: Volume) -> str:
-        """The view that a stack of unknown description most likely is: the first whose slices lie most nearly
-        parallel to its own; "" where all are more than 45 degrees away."""
+        """Name of the view whose slices lie most nearly parallel to those of a stack, of equals the first; "" where all
+        are more than 45 degrees away."""
         best = max(self.views, key=lambda view: view.along(volume))  # the first of equals
         return best.name if best.shows(volume) else ""
 
@@ -419,7 +420,7 @@ class Task:
 
 
 def sides(pixels: Pixels) -> tuple[int, int]:
-    """(H, W) of a crop.
+    """(H, W) of a crop, of which ``pixels`` is the side or the (H, W).
 
     >>> sides([16, 24])
     (16, 24)
@@ -431,5 +432,5 @@ def sides(pixels: Pixels) -> tuple[int, int]:
 
 
 def spacing_mm(field_mm: float, pixels: Pixels) -> tuple[float, float]:
-    """(row, column) spacing of a crop whose longer side spans ``field_mm``."""
+    """(row, column) spacing in mm of a crop whose longer side spans ``field_mm``."""
     return (field_mm / max(sides(pixels)),) * 2  # type: ignore[return-value]

@@ -2,9 +2,7 @@
 
 Disc centres are found in each view, levels counted up from the lowest disc. A crop around each, turned with the spine
 and as large as the patient's discs lie apart, is graded; narrowing and bulging are yes/no heads of the same net. Files:
-files.py, marks: marks.py, boxes: rois.py.
-
-Boxes around discs: turned with the spine and as large as its own discs lie apart. Pure geometry, LPS mm.
+spider_files.py.
 """
 
 from __future__ import annotations
@@ -59,13 +57,15 @@ def fill_missing_landmarks(points: Points) -> Points:
 
 
 def apart_mm(discs: Mapping[int, np.ndarray]) -> float:
-    """Median distance of neighbouring discs (level number -> mm); the usual one where no two are known."""
+    """Median distance in mm of neighbouring discs, given as level number -> (3,) mm; the usual distance where fewer
+    than two are known."""
     steps = [np.linalg.norm(discs[b] - discs[a]) / (b - a) for a, b in pairwise(sorted(discs))]
     return float(np.median(steps)) if steps else APART_MM
 
 
 def turn_of(discs: Mapping[int, np.ndarray], i: int, volume: Volume) -> float:
-    """Radians by which the spine at disc i is turned in the slice plane: 0 where it runs straight down the image."""
+    """Angle in radians by which the spine at disc i is turned in the slice plane; 0 where it runs straight down the
+    image, or where neither neighbour of the disc is known."""
     known = [j for j in (i - 1, i, i + 1) if j in discs]
     if len(known) < 2:
         return 0.0
@@ -99,6 +99,7 @@ def disc_regions(landmarks: Mapping[str, tuple[Landmark, ...]], volumes: Volumes
 
 
 def _box(crop: Crop, volume: Volume, discs: Mapping[int, np.ndarray], i: int, scale: float, pixels: Pixels) -> Roi:
+    """The box of disc i: the crop's field times ``scale``, turned in the slice plane as the spine is there."""
     step_mm = spacing_mm(crop.field_mm * scale, pixels)
     roi = geometry.roi_on(volume, onto_a_slice(volume, discs[i]), step_mm, (crop.slices, *sides(pixels)))
     angle = turn_of(discs, i, volume)

@@ -21,19 +21,30 @@ Not as published, on purpose:
 The sizes are those of the authors' ensemble script. The paper's table gives others for five of the nets (DenseNet 512,
 EfficientNet-B5 448, V2-S 456, RegNet 384, ResNet 384); the authors' five-fold figures differ by less than folds do.
 
-They want a GPU (16 GB; hours per net), where a run is ``--device cuda``. ``pretrained`` downloads torchvision's weights
-once: on a machine without a network put its cache of downloaded weights there first, or give ``pretrained`` the name of
-a file in the folder OSTEOGRADE_PRETRAINED. With --debug nothing is downloaded. The members of an ensemble share one
+They want a GPU (16 GB; hours per net), where a run is ``--device cuda``. ``Start(weights="imagenet")`` downloads
+torchvision's weights once: on a machine without a network put its cache of downloaded weights there first, or name a
+file in the folder OSTEOGRADE_PRETRAINED. With --debug nothing is downloaded. The members of an ensemble share one
 folds.csv: copy that of the first into the new --out of the others before they are trained.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
-from osteograde.learning.recipe import IMAGENET, NO_CLIP, Fit, Jitter, Recipe
+from osteograde.learning.recipe import (
+    IMAGENET,
+    NO_CLIP,
+    Augmentation,
+    GraderPlan,
+    LocatorPlan,
+    Recipe,
+    Schedule,
+    Start,
+    Training,
+    for_grader,
+    for_locator,
+)
 from osteograde.tasks import TASKS
 from osteograde.tasks.knee_films import films
 
@@ -44,46 +55,52 @@ SMALL_STARTING = "mobilenet_v2_0.35_float_bn_from_teachablemachine.npz"
 def knee_xray() -> Recipe:
     """The default, sized for two CPU cores: MobileNetV2 on the joint line, 103 x 140 mm of the crop at 0.583 mm.
 
-    Eight epochs on crops, then two, from 0.4 of the rate, in which composed films count too, and the mean of both
+    Eight epochs on crops, then two, from 0.4 of the rate, in which composed films are used too, and the mean of both
     nets. On two folds the first are the better ones on crops, the last on films, and the mean is as good as either.
 
     python train_folds.py knee-xray --data DIR --out weights/knee-xray
     """
-    judge = Fit(
+    grader = GraderPlan(
         net={
-            "kind": "grader", "backbone": "torchvision/mobilenet_v2", "views": 1, "classes": 5, "dropout": 0.2,
-            "pool": "mean", "width": 0, "normalise": "fixed",
+            "kind": "grader", "backbone": "torchvision/mobilenet_v2", "dropout": 0.2, "pool": "mean", "width": 0,
+            "normalise": "fixed",
         },
-        pixels=(176, 240), epochs=10, restarts=(8,), restart_share=0.4, swa=True, practice=2,
-        batch=32, lr=1e-3, weight_decay=0.01, warmup=0.2, ema=0.0, clip=NO_CLIP,
-        label_smoothing=0.1, pretrained=STARTING,
-        jitter=Jitter(
-            turn_deg=10, scale=0.1, shift_mm=5, gamma=0.25, contrast=0.3, noise=0.0, blur=0.0, use_measured_error=False,
+        pixels=(176, 240),
+        training=Training(epochs=10, batch=32, lr=1e-3, weight_decay=0.01, ema=0.0, clip=NO_CLIP),
+        schedule=Schedule(warm_up=0.2, restarts={8: 0.4}, swa=True),
+        start=Start(weights=STARTING),
+        augmentation=Augmentation(
+            rotation_deg=10, scale=0.1, shift_mm=5, gamma=0.25, contrast=0.3, noise=0.0, blur=0.0
         ),
+        label_smoothing=0.1,
+        synthetic_epochs=2,
+        measured_errors=False,
     )  # fmt: skip
-    return _knee("knee-xray", _look(), judge, test_views=6)
+    return _knee("knee-xray", grader, tta=6)
 
 
-def _look() -> Fit:
-    return Fit(
-        net={"kind": "heatmap", "encoder_name": "mobilenetv2_035", "stages": 5, "width": 32, "stride": 2},
-        pixels=192, epochs=6, common=3, batch=12, steps=60, lr=2e-3, ema=0.98, window=1, thin=8,
-        pretrained=SMALL_STARTING,
-        jitter=Jitter(turn_deg=12, scale=0.2, shift_mm=25, gamma=0.4, contrast=0.3, noise=0.04, blur=0.2),
-    )  # fmt: skip
-
-
-def _knee(name: str, look: Fit, judge: Fit, *, test_views: int) -> Recipe:
+def _knee(name: str, plan: GraderPlan, *, tta: int) -> Recipe:
+    """The locator is the same for every grader: small heatmaps of crops and composed films."""
     task = TASKS["knee-xray"]
-    (stage,), (group,) = task.locators, task.graders
-    look_net = {**look.net, "channels": len(stage.channels), "in_channels": 4}
+    (locator,), (grader,) = task.locators, task.graders
+    locator_plan = LocatorPlan(
+        net={"kind": "heatmap", "encoder_name": "mobilenetv2_035", "stages": 5, "width": 32, "stride": 2},
+        pixels=192,
+        training=Training(epochs=6, batch=12, steps=60, lr=2e-3, ema=0.98),
+        start=Start(weights=SMALL_STARTING, shared_epochs=3),
+        augmentation=Augmentation(
+            rotation_deg=12, scale=0.2, shift_mm=25, gamma=0.4, contrast=0.3, noise=0.04, blur=0.2
+        ),
+        window=1,
+        subsample=8,
+    )
     return Recipe(
         name=name,
         task=task,
-        locators={stage.name: Fit(**{**look.__dict__, "net": look_net})},
-        graders={group.name: judge},
-        test_views=test_views,
-        practice=films,
+        locators={locator.name: for_locator(locator_plan, locator)},
+        graders={grader.name: (for_grader(plan, grader, task),)},
+        tta=tta,
+        synthetic=films,
         calibrate=True,
         source={
             "source": "Chen, Knee Osteoarthritis Severity Grading Dataset, Mendeley Data V1, "
@@ -118,28 +135,31 @@ PUBLISHED_BACKBONES = {
 
 
 def published(name: str) -> Recipe:
-    """One member of the ensemble: a key of ``NAMES``.
+    """One member of the ensemble: a key of ``PUBLISHED_BACKBONES``.
 
     python train_folds.py knee-xray --recipe knee-resnet101 --data DIR --out weights/knee-resnet101
     """
     backbone = PUBLISHED_BACKBONES[name]
-    base = knee_xray()
-    judge = Fit(
+    grader = GraderPlan(
         net={
-            "kind": "grader", "backbone": f"torchvision/{backbone}", "views": 1, "classes": 5, "dropout": 0.0,
-            "pool": "mean", "width": 0, "normalise": "imagenet",
+            "kind": "grader", "backbone": f"torchvision/{backbone}", "dropout": 0.0, "pool": "mean", "width": 0,
+            "normalise": "imagenet",
         },
-        pixels=PUBLISHED_PIXELS[backbone], epochs=30, batch=16, lr=1e-3, optimiser="adam", weight_decay=1e-4, ema=0.0,
-        clip=NO_CLIP, patience=7, slack=0.1, label_smoothing=0.1, pretrained=IMAGENET,
-        head_epochs=1, head_lr=1e-2, milestones=(3,),
-        jitter=Jitter(
-            turn_deg=20, scale=0, shift_mm=0, gamma=0, contrast=0, noise=0, blur=0, mirror=True, drop_view=0,
-            use_measured_error=False,
+        pixels=PUBLISHED_PIXELS[backbone],
+        training=Training(
+            epochs=30, batch=16, lr=1e-3, optimiser="adam", weight_decay=1e-4, ema=0.0, clip=NO_CLIP, patience=7,
+            min_delta=0.1,
         ),
+        schedule=Schedule(milestones=(3,)),
+        start=Start(weights=IMAGENET, head_epochs=1, head_lr=1e-2),
+        augmentation=Augmentation(
+            rotation_deg=20, scale=0, shift_mm=0, gamma=0, contrast=0, noise=0, blur=0, mirror=True
+        ),
+        label_smoothing=0.1,
+        drop_view=0,
+        measured_errors=False,
     )  # fmt: skip
-    grade = dict.fromkeys(base.graders, judge)
-    # Members vote with honest probabilities: none counts a rare grade for more.
-    return replace(base, name=name, graders=grade, num_folds=5, test_views=2, calibrate_balance=0.0)
+    return _knee(name, grader, tta=2)
 
 
 PUBLISHED: dict[str, Callable[[], Recipe]] = {name: partial(published, name) for name in PUBLISHED_BACKBONES}

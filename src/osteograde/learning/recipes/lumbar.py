@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from osteograde.learning.recipe import Fit, Jitter, Recipe
+from osteograde.learning.recipe import (
+    Augmentation,
+    GraderPlan,
+    LocatorPlan,
+    Recipe,
+    Schedule,
+    Training,
+    for_grader,
+    for_locator,
+)
 from osteograde.tasks import TASKS
 
-
-def _fits(names, fit: Fit, **own: Fit) -> dict[str, Fit]:
-    return {name: own.get(name, fit) for name in names}
+NO_AUGMENTATION = Augmentation(rotation_deg=0, scale=0, shift_mm=0, gamma=0, contrast=0, noise=0, blur=0, mirror=False)
 
 
 def lumbar_mr() -> Recipe:
@@ -17,16 +24,18 @@ def lumbar_mr() -> Recipe:
 
     python train_folds.py lumbar-mr --data DIR --out weights/lumbar-mr
     """
-    task = TASKS["lumbar-mr"]
-    look = Fit(
+    locator = LocatorPlan(
         net={"kind": "heatmap", "encoder_name": "resnet18d", "width": 64, "stride": 2},
-        pixels=256, epochs=30, batch=4, lr=1e-3, ema=0.995, window=12,
-    )  # fmt: skip
-    judge = Fit(
-        net={"kind": "grader", "backbone": "convnext_nano", "views": 1, "dropout": 0.2},
-        pixels=128, epochs=12, batch=8, lr=2e-4, ema=0.995, weight_decay=0.05,
-    )  # fmt: skip
-    return _lumbar(task, "lumbar-mr", look, judge, test_views=2)
+        pixels=256,
+        training=Training(epochs=30, batch=4, lr=1e-3, ema=0.995),
+        window=12,
+    )
+    grader = GraderPlan(
+        net={"kind": "grader", "backbone": "convnext_nano", "dropout": 0.2},
+        pixels=128,
+        training=Training(epochs=12, batch=8, lr=2e-4, ema=0.995, weight_decay=0.05),
+    )
+    return _lumbar("lumbar-mr", locator, grader, tta=2)
 
 
 def lumbar_mr_small() -> Recipe:
@@ -35,18 +44,23 @@ def lumbar_mr_small() -> Recipe:
 
     python train_folds.py lumbar-mr --recipe lumbar-mr-small --data JOINED --out weights/lumbar-mr-phantom --folds 0,1
     """
-    task = TASKS["lumbar-mr"]
-    look = Fit(
+    locator = LocatorPlan(
         net={"kind": "heatmap", "encoder_name": "mobilenetv4_conv_small_050", "stages": 5, "width": 24, "stride": 2},
-        pixels=160, epochs=14, batch=4, lr=3e-3, ema=0.98, window=7,
-    )  # fmt: skip
-    judge = Fit(
-        net={"kind": "grader", "backbone": "mobilenetv4_conv_small_050", "stages": 4, "views": 1, "dropout": 0.1},
-        pixels=64, epochs=16, batch=6, lr=2e-3, ema=0.98,
-    )  # fmt: skip
-    recipe = _lumbar(task, "lumbar-mr-small", look, judge, test_views=1)
-    recess = replace(recipe.locators["recess"], pixels=96, batch=12, epochs=8)  # five passes a study, 1 mm pixels
-    canal = replace(recipe.locators["canal"], epochs=20, restarts=(14,))  # alone learns from real patients too
+        pixels=160,
+        training=Training(epochs=14, batch=4, lr=3e-3, ema=0.98),
+        window=7,
+    )
+    grader = GraderPlan(
+        net={"kind": "grader", "backbone": "mobilenetv4_conv_small_050", "stages": 4, "dropout": 0.1},
+        pixels=64,
+        training=Training(epochs=16, batch=6, lr=2e-3, ema=0.98),
+    )
+    recipe = _lumbar("lumbar-mr-small", locator, grader)
+    canal, recess = recipe.locators["canal"], recipe.locators["recess"]
+    # The canal's locator is the only one that is trained on real patients too.
+    canal = replace(canal, training=replace(canal.training, epochs=20), schedule=Schedule(restarts={14: 0.5}))
+    # A study has five regions of the recess, 1 mm a pixel.
+    recess = replace(recess, pixels=96, training=replace(recess.training, epochs=8, batch=12))
     return replace(recipe, locators={**recipe.locators, "canal": canal, "recess": recess})
 
 
@@ -58,28 +72,29 @@ def seed_frcnn_swin() -> Recipe:
 
     python train_folds.py lumbar-mr --recipe seed-frcnn-swin --data DIR --out weights/seed
     """
-    task = TASKS["lumbar-mr"]
-    look = Fit(
+    locator = LocatorPlan(
         net={"kind": "faster_rcnn", "variant": "resnet50_v2"},
-        pixels=256, epochs=3, batch=2, lr=1e-4, optimiser="adam", weight_decay=0.0, ema=0.0, window=3,
-        jitter=Jitter(turn_deg=0, scale=0, shift_mm=0, gamma=0, contrast=0, noise=0, blur=0, mirror=False),
-    )  # fmt: skip
-    judge = Fit(
-        net={"kind": "grader", "backbone": "torchvision/swin_v2_t", "views": 1, "dropout": 0.0},
-        pixels=224, epochs=10, batch=4, lr=1e-4, optimiser="adam", weight_decay=0.0, ema=0.0,
-        jitter=Jitter(turn_deg=0, scale=0, shift_mm=0, gamma=0, contrast=0, noise=0, blur=0, mirror=False),
-    )  # fmt: skip
-    return _lumbar(task, "seed-frcnn-swin", look, judge, test_views=1)
+        pixels=256,
+        training=Training(epochs=3, batch=2, lr=1e-4, optimiser="adam", weight_decay=0.0, ema=0.0),
+        augmentation=NO_AUGMENTATION,
+        window=3,
+    )
+    grader = GraderPlan(
+        net={"kind": "grader", "backbone": "torchvision/swin_v2_t", "dropout": 0.0},
+        pixels=224,
+        training=Training(epochs=10, batch=4, lr=1e-4, optimiser="adam", weight_decay=0.0, ema=0.0),
+        augmentation=NO_AUGMENTATION,
+    )
+    return _lumbar("seed-frcnn-swin", locator, grader)
 
 
-def _lumbar(task, name: str, look: Fit, judge: Fit, *, test_views: int) -> Recipe:
-    """Fill in what follows from the task: channels of the locators, views and classes of the graders."""
-    locate = {
-        stage.name: replace(look, net={**look.net, "channels": len(stage.channels), "in_channels": 4})
-        for stage in task.locators
-    }
-    grade = {
-        group.name: replace(judge, net={**judge.net, "views": len(group.crops), "classes": len(task.classes)})
-        for group in task.graders
-    }
-    return Recipe(name=name, task=task, locators=locate, graders=grade, test_views=test_views)
+def _lumbar(name: str, locator: LocatorPlan, grader: GraderPlan, *, tta: int = 1) -> Recipe:
+    """One plan for all locators and one for all graders."""
+    task = TASKS["lumbar-mr"]
+    return Recipe(
+        name=name,
+        task=task,
+        locators={one.name: for_locator(locator, one) for one in task.locators},
+        graders={one.name: (for_grader(grader, one, task),) for one in task.graders},
+        tta=tta,
+    )

@@ -1,16 +1,13 @@
 """What every locator shares: the batch it learns from, its loss, and the way from maps to points.
 
+Every landmark reads one channel of the map and may be kept to one side of the patient: its probabilities are a
+softmax over all positions of its stack that lie on that side, so it cannot land on the other one. Points are peaks of
+these probabilities, levels in a plausible order, refined below a pixel.
+
 Shape legend: B stacks, N slices (all stacks one after the other), D slices of one stack, L landmarks, C channels,
 H W input pixels, h w map pixels, K candidates. An index is (slice within its stack, row, column) in *input* pixels,
-continuous, integer = pixel centre; map pixel i has its centre at input pixel (i + 0.5) * stride - 0.5.
-
-Every landmark reads one channel of the map and may be kept to one side of the patient: its probabilities are a
-softmax over all positions of its stack that lie on that side, so it cannot land on the other one.
-
-From probability maps to points: peaks, their refinement below a pixel, and levels in a plausible order.
-
-Shape legend: B stacks, N slices, L landmarks, h w map pixels, K candidates. A peak is (slice within the stack, row,
-column) in whole *map* pixels; an index is the same in continuous *input* pixels (see ``locator``).
+continuous, integer = pixel centre; map pixel i has its centre at input pixel (i + 0.5) * stride - 0.5. A peak is the
+same in whole *map* pixels.
 """
 
 from __future__ import annotations
@@ -19,7 +16,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 
@@ -31,8 +28,10 @@ _STEPS = 12
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    index: torch.Tensor  # (B, L, 3)
-    confidence: torch.Tensor  # (B, L)
+    """index (B, L, 3), NaN where a landmark has no allowed place; confidence (B, L): the probability within 10 mm."""
+
+    index: torch.Tensor
+    confidence: torch.Tensor
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         return iter((self.index, self.confidence))
@@ -230,25 +229,15 @@ class LocatorBatch:
     pixel_mm: float
     slice_mm: float | torch.Tensor  # one for all, or (B,)
     sigma_mm: float  # in-plane spread of the target
-    nowhere: bool = False  # landmarks may be absent: a place of score 0 outside the image; points are then infinite
+    may_be_absent: bool = (
+        False  # one more place, of score 0, outside the image; points of absent landmarks are infinite
+    )
     masks: torch.Tensor | None = None  # (N, H, W) long: the class of every input pixel, -1 = unknown
 
     def to(self, device: torch.device | str) -> LocatorBatch:
         """The same batch on another device."""
         tensors = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
         return replace(self, **tensors)  # type: ignore[arg-type]
-
-
-class LocatorNet(Protocol):
-    """A net that scores places. ``config`` rebuilds it through ``build``; ``maps`` are logits (N, C, h, w)."""
-
-    config: dict[str, Any]
-    channels: int
-    stride: int
-
-    def maps(self, images: torch.Tensor) -> torch.Tensor: ...
-
-    def loss(self, batch: LocatorBatch) -> torch.Tensor: ...
 
 
 class TargetParts(NamedTuple):
@@ -295,12 +284,6 @@ def target_parts(batch: LocatorBatch, size: tuple[int, int]) -> TargetParts:
     return TargetParts(down, along * weight[stack][..., None], labelled)
 
 
-def targets(batch: LocatorBatch, size: tuple[int, int]) -> torch.Tensor:
-    """The same as one dense map (N, L, h, w): sums to 1 over each stack, 0 where unlabelled."""
-    parts = target_parts(batch, size)
-    return parts.rows[..., None] * parts.columns[..., None, :]
-
-
 def heatmap_loss(logits: torch.Tensor, batch: LocatorBatch) -> torch.Tensor:
     """Mean over labelled landmarks of the cross entropy between the softmax over a stack's places and the target.
 
@@ -310,11 +293,13 @@ def heatmap_loss(logits: torch.Tensor, batch: LocatorBatch) -> torch.Tensor:
     parts = target_parts(batch, (logits.shape[-2], logits.shape[-1]))
     allowed = side_mask(lateral_on_map(batch.lateral, batch.images.shape[-1] // logits.shape[-1]), batch.side)
     total = _stack_logsumexp(logits, batch.stack, batch.channel, allowed, len(batch.points))
-    total = _or_nowhere(total) if batch.nowhere else total
+    total = _or_absent(total) if batch.may_be_absent else total
     hit = torch.einsum("nlhw,nlh->nlw", logits.index_select(1, batch.channel), parts.rows)
     hit = (hit * parts.columns).sum(-1)
     hit = torch.zeros_like(total).index_add(0, batch.stack, hit)
-    known = parts.labelled | (torch.isinf(batch.points[..., 1]) & batch.nowhere)  # absent ones: hit is 0, all is total
+    known = parts.labelled | (
+        torch.isinf(batch.points[..., 1]) & batch.may_be_absent
+    )  # absent ones: hit is 0, all is total
     loss = torch.where(known, total - hit, torch.zeros_like(total))
     return loss.sum() / known.sum().clamp_min(1)
 
@@ -326,12 +311,12 @@ def probabilities(
     side: torch.Tensor,
     lateral: torch.Tensor,
     *,
-    nowhere: bool = False,
+    may_be_absent: bool = False,
 ) -> torch.Tensor:
     """(N, C, h, w) logits -> (N, L, h, w): per landmark, sums to 1 over the allowed places of its stack.
 
-    lateral (N, W) at input resolution. All 0 where a stack has no place on the landmark's side. nowhere: one more
-    place, with logit 0, outside the image takes its share. Average these over folds, then decode.
+    lateral (N, W) at input resolution. All 0 where a stack has no place on the landmark's side. may_be_absent: one
+    more place, with logit 0, outside the image takes its share. Average these over folds, then decode.
     """
     logits = logits.float()
     allowed = side_mask(lateral_on_map(lateral, lateral.shape[-1] // logits.shape[-1]), side)
@@ -340,42 +325,10 @@ def probabilities(
     above = torch.exp(logits - top)
     columns = (above.sum(2).log() + top[:, :, 0]).index_select(1, channel)
     total = _over_stack(columns, stack, allowed, stacks)
-    total = _or_nowhere(total) if nowhere else total
+    total = _or_absent(total) if may_be_absent else total
     share = torch.exp(top[:, :, 0].index_select(1, channel) - total[stack][..., None])  # (N, L, w)
     share = torch.where(allowed, share, share.new_zeros(()))
     return above.index_select(1, channel) * share[:, :, None]
-
-
-def decode(
-    logits: torch.Tensor,
-    stack: torch.Tensor,
-    channel: torch.Tensor,
-    side: torch.Tensor,
-    lateral: torch.Tensor,
-    *,
-    pixel_mm: float,
-    slice_mm: float | torch.Tensor,
-) -> Decoded:
-    """Logits (N, C, h, w) -> index (B, L, 3) in input pixels and confidence (B, L); see ``decode_probabilities``."""
-    found = probabilities(logits, stack, channel, side, lateral)
-    stride = lateral.shape[-1] // logits.shape[-1]
-    return decode_probabilities(found, stack, stride=stride, pixel_mm=pixel_mm, slice_mm=slice_mm)
-
-
-def decode_probabilities(
-    found: torch.Tensor,
-    stack: torch.Tensor,
-    *,
-    stride: int,
-    pixel_mm: float,
-    slice_mm: float | torch.Tensor,
-) -> Decoded:
-    """Probabilities (N, L, h, w) of one net, or averaged over folds -> Decoded.
-
-    index (B, L, 3): the highest place of the stack, refined below a map pixel; NaN where nothing is allowed.
-    confidence (B, L): the probability within 10 mm of it.
-    """
-    return refined(found, stack, stack_peaks(found, stack), stride=stride, pixel_mm=pixel_mm, slice_mm=slice_mm)
 
 
 def _own_side(batch: LocatorBatch, slices: torch.Tensor) -> torch.Tensor:
@@ -404,7 +357,7 @@ def _over_stack(columns: torch.Tensor, stack: torch.Tensor, allowed: torch.Tenso
     return top + torch.zeros_like(top).index_add(0, stack, torch.exp(slices - top[stack])).clamp_min(1e-30).log()
 
 
-def _or_nowhere(total: torch.Tensor) -> torch.Tensor:
+def _or_absent(total: torch.Tensor) -> torch.Tensor:
     """Log of the sum with one more place of logit 0: where a landmark is that the image does not show."""
     return torch.logaddexp(total, torch.zeros_like(total))
 

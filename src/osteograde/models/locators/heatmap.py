@@ -19,9 +19,10 @@ from osteograde.models.locators.base import LocatorBatch, heatmap_loss
 class HeatmapLocator(nn.Module):
     """(N, in_channels, H, W) -> logits (N, channels, H / stride, W / stride).
 
-    The input channels are the previous, this and the next slice, and the lateral coordinate. The logits are scores
-    over all positions of a stack; ``locator.decode`` turns them into points. stages: how many stages of the encoder
-    are used (0 = all). Raises ValueError for an unknown encoder, stride, or an image size that stride does not divide.
+    The input channels are the previous, this and the next slice, and the lateral coordinate. The logits are scores over
+    all positions of a stack; ``base.probabilities`` and ``base.refined`` turn them into points. stages: how many stages
+    of the encoder are used (0 = all). Raises ValueError for an unknown encoder, stride, or an image size that stride
+    does not divide.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class HeatmapLocator(nn.Module):
         return self(images)
 
     def loss(self, batch: LocatorBatch) -> torch.Tensor:
-        """Scalar, mean over labelled landmarks; see ``locator.heatmap_loss``."""
+        """Scalar, mean over labelled landmarks; see ``base.heatmap_loss``."""
         return heatmap_loss(self(batch.images), batch)
 
 

@@ -7,7 +7,7 @@ import torchvision
 from torch import nn
 
 from osteograde.learning import pretrained
-from osteograde.learning.recipe import Fit
+from osteograde.learning.recipe import Plan, Start, Training
 from osteograde.models.bundle import build_net
 
 
@@ -50,10 +50,14 @@ def test_weights_of_another_width_are_refused(rgb):
 
 def test_a_file_that_is_not_there_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv(pretrained.FOLDER, str(tmp_path))
-    plan = Fit(net={"kind": "grader", "backbone": "mobilenetv2_035", "views": 1}, pixels=32, epochs=1, batch=1, lr=1.0,
-               pretrained="none.npz")  # fmt: skip
+    plan = Plan(
+        net={"kind": "grader", "backbone": "mobilenetv2_035", "views": 1},
+        pixels=32,
+        training=Training(epochs=1, batch=1, lr=1.0),
+        start=Start(weights="none.npz"),
+    )
     with pytest.raises(ValueError, match=r"none.npz: no such starting weights; set OSTEOGRADE_PRETRAINED"):
-        pretrained.net_of(plan, None, None)
+        pretrained.net_of(plan, None, None, None)
 
 
 def test_folded_batch_norms_are_told_from_real_ones(rgb):

@@ -11,9 +11,19 @@ import torch
 from torch import nn
 
 from osteograde.learning import loop
-from osteograde.learning.recipe import Fit
+from osteograde.learning.recipe import Plan, Training
+from tests.logs import logged
 
-PLAN = Fit(net={}, pixels=1, epochs=4, batch=4, lr=0.05, ema=0.9, clip=10.0)
+PLAN = Plan(net={}, pixels=1, training=Training(epochs=4, batch=4, lr=0.05, ema=0.9, clip=10.0))
+
+
+def changed(plan: Plan, **choices) -> Plan:
+    """The plan with other choices, each in the part of the plan that has it."""
+    for part in ("training", "schedule", "start"):
+        own = {name: choices.pop(name) for name in list(choices) if hasattr(getattr(plan, part), name)}
+        plan = replace(plan, **{part: replace(getattr(plan, part), **own)})
+    assert not choices
+    return plan
 
 
 class Line:
@@ -27,6 +37,9 @@ class Line:
         noise = torch.from_numpy(rng.normal(0, 0.05 * augment, x.shape).astype(np.float32))
         return x, 2 * x - 1 + noise
 
+    def in_epoch(self, epoch):
+        return self
+
 
 def net() -> nn.Module:
     return nn.Sequential(nn.Linear(1, 8), nn.ReLU(), nn.Dropout(0.1), nn.Linear(8, 1))
@@ -36,13 +49,17 @@ def loss(model, batch):
     return ((model(batch[0]) - batch[1]) ** 2).mean()
 
 
-def where(folder: Path, fold: int = 0) -> loop.Where:
-    return loop.Where("line", fold, 7, torch.device("cpu"), folder / "line.pt")
+def job(folder: Path, fold: int = 0) -> loop.Job:
+    return loop.Job("line", fold, 7, torch.device("cpu"), folder / "line.pt")
 
 
-def run(folder: Path, plan: Fit = PLAN, *, resume: bool = False, held: bool = True, log=lambda text: None):
+def run(folder: Path, plan: Plan = PLAN, *, resume: bool = False, held: bool = True):
     data = Line()
-    return loop.train(net, plan, data, data if held else None, loss, where(folder), resume=resume, log=log)
+    return loop.train(net, plan, data, data if held else None, loss, job(folder), resume=resume)
+
+
+def held_out_losses(lines: list[str]) -> list[float]:
+    return [float(line.split("held-out loss ")[1].split(",")[0]) for line in lines]
 
 
 def weights(model: nn.Module) -> torch.Tensor:
@@ -50,44 +67,34 @@ def weights(model: nn.Module) -> torch.Tensor:
 
 
 def test_it_learns(tmp_path):
-    trained = run(tmp_path, replace(PLAN, epochs=60))
-    assert loop.evaluate(trained, Line(), PLAN, loss, where(tmp_path)) < 0.05
+    trained = run(tmp_path, changed(PLAN, epochs=60))
+    assert loop.evaluate(trained, Line(), PLAN, loss, job(tmp_path)) < 0.05
 
 
-@pytest.mark.parametrize("changes", [{}, {"patience": 3}, {"restarts": (1, 3), "swa": True}])
+@pytest.mark.parametrize("changes", [{}, {"patience": 3}, {"restarts": {1: 0.5, 3: 0.25}, "swa": True}])
 def test_killed_in_any_epoch_and_resumed_it_ends_the_same(tmp_path, changes):
-    plan = replace(PLAN, **changes)
+    plan = changed(PLAN, **changes)
     whole = run(tmp_path / "whole", plan)
-    seen = 0
-
-    def stop_in_third_epoch(text: str) -> None:
-        nonlocal seen
-        seen += "epoch" in text
-        if seen == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "killed", plan, log=stop_in_third_epoch)
+    with logged("learning", stop=lambda line: " epoch 2/" in line), pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", plan)
     resumed = run(tmp_path / "killed", plan, resume=True)
     assert torch.equal(weights(whole), weights(resumed))
 
 
 def test_without_resume_a_checkpoint_is_not_used(tmp_path):
-    first = run(tmp_path, replace(PLAN, epochs=2))
-    assert torch.equal(weights(first), weights(run(tmp_path, replace(PLAN, epochs=2))))
+    first = run(tmp_path, changed(PLAN, epochs=2))
+    assert torch.equal(weights(first), weights(run(tmp_path, changed(PLAN, epochs=2))))
 
 
 def test_folds_and_seeds_differ(tmp_path):
     data = Line()
-    other = loop.train(net, PLAN, data, None, loss, where(tmp_path, fold=1), resume=False, log=lambda text: None)
+    other = loop.train(net, PLAN, data, None, loss, job(tmp_path, fold=1), resume=False)
     assert not torch.equal(weights(run(tmp_path)), weights(other))
 
 
 def test_a_loss_that_is_no_number_stops_with_a_message(tmp_path):
     with pytest.raises(loop.Diverged, match=r"line fold 0 epoch 1 step 1: the loss is nan; lower lr"):
-        loop.train(
-            net, PLAN, Line(), None, lambda m, b: loss(m, b) * math.nan, where(tmp_path), resume=False, log=print
-        )
+        loop.train(net, PLAN, Line(), None, lambda m, b: loss(m, b) * math.nan, job(tmp_path), resume=False)
 
 
 def test_a_checkpoint_of_another_version_is_refused(tmp_path):
@@ -98,16 +105,16 @@ def test_a_checkpoint_of_another_version_is_refused(tmp_path):
 
 
 def test_early_stopping_keeps_the_best_epoch(tmp_path):
-    logs: list[str] = []
-    plan = replace(PLAN, epochs=200, patience=3, lr=0.2)
-    best = run(tmp_path, plan, log=logs.append)
-    values = [float(line.split("held-out ")[1].split()[0]) for line in logs]
+    plan = changed(PLAN, epochs=200, patience=3, lr=0.2)
+    with logged("learning") as lines:
+        best = run(tmp_path, plan)
+    values = held_out_losses(lines)
     assert len(values) < 200
-    assert abs(loop.evaluate(best, Line(), PLAN, loss, where(tmp_path)) - min(values)) < 1e-3
+    assert abs(loop.evaluate(best, Line(), PLAN, loss, job(tmp_path)) - min(values)) < 1e-3
 
 
 def test_the_schedule_rises_then_falls_to_one_percent():
-    rates = [loop.schedule(step, 100, 0.1) for step in range(100)]
+    rates = [loop.warm_up_and_cosine(step, 100, 0.1) for step in range(100)]
     assert rates[0] == 0.1 and rates[9] == 1.0
     assert all(a >= b for a, b in pairwise(rates[9:]))
     assert 0.01 <= rates[-1] < 0.012
@@ -115,12 +122,12 @@ def test_the_schedule_rises_then_falls_to_one_percent():
 
 def test_an_unknown_optimiser_is_named(tmp_path):
     with pytest.raises(ValueError, match="known: "):
-        run(tmp_path, replace(PLAN, optimiser="sgdd"))
+        run(tmp_path, changed(PLAN, optimiser="sgdd"))
 
 
 def test_early_stopping_without_anything_to_judge_by_is_refused(tmp_path):
     with pytest.raises(ValueError, match="needs held-out data"):
-        run(tmp_path, replace(PLAN, patience=2), held=False)
+        run(tmp_path, changed(PLAN, patience=2), held=False)
 
 
 class Trunk(nn.Module):
@@ -135,17 +142,18 @@ class Trunk(nn.Module):
         return self.head(self.encoder(x))
 
 
-PUBLISHED = replace(
+PUBLISHED = changed(
     PLAN, optimiser="adam", lr=1e-3, weight_decay=1e-4, ema=0.0, clip=1e9, epochs=5, head_epochs=1, head_lr=1e-2,
     milestones=(3,),
 )  # fmt: skip
 
 
-def slow_and_obvious(plan: loop.Fit, at: loop.Where, epochs: int) -> nn.Module:
+def slow_and_obvious(plan: Plan, at: loop.Job, epochs: int) -> nn.Module:
     """The published schedule written out: the head alone with an Adam of its own, then a new Adam over everything."""
     torch.manual_seed(int(at.rng().integers(2**62)))
     model, data = Trunk(), Line()
-    steps = len(data) // plan.batch
+    size = plan.training.batch
+    steps = len(data) // size
     model.train()
     for epoch in range(epochs):
         if epoch == 0:
@@ -162,7 +170,7 @@ def slow_and_obvious(plan: loop.Fit, at: loop.Where, epochs: int) -> nn.Module:
         order = at.rng(epoch).permutation(len(data))
         for step in range(steps):
             rng = at.rng(epoch, step)
-            batch = data.batch(order[step * plan.batch : (step + 1) * plan.batch], rng, at.device, augment=True)
+            batch = data.batch(order[step * size : (step + 1) * size], rng, at.device, augment=True)
             adam.zero_grad()
             loss(model, batch).backward()
             adam.step()
@@ -172,15 +180,15 @@ def slow_and_obvious(plan: loop.Fit, at: loop.Where, epochs: int) -> nn.Module:
 def test_the_published_schedule_is_the_head_alone_and_then_a_new_adam(tmp_path):
     for epochs in (1, 2, 5):
         folder = tmp_path / str(epochs)
-        plan = replace(PUBLISHED, epochs=epochs)
-        mine = loop.train(Trunk, plan, Line(), None, loss, where(folder), resume=False, log=lambda text: None)
-        torch.testing.assert_close(weights(mine), weights(slow_and_obvious(plan, where(folder), epochs)))
+        plan = changed(PUBLISHED, epochs=epochs)
+        mine = loop.train(Trunk, plan, Line(), None, loss, job(folder), resume=False)
+        torch.testing.assert_close(weights(mine), weights(slow_and_obvious(plan, job(folder), epochs)))
 
 
 def test_a_run_killed_after_the_head_s_epochs_and_resumed_ends_the_same(tmp_path):
     def run_to(folder: Path, epochs: int, resume: bool) -> torch.Tensor:
-        plan = replace(PUBLISHED, epochs=epochs)  # the rate depends on milestones, not on how many epochs there are
-        return weights(loop.train(Trunk, plan, Line(), None, loss, where(folder), resume=resume, log=lambda text: None))
+        plan = changed(PUBLISHED, epochs=epochs)  # the rate depends on milestones, not on how many epochs there are
+        return weights(loop.train(Trunk, plan, Line(), None, loss, job(folder), resume=resume))
 
     whole = run_to(tmp_path / "whole", 5, resume=False)
     for stop in (1, 2, 4):
@@ -202,56 +210,57 @@ class Scripted:
 
 
 @pytest.mark.parametrize(
-    ("slack", "epochs", "kept"),
+    ("min_delta", "epochs", "kept"),
     [
         (0.0, 4, 2),  # 1.0, 0.5, then two that are not better
         (0.1, 7, 5),  # 0.58 and 0.6 lie within 0.1 of 0.5 and count for nothing; 0.45 is better; 0.9, 0.8 are bad
     ],
 )
-def test_an_epoch_counts_as_bad_only_beyond_the_slack(tmp_path, slack, epochs, kept):
+def test_an_epoch_counts_as_bad_only_beyond_min_delta(tmp_path, min_delta, epochs, kept):
     values = [1.0, 0.5, 0.58, 0.6, 0.45, 0.9, 0.8, 0.44, 0.43]
-    plan = replace(PLAN, epochs=9, patience=2, slack=slack, ema=0.0, milestones=(9,))
+    plan = changed(PLAN, epochs=9, patience=2, min_delta=min_delta, ema=0.0, milestones=(9,))
 
     def judged(model, batch):
         return torch.tensor(batch) if isinstance(batch, float) else loss(model, batch)
 
-    said: list[str] = []
-    best = loop.train(net, plan, Line(), Scripted(values), judged, where(tmp_path), resume=False, log=said.append)
-    assert len(said) == epochs
-    to_there = loop.train(net, replace(plan, epochs=kept, patience=0), Line(), None, loss, where(tmp_path / "b"),
-                         resume=False, log=said.append)  # fmt: skip
+    with logged("learning") as lines:
+        best = loop.train(net, plan, Line(), Scripted(values), judged, job(tmp_path), resume=False)
+    assert len(lines) == epochs
+    to_there = loop.train(net, changed(plan, epochs=kept, patience=0), Line(), None, loss, job(tmp_path / "b"),
+                         resume=False)  # fmt: skip
     assert torch.equal(weights(best), weights(to_there))
 
 
 def test_restarts_begin_the_cosine_anew_from_a_share_of_the_rate_and_leave_the_first_cycle_as_it_was():
-    short = Fit(net={}, pixels=8, epochs=3, batch=1, lr=1.0, warmup=0.1)
-    long = replace(short, epochs=5, restarts=(3,))
+    short = changed(PLAN, epochs=3, lr=1.0, warm_up=0.1)
+    long = changed(short, epochs=5, restarts={3: 0.5})
     steps = 20
     first = [loop.rate(short, step, steps) for step in range(3 * steps)]
     both = [loop.rate(long, step, steps) for step in range(5 * steps)]
     assert both[: 3 * steps] == first
     assert max(both[3 * steps :]) == pytest.approx(0.5) and both[3 * steps - 1] < 0.02 and both[-1] < 0.01
-    whole = replace(long, restart_share=1.0)
+    whole = changed(long, restarts={3: 1.0})
     assert max(loop.rate(whole, step, steps) for step in range(3 * steps, 5 * steps)) == pytest.approx(1.0)
 
 
 def test_swa_ends_with_the_mean_of_the_nets_at_the_ends_of_the_cycles(tmp_path, monkeypatch):
-    plan = replace(PLAN, epochs=5, restarts=(1, 3), lr=0.2)
-    ends, own, said = [], loop._save, []
+    plan = changed(PLAN, epochs=5, restarts={1: 0.5, 3: 0.25}, lr=0.2)
+    ends, own = [], loop._save
 
-    def save(path, state, best, net, average, *more):
-        ends.append(weights(average))
-        own(path, state, best, net, average, *more)
+    def save(path, progress):
+        ends.append(weights(progress.average))
+        own(path, progress)
 
     monkeypatch.setattr(loop, "_save", save)
     last = run(tmp_path / "last", plan)
-    mean = run(tmp_path / "mean", replace(plan, swa=True), log=said.append)
+    with logged("learning") as lines:
+        mean = run(tmp_path / "mean", changed(plan, swa=True))
     assert torch.equal(weights(last), ends[4]) and all(
         torch.equal(a, b) for a, b in zip(ends[:4], ends[5:9], strict=True)
     )
     assert torch.allclose(weights(mean), (ends[0] + ends[2] + ends[4]) / 3, atol=1e-6)
-    told = float(said[-1].split("held-out ")[1].split()[0])
-    assert told == pytest.approx(loop.evaluate(mean, Line(), PLAN, loss, where(tmp_path)), abs=1e-4)
+    measured = loop.evaluate(mean, Line(), PLAN, loss, job(tmp_path))
+    assert held_out_losses(lines[-1:]) == [pytest.approx(measured, abs=1e-4)]
 
 
 class Trunked(nn.Module):
@@ -270,7 +279,7 @@ class Trunked(nn.Module):
 
 
 def test_frozen_modules_keep_their_weights_and_statistics_and_the_others_learn(tmp_path):
-    plan = replace(PLAN, frozen=("low",), ema=0.0)
+    plan = changed(PLAN, frozen=("low",), ema=0.0)
     data, begun = Line(), {}
 
     def make():
@@ -278,43 +287,30 @@ def test_frozen_modules_keep_their_weights_and_statistics_and_the_others_learn(t
         begun.update({key: value.clone() for key, value in made.state_dict().items()})
         return made
 
-    trained = loop.train(make, plan, data, None, loss, where(tmp_path), resume=False, log=lambda text: None)
+    trained = loop.train(make, plan, data, None, loss, job(tmp_path), resume=False)
     for key, value in trained.state_dict().items():
         if key.endswith("num_batches_tracked"):
             continue
         assert torch.equal(value, begun[key]) == key.startswith("encoder.low."), key
 
 
-def test_the_first_epochs_read_smaller_data(tmp_path):
-    asked = []
-
-    class Sized(Line):
-        def smaller(self, share):
-            asked.append(share)
-            return self
-
-    plan = replace(PLAN, early=(3, 0.5))
-    loop.train(net, plan, Sized(), None, loss, where(tmp_path), resume=False, log=lambda text: None)
-    assert asked == [0.5] * 3
-
-
-def test_only_the_last_epochs_read_what_was_made_for_practice_in_as_many_steps(tmp_path):
+def test_every_epoch_is_trained_on_its_own_data_in_as_many_steps(tmp_path):
+    """As many steps as the data of the first epoch give, whatever the later ones hold."""
     read = []
 
     @dataclass
-    class Practised(Line):
+    class Growing(Line):
         count: int = 12
 
         def __len__(self):
             return self.count
 
-        def without_practice(self):
-            return Practised(count=8)
+        def in_epoch(self, epoch):
+            return Growing(8 if epoch < 3 else 12)
 
         def batch(self, indices, rng, device, *, augment):
             read.append((self.count, max(indices) < self.count))
             return super().batch([i % 4 for i in indices], rng, device, augment=augment)
 
-    plan = replace(PLAN, epochs=5, batch=4, practice=2)
-    loop.train(net, plan, Practised(), None, loss, where(tmp_path), resume=False, log=lambda text: None)
+    loop.train(net, changed(PLAN, epochs=5), Growing(), None, loss, job(tmp_path), resume=False)
     assert read == [(8, True)] * 2 * 3 + [(12, True)] * 2 * 2
