@@ -9,7 +9,7 @@ from osteograde.phantom.dicom_writer import write_film
 from osteograde.pipeline.load import ASSUMED, SIDE_MM, load_study
 from osteograde.report import score_table
 from osteograde.tasks import TASKS
-from osteograde.tasks.knee_xray import labels, read
+from osteograde.tasks.knee_files import labels, read
 
 TASK = TASKS["knee-xray"]
 

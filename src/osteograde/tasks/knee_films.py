@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from osteograde.imaging import image_files
-from osteograde.tasks.knee_xray import VIEW
+from osteograde.tasks.knee_files import VIEW
 from osteograde.tasks.spec import Mark, Series, Study
 
 CROP_MM = 140.0
