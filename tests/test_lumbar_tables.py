@@ -379,6 +379,19 @@ def test_contradictions_and_odd_ids_cost_no_row(root):
     assert studies["904"].series == studies["../905"].series == ()
 
 
+def test_what_no_table_lists_is_counted(root, caplog):
+    (root / "test_images/901/77").mkdir()
+    for name in ("901/77/1.dcm", "901/loose.dcm", "loose.dcm", "notes.txt"):
+        (root / "test_images" / name).write_bytes(b"x")
+    TASK.read(root, "test")
+    for line in (
+        "1 series folders that no table lists: ignored",
+        "1 files beside the folders of series: ignored",
+        "2 files beside the folders of studies: ignored",
+    ):
+        assert line in caplog.text
+
+
 def test_tables_without_rows_hold_no_studies(root):
     edit(root / "test_series_descriptions.csv", lambda lines: lines[:1])
     assert TASK.read(root, "test") == []

@@ -10,15 +10,18 @@ What an image is follows from its size and header alone, so that every row is kn
 from __future__ import annotations
 
 import csv
+import logging
 import re
 from pathlib import Path
 
 from osteograde.errors import UserError
 from osteograde.imaging import image_files
 from osteograde.imaging.dicom.radiograph import film_outline
-from osteograde.imaging.image_files import find_images, part_folder, unique_names
+from osteograde.imaging.discovery import look_through, part_folder, stem_of, unique_names
 from osteograde.tasks.spec import Mark, Series, Study
 from osteograde.tasks.tables import some
+
+log = logging.getLogger(__name__)
 
 VIEW = "film"
 SIDES = ("right", "left")
@@ -43,9 +46,13 @@ def read(root: Path, part: str) -> list[Study]:
     """
     root = Path(root)
     folder = part_folder(root, part)
-    files = find_images(folder)
+    found = look_through(folder)
+    found.tell(used=[root / name for name in ("test_truth.csv", "train.csv")])
+    files = list(found.files)
     if part == "train":
         files = [file for file in files if file.parent.name in GRADES]
+        if files and len(files) < len(found.files):
+            log.info("%s: %d images lie in no grade folder: not used", folder, len(found.files) - len(files))
     if not files:
         kind = "images in grade folders 0 to 4" if part == "train" else "image files (png, jpg, webp, tif, bmp, dcm)"
         raise UserError(f"{folder}: no {kind}; give the folder that holds them")
@@ -59,7 +66,7 @@ def read(root: Path, part: str) -> list[Study]:
 def study_of_image(file: Path, name: str, labelled: bool) -> Study:
     """One image as a study. See the module for what it is taken to be."""
     width, height, side, width_mm = _outline(file)
-    told = _NAMED.match(file.stem)
+    told = _NAMED.match(stem_of(file))
     patient = patient_of(name)
     named = _SIDE[told["side"].lower()] if told else ""
     if (

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -127,8 +127,18 @@ def _read_test(root: Path, part: str) -> list[Study]:
     if on_disk and studies and not set(on_disk) & set(studies):
         log.warning("%s lists none of the %d folders of %s; is this the right table?", path, len(on_disk), images)
     found = _series(images, described, notes, strict=False)
+    _count_unused(images, {(study, series.id) for study, many in found.items() for series in many}, notes)
     _tell(images, notes)
     return [Study(study, study, found[study]) for study in studies]
+
+
+def _count_unused(images: Path, used: Collection[tuple[str, str]], notes: Counter[str]) -> None:
+    """Count what lies in the folders of the studies that are graded, and is no part of any series that is read."""
+    notes["files beside the folders of studies: ignored"] += tables.count_files(images)
+    for study in {study for study, _ in used}:
+        extra = {series for series in tables.subfolders(images / study) if (study, series) not in used}
+        notes["series folders that no table lists: ignored"] += sum(tables.has_files(images / study / e) for e in extra)
+        notes["files beside the folders of series: ignored"] += tables.count_files(images / study)
 
 
 def _walked(images: Path, studies: Iterable[str]) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +24,7 @@ import pandas as pd
 
 from osteograde.errors import UserError
 from osteograde.imaging import image_files
-from osteograde.imaging.image_files import find_images, part_folder, unique_names
+from osteograde.imaging.discovery import look_through, part_folder, stem_of, unique_names
 from osteograde.tasks.spec import Mark, Series, Study
 from osteograde.tasks.spine import LEVELS
 from osteograde.tasks.tables import numbers, read_table, refuse, some
@@ -63,13 +63,20 @@ def read(root: Path, part: str) -> list[Study]:
     """
     root = Path(root)
     folder = part_folder(root, part)
-    files = [file for file in find_images(folder) if MASKS not in file.relative_to(folder).parts[:-1]]
+    found = look_through(folder)
+    found.tell(used=[root / name for name in COLUMNS])
+    files = [file for file in found.files if MASKS not in file.relative_to(folder).parts[:-1]]
     if not files:
         raise UserError(f"{folder}: no image files (png, jpg, webp, tif, bmp, dcm); give the folder that holds them")
-    first = {(file.parent, file.stem): file for file in reversed(files)}  # one of 1_t2.png and 1_t2.jpg is named so
-    named = [file for file in files if _match(file) and first[file.parent, file.stem] == file]
-    odd = sorted({*files} - {*named})
-    placed = [*_named(named, _spacing(_table(root, "overview.csv"))), *_others(odd, folder)]
+    pictures = [file for file in files if file not in found.dicom]
+    first = {(file.parent, file.stem): file for file in reversed(pictures)}  # one of 1_t2.png and 1_t2.jpg is named so
+    named = [file for file in pictures if _match(file) and first[file.parent, file.stem] == file]
+    odd = sorted({*pictures} - {*named})
+    placed = [
+        *_named(named, _spacing(_table(root, "overview.csv"))),
+        *_other_pictures(odd),
+        *_dicom([file for file in files if file in found.dicom], folder, mixed={file.parent for file in pictures}),
+    ]
     called = unique_names([place for place, _ in placed], folder)
     studies = [
         replace(study, id=name, patient=study.patient or name) for (_, study), name in zip(placed, called, strict=True)
@@ -110,26 +117,32 @@ def _series(view: str, files: list[Path], spacing: Mapping[str, tuple[float, flo
     return Series(name, view, ordered[0].parent, tuple(ordered), spacing.get(name), masks=masks if known else ())
 
 
-def _others(files: Sequence[Path], root: Path) -> Iterator[tuple[Path, Study]]:
-    """The same of files of any other name: unknown contrast counts as T2. DICOM files of a folder are one study."""
+def _other_pictures(files: Sequence[Path]) -> Iterator[tuple[Path, Study]]:
+    """The same of pictures of any other name: unknown contrast counts as T2."""
+    for file in files:
+        view = told["view"] if (told := _match(file)) else "t2"
+        yield file, Study("", "", (Series(stem_of(file), view, file.parent, (file,)),))
+
+
+def _dicom(files: Sequence[Path], root: Path, mixed: Collection[Path]) -> Iterator[tuple[Path, Study]]:
+    """The same of DICOM files: those of a folder are one study. mixed: folders that hold pictures as well; of them the
+    DICOM files alone are read."""
     slices: dict[Path, list[Path]] = defaultdict(list)
     for file in files:
-        if not image_files.is_image(file):
-            slices[file.parent].append(file)
-        else:
-            view = told["view"] if (told := _match(file)) else "t2"
-            yield file, Study("", "", (Series(file.stem, view, file.parent, (file,)),))
+        slices[file.parent].append(file)
     for folder, together in slices.items():
         if len(together) > 1:
-            place = (root if folder == root else folder.parent) / f"{folder.absolute().name}.study"
-            yield place, Study("", "", (Series(folder.absolute().name, "", folder),))
+            name = folder.absolute().name
+            place = (root if folder == root else folder.parent) / f"{name}.stack"
+            yield place, Study("", "", (Series(name, "", folder, tuple(together) if folder in mixed else ()),))
         else:
             file = together[0]
-            yield file, Study("", "", (Series(file.stem, "", folder, (file,)),))
+            yield file, Study("", "", (Series(stem_of(file), "", folder, (file,)),))
 
 
 def _match(file: Path) -> re.Match[str] | None:
-    return _NAMED.match(file.stem) if image_files.is_image(file) else None
+    """What the name of a picture says, where it is called as the data set's are."""
+    return _NAMED.match(stem_of(file))
 
 
 def _known(root: Path, studies: Sequence[Study]) -> list[Study]:

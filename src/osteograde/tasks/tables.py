@@ -107,6 +107,14 @@ def subfolders(folder: Path) -> list[str]:
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
+def count_files(folder: Path) -> int:
+    """How many files lie in a folder itself, hidden ones left out; 0 where it does not exist."""
+    if not folder.is_dir():
+        return 0
+    with os.scandir(folder) as entries:
+        return sum(entry.is_file() and not entry.name.startswith(".") for entry in entries)
+
+
 def has_files(folder: Path) -> bool:
     """Whether a folder exists and holds at least one file."""
     if not folder.is_dir():
