@@ -13,8 +13,8 @@ import numpy as np
 
 from osteograde.phantom.dicom_writer import write_film
 from osteograde.phantom.knee import knee
-from osteograde.tasks.knee_files import GRADE_COLUMNS
 from osteograde.tasks.knee_films import SIDES, compose
+from osteograde.tasks.tables import GRADE_COLUMNS
 
 SOURCE = {
     "source": "synthetic knees of osteograde's own phantom",

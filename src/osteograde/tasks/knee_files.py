@@ -9,7 +9,6 @@ What an image is follows from its size and header alone, so that every row is kn
 
 from __future__ import annotations
 
-import csv
 import logging
 import re
 from pathlib import Path
@@ -19,7 +18,7 @@ from osteograde.imaging import image_files
 from osteograde.imaging.dicom.radiograph import film_outline
 from osteograde.imaging.discovery import look_through, part_folder, stem_of, unique_names
 from osteograde.tasks.spec import Mark, Series, Study
-from osteograde.tasks.tables import some
+from osteograde.tasks.tables import row_grades, some
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +34,6 @@ _NAMED = re.compile(
 )  # 9001695L, or OAI's codes: _1 right, _2 left
 _PATIENT = re.compile(r"(?:^|_)([0-9]+)_?(?:[LRlr]|(?<=_)[12])$")  # the same behind folders (image_files.names)
 _SIDE = {"r": "right", "l": "left", "1": "right", "2": "left"}
-GRADE_COLUMNS = ("row_id", "grade")
 
 
 def read(root: Path, part: str) -> list[Study]:
@@ -108,16 +106,11 @@ def _outline(file: Path) -> tuple[int, int, str, float]:
 
 def labels(path: Path) -> dict[str, dict[str, int]]:
     """{study: {side: grade}} of a table row_id,grade whose row ids end in _right or _left. ValueError otherwise."""
-    with Path(path).open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        if not set(GRADE_COLUMNS) <= set(reader.fieldnames or ()):
-            raise UserError(f"{path}: columns are {reader.fieldnames}; expected {','.join(GRADE_COLUMNS)}")
-        rows = [(row["row_id"].rpartition("_"), row["grade"].strip()) for row in reader]
-    bad = ["".join(parts) for parts, grade in rows if parts[2] not in SIDES or grade not in ("", *GRADES)]
-    if bad:
-        raise UserError(f"{path}: rows without a side or with an unknown grade: {some(bad)}; expected _right or _left")
+    rows = [(line, row.rpartition("_"), grade) for line, row, grade in row_grades(path, GRADES)]
+    if bad := [f"{''.join(parts)} (line {line})" for line, parts, _ in rows if parts[2] not in SIDES]:
+        raise UserError(f"{path}: rows without a side: {some(bad)}; expected ids that end in _right or _left")
     found: dict[str, dict[str, int]] = {}
-    for (name, _, side), grade in rows:
+    for _, (name, _, side), grade in rows:
         if grade:
             found.setdefault(name, {})[side] = int(grade)
     return found

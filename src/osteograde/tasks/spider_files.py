@@ -12,6 +12,7 @@ Disc centres as boxes and masks give them. Levels are counted up from the lowest
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -27,13 +28,20 @@ from osteograde.imaging import image_files
 from osteograde.imaging.discovery import look_through, part_folder, stem_of, unique_names
 from osteograde.tasks.spec import Mark, Series, Study
 from osteograde.tasks.spine import LEVELS
-from osteograde.tasks.tables import numbers, read_table, refuse, some
+from osteograde.tasks.tables import cells_of, matched, numbers, read_table, refuse, refuse_conflicts, row_grades, some
 
+log = logging.getLogger(__name__)
+
+_Known = tuple[dict[str, int], dict[str, dict[str, int]]]  # level -> class index, finding -> level -> 0 or 1
 GRADES = ("1", "2", "3", "4", "5")
 FINDINGS = {"narrowing": "disc narrowing", "bulging": "disc bulging"}  # yes/no heads and their columns
 MASKS = "masks"  # folder of label images, never images to grade
 _NAMED = re.compile(r"^(?P<patient>[0-9A-Za-z]+)_(?P<view>t1|t2)(?P<space>_SPACE)?(?:_slice(?P<slice>[0-9]+))?$")
-GRADE_COLUMNS = ("row_id", "grade")
+KEYS = {
+    "overview.csv": ("new_file_name",),
+    "gradings.csv": ("patient", "ivd label"),
+    "boxes.csv": ("slice", "ivd_label"),
+}
 COLUMNS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {  # texts, needed and other numbers
     "overview.csv": (("new_file_name", "pixelspacing"), (), ("slicethickness", "spacingbetweenslices")),
     "gradings.csv": (("patient",), ("ivd label",), ("pfirrman grade", *FINDINGS.values())),
@@ -150,6 +158,8 @@ def _known(root: Path, studies: Sequence[Study]) -> list[Study]:
     marks."""
     boxes, grades = _table(root, "boxes.csv"), _grades(_table(root, "gradings.csv"))
     marks = of_boxes(boxes) if boxes is not None else {}
+    grades = _as_files_say(root, grades, {study.patient for study in studies})
+    _tell_unused(root, grades, marks, studies)
     found = []
     for study in studies:
         own: list[Mark] = []
@@ -161,9 +171,29 @@ def _known(root: Path, studies: Sequence[Study]) -> list[Study]:
     return found
 
 
-def _grades(table: pd.DataFrame | None) -> dict[str, tuple[dict[str, int], dict[str, dict[str, int]]]]:
+def _as_files_say(root: Path, grades: dict[str, _Known], patients: Collection[str]) -> dict[str, _Known]:
+    """The grades under the patients' names of the files, where leading zeros are all that differs."""
+    same = matched(grades, patients)
+    if same:
+        log.warning("%s: %d patients of gradings.csv differ from the files by leading zeros: matched", root, len(same))
+    return {same.get(patient, patient): known for patient, known in grades.items()}
+
+
+def _tell_unused(
+    root: Path, grades: Mapping[str, _Known], marks: Mapping[str, Sequence[Mark]], studies: Sequence[Study]
+) -> None:
+    """Log how many rows of the tables speak of no image."""
+    patients, series = {study.patient for study in studies}, {one.id for study in studies for one in study.series}
+    lost = sorted(patient for patient, (labels, _) in grades.items() if labels and patient not in patients)
+    if lost:
+        log.warning("%s: %d patients of gradings.csv have no image: %s", root, len(lost), some(lost))
+    if boxless := sorted(name for name in marks if name not in series):
+        log.warning("%s: boxes.csv speaks of %d images that are not there: %s", root, len(boxless), some(boxless))
+
+
+def _grades(table: pd.DataFrame | None) -> dict[str, _Known]:
     """patient -> (level -> class index, finding -> level -> 0 or 1). Empty cells are unknown."""
-    found: dict[str, tuple[dict[str, int], dict[str, dict[str, int]]]] = {}
+    found: dict[str, _Known] = {}
     for row in table.to_dict("records") if table is not None else []:
         level = level_of(int(row["ivd label"]))
         if not level:
@@ -206,27 +236,28 @@ def _table(root: Path, name: str) -> pd.DataFrame | None:
                 if column in needed:
                     refuse(path, table, pd.Series(np.isnan(values), table.index), column, "not a number")
                 table[column] = values
-            return table
+            refuse_conflicts(path, table.drop_duplicates(), KEYS[name])
+            return table.drop_duplicates()
     return None
 
 
 def _has_columns(path: Path, columns: Sequence[str]) -> bool:
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        header = {name.strip().lower() for name in file.readline().split(",")}
-    return {*columns} <= header
+    """Whether a table has all these columns; not where it is no table at all."""
+    try:
+        rows = cells_of(path)
+    except ValueError:
+        return False
+    return bool(rows) and {*columns} <= {name.strip().lower() for name in rows[0][1]}
 
 
 def labels(path: Path) -> dict[str, dict[str, int]]:
     """{study: {level: class index}} of a table row_id,grade. ValueError for unknown grades or levels."""
-    table = pd.read_csv(path, dtype=str, encoding="utf-8-sig")
-    if not set(GRADE_COLUMNS) <= set(table.columns):
-        raise UserError(f"{path}: columns are {list(table.columns)}; expected {','.join(GRADE_COLUMNS)}")
     found: dict[str, dict[str, int]] = {}
     bad = []
-    for row, grade in zip(table["row_id"], table["grade"], strict=True):
-        level = next((name for name in LEVELS if str(row).endswith(f"_{name}")), "")
-        if not level or grade not in GRADES:
-            bad.append(row)
+    for line, row, grade in row_grades(path, GRADES):
+        level = next((name for name in LEVELS if row.endswith(f"_{name}")), "")
+        if not level or not grade:
+            bad.append(f"{row} (line {line})")
         else:
             found.setdefault(row[: -len(level) - 1], {})[level] = GRADES.index(grade)
     if bad:
