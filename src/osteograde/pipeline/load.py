@@ -48,7 +48,7 @@ def load_study(study: Study, task: Task, *, map: Callable[..., Iterable] = map) 
     """Read every series of a study. ``map`` may be that of a thread pool, which reads files side by side. A series that
     cannot be read is counted in the faults and left out."""
     volumes: dict[str, list[Volume]] = {view.name: [] for view in task.views}
-    faults: Counter[str] = Counter()
+    faults: Counter[str] = Counter(study.notes)
     marks: dict[str, Point] = {}
     unsized: list[tuple[str, list[Volume], str]] = []
     for series in study.series:
@@ -157,8 +157,8 @@ def _film(series: Series, view: View, directions: np.ndarray, centre_mm: np.ndar
     pixel_mm = film.pixel_mm
     if pixel_mm is None:
         codes[ASSUMED] += 1
-        pixel_mm = (assumed_pixel_mm(view, width, height),) * 2
-    grid = roi_at(centre_mm, directions, np.array([SLICE_MM, *pixel_mm]), (1, height, width))
+        pixel_mm = series.spacing_mm[1:] if series.spacing_mm else (assumed_pixel_mm(view, width, height),) * 2
+    grid = roi_at(centre_mm, directions, np.array([view.slice_mm, *pixel_mm]), (1, height, width))
     volume = Volume(film.pixels[None], grid.to_mm, series=series.id, names=(series.files[0].stem,))
     return [volume], codes
 

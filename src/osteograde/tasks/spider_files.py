@@ -72,7 +72,7 @@ def read(root: Path, part: str) -> list[Study]:
     root = Path(root)
     folder = part_folder(root, part)
     found = look_through(folder)
-    found.tell(used=[root / name for name in COLUMNS])
+    found.tell(used=[root / name for name in (*COLUMNS, "SOURCE.json")])
     files = [file for file in found.files if MASKS not in file.relative_to(folder).parts[:-1]]
     if not files:
         raise UserError(f"{folder}: no image files (png, jpg, webp, tif, bmp, dcm); give the folder that holds them")
