@@ -243,7 +243,7 @@ def test_somebody_elses_table_above_the_images_is_not_read(tmp_path):
 def test_a_truth_table_is_read_and_unknown_levels_or_grades_are_refused(tmp_path):
     path = tmp_path / "truth.csv"
     path.write_text("row_id,grade\n7_l5_s1,5\n7_l1_l2,1\n7_t2_SPACE_l4_l5,3\n")
-    assert TASK.labels(path) == {"7": {"l5_s1": 4, "l1_l2": 0}, "7_t2_SPACE": {"l4_l5": 2}}
+    assert TASK.read_labels(path) == {"7": {"l5_s1": 4, "l1_l2": 0}, "7_t2_SPACE": {"l4_l5": 2}}
     for row, said in (
         ("7_l6_l7,1", r"without a known level and grade: 7_l6_l7 \(line 3\)"),
         ("7_l5_s1,", r"without a known level and grade: 7_l5_s1 \(line 3\)"),
@@ -252,10 +252,10 @@ def test_a_truth_table_is_read_and_unknown_levels_or_grades_are_refused(tmp_path
     ):
         path.write_text(f"row_id,grade\n7_l1_l2,1\n{row}\n")
         with pytest.raises(ValueError, match=said):
-            TASK.labels(path)
+            TASK.read_labels(path)
     path.write_text("row,grade\n")
     with pytest.raises(ValueError, match="no column row_id"):
-        TASK.labels(path)
+        TASK.read_labels(path)
 
 
 # Levels of drawn masks

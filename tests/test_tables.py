@@ -82,7 +82,7 @@ def test_truth_tables_of_all_tasks_go_through_the_same_reader(tmp_path, task):
     target = TASKS[task].targets[0]
     path = tmp_path / "t.csv"
     path.write_text(f"Row_ID;Grade\nx_{target};2,0\n", encoding="utf-16")
-    assert set(TASKS[task].labels(path)["x"]) == {target}
+    assert set(TASKS[task].read_labels(path)["x"]) == {target}
 
 
 def test_ids_match_folders_in_spite_of_leading_zeros_and_decimals():

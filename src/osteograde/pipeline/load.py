@@ -158,7 +158,7 @@ def _film(series: Series, view: View, directions: np.ndarray, centre_mm: np.ndar
     if pixel_mm is None:
         codes[ASSUMED] += 1
         pixel_mm = series.spacing_mm[1:] if series.spacing_mm else (assumed_pixel_mm(view, width, height),) * 2
-    grid = roi_at(centre_mm, directions, np.array([view.slice_mm, *pixel_mm]), (1, height, width))
+    grid = roi_at(centre_mm, directions, np.array([SLICE_MM, *pixel_mm]), (1, height, width))
     volume = Volume(film.pixels[None], grid.to_mm, series=series.id, names=(series.files[0].stem,))
     return [volume], codes
 

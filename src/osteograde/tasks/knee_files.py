@@ -55,7 +55,7 @@ patient_of = patient_of_id
 def read(root: Path, part: str) -> list[Study]:
     """Every image below ROOT as a study; for "train" those in grade folders 0..4, with labels and joint centres.
 
-    For "test" ROOT/test_images where it exists; labels and folder names are not looked at. ValueError where there is
+    For "test" ROOT/test_images where it exists; labels and folder names are not looked at. UserError where there is
     no image.
     """
     root, training = Path(root), part == "train"
@@ -243,7 +243,7 @@ def _outline(file: Path, picture: bool) -> Outline:
 
 
 def labels(path: Path) -> dict[str, dict[str, int]]:
-    """{study: {side: grade}} of a table row_id,grade whose row ids end in _right or _left. ValueError otherwise."""
+    """{study: {side: grade}} of a table row_id,grade whose row ids end in _right or _left. UserError otherwise."""
     rows = [(line, row.rpartition("_"), grade) for line, row, grade in row_grades(path, GRADES)]
     if bad := [f"{''.join(parts)} (line {line})" for line, parts, _ in rows if parts[2] not in SIDES]:
         raise UserError(f"{path}: rows without a side: {some(bad)}; expected ids that end in _right or _left")

@@ -59,7 +59,7 @@ def read(root: Path, split: str) -> list[Study]:
     ValueError says what is wrong, where, and what to do.
     """
     if split not in ("train", "test"):
-        raise UserError(f"split is {split!r}, expected 'train' or 'test'")
+        raise ValueError(f"split is {split!r}, expected 'train' or 'test'")
     if split == "test":
         return _read_test(root, split_of(root))
     if not (root / "train_images").is_dir():
@@ -124,7 +124,7 @@ def _read_test(root: Path, part: str) -> list[Study]:
         described["view"] = described["series_description"].map(view_of_description)
         twice = described.drop_duplicates(["study_id", "series_id", "view"]).duplicated(list(SERIES_COLUMNS[:2]))
         notes["series described in two ways: the first one counts"] += int(twice.sum())
-    except ValueError as error:  # the rows can still be told from the folders, the views from the pixels' orientation
+    except UserError as error:  # the rows can still be told from the folders, the views from the pixels' orientation
         log.warning("%s; the folders are walked instead", error)
         described = _walked(images, on_disk)
     described = described[described["study_id"] != ""].drop_duplicates(list(SERIES_COLUMNS[:2]))

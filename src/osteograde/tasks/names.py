@@ -14,6 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from osteograde.errors import UserError
 from osteograde.tasks import tables
 
 log = logging.getLogger(__name__)
@@ -272,7 +273,7 @@ class People:
 def read_people(folders: Sequence[Path]) -> People:
     """patients.csv of the first folder that has one: columns image (or study, file, ...), patient and maybe side.
 
-    ValueError where a column is missing, a side is no side, or rows contradict each other.
+    UserError where a column is missing, a side is no side, or rows contradict each other.
     """
     path = next((folder / PATIENTS for folder in folders if (folder / PATIENTS).is_file()), None)
     if path is None:
@@ -280,7 +281,7 @@ def read_people(folders: Sequence[Path]) -> People:
     header = [name.strip().lower() for name in tables.cells_of(path)[0][1]]
     chosen = [next((name for name in names if name in header), "") for names in (_IMAGE_COLUMNS, _PATIENT_COLUMNS)]
     if not all(chosen):
-        raise ValueError(f"{path}: columns are {header}; expected image and patient, and side where it is known")
+        raise UserError(f"{path}: columns are {header}; expected image and patient, and side where it is known")
     side = next((name for name in _SIDE_COLUMNS if name in header), "")
     table = tables.read_table(path, [*chosen, *filter(None, [side])], ids=())
     tables.refuse_conflicts(path, table, chosen[:1])

@@ -67,7 +67,7 @@ def patient_of(study: str) -> str:
 def read(root: Path, part: str) -> list[Study]:
     """Every image below ROOT (for "test" ROOT/test_images where it exists) as studies; "train": with what is known.
 
-    ValueError where there is no image, where a table is broken, or where nothing is known about any image.
+    UserError where there is no image, where a table is broken, or where nothing is known about any image.
     """
     root = Path(root)
     folder = part_folder(root, part)
@@ -225,7 +225,7 @@ def _spacing(table: pd.DataFrame | None) -> dict[str, tuple[float, float, float]
 def _table(root: Path, name: str) -> pd.DataFrame | None:
     """A table of the data set beside the images or up to two folders above them; None where there is none.
 
-    ValueError where it is broken. Above the images, a table of that name without its columns is something else's.
+    UserError where it is broken. Above the images, a table of that name without its columns is something else's.
     """
     ids, needed, others = COLUMNS[name]
     for path in (folder / name for folder in (root, *root.resolve().parents[:2])):
@@ -245,13 +245,13 @@ def _has_columns(path: Path, columns: Sequence[str]) -> bool:
     """Whether a table has all these columns; not where it is no table at all."""
     try:
         rows = cells_of(path)
-    except ValueError:
+    except UserError:
         return False
     return bool(rows) and {*columns} <= {name.strip().lower() for name in rows[0][1]}
 
 
 def labels(path: Path) -> dict[str, dict[str, int]]:
-    """{study: {level: class index}} of a table row_id,grade. ValueError for unknown grades or levels."""
+    """{study: {level: class index}} of a table row_id,grade. UserError for unknown grades or levels."""
     found: dict[str, dict[str, int]] = {}
     bad = []
     for line, row, grade in row_grades(path, GRADES):

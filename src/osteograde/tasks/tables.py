@@ -69,7 +69,7 @@ def read_table(path: Path, columns: Sequence[str], ids: Sequence[str], *, whole:
 
     Encodings, separators and line ends are those of ``cells_of``; column names in another case are accepted. ``ids``:
     the columns that hold identifiers. whole: refuse rows with fewer cells than the header, which are filled up
-    otherwise. The index counts the file's lines from the one below the header (see ``lines``). ValueError where the
+    otherwise. The index counts the file's lines from the one below the header (see ``lines``). UserError where the
     file or a column is missing, or a row has too many cells.
     """
     if not path.is_file():
@@ -104,7 +104,7 @@ def cells_of(path: Path) -> list[tuple[int, list[str]]]:
 
     Read are UTF-8, UTF-16 and UTF-32 with or without a byte order mark, and else Windows-1252; separated by commas,
     semicolons, tabs or bars, whichever the header has most of; quoted cells; any line ends. The line is the one on
-    which the row begins, counted from 1. ValueError where the file cannot be read or its quotes never end.
+    which the row begins, counted from 1. UserError where the file cannot be read or its quotes never end.
     """
     try:
         text = decoded(path.read_bytes())
@@ -162,7 +162,7 @@ def _refuse_ragged(path: Path, rows: Sequence[tuple[int, list[str]]], width: int
 def row_grades(path: Path, grades: Sequence[str]) -> list[tuple[int, str, str]]:
     """(line, row id, grade) of a table row_id,grade; the grade is one of ``grades`` or "" where the cell is empty.
 
-    Whole numbers may be written as 2.0. ValueError where two rows give one row id different grades, where a row is
+    Whole numbers may be written as 2.0. UserError where two rows give one row id different grades, where a row is
     short or where a grade is unknown: each with the lines.
     """
     table = read_table(path, GRADE_COLUMNS, ids=(), whole=True)
@@ -205,7 +205,7 @@ def refuse(path: Path, table: pd.DataFrame, bad: pd.Series, column: str, what: s
 
 
 def refuse_conflicts(path: Path, table: pd.DataFrame, key: Sequence[str]) -> None:
-    """ValueError where rows agree in ``key`` and differ elsewhere."""
+    """UserError where rows agree in ``key`` and differ elsewhere."""
     twice = table.duplicated(list(key), keep=False)
     if twice.any():
         names = sorted({"/".join(map(_cell_text, row)) for row in table.loc[twice, list(key)].itertuples(index=False)})
@@ -264,7 +264,7 @@ ROW_ID = "row_id"
 
 
 def split_id(task: Task, row: str) -> tuple[str, str]:
-    """(study, target) of a row id. ValueError where it ends in no target of the task."""
+    """(study, target) of a row id. UserError where it ends in no target of the task."""
     for target in task.targets:
         if row.endswith(f"_{target}"):
             return row[: -len(target) - 1], target
@@ -272,7 +272,7 @@ def split_id(task: Task, row: str) -> tuple[str, str]:
 
 
 def by_study(task: Task, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """{study: (targets, classes)} in the task's order; NaN for rows a study does not have. ValueError where a study
+    """{study: (targets, classes)} in the task's order; NaN for rows a study does not have. UserError where a study
     lacks rows of a task whose studies all have the same."""
     place = {target: i for i, target in enumerate(task.targets)}
     found: dict[str, np.ndarray] = {}
@@ -288,7 +288,7 @@ def by_study(task: Task, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
 
 
 def read_rows(path: Path) -> tuple[list[str], list[str], np.ndarray]:
-    """(columns, row ids, values (rows, classes)) of a table; cells that are no number are NaN. ValueError otherwise."""
+    """(columns, row ids, values (rows, classes)) of a table; cells that are no number are NaN. UserError otherwise."""
     try:
         with Path(path).open(encoding="utf-8-sig", newline="") as file:
             records = [record for record in csv.reader(file) if record]
