@@ -90,6 +90,12 @@ def test_ids_match_folders_in_spite_of_leading_zeros_and_decimals():
     assert tables.matched(["5"], ["05", "005"]) == {}  # which one is meant nobody knows
 
 
+def test_links_that_lead_to_themselves_are_no_folders_and_no_files(tmp_path):
+    (tmp_path / "ring").symlink_to(tmp_path / "ring")
+    assert tables.subfolders(tmp_path) == [] and tables.count_files(tmp_path) == 0
+    assert not tables.has_files(tmp_path) and not tables.has_files(tmp_path / "ring")
+
+
 def test_decimal_commas_are_numbers():
     np.testing.assert_array_equal(tables.numbers(pd.Series(["0,5", "1.5", "1,2,3", ""])), [0.5, 1.5, np.nan, np.nan])
 

@@ -236,7 +236,7 @@ def subfolders(folder: Path) -> list[str]:
     if not folder.is_dir():
         return []
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        return sorted(entry.name for entry in entries if not entry.name.startswith(".") and _is_folder(entry))
 
 
 def count_files(folder: Path) -> int:
@@ -244,7 +244,21 @@ def count_files(folder: Path) -> int:
     if not folder.is_dir():
         return 0
     with os.scandir(folder) as entries:
-        return sum(entry.is_file() and not entry.name.startswith(".") for entry in entries)
+        return sum(not entry.name.startswith(".") and _is_file(entry) for entry in entries)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
 
 
 def has_files(folder: Path) -> bool:
@@ -252,7 +266,7 @@ def has_files(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     with os.scandir(folder) as entries:
-        return any(entry.is_file() for entry in entries)
+        return any(map(_is_file, entries))
 
 
 def under(folder: Path, root: Path) -> bool:
