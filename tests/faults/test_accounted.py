@@ -71,7 +71,7 @@ COVERED: dict[int, tuple[str, ...]] = {
     66: ("test_bundle.py::test_tensors_that_do_not_fit_the_net_are_told_apart",),
     68: (
         "test_lumbar_tables.py::test_without_a_usable_table_the_folders_are_walked",
-        "test_lumbar_tables.py::test_semicolons_are_named",
+        "test_lumbar_tables.py::test_semicolons_and_other_encodings_are_read",
         "test_lumbar_tables.py::test_a_missing_column_is_named_with_those_found",
         "test_lumbar_tables.py::test_marks_of_origin_do_not_matter",
     ),
