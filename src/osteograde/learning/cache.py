@@ -20,7 +20,7 @@ from osteograde.imaging.geometry import Volume
 from osteograde.pipeline.load import Loaded, load_study
 from osteograde.tasks.spec import Point, Study, Task
 
-VERSION = 2  # change it when reading or windowing changes
+VERSION = 3  # change it when reading or windowing changes
 
 
 def cached(study: Study, task: Task, folder: Path, *, map: Callable[..., Iterable] = map) -> Loaded:
