@@ -118,6 +118,16 @@ def test_grade_folders_are_truth_to_score_against(folder, tmp_path):
     assert result["score"]["mae"] == pytest.approx(1 / 3)
 
 
+def test_truth_of_a_side_that_has_no_row_is_left_out_and_counted(tmp_path):
+    picture(tmp_path / "test_images" / "knee_L.png", 299, 299)
+    (tmp_path / "test_truth.csv").write_text("row_id,grade\nknee_L_left,2\nknee_L_right,3\n")
+    out = tmp_path / "out.csv"
+    out.write_text("row_id," + ",".join(TASK.classes) + "\nknee_L_left,0.1,0.1,0.6,0.1,0.1\n")
+    result = score_table.score_submission(TASK, tmp_path, out, 0, np.random.default_rng(0))
+    assert result["score"]["accuracy"] == 1 and result["unsubmitted_rows"] == 1
+    assert "1 labelled rows of these studies are not submitted: left out" in score_table.format_table(result)
+
+
 # Names, tables of patients and headers
 
 

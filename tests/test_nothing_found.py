@@ -51,5 +51,7 @@ def test_one_row_in_sight_is_enough_and_unreadable_studies_are_counted_as_such(t
 def test_many_studies_with_nothing_found_make_the_task_doubtful(tmp_path):
     results = [result(Study(str(i), str(i), ()), 0.1 if i < 3 else 0.9) for i in range(5)]
     assert "3 of 5 readable studies" in summary_lines(run_of(tmp_path, *results).summary, 5)[-1]
+    partly = [result(Study(str(i), str(i), ()), 0.9, TASK.targets[:1]) for i in range(2)]
+    assert "8 of 10 rows hold the class prior" in summary_lines(run_of(tmp_path, *partly).summary, 2)[-1]
     few = summary_lines(run_of(tmp_path, *results[2:]).summary, 3)
     assert not any("warning" in line for line in few)

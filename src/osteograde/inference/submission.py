@@ -267,13 +267,15 @@ class Result:
 class RunSummary:
     """What happened in a run: for the log, the flags file and the benchmark.
 
-    unread: studies of which nothing could be read. on_prior: targets whose rows hold the class prior. faults: code ->
-    how often. seconds: stage -> seconds spent. flags, findings: rows of the tables beside the submission.
+    unread: studies of which nothing could be read. on_prior: targets whose rows hold the class prior. rows: of the
+    studies that are done. faults: code -> how often. seconds: stage -> seconds spent. flags, findings: rows of the
+    tables beside the submission.
     """
 
     studies: int = 0
     unread: int = 0
     on_prior: int = 0
+    rows: int = 0
     faults: Counter[str] = field(default_factory=Counter)
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     flags: list[Flag] = field(default_factory=list)
@@ -316,6 +318,7 @@ class RunningSubmission:
             summary.faults[NOTHING_FOUND] += 1
         summary.flags += flags
         summary.on_prior += len(self.task.targets_of(study.targets)) - len(result.graded)
+        summary.rows += len(self.task.targets_of(study.targets))
 
     def mark_unreached(self, reason: str) -> None:
         """Flag the rows of all studies that the run ended before; they keep their priors."""
@@ -361,9 +364,12 @@ def summary_lines(summary: RunSummary, done: int) -> list[str]:
         f"{done - empty} of {summary.studies} studies graded ({summary.unread} unreadable{besides}), "
         f"{summary.on_prior} targets on the prior"
     )
+    doubted = len({row for row, reason, _ in summary.flags if reason in (NOT_GRADED, NOT_SEEN)})
     if empty > MANY * max(done - summary.unread, 1):
         lines.append(
             f"warning: in {empty} of {done - summary.unread} readable studies nothing that this task grades was found "
             "with confidence; do the images show what the task is for?"
         )
+    elif doubted > MANY * max(summary.rows, 1) and not summary.unread:
+        lines.append(f"warning: {doubted} of {summary.rows} rows hold the class prior or stand on landmarks in doubt")
     return lines

@@ -74,6 +74,8 @@ def read(root: Path, part: str) -> list[Study]:
     found = look_through(folder)
     found.tell(used=[root / name for name in (*COLUMNS, "SOURCE.json")])
     files = [file for file in found.files if MASKS not in file.relative_to(folder).parts[:-1]]
+    if len(files) < len(found.files):
+        log.info("%s: %d label images in folders called %s", folder, len(found.files) - len(files), MASKS)
     if not files:
         raise UserError(f"{folder}: no image files (png, jpg, webp, tif, bmp, dcm); give the folder that holds them")
     pictures = [file for file in files if file not in found.dicom]
