@@ -39,13 +39,16 @@ _LEFT_WORDS = _words(
 )
 _BOTH_WORDS = _words("both bilateral bilaterale bilat beide beider beidseits beidseitig ambas ambos ambedue deux")
 _WORDS = dict.fromkeys(_RIGHT_WORDS, RIGHT) | dict.fromkeys(_LEFT_WORDS, LEFT) | dict.fromkeys(_BOTH_WORDS, BOTH)
-_SHORT = {"r": RIGHT, "l": LEFT, "rt": RIGHT, "lt": LEFT, "rgt": RIGHT, "lft": LEFT}
+_SHORT = {"r": RIGHT, "l": LEFT, "rt": RIGHT, "lt": LEFT, "rgt": RIGHT, "lft": LEFT,
+          "rk": RIGHT, "lk": LEFT, "rkn": RIGHT, "lkn": LEFT, "dex": RIGHT, "dext": RIGHT, "sin": LEFT}  # fmt: skip
 _SHORT_BESIDE = {  # abbreviations that mean a side only beside a word of their language
     "knie": {"re": RIGHT, "li": LEFT}, "genou": {"d": RIGHT, "dt": RIGHT, "g": LEFT},
     "rodilla": {"d": RIGHT, "dcha": RIGHT, "i": LEFT, "izda": LEFT},
-    "ginocchio": {"d": RIGHT, "dx": RIGHT, "s": LEFT, "sx": LEFT}, "joelho": {"d": RIGHT, "e": LEFT},
+    "ginocchio": {"d": RIGHT, "dx": RIGHT, "s": LEFT, "sx": LEFT}, "joelho": {"d": RIGHT, "dir": RIGHT, "e": LEFT},
 }  # fmt: skip
-_SHOWN = _words("knee knees knie genou rodilla ginocchio joelho leg joint side limb ap pa lat lateral")
+_SHOWN = _words(
+    "knee knees knie genou rodilla ginocchio joelho leg joint side seite hemi lado lato cote limb ap pa lat lateral"
+)
 _FILLER = frozenset(_SHOWN) | frozenset(  # says what is shown and how, not of whom
     _words(
         """legs knae med medial frontal view xray xr x ray cr dr dx rx rg radiograph rontgen roentgen film films img
@@ -55,17 +58,20 @@ _FILLER = frozenset(_SHOWN) | frozenset(  # says what is shown and how, not of w
         group cohort train training val valid validation test testing auto public private png jpg jpeg dcm tif"""
     )
 )
-_VISIT_WORDS = "visit visite visita besuch timepoint followup fu month months mth year years yr week weeks session ses"
+_VISIT_WORDS = (
+    "visit visite visita besuch timepoint followup fu month months mth year years yr week weeks session ses day days"
+)
 _VISIT = re.compile(rf"(v|t|tp|m|mo|y|w|wk|{_VISIT_WORDS.replace(' ', '|')})\d{{1,3}}|\d{{1,3}}(m|mo|mth|y|yr|w|wk|d)"
                     rf"|\d{{1,3}}({_VISIT_WORDS.replace(' ', '|')})")  # fmt: skip
 _VISIT_ALONE = frozenset({"baseline", "bl", "followup", "fu", "pre", "post", "preop", "postop", "initial"})
-_VISIT_BEFORE_NUMBER = frozenset({*_VISIT_WORDS.split(), "v", "t", "day"})
+_VISIT_BEFORE_NUMBER = frozenset({*_VISIT_WORDS.split(), "v", "t"})
 _DATE = re.compile(r"(?<!\d)(19|20)\d\d[-._ ]?(0[1-9]|1[0-2])[-._ ]?(0[1-9]|[12]\d|3[01])(?!\d)")
 _CODED = re.compile(r"(?P<patient>[0-9]+)_(?P<side>[12])")  # of the Osteoarthritis Initiative: _1 right, _2 left
 _CODED_DIGITS = 7  # of its patients; fewer digits are more likely a number of a patient and one of an image
 _PART_FOLDER = re.compile(r"(?:(?:train|val|test|[0-9])_)+")  # in front of an id that was made of a path
 _WORDLIKE = sorted((word for word in _WORDS if word.isascii() and len(word) >= 4), key=len, reverse=True)
 _FOLDER_NUMBER = 2  # digits that make the name of a folder a patient's: one digit is a grade or a fold
+_ENDINGS = r"v[0-9]{1,3}|visit[0-9]{1,3}|bl|fu|pre|post|baseline|followup"  # visits written behind a patient
 _LONG_NUMBER = 5  # digits that make a number a patient's and not a counter's
 
 _SIDE_SURE, _SIDE_LETTER, _SIDE_PREFIX = 3, 2, 1  # a word; a letter of its own or behind a number; a letter before one
@@ -188,9 +194,7 @@ def _pieces(name: str) -> list[_Piece]:
     for i, word in enumerate(words):
         after_visit = word.isdigit() and i and lower[i - 1] in _VISIT_BEFORE_NUMBER
         found += [_Piece("visit", word)] if after_visit else _of_word(word, short)
-    patient = any(piece.kind == "patient" for piece in found)
-    kind = "visit" if patient else "patient"
-    return found + [_Piece(kind, re.sub(r"\D", "", date), strong=True) for date in dates]
+    return found + [_Piece("visit", re.sub(r"\D", "", date)) for date in dates]
 
 
 def _of_word(word: str, short: dict[str, str]) -> list[_Piece]:
@@ -207,14 +211,16 @@ def _of_word(word: str, short: dict[str, str]) -> list[_Piece]:
 
 
 def _glued(word: str, short: dict[str, str]) -> list[_Piece]:
-    """A side and a number written together: 9001695L, P01left, L9001695, left07."""
-    sides = {**short, **{name: _WORDS[name] for name in _WORDLIKE}}
+    """A number and a side or a visit written together: 9001695L, P01left, L9001695, left07, P01v2."""
+    sides = {**short, **{name: side for name, side in _WORDS.items() if name.isascii()}}
     either = "|".join(sorted(map(re.escape, sides), key=len, reverse=True))
-    if told := re.fullmatch(rf"(.*[0-9])({either})([0-9]{{1,2}})?", word, re.IGNORECASE):
+    if told := re.fullmatch(rf"(.*[0-9])({either})([0-9]{{1,2}}|{_ENDINGS})?", word, re.IGNORECASE):
         return [_identifier(told[1]), _Piece("side", sides[told[2].lower()], weight=_SIDE_LETTER)]
     if told := re.fullmatch(rf"({either})([0-9]+)", word, re.IGNORECASE):
         weight = _SIDE_PREFIX if len(told[1]) == 1 else _SIDE_LETTER
         return [_Piece("side", sides[told[1].lower()], weight=weight), _identifier(told[2])]
+    if told := re.fullmatch(rf"(.*[0-9])({_ENDINGS})", word, re.IGNORECASE):
+        return [_identifier(told[1]), _Piece("visit", told[2])]
     return []
 
 
