@@ -77,4 +77,4 @@ def test_points_without_a_slice_and_series_that_cannot_be_read_are_counted(tmp_p
     lost = data_faults(LUMBAR, [load_study(study, LUMBAR)])
     assert (lost.points, lost.points_lost, lost.unread) == (3, 1, (tmp_path / "t1",))
     assert lost.faults["sag_t1:empty_file"] == 1
-    assert "1 of 3 annotated points found no slice" in "\n".join(lines_of(lost))
+    assert "1 of 3 annotated points have no readable slice" in "\n".join(lines_of(lost))

@@ -226,6 +226,13 @@ def test_a_patient_and_disc_graded_twice_in_two_ways_is_refused_with_both_lines(
     assert read(tmp_path, "train")["7"].labels == {"l5_s1": 4}
 
 
+def test_a_table_of_patients_counts_more_than_names(tmp_path):
+    for name in ("7_t2", "7_t1", "a", "b"):
+        picture(tmp_path / f"{name}.png")
+    (tmp_path / "patients.csv").write_text("image,patient\na,ann\nb.png,ann\n7_t1,bob\n")
+    assert {study.id: study.patient for study in read(tmp_path).values()} == {"7": "bob", "a": "ann", "b": "ann"}
+
+
 def test_patients_that_lost_their_leading_zeros_and_rows_without_an_image_are_told(tmp_path, caplog):
     picture(tmp_path / "slices" / "007_t2.png")
     (tmp_path / "gradings.csv").write_text(GRADINGS + "7,1,1,0,5\n8,1,0,0,1\n")

@@ -73,7 +73,7 @@ def lines_of(lost: DataFaults) -> list[str]:
     if lost.labels_lost:
         lines.append(f"{lost.labels_lost} of {lost.labels} labels have no readable image: not learnt from")
     if lost.points_lost:
-        lines.append(f"{lost.points_lost} of {lost.points} annotated points found no slice: not learnt from")
+        lines.append(f"{lost.points_lost} of {lost.points} annotated points have no readable slice: not learnt from")
     return lines
 
 

@@ -64,7 +64,7 @@ def score_submission(
 
 
 def _with_rows(task: Task, given: Mapping[str, int], probs: np.ndarray) -> dict[str, int]:
-    """The labels of a study whose rows were submitted: a film of one knee has one row, whatever its truth holds."""
+    """The labels of a study whose rows were submitted: a study may have fewer rows than its truth."""
     has = dict(zip(task.targets, np.isfinite(probs).all(1), strict=True))
     return {target: grade for target, grade in given.items() if has[target] or not task.per_study_targets}
 

@@ -26,6 +26,7 @@ import pandas as pd
 from osteograde.errors import UserError
 from osteograde.imaging import image_files
 from osteograde.imaging.discovery import look_through, part_folder, stem_of, unique_names
+from osteograde.tasks.names import PATIENTS, People, read_people
 from osteograde.tasks.spec import Mark, Series, Study
 from osteograde.tasks.spine import LEVELS
 from osteograde.tasks.tables import cells_of, matched, numbers, read_table, refuse, refuse_conflicts, row_grades, some
@@ -72,7 +73,7 @@ def read(root: Path, part: str) -> list[Study]:
     root = Path(root)
     folder = part_folder(root, part)
     found = look_through(folder)
-    found.tell(used=[root / name for name in (*COLUMNS, "SOURCE.json")])
+    found.tell(used=[root / name for name in (*COLUMNS, "SOURCE.json", PATIENTS)])
     files = [file for file in found.files if MASKS not in file.relative_to(folder).parts[:-1]]
     if len(files) < len(found.files):
         log.info("%s: %d label images in folders called %s", folder, len(found.files) - len(files), MASKS)
@@ -91,11 +92,26 @@ def read(root: Path, part: str) -> list[Study]:
     studies = [
         replace(study, id=name, patient=study.patient or name) for (_, study), name in zip(placed, called, strict=True)
     ]
+    studies = _with_patients(studies, read_people((root, folder)))
     if part == "train":
         studies = _known(root, studies)
         if not studies:
             raise UserError(f"{root}: gradings.csv, boxes.csv or masks say nothing about its images; nothing to learn")
     return sorted(studies, key=lambda study: study.id)
+
+
+def _with_patients(studies: Sequence[Study], people: People) -> list[Study]:
+    """The studies with the patients of patients.csv, which calls them by their id, or by a file or series of theirs."""
+    called = [
+        [study.id, *(name for one in study.series for name in (one.id, *(file.name for file in one.files)))]
+        for study in studies
+    ]
+    people = people.fitted({name for names in called for name in names})
+    told = [people.of(names) for names in called]
+    return [
+        replace(study, patient=known[0]) if known and known[0] else study
+        for study, known in zip(studies, told, strict=True)
+    ]
 
 
 def _named(files: Sequence[Path], spacing: Mapping[str, tuple[float, float, float]]) -> Iterator[tuple[Path, Study]]:
