@@ -425,8 +425,9 @@ def test_tables_without_rows_hold_no_studies(root):
     assert TASK.read(root, "train") == []
 
 
-def test_hidden_files_and_files_are_no_studies(root):
-    (root / "test_images/.cache").mkdir()
+def test_hidden_files_system_folders_and_files_are_no_studies(root):
+    for name in (".cache", "@eaDir", "__MACOSX"):
+        (root / "test_images" / name / "1").mkdir(parents=True)
     (root / "test_images/notes.txt").write_text("")
     (root / "test_series_descriptions.csv").unlink()
     assert [study.id for study in TASK.read(root, "test")] == ["901", "902"]

@@ -141,7 +141,7 @@ def _walk_real(top: Path, seen: set[Path], links: list[Path], passed: dict[Path,
         kept = []
         for inner in sorted(folders):
             path = folder / inner
-            if inner.startswith(".") or inner.lower() in _SYSTEM_FOLDERS:
+            if left_by_system(inner):
                 passed[path] = SYSTEM
             elif path.is_symlink():
                 links.append(path)
@@ -149,6 +149,11 @@ def _walk_real(top: Path, seen: set[Path], links: list[Path], passed: dict[Path,
                 kept.append(inner)
         folders[:] = kept
         yield from (folder / file for file in sorted(files))
+
+
+def left_by_system(folder: str) -> bool:
+    """Whether a folder of this name holds what a system left beside the files of its users, or is hidden."""
+    return folder.startswith(".") or folder.lower() in _SYSTEM_FOLDERS
 
 
 def _judge(path: Path) -> tuple[str, bool]:

@@ -131,6 +131,8 @@ def _read_test(root: Path, part: str) -> list[Study]:
     studies = list(dict.fromkeys(described["study_id"]))
     notes["studies on disk that no table lists: ignored"] += len(set(on_disk) - set(studies))
     notes["studies of the table that are not on disk: only the prior is left"] += len(set(studies) - set(on_disk))
+    if lost := sorted(set(studies) - set(on_disk)):
+        log.info("%s: studies of the table that are not on disk: %s", images, tables.some(lost))
     if on_disk and studies and not set(on_disk) & set(studies):
         log.warning("%s lists none of the %d folders of %s; is this the right table?", path, len(on_disk), images)
     found = _series(images, described, notes, strict=False)

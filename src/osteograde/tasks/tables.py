@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from osteograde.errors import UserError
+from osteograde.imaging.discovery import left_by_system
 from osteograde.tasks.spec import Task
 
 log = logging.getLogger(__name__)
@@ -232,11 +233,12 @@ def numbers(column: pd.Series) -> np.ndarray:
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Names of the folders in a folder, sorted, hidden ones left out; none where the folder does not exist."""
+    """Names of the folders in a folder, sorted; hidden ones and those that systems leave behind are left out. None
+    where the folder does not exist."""
     if not folder.is_dir():
         return []
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if not entry.name.startswith(".") and _is_folder(entry))
+        return sorted(entry.name for entry in entries if not left_by_system(entry.name) and _is_folder(entry))
 
 
 def count_files(folder: Path) -> int:
