@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 
 import fuzz
 
-from osteograde.imaging import files, image_files
+from osteograde.imaging import discovery, files
 from osteograde.imaging import image_files as raster
 from osteograde.imaging.dicom import UnreadableSlice, read_slice
 from osteograde.imaging.dicom.radiograph import read_film
@@ -125,7 +125,7 @@ def test_pipes_and_devices_are_no_files_and_nothing_waits_for_them(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "zero.dcm").symlink_to("/dev/zero")
-    assert image_files.find_images(tmp_path) == []
+    assert discovery.find_images(tmp_path) == []
     for name in ("pipe.png", "zero.dcm"):
         with pytest.raises(OSError, match="not a regular file"):
             files.read_bytes(tmp_path / name, 100)

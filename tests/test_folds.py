@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from osteograde.errors import UserError
 from osteograde.learning import folds
 from osteograde.tasks import TASKS
 from osteograde.tasks.spec import Study
@@ -55,6 +56,26 @@ def test_a_saved_split_is_read_back_and_refused_for_other_data(tmp_path: Path):
     assert folds.load(tmp_path / "folds.csv", studies) == split
     with pytest.raises(ValueError, match="differ in"):
         folds.load(tmp_path / "folds.csv", studies[1:])
+
+
+def test_folds_that_part_what_the_data_say_is_one_patient_are_refused(tmp_path: Path):
+    studies = studies_of(20, 20, {1})
+    folds.save(folds.assign(TASK, studies, 4, seed=0), tmp_path / "folds.csv")
+    one = [Study(study.id, "P1" if i < 8 else study.patient, ()) for i, study in enumerate(studies)]
+    with pytest.raises(UserError, match="of one patient into different folds: P1"):
+        folds.load(tmp_path / "folds.csv", one)
+
+
+def test_a_table_saved_by_a_spreadsheet_is_read_and_a_broken_line_is_named(tmp_path: Path):
+    studies, path = studies_of(8, 8, {1}), tmp_path / "folds.csv"
+    split = folds.assign(TASK, studies, 4, seed=0)
+    folds.save(split, path)
+    text = path.read_text()
+    path.write_text(text.replace(",", ";"), encoding="utf-16")
+    assert folds.read(path) == split
+    path.write_text(text + "x,y\n")
+    with pytest.raises(UserError, match="line 10: expected a study"):
+        folds.read(path)
 
 
 def test_a_table_that_tears_a_patient_apart_is_refused(tmp_path: Path):

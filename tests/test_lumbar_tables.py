@@ -194,16 +194,39 @@ def test_a_missing_column_is_named_with_those_found(root, name, column):
     refused(root, rf"{name}: no column {column}; found study_id.*other")
 
 
-def test_semicolons_are_named(root):
-    path = root / "train_series_descriptions.csv"
-    path.write_text(path.read_text().replace(",", ";"))
-    refused(root, "separated by semicolons")
+def test_semicolons_and_other_encodings_are_read(root):
+    expected = TASK.read(root, "train"), TASK.read(root, "test")
+    for name in ("train.csv", "train_series_descriptions.csv", "train_label_coordinates.csv"):
+        text = (root / name).read_text()
+        (root / name).write_text(text.replace(",", ";").replace("\n", "\r\n"), encoding="utf-16", newline="")
+    text = (root / "test_series_descriptions.csv").read_text()
+    (root / "test_series_descriptions.csv").write_text(text.replace(",", "\t"), encoding="utf-16-le")
+    assert (TASK.read(root, "train"), TASK.read(root, "test")) == expected
+
+
+def test_ids_that_lost_their_leading_zeros_are_those_of_the_folders(root, caplog):
+    expected = {study.id: study for study in TASK.read(root, "test")}
+    (root / "test_images/901").rename(root / "test_images/00901")
+    (root / "test_images/00901/11").rename(root / "test_images/00901/011")
+    found = {study.id: study for study in TASK.read(root, "test")}
+    assert set(found) == {"00901" if name == "901" else name for name in expected}
+    assert [series.view for series in found["00901"].series] == [series.view for series in expected["901"].series]
+    assert found["00901"].series[0].folder.name == "011"
+    assert "1 study ids that differ from their folders by leading zeros: matched" in caplog.text
+
+
+def test_training_ids_that_lost_their_leading_zeros_keep_labels_and_points(root):
+    expected = {study.id: study for study in TASK.read(root, "train")}
+    study = next(iter(expected))
+    (root / "train_images" / study).rename(root / "train_images" / f"0{study}")
+    found = {one.id: one for one in TASK.read(root, "train")}[f"0{study}"]
+    assert found.labels == expected[study].labels and found.marks == expected[study].marks
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff\xfe\x00\x01", b'study_id,series_id\n"1,2\n'])
 def test_what_is_no_table_is_named(root, data):
     (root / "train.csv").write_bytes(data)
-    refused(root, r"train\.csv: (not a comma-separated table|no column)")
+    refused(root, r"train\.csv: (empty|no column|line 2: not a table)")
 
 
 def test_an_unknown_label_is_named_with_its_line(root):
@@ -379,6 +402,19 @@ def test_contradictions_and_odd_ids_cost_no_row(root):
     assert studies["904"].series == studies["../905"].series == ()
 
 
+def test_what_no_table_lists_is_counted(root, caplog):
+    (root / "test_images/901/77").mkdir()
+    for name in ("901/77/1.dcm", "901/loose.dcm", "loose.dcm", "notes.txt"):
+        (root / "test_images" / name).write_bytes(b"x")
+    TASK.read(root, "test")
+    for line in (
+        "1 series folders that no table lists: ignored",
+        "1 files beside the folders of series: ignored",
+        "2 files beside the folders of studies: ignored",
+    ):
+        assert line in caplog.text
+
+
 def test_tables_without_rows_hold_no_studies(root):
     edit(root / "test_series_descriptions.csv", lambda lines: lines[:1])
     assert TASK.read(root, "test") == []
@@ -389,8 +425,9 @@ def test_tables_without_rows_hold_no_studies(root):
     assert TASK.read(root, "train") == []
 
 
-def test_hidden_files_and_files_are_no_studies(root):
-    (root / "test_images/.cache").mkdir()
+def test_hidden_files_system_folders_and_files_are_no_studies(root):
+    for name in (".cache", "@eaDir", "__MACOSX"):
+        (root / "test_images" / name / "1").mkdir(parents=True)
     (root / "test_images/notes.txt").write_text("")
     (root / "test_series_descriptions.csv").unlink()
     assert [study.id for study in TASK.read(root, "test")] == ["901", "902"]

@@ -392,3 +392,17 @@ def test_a_map_is_made_by_every_net_of_the_fold_and_by_no_other(monkeypatch):
     assert nets.of("kl", 1) == ["grade/kl/fold1.safetensors", "grade/kl/member1-fold1.safetensors"]
     with pytest.raises(ValueError, match=r"no grade/kl/fold2\.safetensors"):
         nets.of("kl", 2)
+
+
+@pytest.mark.parametrize(("patients", "said"), [
+    ({"a_L": "a", "b": "b"}, "as far as the names of the files tell patients apart. 1 of 2 studies name no patient"),
+    ({"a_L": "a", "a_R": "a"}, "as far as the names of the files tell patients apart.<"),
+])  # fmt: skip
+def test_the_fold_table_claims_no_more_than_names_tell(patients, said):
+    evidence = SimpleNamespace(
+        fold=dict.fromkeys(patients, 0), patient=patients, graded=None, task=TASKS["knee-xray"],
+        manifest=SimpleNamespace(folds=None),
+    )  # fmt: skip
+    assert said in page.fold_table(evidence)
+    evidence.task = TASKS["lumbar-mr"]  # whose tables name every patient
+    assert "No patient is in two folds.<" in page.fold_table(evidence)

@@ -217,6 +217,30 @@ def test_broken_tables_are_refused_with_what_is_wrong(tmp_path, name, text, said
         TASK.read(tmp_path, "train")
 
 
+def test_a_patient_and_disc_graded_twice_in_two_ways_is_refused_with_both_lines(tmp_path):
+    known(tmp_path)
+    (tmp_path / "gradings.csv").write_text(GRADINGS + "7,1,1,0,5\n7,2,0,2,3\n7,1,1,0,4\n")
+    with pytest.raises(ValueError, match=r"line 2, 4: rows contradict each other about 7/1"):
+        TASK.read(tmp_path, "train")
+    (tmp_path / "gradings.csv").write_text(GRADINGS + "7,1,1,0,5\n7,1.0,1,0,5.0\n")
+    assert read(tmp_path, "train")["7"].labels == {"l5_s1": 4}
+
+
+def test_a_table_of_patients_counts_more_than_names(tmp_path):
+    for name in ("7_t2", "7_t1", "a", "b"):
+        picture(tmp_path / f"{name}.png")
+    (tmp_path / "patients.csv").write_text("image,patient\na,ann\nb.png,ann\n7_t1,bob\n")
+    assert {study.id: study.patient for study in read(tmp_path).values()} == {"7": "bob", "a": "ann", "b": "ann"}
+
+
+def test_patients_that_lost_their_leading_zeros_and_rows_without_an_image_are_told(tmp_path, caplog):
+    picture(tmp_path / "slices" / "007_t2.png")
+    (tmp_path / "gradings.csv").write_text(GRADINGS + "7,1,1,0,5\n8,1,0,0,1\n")
+    assert read(tmp_path, "train")["007"].labels == {"l5_s1": 4}
+    assert "1 patients of gradings.csv differ from the files by leading zeros" in caplog.text
+    assert "1 patients of gradings.csv have no image: 8" in caplog.text
+
+
 def test_somebody_elses_table_above_the_images_is_not_read(tmp_path):
     (tmp_path / "overview.csv").write_text("name,age\nx,4\n")
     picture(tmp_path / "mine" / "7_t2.png")
@@ -227,12 +251,17 @@ def test_a_truth_table_is_read_and_unknown_levels_or_grades_are_refused(tmp_path
     path = tmp_path / "truth.csv"
     path.write_text("row_id,grade\n7_l5_s1,5\n7_l1_l2,1\n7_t2_SPACE_l4_l5,3\n")
     assert TASK.read_labels(path) == {"7": {"l5_s1": 4, "l1_l2": 0}, "7_t2_SPACE": {"l4_l5": 2}}
-    for row in ("7_l6_l7,1", "7_l5_s1,6", "7_l5_s1,"):
+    for row, said in (
+        ("7_l6_l7,1", r"without a known level and grade: 7_l6_l7 \(line 3\)"),
+        ("7_l5_s1,", r"without a known level and grade: 7_l5_s1 \(line 3\)"),
+        ("7_l5_s1,6", "line 3: unknown grade"),
+        ("7_l1_l2,2", "line 2, 3: rows contradict each other about 7_l1_l2"),
+    ):
         path.write_text(f"row_id,grade\n7_l1_l2,1\n{row}\n")
-        with pytest.raises(ValueError, match=f"without a known level and grade: {row.split(',')[0]}"):
+        with pytest.raises(ValueError, match=said):
             TASK.read_labels(path)
     path.write_text("row,grade\n")
-    with pytest.raises(ValueError, match="expected row_id,grade"):
+    with pytest.raises(ValueError, match="no column row_id"):
         TASK.read_labels(path)
 
 

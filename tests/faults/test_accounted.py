@@ -1,4 +1,4 @@
-"""Each of the catalogue's 83 faults is a case of a table here, or covered by a test that is named, or cannot occur."""
+"""Each of the catalogue's 94 faults is a case of a table here, covered by a test that is named, or cannot occur."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.faults.tags import TAGS
 from tests.faults.test_film_faults import FILMS
 
 TESTS = Path(__file__).resolve().parents[1]
-CATALOGUE = range(1, 84)
+CATALOGUE = (*range(1, 84), *range(101, 112))  # from 101 on: what people's folders, names and tables hold
 
 # What is no case of a study: the tests that cover it.
 COVERED: dict[int, tuple[str, ...]] = {
@@ -71,7 +71,7 @@ COVERED: dict[int, tuple[str, ...]] = {
     66: ("test_bundle.py::test_tensors_that_do_not_fit_the_net_are_told_apart",),
     68: (
         "test_lumbar_tables.py::test_without_a_usable_table_the_folders_are_walked",
-        "test_lumbar_tables.py::test_semicolons_are_named",
+        "test_lumbar_tables.py::test_semicolons_and_other_encodings_are_read",
         "test_lumbar_tables.py::test_a_missing_column_is_named_with_those_found",
         "test_lumbar_tables.py::test_marks_of_origin_do_not_matter",
     ),
@@ -112,6 +112,50 @@ COVERED: dict[int, tuple[str, ...]] = {
         "faults/test_lumbar_faults.py::test_the_log_stays_short",
         "test_rle.py::test_damage_is_not_written_to_the_log",
     ),
+    101: (  # images whose names say nothing, and what is no image
+        "test_discovery.py::test_content_decides_whatever_a_file_is_called",
+        "test_discovery.py::test_what_systems_leave_behind_is_no_image_and_is_counted",
+        "test_discovery.py::test_all_that_is_not_used_is_counted_by_ending_except_tables_that_were_read",
+        "test_discovery.py::test_linked_folders_are_read_once_and_loops_end",
+        "test_lumbar_tables.py::test_what_no_table_lists_is_counted",
+    ),
+    102: (  # ids that collide
+        "test_discovery.py::test_every_file_has_a_name_of_its_own_that_a_row_id_may_hold",
+        "test_discovery.py::test_names_made_of_paths_never_meet_the_names_of_others",
+        "test_tables.py::test_no_target_ends_in_another_so_that_different_studies_never_share_a_row",
+    ),
+    103: ("test_discovery.py::test_objects_without_an_image_are_passed_over_and_counted_by_kind",),
+    104: (  # training pictures that cannot be read
+        "test_data_faults.py::test_a_damaged_picture_is_named_and_costs_its_own_label",
+        "test_data_faults.py::test_few_losses_are_counted_without_a_warning_and_most_are_an_error",
+        "test_data_faults.py::test_films_are_composed_of_the_crops_that_can_be_read",
+    ),
+    105: (  # annotated points that name no file
+        "test_marks.py::test_marks_find_slices_by_instance_number_whatever_the_files_are_called",
+        "test_data_faults.py::test_points_without_a_slice_and_series_that_cannot_be_read_are_counted",
+    ),
+    106: (  # sides and patients in names
+        "test_names.py::test_side_and_patient_are_read_as_people_write_them",
+        "test_knee_files.py::test_the_side_in_a_name_is_the_row_and_a_guess_is_flagged",
+        "test_knee_files.py::test_all_visits_and_sides_of_a_name_are_one_patient_and_unnamed_ones_are_counted",
+        "test_folds.py::test_folds_that_part_what_the_data_say_is_one_patient_are_refused",
+    ),
+    107: (  # landscape crops of one knee
+        "test_knee_files.py::test_a_label_says_one_knee_whatever_the_shape",
+        "test_knee_files.py::test_a_landscape_crop_of_a_named_side_is_one_knee_and_says_that_it_was_assumed",
+    ),
+    108: ("test_knee_files.py::test_a_near_square_film_of_unknown_size_shows_both_knees",),
+    109: (  # rows that contradict each other
+        "test_tables.py::test_identical_rows_are_counted_and_contradictory_ones_refused",
+        "test_spider.py::test_a_patient_and_disc_graded_twice_in_two_ways_is_refused_with_both_lines",
+    ),
+    110: (  # encodings, separators, short rows, numbers
+        "test_tables.py::test_a_table_is_read_however_it_was_saved",
+        "test_tables.py::test_rows_of_another_width_are_refused_with_their_line",
+        "test_tables.py::test_a_whole_number_is_a_grade_however_it_is_written",
+        "test_lumbar_tables.py::test_ids_that_lost_their_leading_zeros_are_those_of_the_folders",
+    ),
+    111: ("test_nothing_found.py::test_many_studies_with_nothing_found_make_the_task_doubtful",),
 }
 
 # What cannot happen here, and why.

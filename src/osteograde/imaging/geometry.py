@@ -27,7 +27,8 @@ class Volume:
 
     voxels: (Z, Y, X), any numeric dtype. to_mm: (4, 4) from index (z, y, x, 1) to LPS mm. frame: the frame of
     reference; points may move between volumes only where frames are equal ("" = unknown). series: the id of the
-    series it came from. names: per slice, the stem of the file it was read from (the competition's instance number).
+    series it came from. names: per slice, the stem of the file it was read from. instances: per slice, its
+    InstanceNumber (0020,0013) or frame number, None where it has none; empty for pictures.
     """
 
     voxels: np.ndarray
@@ -35,6 +36,7 @@ class Volume:
     frame: str = ""
     series: str = ""
     names: tuple[str, ...] = ()
+    instances: tuple[int | None, ...] = ()
 
     # Every site of a study asks for these again: they are computed once.
 
@@ -124,13 +126,13 @@ def oriented(volume: Volume, directions: np.ndarray) -> Volume:
     order = (0, 1, 2) if straight >= swapped else (0, 2, 1)
     voxels = volume.voxels.transpose(order)
     to_mm = volume.to_mm[:, [*order, 3]].copy()
-    names = volume.names
+    names, instances = volume.names, volume.instances
     for axis in range(3):
         if to_mm[:3, axis] @ directions[axis] < 0:
             voxels = np.flip(voxels, axis)
             to_mm = to_mm @ _flip(axis, voxels.shape[axis])
-            names = names[::-1] if axis == 0 else names
-    return replace(volume, voxels=voxels, to_mm=to_mm, names=names)
+            names, instances = (names[::-1], instances[::-1]) if axis == 0 else (names, instances)
+    return replace(volume, voxels=voxels, to_mm=to_mm, names=names, instances=instances)
 
 
 def roi_on(volume: Volume, centre_mm: np.ndarray, spacing_mm: tuple[float, float], shape: tuple[int, int, int]) -> Roi:

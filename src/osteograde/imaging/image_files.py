@@ -1,19 +1,14 @@
-"""Pictures without a header of their own (PNG, JPEG, WebP, BMP, TIFF) as grey values and as volumes.
+"""Pictures without a header of their own (PNG, JPEG, WebP, BMP, TIFF, GIF, JPEG 2000) as grey values and as volumes.
 
 Nothing of such a file says how large a pixel is or which way the patient faces: the caller does. An orientation noted
 by a camera (EXIF) is ignored on purpose: what is exported from an archive carries none, and ``size`` and
 ``read_pixels`` must agree about rows and columns. Errors carry a code and no value of the file.
-
-Folders of image files without tables: which files there are, and what they may be called in a submission.
 """
 
 from __future__ import annotations
 
-import os
-import re
 import struct
 import zlib
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
@@ -24,13 +19,17 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from osteograde.errors import UserError
+from osteograde.imaging.file_kind import PICTURE, kind_of_file
 from osteograde.imaging.files import FileTooLarge, read_bytes
 from osteograde.imaging.geometry import Volume, roi_at
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})  # compare in lower case
+SUFFIXES = frozenset({
+    ".png", ".jpg", ".jpeg", ".jpe", ".jif", ".jfif", ".jp2", ".gif", ".webp", ".bmp", ".tif", ".tiff",
+})  # compare in lower case  # fmt: skip
+DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".ima", ".dic", ".acr"})
 MAX_FILE_BYTES = 512 << 20
 MAX_PIXELS = 89_478_485  # from here on the decoder itself warns of a bomb; the longest films have 60 million
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "JPEG2000")
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # TIFF 6.0, section 3
 _DAMAGE = (  # what the decoders raise on damaged files
     AttributeError, EOFError, IndexError, KeyError, MemoryError, OSError, OverflowError, RuntimeError, SyntaxError,
@@ -47,8 +46,12 @@ class UnreadableImage(UserError):
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file is called like a picture; its content is looked at by the readers only."""
-    return Path(path).suffix.lower() in SUFFIXES
+    """Whether a file is a picture and no DICOM file: its content says so, or its ending where the content says nothing.
+
+    Opens the file and reads its first bytes.
+    """
+    kind = kind_of_file(path)
+    return kind == PICTURE if kind else Path(path).suffix.lower() in SUFFIXES
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -148,57 +151,3 @@ def _to_words(values: np.ndarray) -> np.ndarray:
         return values.astype(np.uint16)
     scale = 65535.0 / (most - least) if most > least else 0.0
     return np.rint((np.where(finite, values, least) - least) * scale).astype(np.uint16)
-
-
-DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})
-_ODD = re.compile(r"[^0-9A-Za-z._-]+")
-MOST = 64  # characters of a name
-
-
-def find_images(root: Path) -> list[Path]:
-    """All image files below a folder in order of their paths: pictures and DICOM files, known by their suffix, and
-    files without a suffix that start as DICOM does. Hidden files and folders are passed over, links to folders are not
-    followed."""
-    found = []
-    for folder, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        paths = (Path(folder, name) for name in sorted(files) if not name.startswith("."))
-        found += [path for path in paths if path.is_file() and _holds_image(path)]  # a named pipe would never end
-    return found
-
-
-def unique_names(files: Sequence[Path], root: Path) -> list[str]:
-    """One name per file: its stem where no other file has it, else its path below ``root``; odd characters become _.
-
-    >>> unique_names([Path("a/x.png"), Path("b/x.png"), Path("b/my y.png")], Path("."))
-    ['a_x', 'b_x', 'my_y']
-    """
-    stems = Counter(_plain(file.stem) for file in files)
-    short = [_plain(file.stem) for file in files]
-    long = [_plain("_".join(file.relative_to(root).with_suffix("").parts)) for file in files]
-    chosen = [a if stems[a] == 1 else b for a, b in zip(short, long, strict=True)]
-    again = Counter(chosen)
-    return [name if again[name] == 1 else f"{name}_{i}" for i, name in enumerate(chosen)]
-
-
-def part_folder(root: Path, part: str) -> Path:
-    """The folder of a part: ROOT/<part>_images, or ROOT itself where there is none."""
-    folder = Path(root) / f"{part}_images"
-    return folder if folder.is_dir() else Path(root)
-
-
-def _plain(name: str) -> str:
-    return _ODD.sub("_", name)[-MOST:] or "_"
-
-
-def _holds_image(path: Path) -> bool:
-    suffix = path.suffix.lower()
-    if is_image(path) or suffix in DICOM_SUFFIXES:
-        return True
-    if suffix:
-        return False
-    try:
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False

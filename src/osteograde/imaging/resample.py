@@ -213,7 +213,7 @@ def average_thin_slices(volume: Volume, thin_mm: float = THIN_MM, slab_mm: float
     """The same stack with neighbouring thin slices averaged; unchanged where its slices are at least thin_mm apart.
 
     Nets learn on slices about 4 mm apart, with their partial volume; a mean over thin slices is just that. What is
-    left over is cut off evenly at both ends. names: those of the middle slices.
+    left over is cut off evenly at both ends. names and instances: those of the middle slices.
     """
     step = volume.spacing_mm[0]
     count = volume.voxels.shape[0]
@@ -228,4 +228,6 @@ def average_thin_slices(volume: Volume, thin_mm: float = THIN_MM, slab_mm: float
     to_index = np.diag([float(each), 1.0, 1.0, 1.0])
     to_index[0, 3] = first + (each - 1) / 2  # a slab lies at the centre of its slices
     names = volume.names[first + each // 2 :: each][: len(grouped)]
-    return replace(volume, voxels=grouped.astype(volume.voxels.dtype), to_mm=volume.to_mm @ to_index, names=names)
+    instances = volume.instances[first + each // 2 :: each][: len(grouped)]
+    voxels = grouped.astype(volume.voxels.dtype)
+    return replace(volume, voxels=voxels, to_mm=volume.to_mm @ to_index, names=names, instances=instances)

@@ -22,7 +22,7 @@ import torch
 
 from osteograde import logs
 from osteograde.errors import UserError
-from osteograde.imaging.image_files import find_images
+from osteograde.imaging.discovery import has_images
 from osteograde.inference import multi_gpu, run, submission
 from osteograde.inference.submission import RunSummary
 from osteograde.models import bundle, device
@@ -88,7 +88,7 @@ def find_data(root: Path, slug: str, data_set: str = "", skip: Path | None = Non
     found = sorted({path.parent for marker in MARKERS for path in search(root, marker, skip)})
     expected = " or ".join(MARKERS)
     if not found and not slug:
-        found, expected = [folder for folder in mounts(root) if folder != skip and find_images(folder)], "images"
+        found, expected = [folder for folder in mounts(root) if folder != skip and has_images(folder)], "images"
     if len(found) != 1:
         raise UserError(f"{len(found)} folders hold {expected}, expected 1: {[str(path) for path in found]}")
     return found[0]

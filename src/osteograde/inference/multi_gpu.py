@@ -223,6 +223,7 @@ def merged_summary(parts: Sequence[RunSummary], order: Sequence[str], rows: Mapp
     for part in parts:
         whole.unread += part.unread
         whole.on_prior += part.on_prior
+        whole.rows += part.rows
         whole.faults += part.faults
         whole.flags += part.flags
         whole.findings += part.findings
@@ -269,6 +270,7 @@ def read_progress(folder: Path) -> Progress:
         return Progress((), RunSummary())
     facts = json.loads(path.read_text(encoding="utf-8"))
     summary = RunSummary(facts["studies"], facts["unread"], facts["on_prior"])
+    summary.rows = facts.get("rows", 0)
     summary.faults = Counter(facts["faults"])
     summary.seconds = defaultdict(float, facts["seconds"])
     summary.flags = [(row, reason, count) for row, reason, count in facts["flags"]]

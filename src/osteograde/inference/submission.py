@@ -173,11 +173,13 @@ def _value_problems(ids: list[str], values: np.ndarray) -> list[Problem]:
 Flag = tuple[str, str, int]  # row id, reason, how often
 FLAG_COLUMNS = ("row_id", "reason", "count")
 LOW_CONFIDENCE = 0.5  # of a landmark: less than this share of its probability lies within 10 mm of it
+MANY = 0.5  # share of studies in which nothing is found that makes the task itself doubtful
 UNCERTAIN = 0.35  # no class is more probable than this
 
 NOT_GRADED = "not_graded"  # the row holds the class prior
 NOT_SEEN = "low_confidence"
 UNSURE = "uncertain_grade"
+NOTHING_FOUND = "nothing_found"  # every row of the study is one of the first two: it may show something else
 
 
 def flags_of(task: Task, loaded: Loaded, points: Mapping[str, Point], graded: Mapping[str, np.ndarray]) -> list[Flag]:
@@ -189,6 +191,12 @@ def flags_of(task: Task, loaded: Loaded, points: Mapping[str, Point], graded: Ma
         found += [(row, code, count) for code, count in sorted(loaded.faults.items())]
         found += [(row, reason, 1) for reason in _doubts(task, sites[target], points, graded)]
     return found
+
+
+def _nothing_found(task: Task, study: Study, flags: Sequence[Flag]) -> bool:
+    """Whether every row of a study is on the prior or stands on landmarks in doubt."""
+    doubted = {row for row, reason, _ in flags if reason in (NOT_GRADED, NOT_SEEN)}
+    return doubted >= {*task.rows(study.id, study.targets)}
 
 
 def flags_of_unreached(task: Task, study: Study, why: str) -> list[Flag]:
@@ -259,13 +267,15 @@ class Result:
 class RunSummary:
     """What happened in a run: for the log, the flags file and the benchmark.
 
-    unread: studies of which nothing could be read. on_prior: targets whose rows hold the class prior. faults: code ->
-    how often. seconds: stage -> seconds spent. flags, findings: rows of the tables beside the submission.
+    unread: studies of which nothing could be read. on_prior: targets whose rows hold the class prior. rows: of the
+    studies that are done. faults: code -> how often. seconds: stage -> seconds spent. flags, findings: rows of the
+    tables beside the submission.
     """
 
     studies: int = 0
     unread: int = 0
     on_prior: int = 0
+    rows: int = 0
     faults: Counter[str] = field(default_factory=Counter)
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     flags: list[Flag] = field(default_factory=list)
@@ -302,8 +312,13 @@ class RunningSubmission:
         self.rows |= dict(zip(self.task.rows(study.id, study.targets), table, strict=True))
         self.done += 1
         summary.findings += findings_of(self.task, study.id, result.graded)
-        summary.flags += flags_of(self.task, result.loaded, result.points, result.graded)
+        flags = flags_of(self.task, result.loaded, result.points, result.graded)
+        if result.loaded.readable and _nothing_found(self.task, study, flags):
+            flags += [(row, NOTHING_FOUND, 1) for row in self.task.rows(study.id, study.targets)]
+            summary.faults[NOTHING_FOUND] += 1
+        summary.flags += flags
         summary.on_prior += len(self.task.targets_of(study.targets)) - len(result.graded)
+        summary.rows += len(self.task.targets_of(study.targets))
 
     def mark_unreached(self, reason: str) -> None:
         """Flag the rows of all studies that the run ended before; they keep their priors."""
@@ -343,8 +358,18 @@ def summary_lines(summary: RunSummary, done: int) -> list[str]:
     lines = [f"time: {', '.join(f'{name} {seconds:.1f} s' for name, seconds in summary.seconds.items())}"]
     if summary.faults:
         lines.append("faults: " + ", ".join(f"{code} x {count}" for code, count in sorted(summary.faults.items())))
+    empty = summary.faults[NOTHING_FOUND]
+    besides = f", {empty} with nothing found" if empty else ""
     lines.append(
-        f"{done} of {summary.studies} studies graded ({summary.unread} unreadable), "
+        f"{done - empty} of {summary.studies} studies graded ({summary.unread} unreadable{besides}), "
         f"{summary.on_prior} targets on the prior"
     )
+    doubted = len({row for row, reason, _ in summary.flags if reason in (NOT_GRADED, NOT_SEEN)})
+    if empty > MANY * max(done - summary.unread, 1):
+        lines.append(
+            f"warning: in {empty} of {done - summary.unread} readable studies nothing that this task grades was found "
+            "with confidence; do the images show what the task is for?"
+        )
+    elif doubted > MANY * max(summary.rows, 1) and not summary.unread:
+        lines.append(f"warning: {doubted} of {summary.rows} rows hold the class prior or stand on landmarks in doubt")
     return lines

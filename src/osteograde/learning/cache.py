@@ -20,7 +20,7 @@ from osteograde.imaging.geometry import Volume
 from osteograde.pipeline.load import Loaded, load_study
 from osteograde.tasks.spec import Point, Study, Task
 
-VERSION = 2  # change it when reading or windowing changes
+VERSION = 3  # change it when reading or windowing changes
 
 
 def cached(study: Study, task: Task, folder: Path, *, map: Callable[..., Iterable] = map) -> Loaded:
@@ -42,7 +42,9 @@ def cached(study: Study, task: Task, folder: Path, *, map: Callable[..., Iterabl
 
 
 def _key(study: Study) -> str:
-    digest = hashlib.sha256(f"{VERSION} {study.marks} {[(s.spacing_mm, s.side) for s in study.series]}".encode())
+    digest = hashlib.sha256(
+        f"{VERSION} {study.marks} {study.notes} {[(s.spacing_mm, s.side) for s in study.series]}".encode()
+    )
     for series in study.series:
         files = series.files or (sorted(series.folder.iterdir()) if series.folder.is_dir() else ())
         for path in files:

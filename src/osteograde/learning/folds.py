@@ -17,6 +17,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from osteograde.errors import UserError
 from osteograde.tasks.spec import Grader, Study, Task
+from osteograde.tasks.tables import cells_of, some
 
 FEW_SITES = 2  # of one grader: a right and a left one
 FILE = "folds.csv"
@@ -119,16 +120,25 @@ def load(path: Path, studies: Sequence[Study]) -> Split:
             f"{path}: it names {len(split.fold)} studies, the data hold {len(wanted)}; they differ in {odd}; "
             "train into a new folder or give the data it was made from"
         )
+    folds_of: dict[str, set[int]] = {}
+    for study in studies:
+        folds_of.setdefault(study.patient, set()).add(split.fold[study.id])
+    if torn := sorted(patient for patient, folds in folds_of.items() if len(folds) > 1):
+        raise UserError(
+            f"{path}: it puts studies that the data say are of one patient into different folds: {some(torn)}; "
+            "train into a new folder"
+        )
     return split
 
 
 def read(path: Path) -> Split:
     """Read folds.csv as it is. UserError where it is no such table or names a study twice."""
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise UserError(f"{path}: columns are {reader.fieldnames}, expected {list(COLUMNS)}")
-        rows = list(reader)
+    (_, header), *lines = cells_of(path) or [(1, [])]
+    if tuple(header) != COLUMNS:
+        raise UserError(f"{path}: columns are {header}, expected {list(COLUMNS)}")
+    rows = [dict(zip(COLUMNS, cells, strict=False)) for _, cells in lines]
+    if bad := [number for number, cells in lines if len(cells) != len(COLUMNS) or not cells[-1].strip().isdigit()]:
+        raise UserError(f"{path}: line {some(bad)}: expected a study, a patient and the number of a fold")
     fold = {row["study_id"]: int(row["fold"]) for row in rows}
     if len(fold) < len(rows):
         raise UserError(f"{path}: {len(rows)} lines name {len(fold)} studies; each must be named once")

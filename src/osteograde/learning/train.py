@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from osteograde.errors import UserError
-from osteograde.learning import cross_fit, evaluate, folds, out_of_fold
+from osteograde.learning import cross_fit, data_faults, evaluate, folds, out_of_fold
 from osteograde.learning.cross_fit import Run
 from osteograde.learning.out_of_fold import OutOfFold
 from osteograde.learning.recipe import Recipe
@@ -26,6 +27,7 @@ from osteograde.tasks.priors import weighted_prior
 from osteograde.tasks.spec import Points, Study
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pandas", "pydicom", "opencv-python-headless", "scikit-learn")
+log = logging.getLogger("osteograde.learning")
 PROVENANCE = "SOURCE.json"  # beside the data: {"source": ..., "licence": ...}
 BOOTSTRAP = 1000
 
@@ -51,8 +53,7 @@ def train(
     studies = _chosen_patients(sorted(recipe.task.read(data, "train"), key=lambda study: study.id), recipe)
     split = _split(recipe, studies, out, resume=resume)
     run = Run(recipe, studies, _synthetic(recipe, studies, out), split, chosen, out, device, resume)
-    for study in run.everything:
-        run.loaded([study])  # every file is decoded here, once
+    lost = _read_all(run)
     found, points = out_of_fold.locate_out_of_fold(run)
     out_of_fold.save_points(run, found, out / "oof_points.csv")
     graded = out_of_fold.grade_out_of_fold(run, found, points)
@@ -71,7 +72,18 @@ def train(
     ):
         scores["findings"] = findings
     seal(run, data, scores, calibrations)
-    return scores
+    return {**scores, "warnings": data_faults.warning_of(lost)}
+
+
+def _read_all(run: Run) -> data_faults.DataFaults:
+    """Decode every file of the run, once, into the cache; log what is lost. UserError where most labels are."""
+    lost = data_faults.data_faults(run.recipe.task, (run.loaded([study])[0] for study in run.studies))
+    for study in run.synthetic:
+        run.loaded([study])
+    for line in data_faults.lines_of(lost):
+        log.warning(line)
+    data_faults.refuse_if_most(lost)
+    return lost
 
 
 def _split(recipe: Recipe, studies: Sequence[Study], out: Path, *, resume: bool) -> folds.Split:
@@ -233,4 +245,4 @@ def table(scores: Mapping[str, Any]) -> str:
     for name, part, value, (low, high) in evaluate.head_lines(scores.get("findings", {})):
         cells = ["-" if one is None else f"{one:.4f}" for one in (value, low, high)]
         lines.append(f"{f'{part} of {name}':<22}{cells[0]:>9}{f'{cells[1]} - {cells[2]}':>20}{'-':>9}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *scores.get("warnings", [])])

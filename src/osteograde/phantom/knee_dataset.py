@@ -14,7 +14,7 @@ import numpy as np
 from osteograde.phantom.dicom_writer import write_film
 from osteograde.phantom.knee import knee
 from osteograde.tasks.knee_films import SIDES, compose
-from osteograde.tasks.knee_xray import GRADE_COLUMNS
+from osteograde.tasks.tables import GRADE_COLUMNS
 
 SOURCE = {
     "source": "synthetic knees of osteograde's own phantom",

@@ -16,8 +16,9 @@ from osteograde.imaging.geometry import affine
 from osteograde.phantom import acquisition as planes
 from osteograde.phantom import render
 from osteograde.phantom.spine import ABOVE, Spine, Worn, worn
-from osteograde.tasks.spider_files import DISC, GRADE_COLUMNS, VERTEBRA, landmark
+from osteograde.tasks.spider_files import DISC, VERTEBRA, landmark
 from osteograde.tasks.spine import LEVELS
+from osteograde.tasks.tables import GRADE_COLUMNS
 
 SOURCE = {
     "source": "synthetic lumbar spines of osteograde's own phantom",

@@ -48,7 +48,7 @@ def load_study(study: Study, task: Task, *, map: Callable[..., Iterable] = map) 
     """Read every series of a study. ``map`` may be that of a thread pool, which reads files side by side. A series that
     cannot be read is counted in the faults and left out."""
     volumes: dict[str, list[Volume]] = {view.name: [] for view in task.views}
-    faults: Counter[str] = Counter()
+    faults: Counter[str] = Counter(study.notes)
     marks: dict[str, Point] = {}
     unsized: list[tuple[str, list[Volume], str]] = []
     for series in study.series:
@@ -157,7 +157,7 @@ def _film(series: Series, view: View, directions: np.ndarray, centre_mm: np.ndar
     pixel_mm = film.pixel_mm
     if pixel_mm is None:
         codes[ASSUMED] += 1
-        pixel_mm = (assumed_pixel_mm(view, width, height),) * 2
+        pixel_mm = series.spacing_mm[1:] if series.spacing_mm else (assumed_pixel_mm(view, width, height),) * 2
     grid = roi_at(centre_mm, directions, np.array([SLICE_MM, *pixel_mm]), (1, height, width))
     volume = Volume(film.pixels[None], grid.to_mm, series=series.id, names=(series.files[0].stem,))
     return [volume], codes
@@ -169,13 +169,30 @@ def assumed_pixel_mm(view: View, width: int, height: int) -> float:
 
 
 def marks_in_mm(marks: Sequence[Mark], series: str, stacks: Sequence[Volume]) -> dict[str, Point]:
-    """{landmark: Point} of the annotated pixels of a series. The stacks must have the axes of the files: x and y of a
-    mark are column and row of the file."""
-    places = {name: (stack, z) for stack in stacks for z, name in enumerate(stack.names)}
+    """Annotated pixels of a series in mm. The stacks must be as read: pixel (x, y) is column and row of the file.
+
+    A mark names its slice by InstanceNumber or by the name of the file: of a series that way counts by which more marks
+    find a slice, of two alike the number. A number that two slices share tells nothing.
+    """
+    own = [mark for mark in marks if mark.series == series and not np.isnan(mark.x)]
+    ways = (_places_by_instance(stacks), _places_by_name(stacks))
+    places = max(ways, key=lambda way: sum(mark.instance in way for mark in own))  # the first of equals
     return {
         mark.landmark: Point(
             apply(places[mark.instance][0].to_mm, np.array([places[mark.instance][1], mark.y, mark.x]))
         )
-        for mark in marks
-        if mark.series == series and mark.instance in places and not np.isnan(mark.x)
+        for mark in own
+        if mark.instance in places
     }
+
+
+def _places_by_name(stacks: Sequence[Volume]) -> dict[str, tuple[Volume, int]]:
+    """name of a file, also without its leading zeros -> (stack, slice)."""
+    named = {name: (stack, z) for stack in stacks for z, name in enumerate(stack.names)}
+    return {name.lstrip("0"): place for name, place in named.items() if name.isdigit()} | named
+
+
+def _places_by_instance(stacks: Sequence[Volume]) -> dict[str, tuple[Volume, int]]:
+    told = [(str(number), (stack, z)) for stack in stacks for z, number in enumerate(stack.instances)]
+    count = Counter(number for number, _ in told)
+    return {number: place for number, place in told if count[number] == 1 and number != "None"}

@@ -123,7 +123,16 @@ def fold_table(evidence: Evidence) -> str:
         body.append(row)
     body.append(["all", *(sum(int(row[i]) for row in body) for i in range(1, len(body[0])))])  # type: ignore[call-overload]
     head = ["held out", "studies", "patients", *(("labelled rows", *classes) if shows_labels else ())]
-    return table(head, body, "No patient is in two folds.")
+    return table(head, body, _patients_sentence(evidence))
+
+
+def _patients_sentence(evidence: Evidence) -> str:
+    """How far it is known that no patient is in two folds: names of files are a guess."""
+    if evidence.task.patient_of is str:
+        return "No patient is in two folds."
+    own = sum(patient == study for study, patient in evidence.patient.items())
+    unknown = f" {own} of {len(evidence.patient)} studies name no patient and count as one each." if own else ""
+    return f"No patient is in two folds, as far as the names of the files tell patients apart.{unknown}"
 
 
 def score_table(evidence: Evidence) -> str:

@@ -25,14 +25,18 @@ def score_submission(
 ) -> dict[str, Any]:
     """Scores of the studies that are both submitted and labelled, as plain data for a table and for JSON.
 
-    bootstrap: resamples of patients behind the 95 % intervals; 0 = no intervals. Keys: task, truth, studies, unlabelled
-    and unsubmitted (counts), score {part: value}, interval {part: [low, high]}, prior and uniform {part: value}, better
-    {part: "higher" or "lower"}, classes, confusion (rows: truth) and confusion_interval (numbers of cells), None where
-    the task counts none. Parts that the labels leave undefined are None. ValueError where nothing can be compared.
+    bootstrap: resamples of patients behind the 95 % intervals; 0 = no intervals. Keys: task, truth, studies,
+    unlabelled and unsubmitted (counts), unsubmitted_rows (labels of submitted studies that have no row), score
+    {part: value}, interval {part: [low, high]}, prior and uniform {part: value}, better {part: "higher" or "lower"},
+    classes, confusion (rows: truth) and confusion_interval (numbers of cells), None where the task counts none. Parts
+    that no label speaks of are None. UserError where nothing can be compared.
     """
     probs = submitted(task, submission)
     truth, labels = _truth(task, data, probs)
-    both = {study: given for study, given in labels.items() if study in probs}
+    submitted_labels = {
+        study: _with_rows(task, given, probs[study]) for study, given in labels.items() if study in probs
+    }
+    both = {study: given for study, given in submitted_labels.items() if given}
     shape = (len(task.targets), len(task.classes))
     prior, uniform = as_rows(task.prior, task.targets), np.full(shape, 1 / shape[1])
     names = list(task.metric.score(both, probs))
@@ -47,6 +51,7 @@ def score_submission(
         "studies": len(both),
         "unlabelled": len(set(probs) - set(both)),
         "unsubmitted": len(set(labels) - set(both)),
+        "unsubmitted_rows": sum(len(labels[study]) - len(given) for study, given in both.items()),
         "bootstrap": bootstrap,
         "score": _plain(task.metric.score(both, probs)),
         "interval": {name: [_finite(a), _finite(b)] for name, (a, b) in zip(names, ends, strict=False)},
@@ -56,6 +61,12 @@ def score_submission(
         "classes": list(task.classes),
         **_confusion(task, both, probs, bootstrap, rng),
     }
+
+
+def _with_rows(task: Task, given: Mapping[str, int], probs: np.ndarray) -> dict[str, int]:
+    """The labels of a study whose rows were submitted: a study may have fewer rows than its truth."""
+    has = dict(zip(task.targets, np.isfinite(probs).all(1), strict=True))
+    return {target: grade for target, grade in given.items() if has[target] or not task.per_study_targets}
 
 
 def submitted(task: Task, path: Path) -> dict[str, np.ndarray]:
@@ -95,6 +106,8 @@ def format_table(result: Mapping[str, Any]) -> str:
     for key, what in (("unlabelled", "submitted, but without truth"), ("unsubmitted", "with truth, but not submitted")):
         if result[key]:
             lines.append(f"{result[key]} studies are {what}: left out")
+    if result.get("unsubmitted_rows"):
+        lines.append(f"{result['unsubmitted_rows']} labelled rows of these studies are not submitted: left out")
     lines.append(f"{'':18}{'score':>9}{'95 % interval':>18}{'prior':>11}{'uniform':>11}  better")
     for name in result["score"]:
         low, high = result["interval"].get(name, (None, None))

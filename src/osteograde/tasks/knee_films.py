@@ -10,6 +10,7 @@ knee cut by the border, or none. Pixels are (row, column); positions are (x, y),
 from __future__ import annotations
 
 import json
+import logging
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +20,10 @@ import cv2
 import numpy as np
 
 from osteograde.imaging import image_files
-from osteograde.tasks.knee_xray import VIEW
+from osteograde.tasks.knee_files import VIEW
 from osteograde.tasks.spec import Mark, Series, Study
+
+log = logging.getLogger(__name__)
 
 CROP_MM = 140.0
 LEG_MM = 170.0  # of leg beyond each border of the crop
@@ -254,10 +257,24 @@ def films(studies: Sequence[Study], folder: Path, rng: np.random.Generator, shar
     count = max(8, round(FILMS * share))
     folder.mkdir(parents=True, exist_ok=True)
     picked = rng.permutation(np.arange(count) % len(patients))
-    return [
-        _film(f"film{i:05d}", patient, crops[patient], grades[patient], folder, rng)
+    made = [
+        _readable_film(f"film{i:05d}", patient, crops[patient], grades[patient], folder, rng)
         for i, patient in enumerate(patients[p] for p in picked)
     ]
+    kept = [film for film in made if film is not None]
+    if len(kept) < len(made):
+        log.warning("%d of %d composed films left out: a crop cannot be read", len(made) - len(kept), len(made))
+    return kept
+
+
+def _readable_film(
+    name: str, patient: str, crops: dict[str, Path], grades: dict[str, int], folder: Path, rng: np.random.Generator
+) -> Study | None:
+    """A composed film; None where a crop cannot be read (the study of that crop tells which)."""
+    try:
+        return _film(name, patient, crops, grades, folder, rng)
+    except image_files.UnreadableImage:
+        return None
 
 
 def _film(

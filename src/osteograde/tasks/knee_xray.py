@@ -1,129 +1,18 @@
 """The task `knee-xray`: Kellgren-Lawrence grades 0 to 4 of the knees on radiographs.
 
 The joint centres are found on the film, by position right or left of its middle; a picture of one knee lies wholly on
-its own side. Around each a crop of 140 mm is graded, left knees mirrored.
-
-Images are single-knee crops, with grade folders or without, and full films as pictures or DICOM. Which of these an
-image is follows from its size and header alone, so that every row is known before a pixel is decoded:
-
-* a small square picture is a crop of one knee, 140 mm wide, as all public sets of crops are;
-* a film wider than tall, or as wide as two knees are, shows both (two rows), unless its header names one side;
-* any other film shows one knee (one row), of the side its header or its file's name says, else taken as a right one.
+its own side. Around each a crop of 140 mm is graded, left knees mirrored. Files: knee_files.py.
 """
 
 from __future__ import annotations
 
-import csv
-import re
 from functools import partial
-from pathlib import Path
 
-from osteograde.errors import UserError
-from osteograde.imaging import image_files
-from osteograde.imaging.dicom.radiograph import film_outline
-from osteograde.imaging.image_files import find_images, part_folder, unique_names
+from osteograde.tasks.knee_files import CROP_MM, GRADES, SIDES, VIEW, labels, patient_of, read
 from osteograde.tasks.metrics import OrdinalMetric
 from osteograde.tasks.priors import normalised
 from osteograde.tasks.regions import boxes_around_sites, whole_stack_region
-from osteograde.tasks.spec import Crop, Grader, Landmark, Locator, Mark, Series, Site, Study, Task, View
-from osteograde.tasks.tables import some
-
-VIEW = "film"
-SIDES = ("right", "left")
-GRADES = ("0", "1", "2", "3", "4")
-CROP_MM = 140.0
-CROP_PIXELS = 640  # a larger picture is a film
-BOTH_MM = 290.0  # a film at least as wide shows both knees, however tall
-SQUARE = 0.05  # sides of a crop differ by less than this share
-_NAMED = re.compile(
-    r"^(?P<patient>[0-9]+)_?(?P<side>[LRlr]|(?<=_)[12])$"
-)  # 9001695L, or OAI's codes: _1 right, _2 left
-_PATIENT = re.compile(r"(?:^|_)([0-9]+)_?(?:[LRlr]|(?<=_)[12])$")  # the same behind folders (image_files.names)
-_SIDE = {"r": "right", "l": "left", "1": "right", "2": "left"}
-GRADE_COLUMNS = ("row_id", "grade")
-
-
-def read(root: Path, part: str) -> list[Study]:
-    """Every image below ROOT as a study; for "train" those in grade folders 0..4, with labels and joint centres.
-
-    For "test" ROOT/test_images where it exists; labels and folder names are not looked at. ValueError where there is
-    no image.
-    """
-    root = Path(root)
-    folder = part_folder(root, part)
-    files = find_images(folder)
-    if part == "train":
-        files = [file for file in files if file.parent.name in GRADES]
-    if not files:
-        kind = "images in grade folders 0 to 4" if part == "train" else "image files (png, jpg, webp, tif, bmp, dcm)"
-        raise UserError(f"{folder}: no {kind}; give the folder that holds them")
-    made = (
-        study_of_image(file, name, part == "train")
-        for file, name in zip(files, unique_names(files, folder), strict=True)
-    )
-    return sorted(made, key=lambda one: one.id)
-
-
-def study_of_image(file: Path, name: str, labelled: bool) -> Study:
-    """One image as a study; the rules are in the docstring of this module. labelled: its folder is its grade, and the
-    joint centre is the middle of the crop."""
-    width, height, side, width_mm = _outline(file)
-    told = _NAMED.match(file.stem)
-    patient = patient_of(name)
-    named = _SIDE[told["side"].lower()] if told else ""
-    if (
-        image_files.is_image(file)
-        and max(width, height) <= CROP_PIXELS
-        and abs(width - height) <= SQUARE * max(width, 1)
-    ):
-        side = named or "right"
-        pixel_mm = CROP_MM / max(width, 1)
-        series = Series(name, VIEW, file.parent, (file,), (4.0, pixel_mm, pixel_mm), side)
-    elif side in SIDES or (width <= height and width_mm < BOTH_MM):
-        side = side if side in SIDES else named or "right"
-        series = Series(name, VIEW, file.parent, (file,), side=side)
-    else:
-        return Study(name, patient, (Series(name, VIEW, file.parent, (file,)),))
-    labels = {side: int(file.parent.name)} if labelled else {}
-    marks = (Mark(side, name, file.stem, (width - 1) / 2, (height - 1) / 2),) if labelled else ()
-    return Study(name, patient, (series,), labels, marks, targets=(side,))
-
-
-def patient_of(study_id: str) -> str:
-    """The patient of a study's id: the digits before the side, else the id itself.
-
-    >>> patient_of("9001695L"), patient_of("9001695_2"), patient_of("val_3_9001695R"), patient_of("film12")
-    ('9001695', '9001695', '9001695', 'film12')
-    """
-    told = _PATIENT.search(study_id)
-    return told[1] if told else study_id
-
-
-def _outline(file: Path) -> tuple[int, int, str, float]:
-    """(width, height, side, width in mm) from a file's header; zeros where the header lacks them. Those of a file that
-    cannot be read are zeros as well: loading the study counts the fault."""
-    try:
-        return (*image_files.image_size(file), "", 0.0) if image_files.is_image(file) else film_outline(file)
-    except image_files.UnreadableImage:
-        return 0, 0, "", 0.0
-
-
-def labels(path: Path) -> dict[str, dict[str, int]]:
-    """{study: {side: grade}} of a table row_id,grade whose row ids end in _right or _left. ValueError otherwise."""
-    with Path(path).open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        if not set(GRADE_COLUMNS) <= set(reader.fieldnames or ()):
-            raise UserError(f"{path}: columns are {reader.fieldnames}; expected {','.join(GRADE_COLUMNS)}")
-        rows = [(row["row_id"].rpartition("_"), row["grade"].strip()) for row in reader]
-    bad = ["".join(parts) for parts, grade in rows if parts[2] not in SIDES or grade not in ("", *GRADES)]
-    if bad:
-        raise UserError(f"{path}: rows without a side or with an unknown grade: {some(bad)}; expected _right or _left")
-    found: dict[str, dict[str, int]] = {}
-    for (name, _, side), grade in rows:
-        if grade:
-            found.setdefault(name, {})[side] = int(grade)
-    return found
-
+from osteograde.tasks.spec import Crop, Grader, Landmark, Locator, Site, Task, View
 
 CORONAL = ((0.0, 1.0, 0.0), (0.0, 0.0, -1.0), (1.0, 0.0, 0.0))  # an AP film as it is hung: patient's left on its right
 WINDOW = (5.0, 99.0)  # percentiles over the whole film (Tiulpin et al., Scientific Reports 8:1727, 2018)

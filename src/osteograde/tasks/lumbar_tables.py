@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -100,11 +100,15 @@ def _read_train(root: Path, images: Path) -> list[Study]:
     labels = read_labels(paths[0])
     described = tables.read_table(paths[1], SERIES_COLUMNS, ids=SERIES_COLUMNS[:2])
     _refuse_bad_ids(paths[1], described, SERIES_COLUMNS[:2])
+    described = _as_folders_say(described, images, notes)
     described["view"] = described["series_description"].map(view_of_description)
     described = described.drop(columns="series_description").drop_duplicates()
     tables.refuse_conflicts(paths[1], described, SERIES_COLUMNS[:2])
-    _refuse_differences(images, set(tables.subfolders(images)), {paths[0]: labels, paths[1]: described["study_id"]})
-    marks = _marks(paths[2], labels, _views(described), notes)
+    on_disk = tables.subfolders(images)
+    same = tables.matched(labels, on_disk)
+    labels = {same.get(study, study): known for study, known in labels.items()}
+    _refuse_differences(images, set(on_disk), {paths[0]: labels, paths[1]: described["study_id"]})
+    marks = _marks(paths[2], images, labels, _views(described), notes)
     found = _series(images, described, notes, strict=True)
     _tell(images, notes)
     return [Study(study, study, found[study], labels[study], marks[study]) for study in labels]
@@ -116,7 +120,10 @@ def _read_test(root: Path, part: str) -> list[Study]:
     on_disk = tables.subfolders(images)
     try:
         described = tables.read_table(path, SERIES_COLUMNS, ids=SERIES_COLUMNS[:2])
+        described = _as_folders_say(described, images, notes)
         described["view"] = described["series_description"].map(view_of_description)
+        twice = described.drop_duplicates(["study_id", "series_id", "view"]).duplicated(list(SERIES_COLUMNS[:2]))
+        notes["series described in two ways: the first one counts"] += int(twice.sum())
     except UserError as error:  # the rows can still be told from the folders, the views from the pixels' orientation
         log.warning("%s; the folders are walked instead", error)
         described = _walked(images, on_disk)
@@ -124,11 +131,38 @@ def _read_test(root: Path, part: str) -> list[Study]:
     studies = list(dict.fromkeys(described["study_id"]))
     notes["studies on disk that no table lists: ignored"] += len(set(on_disk) - set(studies))
     notes["studies of the table that are not on disk: only the prior is left"] += len(set(studies) - set(on_disk))
+    if lost := sorted(set(studies) - set(on_disk)):
+        log.info("%s: studies of the table that are not on disk: %s", images, tables.some(lost))
     if on_disk and studies and not set(on_disk) & set(studies):
         log.warning("%s lists none of the %d folders of %s; is this the right table?", path, len(on_disk), images)
     found = _series(images, described, notes, strict=False)
+    _count_unused(images, {(study, series.id) for study, many in found.items() for series in many}, notes)
     _tell(images, notes)
     return [Study(study, study, found[study]) for study in studies]
+
+
+def _count_unused(images: Path, used: Collection[tuple[str, str]], notes: Counter[str]) -> None:
+    """Count what lies in the folders of the studies that are graded, and is no part of any series that is read."""
+    notes["files beside the folders of studies: ignored"] += tables.count_files(images)
+    for study in {study for study, _ in used}:
+        extra = {series for series in tables.subfolders(images / study) if (study, series) not in used}
+        notes["series folders that no table lists: ignored"] += sum(tables.has_files(images / study / e) for e in extra)
+        notes["files beside the folders of series: ignored"] += tables.count_files(images / study)
+
+
+def _as_folders_say(table: pd.DataFrame, images: Path, notes: Counter[str]) -> pd.DataFrame:
+    """A table whose study and series ids are those of the folders, where leading zeros are all that differs: folders
+    never go through a spreadsheet."""
+    table = table.copy()
+    same = tables.matched(table["study_id"], tables.subfolders(images))
+    table["study_id"] = table["study_id"].map(lambda study: same.get(study, study))
+    notes["study ids that differ from their folders by leading zeros: matched"] = len(same)
+    for study, rows in ((str(study), rows) for study, rows in table.groupby("study_id", sort=False)):
+        series = {*rows["series_id"]}
+        if tables.is_id(study) and not all((images / study / name).is_dir() for name in series if tables.is_id(name)):
+            told = tables.matched(series, tables.subfolders(images / study))
+            table.loc[rows.index, "series_id"] = rows["series_id"].map(lambda name, told=told: told.get(name, name))
+    return table
 
 
 def _walked(images: Path, studies: Iterable[str]) -> pd.DataFrame:
@@ -161,10 +195,14 @@ def _series(
 
 
 def _marks(
-    path: Path, labels: Mapping[str, object], views: Mapping[tuple[str, str], str], notes: Counter[str]
+    path: Path,
+    images: Path,
+    labels: Mapping[str, object],
+    views: Mapping[tuple[str, str], str],
+    notes: Counter[str],
 ) -> defaultdict[str, tuple[Mark, ...]]:
     """{study: its annotated points}. Points that are no pixel, or lie on another view, are counted and dropped."""
-    table = tables.read_table(path, MARK_COLUMNS, ids=MARK_COLUMNS[:3])
+    table = _as_folders_say(tables.read_table(path, MARK_COLUMNS, ids=MARK_COLUMNS[:3]), images, notes)
     tables.refuse_conflicts(path, table, MARK_COLUMNS[:5])
     table["target"] = [
         TARGET_OF_TABLE.get((" ".join(condition.split()).title(), level.replace(" ", "").upper()), "")

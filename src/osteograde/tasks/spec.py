@@ -70,7 +70,8 @@ class Study:
 
     labels: target -> class index; unlabelled targets are absent. marks: annotated landmarks. targets: those of the
     task's targets that this study has; none = all. head_labels: auxiliary head -> target -> index of its class (of a
-    yes/no head 1 or 0); unlabelled targets are absent.
+    yes/no head 1 or 0); unlabelled targets are absent. notes: codes of what was assumed about its rows when names and
+    headers were read, such as "side_assumed"; they are reported as flags of each row.
     """
 
     id: str
@@ -80,6 +81,7 @@ class Study:
     marks: tuple[Mark, ...] = ()
     targets: tuple[str, ...] = ()
     head_labels: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 Pixels = int | Sequence[int]  # the side of a square crop, or its (H, W)

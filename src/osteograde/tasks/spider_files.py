@@ -12,9 +12,10 @@ Disc centres as boxes and masks give them. Levels are counted up from the lowest
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,16 +25,24 @@ import pandas as pd
 
 from osteograde.errors import UserError
 from osteograde.imaging import image_files
-from osteograde.imaging.image_files import find_images, part_folder, unique_names
+from osteograde.imaging.discovery import look_through, part_folder, stem_of, unique_names
+from osteograde.tasks.names import PATIENTS, People, read_people
 from osteograde.tasks.spec import Mark, Series, Study
 from osteograde.tasks.spine import LEVELS
-from osteograde.tasks.tables import numbers, read_table, refuse, some
+from osteograde.tasks.tables import cells_of, matched, numbers, read_table, refuse, refuse_conflicts, row_grades, some
 
+log = logging.getLogger(__name__)
+
+_Known = tuple[dict[str, int], dict[str, dict[str, int]]]  # level -> class index, finding -> level -> 0 or 1
 GRADES = ("1", "2", "3", "4", "5")
 FINDINGS = {"narrowing": "disc narrowing", "bulging": "disc bulging"}  # yes/no heads and their columns
 MASKS = "masks"  # folder of label images, never images to grade
 _NAMED = re.compile(r"^(?P<patient>[0-9A-Za-z]+)_(?P<view>t1|t2)(?P<space>_SPACE)?(?:_slice(?P<slice>[0-9]+))?$")
-GRADE_COLUMNS = ("row_id", "grade")
+KEYS = {
+    "overview.csv": ("new_file_name",),
+    "gradings.csv": ("patient", "ivd label"),
+    "boxes.csv": ("slice", "ivd_label"),
+}
 COLUMNS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {  # texts, needed and other numbers
     "overview.csv": (("new_file_name", "pixelspacing"), (), ("slicethickness", "spacingbetweenslices")),
     "gradings.csv": (("patient",), ("ivd label",), ("pfirrman grade", *FINDINGS.values())),
@@ -59,26 +68,50 @@ def patient_of(study: str) -> str:
 def read(root: Path, part: str) -> list[Study]:
     """Every image below ROOT (for "test" ROOT/test_images where it exists) as studies; "train": with what is known.
 
-    ValueError where there is no image, where a table is broken, or where nothing is known about any image.
+    UserError where there is no image, where a table is broken, or where nothing is known about any image.
     """
     root = Path(root)
     folder = part_folder(root, part)
-    files = [file for file in find_images(folder) if MASKS not in file.relative_to(folder).parts[:-1]]
+    found = look_through(folder)
+    found.tell(used=[root / name for name in (*COLUMNS, "SOURCE.json", PATIENTS)])
+    files = [file for file in found.files if MASKS not in file.relative_to(folder).parts[:-1]]
+    if len(files) < len(found.files):
+        log.info("%s: %d label images in folders called %s", folder, len(found.files) - len(files), MASKS)
     if not files:
         raise UserError(f"{folder}: no image files (png, jpg, webp, tif, bmp, dcm); give the folder that holds them")
-    first = {(file.parent, file.stem): file for file in reversed(files)}  # one of 1_t2.png and 1_t2.jpg is named so
-    named = [file for file in files if _match(file) and first[file.parent, file.stem] == file]
-    odd = sorted({*files} - {*named})
-    placed = [*_named(named, _spacing(_table(root, "overview.csv"))), *_others(odd, folder)]
+    pictures = [file for file in files if file not in found.dicom]
+    first = {(file.parent, file.stem): file for file in reversed(pictures)}  # one of 1_t2.png and 1_t2.jpg is named so
+    named = [file for file in pictures if _match(file) and first[file.parent, file.stem] == file]
+    odd = sorted({*pictures} - {*named})
+    placed = [
+        *_named(named, _spacing(_table(root, "overview.csv"))),
+        *_other_pictures(odd),
+        *_dicom([file for file in files if file in found.dicom], folder, mixed={file.parent for file in pictures}),
+    ]
     called = unique_names([place for place, _ in placed], folder)
     studies = [
         replace(study, id=name, patient=study.patient or name) for (_, study), name in zip(placed, called, strict=True)
     ]
+    studies = _with_patients(studies, read_people((root, folder)))
     if part == "train":
         studies = _known(root, studies)
         if not studies:
             raise UserError(f"{root}: gradings.csv, boxes.csv or masks say nothing about its images; nothing to learn")
     return sorted(studies, key=lambda study: study.id)
+
+
+def _with_patients(studies: Sequence[Study], people: People) -> list[Study]:
+    """The studies with the patients of patients.csv, which calls them by their id, or by a file or series of theirs."""
+    called = [
+        [study.id, *(name for one in study.series for name in (one.id, *(file.name for file in one.files)))]
+        for study in studies
+    ]
+    people = people.fitted({name for names in called for name in names})
+    told = [people.of(names) for names in called]
+    return [
+        replace(study, patient=known[0]) if known and known[0] else study
+        for study, known in zip(studies, told, strict=True)
+    ]
 
 
 def _named(files: Sequence[Path], spacing: Mapping[str, tuple[float, float, float]]) -> Iterator[tuple[Path, Study]]:
@@ -110,26 +143,32 @@ def _series(view: str, files: list[Path], spacing: Mapping[str, tuple[float, flo
     return Series(name, view, ordered[0].parent, tuple(ordered), spacing.get(name), masks=masks if known else ())
 
 
-def _others(files: Sequence[Path], root: Path) -> Iterator[tuple[Path, Study]]:
-    """The same of files of any other name: unknown contrast counts as T2. DICOM files of a folder are one study."""
+def _other_pictures(files: Sequence[Path]) -> Iterator[tuple[Path, Study]]:
+    """The same of pictures of any other name: unknown contrast counts as T2."""
+    for file in files:
+        view = told["view"] if (told := _match(file)) else "t2"
+        yield file, Study("", "", (Series(stem_of(file), view, file.parent, (file,)),))
+
+
+def _dicom(files: Sequence[Path], root: Path, mixed: Collection[Path]) -> Iterator[tuple[Path, Study]]:
+    """The same of DICOM files: those of a folder are one study. mixed: folders that hold pictures as well; of them the
+    DICOM files alone are read."""
     slices: dict[Path, list[Path]] = defaultdict(list)
     for file in files:
-        if not image_files.is_image(file):
-            slices[file.parent].append(file)
-        else:
-            view = told["view"] if (told := _match(file)) else "t2"
-            yield file, Study("", "", (Series(file.stem, view, file.parent, (file,)),))
+        slices[file.parent].append(file)
     for folder, together in slices.items():
         if len(together) > 1:
-            place = (root if folder == root else folder.parent) / f"{folder.absolute().name}.study"
-            yield place, Study("", "", (Series(folder.absolute().name, "", folder),))
+            name = folder.absolute().name
+            place = (root if folder == root else folder.parent) / f"{name}.stack"
+            yield place, Study("", "", (Series(name, "", folder, tuple(together) if folder in mixed else ()),))
         else:
             file = together[0]
-            yield file, Study("", "", (Series(file.stem, "", folder, (file,)),))
+            yield file, Study("", "", (Series(stem_of(file), "", folder, (file,)),))
 
 
 def _match(file: Path) -> re.Match[str] | None:
-    return _NAMED.match(file.stem) if image_files.is_image(file) else None
+    """What the name of a picture says, where it is called as the data set's are."""
+    return _NAMED.match(stem_of(file))
 
 
 def _known(root: Path, studies: Sequence[Study]) -> list[Study]:
@@ -137,6 +176,8 @@ def _known(root: Path, studies: Sequence[Study]) -> list[Study]:
     marks."""
     boxes, grades = _table(root, "boxes.csv"), _grades(_table(root, "gradings.csv"))
     marks = of_boxes(boxes) if boxes is not None else {}
+    grades = _as_files_say(root, grades, {study.patient for study in studies})
+    _tell_unused(root, grades, marks, studies)
     found = []
     for study in studies:
         own: list[Mark] = []
@@ -148,9 +189,29 @@ def _known(root: Path, studies: Sequence[Study]) -> list[Study]:
     return found
 
 
-def _grades(table: pd.DataFrame | None) -> dict[str, tuple[dict[str, int], dict[str, dict[str, int]]]]:
+def _as_files_say(root: Path, grades: dict[str, _Known], patients: Collection[str]) -> dict[str, _Known]:
+    """The grades under the patients' names of the files, where leading zeros are all that differs."""
+    same = matched(grades, patients)
+    if same:
+        log.warning("%s: %d patients of gradings.csv differ from the files by leading zeros: matched", root, len(same))
+    return {same.get(patient, patient): known for patient, known in grades.items()}
+
+
+def _tell_unused(
+    root: Path, grades: Mapping[str, _Known], marks: Mapping[str, Sequence[Mark]], studies: Sequence[Study]
+) -> None:
+    """Log how many rows of the tables speak of no image."""
+    patients, series = {study.patient for study in studies}, {one.id for study in studies for one in study.series}
+    lost = sorted(patient for patient, (labels, _) in grades.items() if labels and patient not in patients)
+    if lost:
+        log.warning("%s: %d patients of gradings.csv have no image: %s", root, len(lost), some(lost))
+    if boxless := sorted(name for name in marks if name not in series):
+        log.warning("%s: boxes.csv speaks of %d images that are not there: %s", root, len(boxless), some(boxless))
+
+
+def _grades(table: pd.DataFrame | None) -> dict[str, _Known]:
     """patient -> (level -> class index, finding -> level -> 0 or 1). Empty cells are unknown."""
-    found: dict[str, tuple[dict[str, int], dict[str, dict[str, int]]]] = {}
+    found: dict[str, _Known] = {}
     for row in table.to_dict("records") if table is not None else []:
         level = level_of(int(row["ivd label"]))
         if not level:
@@ -182,7 +243,7 @@ def _spacing(table: pd.DataFrame | None) -> dict[str, tuple[float, float, float]
 def _table(root: Path, name: str) -> pd.DataFrame | None:
     """A table of the data set beside the images or up to two folders above them; None where there is none.
 
-    ValueError where it is broken. Above the images, a table of that name without its columns is something else's.
+    UserError where it is broken. Above the images, a table of that name without its columns is something else's.
     """
     ids, needed, others = COLUMNS[name]
     for path in (folder / name for folder in (root, *root.resolve().parents[:2])):
@@ -193,27 +254,28 @@ def _table(root: Path, name: str) -> pd.DataFrame | None:
                 if column in needed:
                     refuse(path, table, pd.Series(np.isnan(values), table.index), column, "not a number")
                 table[column] = values
-            return table
+            refuse_conflicts(path, table.drop_duplicates(), KEYS[name])
+            return table.drop_duplicates()
     return None
 
 
 def _has_columns(path: Path, columns: Sequence[str]) -> bool:
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        header = {name.strip().lower() for name in file.readline().split(",")}
-    return {*columns} <= header
+    """Whether a table has all these columns; not where it is no table at all."""
+    try:
+        rows = cells_of(path)
+    except UserError:
+        return False
+    return bool(rows) and {*columns} <= {name.strip().lower() for name in rows[0][1]}
 
 
 def labels(path: Path) -> dict[str, dict[str, int]]:
-    """{study: {level: class index}} of a table row_id,grade. ValueError for unknown grades or levels."""
-    table = pd.read_csv(path, dtype=str, encoding="utf-8-sig")
-    if not set(GRADE_COLUMNS) <= set(table.columns):
-        raise UserError(f"{path}: columns are {list(table.columns)}; expected {','.join(GRADE_COLUMNS)}")
+    """{study: {level: class index}} of a table row_id,grade. UserError for unknown grades or levels."""
     found: dict[str, dict[str, int]] = {}
     bad = []
-    for row, grade in zip(table["row_id"], table["grade"], strict=True):
-        level = next((name for name in LEVELS if str(row).endswith(f"_{name}")), "")
-        if not level or grade not in GRADES:
-            bad.append(row)
+    for line, row, grade in row_grades(path, GRADES):
+        level = next((name for name in LEVELS if row.endswith(f"_{name}")), "")
+        if not level or not grade:
+            bad.append(f"{row} (line {line})")
         else:
             found.setdefault(row[: -len(level) - 1], {})[level] = GRADES.index(grade)
     if bad:

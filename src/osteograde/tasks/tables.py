@@ -5,19 +5,36 @@ Tables of graded rows (row_id, one column per class): what a submission, a templ
 
 from __future__ import annotations
 
+import codecs
 import csv
+import logging
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from osteograde.errors import UserError
+from osteograde.imaging.discovery import left_by_system
 from osteograde.tasks.spec import Task
 
+log = logging.getLogger(__name__)
+
 ID = re.compile(r"(?=.*[0-9A-Za-z])[0-9A-Za-z._-]{1,64}")  # of a study, a series or a file, as a folder may be called
+GRADE_COLUMNS = ("row_id", "grade")
+SEPARATORS = (",", ";", "\t", "|")
+_SEPARATOR_LINE = re.compile(r'"?sep=(.)"?', re.IGNORECASE)
+_MARKS = (  # the longer ones first
+    (codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF32_BE, "utf-32-be"), (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"),
+)  # fmt: skip
+_ABSENT = (  # what tables write into cells without a value, as pandas reads them
+    "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA", "NULL",
+    "NaN", "None", "n/a", "nan", "null",
+)  # fmt: skip
 _FLOAT = re.compile(r"[0-9]+\.[0-9]*([eE]\+?[0-9]+)?")  # an integer that went through a spreadsheet: 4003253.0, 4.0e9
 
 
@@ -48,27 +65,138 @@ def id_text(text: str) -> str:
     return text
 
 
-def read_table(path: Path, columns: Sequence[str], ids: Sequence[str]) -> pd.DataFrame:
-    """The named columns of a CSV as stripped text ("" = empty), identical rows once.
+def read_table(path: Path, columns: Sequence[str], ids: Sequence[str], *, whole: bool = False) -> pd.DataFrame:
+    """The named columns of a table as stripped text ("" = empty), identical rows once (a log line counts the others).
 
-    Byte order marks, CRLF and column names in another case are accepted. ``ids``: the columns that hold identifiers.
-    The index counts the file's rows from 0 (see ``lines``). ValueError where the file or a column is missing.
+    Encodings, separators and line ends are those of ``cells_of``; column names in another case are accepted. ``ids``:
+    the columns that hold identifiers. whole: refuse rows with fewer cells than the header, which are filled up
+    otherwise. The index counts the file's lines from the one below the header (see ``lines``). UserError where the
+    file or a column is missing, or a row has too many cells.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; the competition's tables belong next to the image folders")
-    try:
-        table = pd.read_csv(path, dtype=str, encoding="utf-8-sig", skip_blank_lines=False)
-    except ValueError as error:  # empty, ragged or not UTF-8: pandas and the decoder raise kinds of ValueError
-        raise UserError(f"{path}: not a comma-separated table in UTF-8 ({error})") from error
-    table.columns = pd.Index([str(name).strip().lower() for name in table.columns])
-    missing = [name for name in columns if name not in table.columns]
-    if missing:
-        hint = "; it seems to be separated by semicolons, save it with commas" if ";" in "".join(table.columns) else ""
-        raise UserError(f"{path}: no column {some(missing)}; found {some(table.columns, 40)}{hint}")
-    table = table[list(columns)].dropna(how="all").fillna("").apply(lambda column: column.str.strip())
+    rows = cells_of(path)
+    if not rows:
+        raise UserError(f"{path}: empty; the first line must name the columns {some(columns)}")
+    header = [name.strip().lower() for name in rows[0][1]]
+    if missing := [name for name in columns if name not in header]:
+        raise UserError(f"{path}: no column {some(missing)}; found {some(header, 40)}")
+    _refuse_ragged(path, rows, len(header), whole)
+    filled = [(number, [*cells, *[""] * len(header)]) for number, cells in rows[1:]]
+    table = pd.DataFrame(
+        [[cells[header.index(name)].strip() for name in columns] for _, cells in filled],
+        columns=list(columns),
+        index=pd.Index([number - 2 for number, _ in filled], dtype=int),
+        dtype=str,
+    )
+    table = table.mask(table.isin(_ABSENT), "")
+    table = table[(table != "").any(axis=1)]
     for name in ids:
         table[name] = table[name].map(id_text)
-    return table.drop_duplicates()
+    once = table.drop_duplicates()
+    if len(once) < len(table):
+        twice = table.duplicated()
+        log.info("%s: %d rows repeat another word for word: counted once (%s)", path, twice.sum(), lines(table, twice))
+    return once
+
+
+def cells_of(path: Path) -> list[tuple[int, list[str]]]:
+    """(line, cells) of every row that is not blank, the header first.
+
+    Read are UTF-8, UTF-16 and UTF-32 with or without a byte order mark, and else Windows-1252; separated by commas,
+    semicolons, tabs or bars, whichever the header has most of; quoted cells; any line ends. The line is the one on
+    which the row begins, counted from 1. UserError where the file cannot be read or its quotes never end.
+    """
+    try:
+        text = decoded(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    lines_of = text.splitlines(keepends=True)
+    skipped = 0
+    separator = ","
+    if lines_of and (told := _SEPARATOR_LINE.fullmatch(lines_of[0].strip())):  # what spreadsheets write above a table
+        separator, skipped = told[1], 1
+    elif header := next((line for line in lines_of if line.strip()), ""):
+        bare = re.sub(r'"[^"]*"', "", header)
+        separator = max(SEPARATORS, key=bare.count)  # the first of equals
+    reader = csv.reader(StringIO("".join(lines_of[skipped:]), newline=""), delimiter=separator, strict=True)
+    rows: list[tuple[int, list[str]]] = []
+    begun = skipped + 1
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                rows.append((begun, cells))
+            begun = skipped + reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{path}: line {begun}: not a table ({error})") from error
+    return rows
+
+
+def decoded(data: bytes) -> str:
+    """Text of bytes: by the byte order mark, else UTF-16 where every second byte is zero, else UTF-8, else
+    Windows-1252 (whose five undefined bytes become U+FFFD)."""
+    for mark, encoding in _MARKS:
+        if data.startswith(mark):
+            return data[len(mark) :].decode(encoding, errors="replace")
+    head = data[:200]
+    if len(head) >= 4 and head[1::2].count(0) > 0.4 * len(head):
+        return data.decode("utf-16-le", errors="replace")
+    if len(head) >= 4 and head[::2].count(0) > 0.4 * len(head):
+        return data.decode("utf-16-be", errors="replace")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return data.decode("cp1252", errors="replace")
+
+
+def _refuse_ragged(path: Path, rows: Sequence[tuple[int, list[str]]], width: int, whole: bool) -> None:
+    long = [number for number, cells in rows if any(cell.strip() for cell in cells[width:])]
+    if long:
+        raise UserError(
+            f"{path}: line {some(long)}: more cells than the {width} of the header; quote cells with commas"
+        )
+    short = [number for number, cells in rows if len(cells) < width]
+    if short and whole:
+        raise UserError(f"{path}: line {some(short)}: fewer cells than the {width} of the header; complete the rows")
+
+
+def row_grades(path: Path, grades: Sequence[str]) -> list[tuple[int, str, str]]:
+    """(line, row id, grade) of a table row_id,grade; the grade is one of ``grades`` or "" where the cell is empty.
+
+    Whole numbers may be written as 2.0. UserError where two rows give one row id different grades, where a row is
+    short or where a grade is unknown: each with the lines.
+    """
+    table = read_table(path, GRADE_COLUMNS, ids=(), whole=True)
+    table["grade"] = table["grade"].str.replace(",", ".").map(id_text)
+    table = table.drop_duplicates()
+    refuse_conflicts(path, table, GRADE_COLUMNS[:1])
+    unknown = ~table["grade"].isin(["", *grades])
+    refuse(path, table, unknown, "grade", f"unknown grade, expected one of {', '.join(grades)}; of the grades")
+    return [(int(line) + 2, row, grade) for line, (row, grade) in zip(table.index, table.to_numpy(), strict=True)]
+
+
+def matched(ids: Iterable[str], known: Collection[str]) -> dict[str, str]:
+    """{id of a table: the same id as folders or files have it}, where leading zeros or a ".0" are all that differs.
+
+    A spreadsheet takes 007 for the number 7. Ids that are known as they stand, that match nothing, or that match
+    several, are absent.
+
+    >>> matched(["7", "8.0", "9", "5"], ["007", "08", "9", "05", "5.0"])
+    {'7': '007', '8.0': '08'}
+    """
+    of_number: dict[str, list[str]] = {}
+    for name in known:
+        of_number.setdefault(_number_of(name), []).append(name)
+    found = {}
+    for one in dict.fromkeys(ids):
+        same = of_number.get(_number_of(one), []) if one not in known else []
+        if len(same) == 1:
+            found[one] = same[0]
+    return found
+
+
+def _number_of(text: str) -> str:
+    return id_text(text).lstrip("0") or "0"
 
 
 def refuse(path: Path, table: pd.DataFrame, bad: pd.Series, column: str, what: str) -> None:
@@ -78,11 +206,15 @@ def refuse(path: Path, table: pd.DataFrame, bad: pd.Series, column: str, what: s
 
 
 def refuse_conflicts(path: Path, table: pd.DataFrame, key: Sequence[str]) -> None:
-    """ValueError where rows agree in ``key`` and differ elsewhere."""
+    """UserError where rows agree in ``key`` and differ elsewhere."""
     twice = table.duplicated(list(key), keep=False)
     if twice.any():
-        names = sorted({"/".join(row) for row in table.loc[twice, list(key)].itertuples(index=False)})
+        names = sorted({"/".join(map(_cell_text, row)) for row in table.loc[twice, list(key)].itertuples(index=False)})
         raise UserError(f"{path}: {lines(table, twice)}: rows contradict each other about {some(names)}; keep one")
+
+
+def _cell_text(cell: object) -> str:
+    return f"{cell:g}" if isinstance(cell, float) else str(cell)
 
 
 def is_id(text: str) -> bool:
@@ -95,16 +227,40 @@ def is_id(text: str) -> bool:
 
 
 def numbers(column: pd.Series) -> np.ndarray:
-    """Floats of a text column; NaN where a cell is no number."""
+    """Floats of a text column, also with a decimal comma; NaN where a cell is no number."""
+    column = column.str.replace(r"^(\s*[+-]?[0-9]*),([0-9]+\s*)$", r"\1.\2", regex=True)
     return pd.to_numeric(column, errors="coerce").to_numpy(dtype=float)
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Names of the folders in a folder, sorted, hidden ones left out; none where the folder does not exist."""
+    """Names of the folders in a folder, sorted; hidden ones and those that systems leave behind are left out. None
+    where the folder does not exist."""
     if not folder.is_dir():
         return []
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        return sorted(entry.name for entry in entries if not left_by_system(entry.name) and _is_folder(entry))
+
+
+def count_files(folder: Path) -> int:
+    """How many files lie in a folder itself, hidden ones left out; 0 where it does not exist."""
+    if not folder.is_dir():
+        return 0
+    with os.scandir(folder) as entries:
+        return sum(not entry.name.startswith(".") and _is_file(entry) for entry in entries)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
 
 
 def has_files(folder: Path) -> bool:
@@ -112,7 +268,7 @@ def has_files(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     with os.scandir(folder) as entries:
-        return any(entry.is_file() for entry in entries)
+        return any(map(_is_file, entries))
 
 
 def under(folder: Path, root: Path) -> bool:
@@ -124,7 +280,7 @@ ROW_ID = "row_id"
 
 
 def split_id(task: Task, row: str) -> tuple[str, str]:
-    """(study, target) of a row id. ValueError where it ends in no target of the task."""
+    """(study, target) of a row id. UserError where it ends in no target of the task."""
     for target in task.targets:
         if row.endswith(f"_{target}"):
             return row[: -len(target) - 1], target
@@ -132,7 +288,7 @@ def split_id(task: Task, row: str) -> tuple[str, str]:
 
 
 def by_study(task: Task, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """{study: (targets, classes)} in the task's order; NaN for rows a study does not have. ValueError where a study
+    """{study: (targets, classes)} in the task's order; NaN for rows a study does not have. UserError where a study
     lacks rows of a task whose studies all have the same."""
     place = {target: i for i, target in enumerate(task.targets)}
     found: dict[str, np.ndarray] = {}
@@ -148,7 +304,7 @@ def by_study(task: Task, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
 
 
 def read_rows(path: Path) -> tuple[list[str], list[str], np.ndarray]:
-    """(columns, row ids, values (rows, classes)) of a table; cells that are no number are NaN. ValueError otherwise."""
+    """(columns, row ids, values (rows, classes)) of a table; cells that are no number are NaN. UserError otherwise."""
     try:
         with Path(path).open(encoding="utf-8-sig", newline="") as file:
             records = [record for record in csv.reader(file) if record]

@@ -49,7 +49,8 @@ def stack(
         placed = _with_positions(group, directions[0], codes, told)
         aside = sum(_same_tilt(group[0], one) and not _same_grid(group[0], one) for one in ordered)
         chains = _bridged(_chains(placed), lost + aside, codes) if placed else []
-        volumes += [_volume(chain, series, codes) for chain in chains]
+        told_by = lambda chain: tuple(one.instance for one in chain)  # noqa: E731
+        volumes += [replace(_volume(chain, series, codes), instances=told_by(chain)) for chain in chains]
     return volumes, +codes
 
 

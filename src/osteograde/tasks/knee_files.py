@@ -1,0 +1,254 @@
+"""Reading of `knee-xray`: single-knee crops, with grade folders or without, and full films as pictures or DICOM.
+
+What an image is follows from its size, its header and its name alone, so that every row is known before a pixel is
+decoded:
+
+* a picture in a grade folder shows one knee: the folder says one grade;
+* a small square picture is a crop of one knee, 140 mm wide, as all public sets of crops are;
+* a film wider than tall, nearly so and of unknown size, or as wide as two knees are, shows both (two rows), unless its
+  header or its name gives one side;
+* any other film shows one knee (one row).
+
+The side of one knee is that of the header, else of patients.csv or of the name, else it is taken for a right one. What
+was assumed is noted in ``Study.notes`` and becomes flags of the rows: "side_assumed" (nothing names the side),
+"side_contradicts" (header and name give different sides, the header's is taken), "one_knee_assumed" (the shape would
+fit both knees as well).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from osteograde.errors import UserError
+from osteograde.imaging import image_files
+from osteograde.imaging.dicom.patient import patient_key
+from osteograde.imaging.dicom.radiograph import film_outline
+from osteograde.imaging.discovery import Found, look_through, part_folder, stem_of, unique_names
+from osteograde.tasks.names import BOTH, Named, People, patient_of_id, read_name, read_people
+from osteograde.tasks.spec import Mark, Series, Study
+from osteograde.tasks.tables import row_grades, some
+
+log = logging.getLogger(__name__)
+
+VIEW = "film"
+SIDES = ("right", "left")
+GRADES = ("0", "1", "2", "3", "4")
+CROP_MM = 140.0
+CROP_PIXELS = 640  # a larger picture is a film
+BOTH_MM = 290.0  # a film at least as wide shows both knees, however tall
+FILM_MM = (400.0, 220.0)  # width of a film of both knees, and of one, that says no size
+SQUARE = 0.05  # sides of a crop differ by less than this share
+NEAR_SQUARE = 0.92  # films of both knees are at least so wide, as a share of their height (measured: from 0.92)
+PORTRAIT = 0.83  # films of one knee are at most so wide (measured: up to 0.83); between the two nobody knows
+SIDE_ASSUMED = "side_assumed"
+SIDE_CONTRADICTS = "side_contradicts"
+ONE_KNEE_ASSUMED = "one_knee_assumed"
+SIZE_ASSUMED = f"{VIEW}:size_assumed"
+
+patient_of = patient_of_id
+
+
+def read(root: Path, part: str) -> list[Study]:
+    """Every image below ROOT as a study; for "train" those in grade folders 0..4, with labels and joint centres.
+
+    For "test" ROOT/test_images where it exists; labels and folder names are not looked at. UserError where there is
+    no image.
+    """
+    root, training = Path(root), part == "train"
+    folder = part_folder(root, part)
+    found, people = look_through(folder), read_people((root, part_folder(root, part)))
+    used = [root / name for name in ("test_truth.csv", "train.csv", "SOURCE.json")]
+    found.tell(used=[*used, people.path] if people.path else used)
+    files = [file for file in found.files if not training or file.parent.name in GRADES]
+    if not files:
+        kind = "images in grade folders 0 to 4" if training else "image files (png, jpg, webp, tif, bmp, dcm)"
+        raise UserError(f"{folder}: no {kind}; give the folder that holds them")
+    if len(files) < len(found.files):
+        log.info("%s: %d images lie in no grade folder: not used", folder, len(found.files) - len(files))
+    called = unique_names(files, folder)
+    named = _named(files, called, folder, people)
+    if training:
+        named = _with_patients(folder, files, named, found)
+    made = [
+        study_of_image(file, name, training, told, picture=file not in found.dicom)
+        for file, name, told in zip(files, called, named, strict=True)
+    ]
+    _tell_sides(folder, made)
+    studies = _one_knee_each(folder, made) if training else made
+    return sorted(studies, key=lambda one: one.id)
+
+
+def _named(files: Sequence[Path], ids: Sequence[str], folder: Path, people: People) -> list[Named]:
+    """What the table of patients, else the name says of every image. Folders count from the nearest one on."""
+    result = []
+    called = [_called(file, name, folder) for file, name in zip(files, ids, strict=True)]
+    people = people.fitted({name for names in called for name in names})
+    for names in called:
+        told = read_name(names[1])
+        if (known := people.of(names)) is not None:
+            patient, side = known
+            told = Named(side or told.side, patient or told.patient, bool(side) or told.sure, known=bool(side))
+        result.append(told)
+    return result
+
+
+def _called(file: Path, name: str, folder: Path) -> list[str]:
+    """The names that an image may have in a table: path with ending and without, file, stem, id."""
+    below = file.relative_to(folder)
+    return [below.as_posix(), "/".join([*below.parts[:-1], stem_of(below)]), file.name, stem_of(file), name]
+
+
+def _with_patients(folder: Path, files: Sequence[Path], named: Sequence[Named], found: Found) -> list[Named]:
+    """The same with DICOM's own patients where names give none, and one spelling a patient; says how many there are."""
+    keys = {file: patient_key(file) for file, told in zip(files, named, strict=True) if file in found.dicom}
+    shared = Counter(keys.values())
+    if len(keys) > 2 and len(shared) == 1:
+        keys = {}  # one identifier for all is none
+    spelling: dict[str, str] = {}
+    result = []
+    for file, told in zip(files, named, strict=True):
+        patient = keys.get(file) or told.patient
+        result.append(replace(told, patient=spelling.setdefault(patient.lower(), patient)))
+    unknown = [stem_of(file) for file, told in zip(files, result, strict=True) if not told.patient]
+    told_apart = len({told.patient for told in result} - {""})
+    log.info("%s: %d patients told apart by the names of %d images", folder, told_apart, len(files) - len(unknown))
+    if unknown:
+        log.warning(
+            "%s: the names of %d images give no patient (such as %s): each counts as a patient of its own, so that two "
+            "knees of one patient may part; a table patients.csv with the columns image and patient tells them apart",
+            folder,
+            len(unknown),
+            some(unknown, 3),
+        )
+    return result
+
+
+def _tell_sides(folder: Path, studies: Sequence[Study]) -> None:
+    assumed = [study.id for study in studies if SIDE_ASSUMED in study.notes]
+    if assumed:
+        log.warning(
+            "%s: nothing names the side of %d knees: taken for right ones (%s)", folder, len(assumed), some(assumed, 3)
+        )
+
+
+def _one_knee_each(folder: Path, studies: Sequence[Study]) -> list[Study]:
+    """The studies to learn from: a film of both knees has two joints, and a folder tells the grade of one."""
+    kept = [study for study in studies if study.targets]
+    if len(kept) < len(studies):
+        log.warning(
+            "%s: %d films of both knees lie in a folder of one grade: left out", folder, len(studies) - len(kept)
+        )
+    return kept
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What an image says of itself before a pixel is decoded: pixels, side ("right", "left", "both" or ""), width in mm
+    (0 where it does not say), and whether it is a picture and no DICOM file."""
+
+    width: int
+    height: int
+    side: str
+    width_mm: float
+    picture: bool
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What an image is taken to show. side: of one knee, "" for both. width_mm: of the image, where it is assumed here
+    (else its header or ``View.width_mm`` says it). notes: what was assumed."""
+
+    side: str = ""
+    width_mm: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+def study_of_image(file: Path, name: str, labelled: bool, named: Named, *, picture: bool) -> Study:
+    """One image as a study. See the module for what it is taken to be."""
+    outline = _outline(file, picture)
+    shown = shown_by(outline, named, labelled)
+    pixel_mm = shown.width_mm / max(outline.width, 1) if shown.width_mm else None
+    spacing = (4.0, pixel_mm, pixel_mm) if pixel_mm else None
+    series = Series(name, VIEW, file.parent, (file,), spacing, shown.side)
+    patient = named.patient or name
+    if not shown.side:
+        return Study(name, patient, (series,), notes=shown.notes)
+    labels = {shown.side: int(file.parent.name)} if labelled else {}
+    middle = (outline.width - 1) / 2, (outline.height - 1) / 2
+    marks = (Mark(shown.side, name, stem_of(file), *middle),) if labelled else ()
+    return Study(name, patient, (series,), labels, marks, targets=(shown.side,), notes=shown.notes)
+
+
+def shown_by(outline: Outline, named: Named, labelled: bool) -> Shown:
+    """What an image shows, by size, header and name. labelled: it lies in a folder of one grade."""
+    width, height = outline.width, outline.height
+    told = [named.side, outline.side] if named.known else [outline.side, named.side]
+    sides = [side for side in told if side in SIDES]
+    side = sides[0] if sides else ""
+    notes = (SIDE_ASSUMED,) if not side and width else (SIDE_CONTRADICTS,) if len({*sides}) > 1 else ()
+    one = Shown(side or "right", notes=notes)
+    small = outline.picture and max(width, height) <= CROP_PIXELS
+    if small and abs(width - height) <= SQUARE * max(width, 1) and (labelled or named.side != BOTH):
+        return replace(one, width_mm=CROP_MM)
+    if labelled and outline.width_mm < BOTH_MM:
+        return _landscape_knee(one, outline, small) if width > height else one
+    if named.known and side and named.side == side:
+        return _landscape_knee(one, outline, small) if width > height else one
+    if outline.side in SIDES:
+        return one
+    if BOTH in (outline.side, named.side) or outline.width_mm >= BOTH_MM:
+        return _both(outline)
+    if width > height:
+        if not side or not named.sure:
+            return _both(outline)
+        return _doubted(_landscape_knee(one, outline, small))
+    if outline.width_mm or small or width <= PORTRAIT * height:
+        return one
+    if width < NEAR_SQUARE * height:
+        return one if side else _doubted(one)
+    return _doubted(one) if side and named.sure else _both(outline)
+
+
+def _both(outline: Outline) -> Shown:
+    """Both knees; a film that is no wider than tall and says no size is wider than the usual film of its shape."""
+    if outline.width > outline.height or outline.width_mm or not outline.width:
+        return Shown()
+    return Shown(width_mm=FILM_MM[0], notes=(SIZE_ASSUMED,) if outline.picture else ())
+
+
+def _landscape_knee(one: Shown, outline: Outline, small: bool) -> Shown:
+    """One knee on a picture that is wider than tall: the usual width of its shape is that of both knees."""
+    if outline.width_mm:
+        return one
+    notes = (*one.notes, SIZE_ASSUMED) if outline.picture and not small else one.notes
+    return replace(one, width_mm=CROP_MM if small else FILM_MM[1], notes=notes)
+
+
+def _doubted(one: Shown) -> Shown:
+    return replace(one, notes=(*one.notes, ONE_KNEE_ASSUMED))
+
+
+def _outline(file: Path, picture: bool) -> Outline:
+    """What a file's header says; zeros where it does not, or cannot be read: reading it will tell why."""
+    try:
+        if picture:
+            return Outline(*image_files.image_size(file), "", 0.0, picture)
+        return Outline(*film_outline(file), picture)
+    except image_files.UnreadableImage:
+        return Outline(0, 0, "", 0.0, picture)
+
+
+def labels(path: Path) -> dict[str, dict[str, int]]:
+    """{study: {side: grade}} of a table row_id,grade whose row ids end in _right or _left. UserError otherwise."""
+    rows = [(line, row.rpartition("_"), grade) for line, row, grade in row_grades(path, GRADES)]
+    if bad := [f"{''.join(parts)} (line {line})" for line, parts, _ in rows if parts[2] not in SIDES]:
+        raise UserError(f"{path}: rows without a side: {some(bad)}; expected ids that end in _right or _left")
+    found: dict[str, dict[str, int]] = {}
+    for _, (name, _, side), grade in rows:
+        if grade:
+            found.setdefault(name, {})[side] = int(grade)
+    return found
