@@ -279,6 +279,52 @@ def test_a_submission_is_told_first_and_sent_only_with_yes(world, said, tmp_path
         submit.submit(TASK, yes=True)
 
 
+def test_a_score_is_read_back_and_kept_in_a_ledger_that_only_grows(world, said, tmp_path):
+    pushed(world, {"submission.csv": CSV})
+    fetched(tmp_path)
+    with pytest.raises(ValueError, match="first python -m osteograde kaggle submit"):
+        submit.score(TASK)
+    submit.submit(TASK, yes=True)
+    with pytest.raises(RetryLater, match="still pending"):
+        submit.score(TASK)
+    before = record.ledger_path(TASK).read_bytes()
+    world.scored = {"status": "COMPLETE", "publicScore": "0.731", "privateScore": ""}
+    for _ in range(2):
+        assert submit.wait_for_score(TASK, poll_s=0.0) == submit.Score(1, "complete", 0.731, None)
+    assert "submission 1: complete, public 0.731, private None" in said
+    after = record.ledger_path(TASK).read_bytes()
+    assert after.startswith(before)
+    assert [line["event"] for line in record.read_ledger(TASK)] == ["submitted", "scored"]
+    assert [line.endswith("complete, public 0.731, private None") for line in submit.ledger_table(TASK)] == [True]
+
+
+def test_a_submission_that_failed_is_told_with_the_error_of_the_service(world, tmp_path):
+    pushed(world, {"submission.csv": CSV})
+    fetched(tmp_path)
+    submit.submit(TASK, yes=True)
+    world.scored = {"status": "ERROR", "errorDescription": "Submission Scoring Error:\ntoo many rows"}
+    text = "" if VERSION == "2.2.4" else ": Submission Scoring Error: too many rows"  # 2.2.4 does not print it
+    with pytest.raises(Refused, match=f"submission 1: error{text}$"):
+        submit.score(TASK)
+    assert record.read_ledger(TASK)[-1]["status"] == "error"
+
+
+def test_the_quota_is_shown_before_a_push_and_its_lack_stops_nothing(world, built, said):
+    attached(world)
+    push.push(TASK, built)
+    assert "GPU hours left this week: 29.00h of 30.00h, renewed 2026-01-01T00:00" in said
+    world.refuse = {"GetAcceleratorQuotaStatistics": (503, {"code": 503, "message": "Service Unavailable"})}
+    push.push(TASK, built)
+    assert "GPU hours left this week: unknown" in said
+
+
+@pytest.mark.skipif(VERSION == "2.2.4", reason="kaggle 2.2.4 has no --no-run")
+def test_a_version_may_be_saved_without_running(world, built, said):
+    attached(world)
+    assert push.push(TASK, built, run=False) == 1
+    assert any("version 1 saved without running" in line for line in said)
+
+
 def test_a_submission_that_is_not_listed_afterwards_is_noticed(world, tmp_path):
     pushed(world, {"submission.csv": CSV})
     fetched(tmp_path)

@@ -39,6 +39,7 @@ class World:
     stale: bool = False
     unnumbered: bool = False  # a push is accepted without a version
     forget_submission: bool = False
+    scored: dict[str, Any] = field(default_factory=lambda: {"status": "PENDING"})  # of every submission
     enable_internet_anyway: bool = False  # the service runs with other settings than were sent
     outputs: dict[str, bytes] = field(default_factory=dict)  # of the kernel
     data: dict[str, bytes] = field(default_factory=dict)  # files of the competition
@@ -235,6 +236,9 @@ class World:
             self.submissions.append(r)
         return 200, {"message": f"Successfully submitted to {r['competitionName']}", "ref": len(self.submissions)}
 
+    def GetSubmission(self, r: dict[str, Any]) -> Reply:
+        return 200, {"ref": int(r["ref"]), "date": DATE, **self.scored}
+
     def GetSubmissionLimits(self, r: dict[str, Any]) -> Reply:
         return 200, {"numToday": 1, "numTotal": 1, "numAllowedNow": 4}
 
@@ -243,7 +247,7 @@ class World:
             {
                 "ref": number,
                 "date": DATE,
-                "status": "PENDING",
+                **self.scored,
                 "fileName": sent.get("fileName", "submission.csv"),
                 "description": sent.get("submissionDescription", ""),
             }

@@ -35,6 +35,7 @@ def add(commands, command: Add) -> None:
 
     pushed = command(steps, "push", push, "push and start the kernel in build/kernels/TASK, and read it back")
     pushed.add_argument("task", metavar="TASK")
+    pushed.add_argument("--no-run", action="store_true", help="save the version without running it")
 
     waited = command(steps, "wait", wait, "until the kernel has ended; the end of its log where it failed")
     waited.add_argument("task", metavar="TASK")
@@ -46,6 +47,13 @@ def add(commands, command: Add) -> None:
     last = command(steps, "submit", submit, "tell what would be submitted; with --yes do it and see it listed")
     last.add_argument("task", metavar="TASK")
     last.add_argument("--yes", action="store_true", help="send it")
+    last.add_argument("--wait", action="store_true", help="and wait for its score")
+    _poll(last, 60)
+
+    scored = command(steps, "score", score, "what the last submission scored, and why it failed if it did")
+    scored.add_argument("task", metavar="TASK")
+
+    command(steps, "runs", runs, "every submission that was made from here, and its scores")
 
     whole = command(steps, "all", everything, "upload, build, push, wait, output and submit in one go")
     whole.add_argument("task", metavar="TASK")
@@ -81,7 +89,7 @@ def push(args: argparse.Namespace) -> int:
     check_name(args.task)
     from osteograde.kaggle import push as pusher
 
-    return _run(lambda: pusher.push(args.task, BUILT / args.task))
+    return _run(lambda: pusher.push(args.task, BUILT / args.task, run=not args.no_run))
 
 
 def wait(args: argparse.Namespace) -> int:
@@ -102,7 +110,28 @@ def submit(args: argparse.Namespace) -> int:
     check_name(args.task)
     from osteograde.kaggle import submit as submitter
 
-    return _run(lambda: submitter.submit(args.task, yes=args.yes))
+    def steps() -> None:
+        if submitter.submit(args.task, yes=args.yes) and args.wait:
+            submitter.wait_for_score(args.task, poll_s=args.poll)
+
+    return _run(steps)
+
+
+def score(args: argparse.Namespace) -> int:
+    check_name(args.task)
+    from osteograde.kaggle import submit as submitter
+
+    return _run(lambda: submitter.score(args.task))
+
+
+def runs(args: argparse.Namespace) -> int:
+    from osteograde.kaggle import record
+    from osteograde.kaggle import submit as submitter
+
+    tasks = sorted(path.stem for path in record.FOLDER.glob("*.jsonl"))
+    lines = [line for task in tasks for line in submitter.ledger_table(task)]
+    print(*(lines or ["nothing was submitted from here"]), sep="\n")
+    return 0
 
 
 def everything(args: argparse.Namespace) -> int:

@@ -217,11 +217,17 @@ def account() -> str:
 
 def quota() -> str:
     """What the account may still use of GPUs this week, in words; "unknown" if the service does not tell."""
-    rows: Sequence[dict[str, str]] = ask_json("quota")
-    told = [
-        f"{row['remaining']} of {row['total']}, renewed {row['refreshAt']}" for row in rows if row["resource"] == "GPU"
-    ]
+    try:
+        rows: Sequence[dict[str, str]] = ask_json("quota")
+    except Refused as error:  # the quota is only shown: a command that needs it will be refused with a reason
+        logger.debug("%s", error)
+        return "unknown"
+    told = [f"{row['remaining']} of {row['total']}, renewed {row['refreshAt'][:16]}" for row in rows if _is_gpu(row)]
     return told[0] if told else "unknown"
+
+
+def _is_gpu(row: dict[str, str]) -> bool:
+    return row["resource"] == "GPU"
 
 
 def _paragraphs(text: str) -> list[str]:

@@ -27,8 +27,10 @@ READ_BACK = ("is_private", "enable_gpu", "enable_internet", "machine_shape")
 SOURCES = ("dataset_sources", "competition_sources", "kernel_sources", "model_sources")
 
 
-def push(task: str, folder: Path, *, records: Path = record.FOLDER) -> int:
-    """Push the kernel in ``folder``, which also starts it; returns the version that the service gave it.
+def push(task: str, folder: Path, *, run: bool = True, records: Path = record.FOLDER) -> int:
+    """Push the kernel in ``folder`` and start it; returns the version that the service gave it.
+
+    run: False only saves the version, which cannot be submitted (needs kaggle 2.2.5).
 
     Raises UserError for bad metadata or a secret, before anything is sent; RetryLater if no session is free; Refused
     if the service refuses, leaves a source out, or holds other settings than were sent.
@@ -40,17 +42,19 @@ def push(task: str, folder: Path, *, records: Path = record.FOLDER) -> int:
     credentials.refuse_secrets([folder / facts["code_file"], folder / metadata.NAME])
     for name in facts["dataset_sources"]:
         _ready(name)
+    if run:
+        logger.info("GPU hours left this week: %s", client.quota())
     with tempfile.TemporaryDirectory(prefix="osteograde-") as stage:
         shutil.copy(folder / facts["code_file"], stage)
         Path(stage, metadata.NAME).write_text(json.dumps(facts, indent=2), encoding="utf-8")
         seconds = limits_of(TASKS[task]).hours * 3600
-        reply = client.ask(
-            *("kernels", "push", "-p", stage, "-t", f"{seconds:.0f}", "--accelerator", facts["machine_shape"])
-        )
-    version = int(client.expect(reply, r"Kernel version (\d+) successfully pushed")[1])
+        words = ("kernels", "push", "-p", stage, "-t", f"{seconds:.0f}", "--accelerator", facts["machine_shape"])
+        reply = client.ask(*words, *(() if run else ("--no-run",)))
+    done = "pushed" if run else "saved without running"
+    version = int(client.expect(reply, rf"Kernel version (\d+) successfully {done}")[1])
     image = read_back(facts, version, (folder / facts["code_file"]).read_text(encoding="utf-8"))
     settings = f"private, internet off, {facts['machine_shape']}, {image}"
-    logger.info("%s version %d pushed and running: %s", facts["id"], version, settings)
+    logger.info("%s version %d %s: %s", facts["id"], version, "pushed and running" if run else done, settings)
     record.keep_record(task, "kernel", {"ref": facts["id"], "version": version, "image": image}, records)
     return version
 

@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+import re
 import shlex
+import shutil
+import subprocess
+import time
+from dataclasses import asdict, astuple, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from osteograde.errors import UserError
 from osteograde.kaggle import client, push, record
-from osteograde.kaggle.client import Refused, logger
+from osteograde.kaggle.client import Refused, RetryLater, logger
 from osteograde.models import bundle
 from osteograde.tasks import TASKS
+
+POLL_S = 60.0
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a submission came to. status: complete or error; public, private: None if the service does not tell."""
+
+    reference: int
+    status: str
+    public: float | None
+    private: float | None
 
 
 def submit(task: str, *, yes: bool, records: Path = record.FOLDER) -> bool:
@@ -39,12 +57,68 @@ def submit(task: str, *, yes: bool, records: Path = record.FOLDER) -> bool:
     if not yes:
         logger.info("nothing was sent; --yes sends it")
         return False
-    _send(slug, words, message, out)
-    record.keep_record(task, "submission", {"message": message, "version": out["version"]}, records)
+    reference = _send(slug, words, message, out)
+    facts = {"message": message, "version": out["version"], "reference": reference}
+    record.keep_record(task, "submission", facts, records)
+    weights = record.read_record(task, records).get("weights", {})
+    made_of = {"image": kernel.get("image"), "weights": weights, "commit": _commit(), "sha256": out["sha256"]}
+    record.append_to_ledger(
+        task, {"event": "submitted", "time": _now(), **facts, "kernel": out["ref"], **made_of}, records
+    )
     return True
 
 
-def _send(slug: str, words: tuple[str, ...], message: str, out: dict[str, Any]) -> None:
+def score(task: str, *, records: Path = record.FOLDER) -> Score:
+    """What the last submission scored. It is logged, and added to the ledger the first time.
+
+    Raises UserError if nothing was submitted; RetryLater while it is pending; Refused, with the service's error text,
+    if the submission failed or is no longer listed.
+    """
+    sent = record.need_record(task, "submission", f"submit {task} --yes", records)
+    row = _listed(TASKS[task].slug, sent["message"])
+    if row is None:
+        raise Refused(f"{TASKS[task].slug}: no submission {sent['message']!r} is listed; look at its page")
+    found = Score(int(row["ref"]), _plain(row["status"]), _number(row["publicScore"]), _number(row["privateScore"]))
+    if found.status == "pending":
+        raise RetryLater(f"submission {found.reference}: still pending; retry later")
+    text = "" if found.status == "complete" else _error(found.reference)
+    known = [line["reference"] for line in record.read_ledger(task, records) if line["event"] == "scored"]
+    if found.reference not in known:
+        facts = {"event": "scored", "time": _now(), "version": sent["version"], "error": text, **asdict(found)}
+        record.append_to_ledger(task, facts, records)
+    if found.status != "complete":
+        raise Refused(f"submission {found.reference}: {found.status}{': ' + text if text else ''}")
+    logger.info("submission %d: %s, public %s, private %s", *astuple(found))
+    return found
+
+
+def wait_for_score(task: str, *, poll_s: float = POLL_S, hours: float = 13.0, records: Path = record.FOLDER) -> Score:
+    """``score`` once the submission is no longer pending. Raises RetryLater if it still is after ``hours``."""
+    begun = time.monotonic()
+    while True:
+        try:
+            return score(task, records=records)
+        except RetryLater:
+            if time.monotonic() - begun > hours * 3600:
+                raise
+        time.sleep(poll_s)
+
+
+def ledger_table(task: str, *, records: Path = record.FOLDER) -> list[str]:
+    """One line a submission of the ledger: when, kernel version, weights, status, public and private score."""
+    lines = record.read_ledger(task, records)
+    scored = {line["reference"]: line for line in lines if line["event"] == "scored"}
+    table = []
+    for line in lines:
+        if line["event"] == "submitted":
+            result = scored.get(line["reference"], {"status": "pending", "public": None, "private": None})
+            weights = (line["weights"].get("manifest") or "unknown")[:12]
+            scores = f"{result['status']}, public {result['public']}, private {result['private']}"
+            table.append(f"{line['time']}  {task} v{line['version']}  weights {weights}  {scores}")
+    return table
+
+
+def _send(slug: str, words: tuple[str, ...], message: str, out: dict[str, Any]) -> int:
     ref = push.version_ref(out)
     status, _ = push.state(ref)
     if status != "COMPLETE":
@@ -60,11 +134,40 @@ def _send(slug: str, words: tuple[str, ...], message: str, out: dict[str, Any]) 
             f"{slug}: the client said {reply.sentence!r}, but no submission {message!r} is listed; look at its page"
         )
     logger.info("submission %s: %s, %s", made["ref"], _plain(made["status"]), message)
+    return int(made["ref"])
 
 
 def _listed(slug: str, message: str) -> dict[str, Any] | None:
     rows = client.ask_json("competitions", "submissions", slug, "--page-size", "200")
     return next((row for row in rows if row["description"] == message), None)
+
+
+def _error(reference: int) -> str:
+    """The error text of a submission; "" if the service tells none."""
+    reply = client.ask("competitions", "submission", str(reference))
+    told = re.search(r"^Error:\s*(.*(?:\n\s+.*)*)", reply.out, re.MULTILINE)
+    return " ".join(told[1].split()) if reply.code == 0 and told else ""
+
+
+def _number(text: object) -> float | None:
+    """A score as a number; None if there is none (yet)."""
+    try:
+        return float(str(text))
+    except ValueError:
+        return None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _commit() -> str:
+    """The commit of the checkout; "" outside of one."""
+    git = shutil.which("git")
+    if git is None:
+        return ""
+    done = subprocess.run([git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, timeout=60)
+    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def _plain(status: str) -> str:
