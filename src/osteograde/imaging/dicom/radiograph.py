@@ -17,23 +17,10 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels.utils import get_expected_length
 
-from osteograde.imaging.dicom.read import (
-    DAMAGE,
-    DEFLATED,
-    UnreadableSlice,
-    checked_frames,
-    complete_frames,
-    decoded_frames,
-    file_contents,
-    fill_cut_pixels,
-    number_of,
-    numbers_of,
-    parsed,
-    quiet_pydicom,
-    rescaled,
-    whole_of,
-)
+from osteograde.imaging.dicom.pixels import checked_frames, complete_frames, decoded_frames, fill_cut_pixels
+from osteograde.imaging.dicom.read import DEFLATED, file_contents, parsed, rescaled
 from osteograde.imaging.dicom.rle import MAX_PIXELS
+from osteograde.imaging.dicom.tags import DAMAGE, UnreadableSlice, number_of, numbers_of, quiet_pydicom, whole_of
 from osteograde.imaging.image_files import UnreadableImage
 
 SPACING_MM = (0.02, 5.0)  # beyond these it is a typing error

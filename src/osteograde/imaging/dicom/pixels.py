@@ -1,0 +1,184 @@
+"""The pixels of a DICOM data set as grey values, after everything declared was held against caps and bytes present.
+
+What a compressed frame says of its own size is read before a decoder allocates (ISO 10918-1, 14495-1, 15444-1).
+"""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.encaps import generate_frames, get_frame
+from pydicom.pixels import apply_color_lut
+from pydicom.pixels.utils import get_expected_length
+from pydicom.uid import (
+    HTJ2K,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
+    JPEG2000TransferSyntaxes,
+    JPEGLSTransferSyntaxes,
+    JPEGTransferSyntaxes,
+    RLELossless,
+)
+
+from osteograde.imaging.dicom.rle import MAX_EXPANSION, MAX_PIXELS, decode_rle
+from osteograde.imaging.dicom.tags import DAMAGE, UnreadableSlice, whole_of
+
+FAMILIES = frozenset({*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntaxes})
+FAMILIES |= {HTJ2K, HTJ2KLossless, HTJ2KLosslessRPCL}
+_SIZES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # markers of a frame header, JPEG-LS's among them
+_BARE = {0x01, *range(0xD0, 0xD9)}  # markers without a length
+_J2K = b"\xff\x4f\xff\x51"  # start of code stream, then its size
+_J2K_WITHIN = 4096  # bytes that a container may put in front
+
+
+def sizes_agree(dataset: Dataset, frames: int) -> bool:
+    """Whether every frame of a JPEG, JPEG-LS or JPEG 2000 data set declares the Rows and Columns of the tags."""
+    wanted = (int(dataset.Rows), int(dataset.Columns))
+    return all(stream_size(frame) == wanted for frame in generate_frames(dataset.PixelData, number_of_frames=frames))
+
+
+def stream_size(frame: bytes) -> tuple[int, int] | None:
+    """(rows, columns) that a code stream declares; None where it is none.
+
+    >>> stream_size(bytes.fromhex("ffd8ffc0000b08000300050101 1100"))
+    (3, 5)
+    """
+    at = frame.find(_J2K, 0, _J2K_WITHIN)
+    if at >= 0 and len(frame) >= at + 24:
+        right, bottom, left, top = struct.unpack_from(">4L", frame, at + 8)
+        return bottom - top, right - left
+    if frame[:2] != b"\xff\xd8":
+        return None
+    at = 2
+    while at + 9 <= len(frame) and frame[at] == 0xFF:
+        marker = frame[at + 1]
+        if marker in _SIZES:
+            return struct.unpack_from(">2H", frame, at + 5)
+        at += 1 if marker == 0xFF else 2 if marker in _BARE else 2 + struct.unpack_from(">H", frame, at + 2)[0]
+    return None
+
+
+MAX_FRAMES = 4096
+MAX_FRAME_BYTES = 2 << 30  # all frames of a file
+FREE_BYTES, MAX_RATIO = 64 << 20, 200  # decoded pixels beyond so many bytes may not be more times what is there
+
+
+def checked_frames(dataset: Dataset) -> int:
+    """The number of frames, after everything declared has been held against the caps."""
+    rows, columns = whole_of(dataset, "Rows", 0), whole_of(dataset, "Columns", 0)
+    frames = max(1, whole_of(dataset, "NumberOfFrames", 1))
+    bits, samples = max(1, whole_of(dataset, "BitsAllocated", 8)), max(1, whole_of(dataset, "SamplesPerPixel", 1))
+    if rows < 1 or columns < 1:
+        raise UnreadableSlice("no_size")
+    size = rows * columns * frames * samples * max(1, bits // 8)
+    if rows * columns > MAX_PIXELS or frames > MAX_FRAMES or size > MAX_FRAME_BYTES:
+        raise UnreadableSlice("image_too_large")
+    present = len(dataset.get("PixelData") or b"")
+    if dataset.file_meta.TransferSyntaxUID == RLELossless and size > MAX_EXPANSION * present * max(1, 8 // bits):
+        raise UnreadableSlice("pixels_cut")
+    compressed = dataset.file_meta.TransferSyntaxUID.is_encapsulated
+    if compressed and size > max(FREE_BYTES, MAX_RATIO * present):
+        raise UnreadableSlice("image_too_large")
+    if not compressed and rows * columns * frames * samples * bits // 8 > 2 * _present(dataset):
+        raise UnreadableSlice("pixels_cut")
+    return frames
+
+
+def _present(dataset: Dataset) -> int:
+    """Bytes of pixels in a file that does not compress them."""
+    return max(len(dataset.get(keyword) or b"") for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData"))
+
+
+def complete_frames(dataset: Dataset) -> None:
+    """Say how pixels are stored where the file does not: plain unsigned grey that uses all its bits."""
+    if "BitsAllocated" not in dataset:
+        dataset.BitsAllocated = 16
+    bits = whole_of(dataset, "BitsAllocated", 16)
+    usual = {"SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2", "PixelRepresentation": 0}
+    for keyword, value in {**usual, "BitsStored": bits}.items():
+        if keyword not in dataset:
+            setattr(dataset, keyword, value)
+
+
+def fill_cut_pixels(dataset: Dataset) -> tuple[str, ...]:
+    """Uncompressed pixels cut short: zeros for the rest where half is there; returns the notes."""
+    if dataset.file_meta.TransferSyntaxUID.is_encapsulated or "PixelData" not in dataset:
+        return ()
+    expected, present = get_expected_length(dataset), len(dataset.PixelData or b"")
+    if 2 * present < expected:
+        raise UnreadableSlice("pixels_cut")
+    if present >= expected:
+        return ()
+    dataset.PixelData = dataset.PixelData + bytes(expected - present + expected % 2)
+    return ("pixels_filled",)
+
+
+def decoded_frames(dataset: Dataset, frames: int) -> np.ndarray:
+    """(frames, rows, columns) of grey values as stored."""
+    syntax = dataset.file_meta.TransferSyntaxUID
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    samples, bits = whole_of(dataset, "SamplesPerPixel", 1), whole_of(dataset, "BitsAllocated", 0)
+    stored = whole_of(dataset, "BitsStored", bits)
+    high = whole_of(dataset, "HighBit", stored - 1)
+    if high != stored - 1:  # left-aligned bits: pydicom would cut off the upper ones
+        dataset.BitsStored = bits
+    array = None
+    try:
+        if syntax == RLELossless and frames == samples == 1 and bits in (8, 16):
+            array = decode_rle(get_frame(dataset.PixelData, 0, number_of_frames=1), rows, columns, bits // 8)
+            if array is not None and whole_of(dataset, "PixelRepresentation", 0) == 1:
+                array = array.view(f"i{array.itemsize}")
+        if array is None and syntax in FAMILIES and not sizes_agree(dataset, frames):
+            raise UnreadableSlice("pixels_damaged" if _decodable(dataset) else f"no_decoder_{syntax.keyword}")
+        if array is None:
+            array = dataset.pixel_array
+        grey = _grey(dataset, array, samples, stored, high)
+    except UnreadableSlice:
+        raise
+    except DAMAGE:
+        raise UnreadableSlice("pixels_damaged" if _decodable(dataset) else f"no_decoder_{syntax.keyword}") from None
+    if grey.size != frames * rows * columns:
+        raise UnreadableSlice("pixels_damaged")
+    return grey.reshape(frames, rows, columns)
+
+
+def _decodable(dataset: Dataset) -> bool:
+    try:
+        return bool(pydicom.pixels.get_decoder(dataset.file_meta.TransferSyntaxUID).is_available)
+    except NotImplementedError:  # so pydicom says that it knows no such transfer syntax
+        return False
+
+
+def _grey(dataset: Dataset, array: np.ndarray, samples: int, stored: int, high: int) -> np.ndarray:
+    photometric = str(dataset.PhotometricInterpretation).strip()
+    if photometric == "PALETTE COLOR":
+        array, samples = apply_color_lut(array, dataset), 3
+    if samples >= 3:
+        return array[..., :3].astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+    return grey_values(array, photometric, stored, high)
+
+
+def grey_values(array: np.ndarray, photometric: str, stored: int, high: int) -> np.ndarray:
+    """Stored words as grey values, brighter is more: sign and unused bits put right, MONOCHROME1 inverted."""
+    array = _sign_extended(array, stored, high)
+    if photometric != "MONOCHROME1":
+        return array
+    if array.dtype.kind == "f":
+        return np.nanmax(array, initial=0.0) - array
+    if array.dtype.kind == "i":
+        return ~array
+    return array ^ array.dtype.type((1 << min(max(stored, 1), 8 * array.itemsize)) - 1)
+
+
+def _sign_extended(array: np.ndarray, stored: int, high: int) -> np.ndarray:
+    """Only the stored bits of each word, the highest of them as the sign where pixels are signed."""
+    allocated = 8 * array.itemsize
+    if array.dtype.kind not in "iu" or not 1 <= stored < allocated:
+        return array
+    high = high if stored - 1 <= high < allocated else stored - 1
+    if array.dtype.kind == "u" and high == stored - 1 and int(array.max()) < 1 << stored:
+        return array
+    return (array << (allocated - 1 - high)) >> (allocated - stored)
