@@ -15,6 +15,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
+import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
@@ -30,6 +31,7 @@ DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".ima", ".dic", ".acr"})
 MAX_FILE_BYTES = 512 << 20
 MAX_PIXELS = 89_478_485  # from here on the decoder itself warns of a bomb; the longest films have 60 million
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "JPEG2000")
+_BITS_PER_SAMPLE = 258
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # TIFF 6.0, section 3
 _DAMAGE = (  # what the decoders raise on damaged files
     AttributeError, EOFError, IndexError, KeyError, MemoryError, OSError, OverflowError, RuntimeError, SyntaxError,
@@ -70,10 +72,12 @@ def read_pixels(path: Path) -> np.ndarray:
     beyond 16 bits and fractions are stretched to 16 bits: a window is relative anyway. Raises UnreadableImage with code
     "file_unreadable", "file_too_large", "empty_file", "not_an_image", "too_large" or "pixels_damaged" (also: cut).
     """
-    with _opened(BytesIO(_contents(Path(path)))) as image:
+    contents = _contents(Path(path))
+    with _opened(BytesIO(contents)) as image:
         try:
             image.load()
-            return _grey(image)
+            deep = _deep_colours(image, contents)
+            return _grey(image) if deep is None else deep
         except _DAMAGE:
             raise UnreadableImage("pixels_damaged") from None
 
@@ -141,6 +145,24 @@ def _grey(image: Image.Image) -> np.ndarray:
     if image.mode in ("I", "F"):
         return _to_words(np.asarray(image))
     return np.asarray(image.convert("L"))
+
+
+def _deep_colours(image: Image.Image, contents: memoryview) -> np.ndarray | None:
+    """Luminance of colours, or grey beside transparency, of 16 bits, of which Pillow keeps the upper 8; None of all
+    other pictures."""
+    is_deep_png = image.format == "PNG" and contents[24:26] in (b"\x10\x02", b"\x10\x04", b"\x10\x06")
+    depths = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, ())
+    if not is_deep_png and not (image.format == "TIFF" and len(depths) > 1 and max(depths) == 16):
+        return None
+    colours = cv2.imdecode(np.frombuffer(contents, np.uint8), cv2.IMREAD_UNCHANGED)
+    if colours is None or colours.dtype != np.uint16 or colours.shape[:2] != image.size[::-1]:
+        return None
+    if colours.ndim == 2:
+        return colours
+    if colours.shape[2] < 3:
+        return colours[..., 0]
+    blue, green, red = (colours[..., k].astype(np.float32) for k in range(3))
+    return np.rint(0.114 * blue + 0.587 * green + 0.299 * red).astype(np.uint16)
 
 
 def _to_words(values: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from osteograde.imaging import image_files
 from osteograde.imaging.dicom import UnreadableSeries, read_series
 from osteograde.imaging.dicom.radiograph import read_film
 from osteograde.imaging.dicom.volumes import UNSIZED
+from osteograde.imaging.film_polarity import is_background_bright, is_negative_crop
 from osteograde.imaging.geometry import LEFT, Volume, apply, oriented, roi_at
 from osteograde.imaging.resample import average_thin_slices
 from osteograde.imaging.windowing import window
@@ -132,7 +133,20 @@ def _images(series: Series, view: View, directions: np.ndarray, centre_mm: np.nd
         codes[ASSUMED] += 1
         width, height = image_files.image_size(series.files[0])
         spacing = (SLICE_MM, *(assumed_pixel_mm(view, width, height),) * 2)
-    return image_files.read_images(series.files, directions, spacing, centre_mm), codes
+    stacks = image_files.read_images(series.files, directions, spacing, centre_mm)
+    if view.projection and series.spacing_mm is not None:  # a crop of one joint, whose polarity its edges tell
+        stacks = [_bone_bright(stack, codes) for stack in stacks]
+    elif view.projection and any(is_background_bright(stack.voxels[0]) for stack in stacks):
+        codes["polarity_in_doubt"] += 1
+    return stacks, codes
+
+
+def _bone_bright(crop: Volume, codes: Counter[str]) -> Volume:
+    """A crop of a joint, turned where it is a negative ("negative_turned")."""
+    if not is_negative_crop(crop.voxels[0]):
+        return crop
+    codes["negative_turned"] += 1
+    return replace(crop, voxels=crop.voxels.max() - crop.voxels)
 
 
 def _film(series: Series, view: View, directions: np.ndarray, centre_mm: np.ndarray):
@@ -140,11 +154,15 @@ def _film(series: Series, view: View, directions: np.ndarray, centre_mm: np.ndar
     codes = Counter(film.codes)
     if film.view_position in LATERAL:
         codes["lateral_view"] += 1
+    if is_background_bright(film.pixels):
+        codes["polarity_in_doubt"] += 1
     height, width = film.pixels.shape
     pixel_mm = film.pixel_mm
     if pixel_mm is None:
         codes[ASSUMED] += 1
-        pixel_mm = series.spacing_mm[1:] if series.spacing_mm else (assumed_pixel_mm(view, width, height),) * 2
+        codes["pixels_not_square"] += film.pixel_height != 1.0
+        across_mm = assumed_pixel_mm(view, width, round(height * film.pixel_height))
+        pixel_mm = series.spacing_mm[1:] if series.spacing_mm else (across_mm * film.pixel_height, across_mm)
     grid = roi_at(centre_mm, directions, np.array([SLICE_MM, *pixel_mm]), (1, height, width))
     volume = Volume(film.pixels[None], grid.to_mm, series=series.id, names=(series.files[0].stem,))
     return [volume], codes

@@ -78,10 +78,15 @@ _WANTED: dict[int, tuple[str, int, Callable[[bytes], Any]]] = {
     0x00280101: ("BitsStored", _code("US"), _short),
     0x00280102: ("HighBit", _code("US"), _short),
     0x00280103: ("PixelRepresentation", _code("US"), _short),
+    0x00280120: ("PixelPaddingValue", _code("US"), _short),
+    0x00280121: ("PixelPaddingRangeLimit", _code("US"), _short),
+    0x20500020: ("PresentationLUTShape", _code("CS"), _text),
     0x00281052: ("RescaleIntercept", _code("DS"), _decimals),
     0x00281053: ("RescaleSlope", _code("DS"), _decimals),
 }
 
+_SIGNED_TOO = ("PixelPaddingValue", "PixelPaddingRangeLimit")  # words, read as unsigned; who compares them wraps them
+_LUTS = (0x00283000, 0x00283010)  # Modality LUT and VOI LUT sequences
 _KEPT: dict[int, tuple[str | int, int]] = {  # read as bytes: all slices of a series say the same, once is enough
     0x00080008: ("ImageType", _code("CS")),
     0x0008103E: ("SeriesDescription", _code("LO")),
@@ -141,7 +146,12 @@ def _walk(data: Buffer) -> tuple[Header, int, int] | None:
             length, start = _length(data, at + 8)[0], at + 12
         else:
             return None
-        if tag <= last or tag in _FRAMES or (tag > _META and last <= _META and not _is_syntax_known(header)):
+        if (
+            tag <= last
+            or tag in _FRAMES
+            or tag in _LUTS
+            or (tag > _META and last <= _META and not _is_syntax_known(header))
+        ):
             return None
         if tag == _PIXELS:
             header[ACQUISITION] = acquisition_of_bytes(tuple(kept), encoding)
@@ -151,7 +161,7 @@ def _walk(data: Buffer) -> tuple[Header, int, int] | None:
             return None
         if tag in _WANTED:
             keyword, expected, parse = _WANTED[tag]
-            if kind != expected:
+            if kind != expected and (keyword not in _SIGNED_TOO or kind != _code("SS")):
                 return None
             header[keyword] = parse(bytes(data[start:at]))
         elif tag in _KEPT:

@@ -11,7 +11,7 @@ import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames, get_frame
-from pydicom.pixels import apply_color_lut
+from pydicom.pixels import apply_color_lut, apply_modality_lut
 from pydicom.pixels.utils import get_expected_length
 from pydicom.uid import (
     HTJ2K,
@@ -24,7 +24,7 @@ from pydicom.uid import (
 )
 
 from osteograde.imaging.dicom.rle import MAX_EXPANSION, MAX_PIXELS, decode_rle
-from osteograde.imaging.dicom.tags import DAMAGE, UnreadableSlice, whole_of
+from osteograde.imaging.dicom.tags import DAMAGE, Source, UnreadableSlice, number_of, texts_of, whole_of
 
 FAMILIES = frozenset({*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntaxes})
 FAMILIES |= {HTJ2K, HTJ2KLossless, HTJ2KLosslessRPCL}
@@ -158,13 +158,103 @@ def _grey(dataset: Dataset, array: np.ndarray, samples: int, stored: int, high: 
         array, samples = apply_color_lut(array, dataset), 3
     if samples >= 3:
         return array[..., :3].astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
-    return grey_values(array, photometric, stored, high)
+    found, _ = is_inverted(dataset)
+    words = _sign_extended(array, stored, high)
+    values = measured_by_lut(dataset, words)
+    if values is None:
+        return without_padding(grey_values(array, found, stored, high), words, dataset)
+    return without_padding(np.nanmax(values) - values if found else values, words, dataset)
 
 
-def grey_values(array: np.ndarray, photometric: str, stored: int, high: int) -> np.ndarray:
-    """Stored words as grey values, brighter is more: sign and unused bits put right, MONOCHROME1 inverted."""
+def measured_by_lut(dataset: Dataset, words: np.ndarray) -> np.ndarray | None:
+    """The values that a Modality LUT Sequence gives to stored words (PS3.3 C.11.1); None where there is none that can
+    be used. It stands in place of rescale slope and intercept."""
+    try:
+        if not dataset.get("ModalityLUTSequence"):
+            return None
+        return apply_modality_lut(words, dataset).astype(np.float32)
+    except DAMAGE:
+        return None
+
+
+def has_modality_lut(source: Source) -> bool:
+    """Whether a Modality LUT gave the pixels their values, so that no rescaling is left to do."""
+    return isinstance(source, Dataset) and measured_by_lut(source, np.zeros(1, np.uint16)) is not None
+
+
+def is_inverted(source: Source) -> tuple[bool, tuple[str, ...]]:
+    """Whether the stored values are brightest where the picture is dark, and codes of what the tags say about it.
+
+    MONOCHROME1 inverts. A PresentationLUTShape that disagrees with it is counted ("polarity_contradicts"; PS3.3
+    C.11.6.1.2 binds INVERSE to MONOCHROME1): INVERSE beside MONOCHROME2 is believed, since nobody writes it by default,
+    IDENTITY beside MONOCHROME1 is not. A VOI LUT that falls from its first entry to its last inverts once more
+    ("voi_lut_inverts").
+    """
+    inverted = _text_of(source, "PhotometricInterpretation") == "MONOCHROME1"
+    shape, codes = _text_of(source, "PresentationLUTShape"), []
+    if shape in ("INVERSE", "IDENTITY") and (shape == "INVERSE") != inverted:
+        inverted = True
+        codes.append("polarity_contradicts")
+    if _voi_lut_falls(source):
+        inverted = not inverted
+        codes.append("voi_lut_inverts")
+    return inverted, tuple(codes)
+
+
+def _text_of(source: Source, keyword: str) -> str:
+    return next(iter(texts_of(source, keyword)), "")
+
+
+def _voi_lut_falls(source: Source) -> bool:
+    """Whether the first VOI LUT gives low words high values: its mean value falls from the first to the last half."""
+    try:
+        items = source.get("VOILUTSequence")
+        if not items:
+            return False
+        count, _, bits = (int(one) for one in items[0].LUTDescriptor)
+        data = items[0].LUTData
+        if isinstance(data, bytes):
+            data = np.frombuffer(data, "<u2" if len(data) >= 2 * (count or 1 << 16) else np.uint8)
+        entries = np.asarray(data, np.float64)[: count or 1 << 16]
+    except DAMAGE:
+        return False
+    half = len(entries) // 2
+    return half > 0 and bool(entries[-half:].mean() < entries[:half].mean() and 1 <= bits <= 16)
+
+
+def without_padding(grey: np.ndarray, words: np.ndarray, source: Source) -> np.ndarray:
+    """Grey values whose padding is darker than all else, so that windows leave it out (PS3.3 C.7.5.1.1.2).
+
+    words: the stored values of the same pixels. Padding is what PixelPaddingValue names, up to PixelPaddingRangeLimit.
+    """
+    first = number_of(source, "PixelPaddingValue")
+    if first is None or words.dtype.kind not in "iu" or words.shape != grey.shape:
+        return grey
+    limit = number_of(source, "PixelPaddingRangeLimit")
+    low, high = sorted(_wrapped(int(value), words.dtype) for value in (first, first if limit is None else limit))
+    padding = words == low if low == high else (words >= low) & (words <= high)
+    rest = grey[~padding]
+    if rest.size in (0, grey.size):
+        return grey
+    darkest = rest.min()
+    if grey[padding].max() < darkest:
+        return grey
+    if grey.dtype.kind == "f" or darkest > np.iinfo(grey.dtype).min:
+        darkest = darkest - 1
+    return np.where(padding, grey.dtype.type(darkest), grey)
+
+
+def _wrapped(value: int, dtype: np.dtype) -> int:
+    """A number as a word of this type holds it: -1 and 65535 are one word."""
+    bits = 8 * dtype.itemsize
+    value %= 1 << bits
+    return value - (1 << bits) if dtype.kind == "i" and value >= 1 << (bits - 1) else value
+
+
+def grey_values(array: np.ndarray, inverted: bool, stored: int, high: int) -> np.ndarray:
+    """Stored words as grey values, brighter is more: sign and unused bits put right, inverted where asked."""
     array = _sign_extended(array, stored, high)
-    if photometric != "MONOCHROME1":
+    if not inverted:
         return array
     if array.dtype.kind == "f":
         return np.nanmax(array, initial=0.0) - array

@@ -30,6 +30,9 @@ from osteograde.imaging.dicom.pixels import (
     decoded_frames,
     fill_cut_pixels,
     grey_values,
+    has_modality_lut,
+    is_inverted,
+    without_padding,
 )
 from osteograde.imaging.dicom.tags import (
     DAMAGE,
@@ -85,9 +88,13 @@ def read_slices(path: Path) -> tuple[Slice, ...]:
     quick = quick_read(data)
     if quick is not None:
         header, pixels = quick
+        inverted, codes = is_inverted(header)
         stored = header["BitsStored"]
-        pixels = grey_values(pixels, header["PhotometricInterpretation"], stored, header.get("HighBit", stored - 1))
-        return (_slice(header, pixels, 0, 1, name, ()),)
+        grey = grey_values(pixels, inverted, stored, header.get("HighBit", stored - 1))
+        if "PixelPaddingValue" in header:
+            words = grey_values(pixels, False, stored, header.get("HighBit", stored - 1))
+            grey = without_padding(grey, words, header)
+        return (_slice(header, grey, 0, 1, name, codes),)
     dataset = parsed(data)
     try:
         return _slices(dataset, name)
@@ -102,7 +109,7 @@ def _slices(dataset: Dataset, name: str) -> tuple[Slice, ...]:
         raise UnreadableSlice("unknown_syntax")
     complete_frames(dataset)
     frames = checked_frames(dataset)
-    notes = fill_cut_pixels(dataset)
+    notes = (*fill_cut_pixels(dataset), *is_inverted(dataset)[1])
     if frames > 1 and not _frames_are_placed(dataset, frames):
         notes = (*notes, "frame_without_position")  # all lie where the file lies, if it says that much
     pixels = decoded_frames(dataset, frames)
@@ -169,8 +176,10 @@ def _slice(dataset: Source, pixels: np.ndarray, k: int, frames: int, name: str, 
     values = _macro(dataset, k, "PixelValueTransformationSequence")
     gaps = [number_of(source, "SpacingBetweenSlices") for source in sources]
     thick = [number_of(source, "SliceThickness") for source in sources]
+    slope = None if has_modality_lut(dataset) else number_of(values, "RescaleSlope")
+    intercept = None if has_modality_lut(dataset) else number_of(values, "RescaleIntercept")
     return Slice(
-        pixels=rescaled(pixels, number_of(values, "RescaleSlope"), number_of(values, "RescaleIntercept")),
+        pixels=rescaled(pixels, slope, intercept),
         name=name if frames == 1 else f"{name}-{k + 1}",
         position_mm=numbers_of(_macro(dataset, k, "PlanePositionSequence"), "ImagePositionPatient", 3),
         orientation=_unit(numbers_of(_macro(dataset, k, "PlaneOrientationSequence"), "ImageOrientationPatient", 6)),
