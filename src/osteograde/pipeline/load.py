@@ -20,7 +20,6 @@ from osteograde.pipeline.series_views import Shown, shown_views, surest
 from osteograde.tasks.spec import Mark, Point, Series, Study, Task, View
 
 SIDE_MM = 200.0  # an image of one side alone is put this far from the patient's midline: all of it lies on that side
-LATERAL = frozenset({"LL", "RL", "LATERAL", "LLD", "RLD"})  # View Position (0018,5101) of a film from the side
 SLICE_MM = 4.0  # thickness of images that have none, as radiographs and single pictures
 ASSUMED = "size_assumed"  # code: the pixels of an image have no size in mm, the view's usual width is taken
 _SIGN = {"right": -1.0, "": 0.0, "left": 1.0}
@@ -152,8 +151,12 @@ def _bone_bright(crop: Volume, codes: Counter[str]) -> Volume:
 def _film(series: Series, view: View, directions: np.ndarray, centre_mm: np.ndarray):
     film = read_film(series.files[0])
     codes = Counter(film.codes)
-    if film.view_position in LATERAL:
-        codes["lateral_view"] += 1
+    if (
+        film.body_parts
+        and view.body_parts
+        and not any(one in part for part in film.body_parts for one in view.body_parts)
+    ):
+        codes["other_body_part"] += 1
     if is_background_bright(film.pixels):
         codes["polarity_in_doubt"] += 1
     height, width = film.pixels.shape

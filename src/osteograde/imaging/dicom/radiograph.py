@@ -17,6 +17,7 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels.utils import get_expected_length
 
+from osteograde.imaging.dicom.film_views import body_parts_of, film_codes
 from osteograde.imaging.dicom.pixels import (
     checked_frames,
     complete_frames,
@@ -42,14 +43,14 @@ class Film:
     """pixels: (H, W), bone bright, the patient's left on the image right where the file says how it lies; integers as
     stored or, rescaled or from colours, float32. pixel_mm: steps between (rows, columns), None where no tag gives a
     sensible one. pixel_height: of a pixel whose size is not known, its height in its own widths. laterality: "right",
-    "left", "both" or "" (unknown). view_position: as tagged, upper case ("PA", "AP", "LL", ...). codes: what was
-    assumed or repaired, counted."""
+    "left", "both" or "" (unknown). body_parts: what the header calls the part of the body. codes: what was assumed or
+    repaired, and what the tags say against a frontal view (``film_views``), counted."""
 
     pixels: np.ndarray
     pixel_mm: tuple[float, float] | None = None
     pixel_height: float = 1.0
     laterality: str = ""
-    view_position: str = ""
+    body_parts: tuple[str, ...] = ()
     codes: Counter[str] = field(default_factory=Counter)
 
 
@@ -110,6 +111,7 @@ def _film(dataset: Dataset) -> Film:
     codes.update(fill_cut_pixels(dataset))
     pixels = decoded_frames(dataset, 1)[0]
     codes.update(is_inverted(dataset)[1])
+    codes.update(film_codes(dataset))
     if not has_modality_lut(dataset):
         pixels = rescaled(pixels, number_of(dataset, "RescaleSlope"), number_of(dataset, "RescaleIntercept"))
     return Film(
@@ -117,7 +119,7 @@ def _film(dataset: Dataset) -> Film:
         pixel_mm=_pixel_mm(dataset, codes),
         pixel_height=_pixel_height(dataset),
         laterality=_laterality(dataset, codes),
-        view_position=_words(dataset, "ViewPosition")[0],
+        body_parts=body_parts_of(dataset),
         codes=codes,
     )
 
