@@ -132,7 +132,7 @@ def _images(series: Series, view: View, directions: np.ndarray, centre_mm: np.nd
         codes[ASSUMED] += 1
         width, height = image_files.image_size(series.files[0])
         spacing = (SLICE_MM, *(assumed_pixel_mm(view, width, height),) * 2)
-    stacks = image_files.read_images(series.files, directions, spacing, centre_mm)
+    stacks = image_files.read_images(series.files, directions, spacing, centre_mm, codes)
     if view.projection and series.spacing_mm is not None:  # a crop of one joint, whose polarity its edges tell
         stacks = [_bone_bright(stack, codes) for stack in stacks]
     elif view.projection and any(is_background_bright(stack.voxels[0]) for stack in stacks):

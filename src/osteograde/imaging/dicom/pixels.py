@@ -18,11 +18,14 @@ from pydicom.uid import (
     HTJ2KLossless,
     HTJ2KLosslessRPCL,
     JPEG2000TransferSyntaxes,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
     JPEGLSTransferSyntaxes,
     JPEGTransferSyntaxes,
     RLELossless,
 )
 
+from osteograde.imaging.dicom.other_decoders import decode_otherwise
 from osteograde.imaging.dicom.rle import MAX_EXPANSION, MAX_PIXELS, decode_rle
 from osteograde.imaging.dicom.tags import DAMAGE, Source, UnreadableSlice, number_of, texts_of, whole_of
 
@@ -50,15 +53,27 @@ def stream_size(frame: bytes) -> tuple[int, int] | None:
     if at >= 0 and len(frame) >= at + 24:
         right, bottom, left, top = struct.unpack_from(">4L", frame, at + 8)
         return bottom - top, right - left
+    at = _frame_header(frame)
+    return struct.unpack_from(">2H", frame, at + 5) if at else None
+
+
+def stream_precision(frame: bytes) -> int | None:
+    """Bits per sample that a JPEG or JPEG-LS stream declares; None where it is none."""
+    at = _frame_header(frame)
+    return frame[at + 4] if at else None
+
+
+def _frame_header(frame: bytes) -> int:
+    """Where the marker of a JPEG stream's frame header lies; 0 where there is none."""
     if frame[:2] != b"\xff\xd8":
-        return None
+        return 0
     at = 2
     while at + 9 <= len(frame) and frame[at] == 0xFF:
         marker = frame[at + 1]
         if marker in _SIZES:
-            return struct.unpack_from(">2H", frame, at + 5)
+            return at
         at += 1 if marker == 0xFF else 2 if marker in _BARE else 2 + struct.unpack_from(">H", frame, at + 2)[0]
-    return None
+    return 0
 
 
 MAX_FRAMES = 4096
@@ -132,17 +147,36 @@ def decoded_frames(dataset: Dataset, frames: int) -> np.ndarray:
             if array is not None and whole_of(dataset, "PixelRepresentation", 0) == 1:
                 array = array.view(f"i{array.itemsize}")
         if array is None and syntax in FAMILIES and not sizes_agree(dataset, frames):
-            raise UnreadableSlice("pixels_damaged" if _decodable(dataset) else f"no_decoder_{syntax.keyword}")
+            raise UnreadableSlice(_refusal(dataset))
         if array is None:
-            array = dataset.pixel_array
+            array = dataset.pixel_array if _decodable(dataset) else decode_otherwise(dataset, frames)
+        if array is None:
+            raise UnreadableSlice(_refusal(dataset))
         grey = _grey(dataset, array, samples, stored, high)
     except UnreadableSlice:
         raise
     except DAMAGE:
-        raise UnreadableSlice("pixels_damaged" if _decodable(dataset) else f"no_decoder_{syntax.keyword}") from None
+        raise UnreadableSlice(_refusal(dataset)) from None
     if grey.size != frames * rows * columns:
         raise UnreadableSlice("pixels_damaged")
     return grey.reshape(frames, rows, columns)
+
+
+def _refusal(dataset: Dataset) -> str:
+    """Why frames were not decoded: their format has no decoder here, else they are damaged."""
+    decodable = _decodable(dataset) and not _is_deep_jpeg(dataset)
+    return "pixels_damaged" if decodable else f"no_decoder_{dataset.file_meta.TransferSyntaxUID.keyword}"
+
+
+def _is_deep_jpeg(dataset: Dataset) -> bool:
+    """Whether frames are JPEG Baseline or Extended with more than 8 bits, which the decoders at hand do not know."""
+    if dataset.file_meta.TransferSyntaxUID not in (JPEGBaseline8Bit, JPEGExtended12Bit):
+        return False
+    try:
+        precision = stream_precision(next(generate_frames(dataset.PixelData, number_of_frames=1)))
+    except (*DAMAGE, StopIteration):
+        return False
+    return (precision or 8) > 8
 
 
 def _decodable(dataset: Dataset) -> bool:
