@@ -62,7 +62,9 @@ def acquisition_of(dataset: Dataset, k: int) -> Acquisition:
 
 def moment_of(dataset: Source, k: int) -> tuple[float | None, ...]:
     """When frame ``k`` was taken, a number for each of ``MOMENTS``; None where the file does not say."""
-    groups = [] if isinstance(dataset, dict) else _frame_groups(dataset, k)  # of a usual file: one frame, no groups
+    if isinstance(dataset, dict):  # of a usual file: one frame, no groups
+        return tuple(number_of(dataset, keyword) if keyword in dataset else None for keyword in MOMENTS)
+    groups = _frame_groups(dataset, k)
     found = [number_of({"one": _value(dataset, groups, keyword)}, "one") for keyword in MOMENTS]
     if found[2] is not None:  # frames follow each other so many ms apart
         found[2] *= k

@@ -41,21 +41,27 @@ def separate(slices: Sequence[Slice], codes: Counter[str]) -> list[list[Slice]]:
 
 def _alike(slices: list[Slice]) -> list[Slice]:
     """The same slices, all with the acquisition of the first; frame indices that differ between them become 0."""
-    told = [one.acquisition for one in slices]
-    if len(set(told)) == 1:
+    if _are_made_alike(slices):
         return slices
+    told = [one.acquisition for one in slices]
     widths = {len(one.dimensions) for one in told}
     columns = zip(*(one.dimensions for one in told), strict=True) if len(widths) == 1 else ()
     common = replace(told[0], dimensions=tuple(one[0] if len(set(one)) == 1 else 0 for one in columns))
     return [replace(one, acquisition=common) for one in slices]
 
 
+def _are_made_alike(slices: Sequence[Slice]) -> bool:
+    """Whether all slices say the same of how they were made; usually it is the same value, which costs nothing."""
+    first = slices[0].acquisition if slices else None
+    return all(one.acquisition is first or one.acquisition == first for one in slices)
+
+
 def _parted(slices: Sequence[Slice]) -> list[list[Slice]]:
     """Slices of one series, component, role, echo, b-value, and with or without a contrast agent."""
     groups: dict[Hashable, list[Slice]] = defaultdict(list)
-    told = [one.acquisition for one in slices]
-    if len(set(told)) < 2:  # the usual series
+    if _are_made_alike(slices):  # the usual series
         return [list(slices)] if slices else []
+    told = [one.acquisition for one in slices]
     columns = [
         _series(told),
         _filled([one.description for one in told], len(told)),

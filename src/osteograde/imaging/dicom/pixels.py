@@ -224,6 +224,8 @@ def is_inverted(source: Source) -> tuple[bool, tuple[str, ...]]:
     IDENTITY beside MONOCHROME1 is not. A VOI LUT that falls from its first entry to its last inverts once more
     ("voi_lut_inverts").
     """
+    if isinstance(source, dict) and "PresentationLUTShape" not in source:  # of a usual file
+        return source["PhotometricInterpretation"] == "MONOCHROME1", ()
     inverted = _text_of(source, "PhotometricInterpretation") == "MONOCHROME1"
     shape, codes = _text_of(source, "PresentationLUTShape"), []
     if shape in ("INVERSE", "IDENTITY") and (shape == "INVERSE") != inverted:
