@@ -32,7 +32,7 @@ from numpy.random import default_rng
 from osteograde.imaging import image_files
 from osteograde.imaging.dicom import UnreadableSlice, read_slices
 from osteograde.imaging.dicom.radiograph import film_outline, read_film
-from osteograde.imaging.dicom.read import quiet_pydicom
+from osteograde.imaging.dicom.tags import quiet_pydicom
 from osteograde.imaging.dicom.volumes import stack
 from osteograde.imaging.geometry import Volume
 from osteograde.imaging.windowing import window

@@ -16,7 +16,7 @@ import pydicom
 import torch
 from torch import nn
 
-from osteograde.imaging.dicom import read, volumes
+from osteograde.imaging.dicom import pixels, read, volumes
 from osteograde.inference import run
 from osteograde.inference.deadline import Effort
 from osteograde.models.bundle import Bundle
@@ -43,17 +43,17 @@ class OneByOne(nn.Module):
 @contextmanager
 def read_the_usual_way() -> Iterator[None]:
     """Every file through pydicom, twice."""
-    kept = volumes.read_slices, read.quick_read, read.decode_rle
+    kept = volumes.read_slices, read.quick_read, pixels.decode_rle
 
     def twice(path: Path) -> tuple[read.Slice, ...]:
         pydicom.dcmread(path).get("ImagePositionPatient")
         return kept[0](path)
 
-    volumes.read_slices, read.quick_read, read.decode_rle = twice, lambda data: None, lambda *_: None
+    volumes.read_slices, read.quick_read, pixels.decode_rle = twice, lambda data: None, lambda *_: None
     try:
         yield
     finally:
-        volumes.read_slices, read.quick_read, read.decode_rle = kept
+        volumes.read_slices, read.quick_read, pixels.decode_rle = kept
 
 
 def infer(weights: Bundle, studies: Sequence[Study], effort: Effort) -> list[dict[str, np.ndarray]]:

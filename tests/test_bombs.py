@@ -21,8 +21,8 @@ import fuzz
 from osteograde.imaging import discovery, files
 from osteograde.imaging import image_files as raster
 from osteograde.imaging.dicom import UnreadableSlice, read_slice
+from osteograde.imaging.dicom.pixels import stream_size
 from osteograde.imaging.dicom.radiograph import read_film
-from osteograde.imaging.dicom.read import stream_size
 from tests.dicom_files import dataset, pattern, write
 
 LIMIT = 150 << 20  # bytes that refusing a bomb may take

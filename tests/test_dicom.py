@@ -124,12 +124,35 @@ def test_the_short_way_into_a_file_agrees_with_pydicom(tmp_path_factory, seed):
         "RescaleSlope": float(rng.choice([1.0, 2.0])),
         "RescaleIntercept": float(rng.choice([0.0, -5.0])),
         "PatientName": "A" * int(rng.integers(0, 30)),
+        "SpecificCharacterSet": str(rng.choice(["ISO_IR 100", "ISO_IR 192"])),
+        "SeriesInstanceUID": "1.2.3.40",
+        "SeriesNumber": int(rng.integers(1, 9)),
+        "SeriesDescription": str(rng.choice(["t2_tse_sag", "T1 pond\u00e9r\u00e9 ", "a\\b"])),
+        "ProtocolName": " L-SPINE ",
+        "ImageType": ["ORIGINAL", "PRIMARY", str(rng.choice(["M", "P", "R", "I", "OTHER"]))],
+        "ScanningSequence": [["SE"], ["SE", "IR"], "GR"][int(rng.integers(3))],
+        "EchoTime": float(rng.choice([0.0, 9.5, 101.0])),
+        "RepetitionTime": 3500.5,
+        "InversionTime": 160,
+        "EchoNumbers": int(rng.integers(1, 3)),
+        "FlipAngle": 90.0,
+        "ContrastBolusAgent": str(rng.choice(["", "Gadovist", "NONE"])),
+        "DiffusionBValue": float(rng.choice([0.0, 800.0])),
+        "TriggerTime": 40.25,
+        "TemporalPositionIdentifier": 2,
+        "AcquisitionNumber": 3,
+        "AcquisitionTime": "101530.25",
     }
     tags["HighBit"] = tags["BitsStored"] - 1
     gone = [tag for tag in (*GEOMETRY, *STEPS, "InstanceNumber", "HighBit", "RescaleSlope") if rng.random() < 0.2]
     pixels = rng.integers(0, 1000, rng.integers(1, 20, 2)).astype(kind)
     rle = bool(rng.random() < 0.5)
     made = dataset(pixels, rle=rle, instance=int(rng.integers(-9, 9999)), without=gone, **tags)
+    if rng.random() < 0.5:
+        made.add_new(0x00190010, "LO", "SIEMENS MR HEADER")
+        made.add_new(0x0019100C, "IS", 50)
+        made.add_new(0x00431039, "IS", [1000000400, 8, 0])
+        made.add_new(0x0043102F, "SS", int(rng.integers(0, 4)))
     path = write(tmp_path_factory.mktemp("short") / "a", made)
     assert fast_header.quick_read(bytearray(path.read_bytes())) is not None
     short = read_slice(path)
@@ -207,7 +230,8 @@ def test_repeats_of_a_position_become_volumes_of_their_own(tmp_path):
             n = 3 * echo + k
             write(tmp_path / f"{n}.dcm", dataset(pattern(n), position=(0, 0, 4.0 * k), orientation=AXIAL, instance=n))
     volumes, codes = read_series(tmp_path)
-    assert [numbers(volume) for volume in volumes] == [[0, 1, 2], [3, 4, 5]] and not codes
+    assert [numbers(volume) for volume in volumes] == [[0, 1, 2], [3, 4, 5]]
+    assert codes == Counter(places_repeated=3)
 
 
 def test_an_uneven_stack_is_said_to_be_uneven(tmp_path):
@@ -434,7 +458,7 @@ def test_frames_of_files_that_say_where_they_lie_are_repeats_of_a_stack(tmp_path
         write(tmp_path / f"{k}.dcm", made)
     volumes, codes = read_series(tmp_path)
     assert [numbers(volume) for volume in volumes] == [[0, 1, 2], [10, 11, 12]]
-    assert codes == Counter(frame_without_position=6)
+    assert codes == Counter(frame_without_position=6, places_repeated=3)
 
 
 def test_a_picture_of_the_screen_lies_nowhere_and_is_dropped(tmp_path):

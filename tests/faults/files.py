@@ -129,8 +129,8 @@ TREE = (
     Case(7, "two slices", kept(3, 4), VALID),
     Case(8, "description in another case, with spaces", described("sag_t2", "  sagittal  t2 ")),
     Case(8, "description STIR", described("sag_t2", "SAG STIR")),
-    Case(8, "description blank", described("sag_t2", "")),
-    Case(8, "description unknown", described("axi_t2", "Series 7")),
+    Case(8, "description blank", described("sag_t2", ""), codes=("sag_t2:contrast_assumed",)),
+    Case(8, "description unknown", described("axi_t2", "Series 7"), codes=("axi_t2:contrast_assumed",)),
     Case(
         9,
         "axial series described as sagittal",

@@ -109,6 +109,33 @@ def padded(made: Dataset) -> None:
     set_pixels(made, pixels)
 
 
+def twice(
+    first: dict[str, object], second: dict[str, object], change: Callable[[np.ndarray], np.ndarray] | None = None
+):
+    """Every slice a second time at its place, with other tags and, where asked, other pixels."""
+
+    def make(study: Study) -> None:
+        for k, path in enumerate(study.files("sag_t2")):
+            again = path.with_name(f"{k + 101}.dcm")
+            again.write_bytes(path.read_bytes())
+            rewrite(path, put(**first))
+            rewrite(again, put(InstanceNumber=k + 101, **second))
+            if change is not None:
+                rewrite(again, lambda made: set_pixels(made, change(stored(made)).astype("<u2")))
+
+    return make
+
+
+def t1_beside(study: Study) -> None:
+    """The sagittal T1 in the folder of the sagittal T2; the headers tell them apart."""
+    folder = study.files("sag_t2")[0].parent
+    for path in study.files("sag_t1"):
+        again = folder / f"t1-{path.name}"
+        again.write_bytes(path.read_bytes())
+        rewrite(again, put(EchoTime=10, RepetitionTime=550))
+
+
+M, P = ["ORIGINAL", "PRIMARY", "M"], ["ORIGINAL", "PRIMARY", "P"]
 SPACING = ("SpacingBetweenSlices", "SliceThickness")
 PLACE, DIRECTION = "ImagePositionPatient", "ImageOrientationPatient"
 TAGS = (
@@ -148,7 +175,7 @@ TAGS = (
         near=0.02,
     ),
     Case(27, "trailing backslash", bytes_of(PLACE, lambda raw: raw.strip() + b"\\")),
-    Case(28, "every slice twice", repeated, near=1e-3),
+    Case(28, "every slice twice", repeated, codes=("sag_t2:slice_copied",)),
     Case(
         28,
         "positions all equal",
@@ -179,4 +206,31 @@ TAGS = (
     Case(33, "files in reversed order", reversed_files),
     Case(33, "rows from the feet up", all_files(lambda made: turned(made, 0)), near=0.02),
     Case(34, "axial columns from left to right", all_files(lambda made: turned(made, 1), "axi_t2"), near=0.02),
+    Case(
+        121,
+        "two echoes of every place",
+        twice({"EchoTime": 95, "EchoNumbers": 2}, {"EchoTime": 20, "EchoNumbers": 1}, lambda pixels: pixels // 3),
+        codes=("sag_t2:several_echoes",),
+    ),
+    Case(
+        122,
+        "phase images beside magnitude images",
+        twice({"ImageType": M}, {"ImageType": P}, lambda pixels: pixels[::-1]),
+        codes=("sag_t2:not_magnitude",),
+    ),
+    Case(123, "a T1 series in the folder of the T2", t1_beside, codes=("sag_t2:other_contrast",)),
+    Case(
+        124,
+        "two moments of every place",
+        twice(
+            {"TemporalPositionIdentifier": 1}, {"TemporalPositionIdentifier": 2}, lambda pixels: np.roll(pixels, 9, 0)
+        ),
+        codes=("sag_t2:several_moments",),
+    ),
+    Case(
+        125,
+        "T2 in the table, T1 in the header",
+        all_files(put(EchoTime=10, RepetitionTime=550)),
+        codes=("sag_t2:contrast_contradicts",),
+    ),
 )

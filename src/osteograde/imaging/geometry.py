@@ -16,6 +16,8 @@ from functools import cached_property
 
 import numpy as np
 
+from osteograde.imaging.acquisition import UNKNOWN, Acquisition
+
 LEFT = np.array([1.0, 0.0, 0.0])  # unit LPS directions
 POSTERIOR = np.array([0.0, 1.0, 0.0])
 HEAD = np.array([0.0, 0.0, 1.0])
@@ -28,7 +30,8 @@ class Volume:
     voxels: (Z, Y, X), any numeric dtype. to_mm: (4, 4) from index (z, y, x, 1) to LPS mm. frame: the frame of
     reference; points may move between volumes only where frames are equal ("" = unknown). series: the id of the
     series it came from. names: per slice, the stem of the file it was read from. instances: per slice, its
-    InstanceNumber (0020,0013) or frame number, None where it has none; empty for pictures.
+    InstanceNumber (0020,0013) or frame number, None where it has none; empty for pictures. acquisition: how the scanner
+    made the slices, as far as their headers say.
     """
 
     voxels: np.ndarray
@@ -37,6 +40,7 @@ class Volume:
     series: str = ""
     names: tuple[str, ...] = ()
     instances: tuple[int | None, ...] = ()
+    acquisition: Acquisition = UNKNOWN
 
     # Every site of a study asks for these again: they are computed once.
 

@@ -12,16 +12,16 @@ from osteograde.imaging import image_files
 from osteograde.imaging.dicom import UnreadableSeries, read_series
 from osteograde.imaging.dicom.radiograph import read_film
 from osteograde.imaging.dicom.volumes import UNSIZED
+from osteograde.imaging.film_polarity import is_background_bright, is_negative_crop
 from osteograde.imaging.geometry import LEFT, Volume, apply, oriented, roi_at
 from osteograde.imaging.resample import average_thin_slices
 from osteograde.imaging.windowing import window
+from osteograde.pipeline.series_views import Shown, shown_views, surest
 from osteograde.tasks.spec import Mark, Point, Series, Study, Task, View
 
 SIDE_MM = 200.0  # an image of one side alone is put this far from the patient's midline: all of it lies on that side
-LATERAL = frozenset({"LL", "RL", "LATERAL", "LLD", "RLD"})  # View Position (0018,5101) of a film from the side
 SLICE_MM = 4.0  # thickness of images that have none, as radiographs and single pictures
 ASSUMED = "size_assumed"  # code: the pixels of an image have no size in mm, the view's usual width is taken
-STEEP_DEGREES = 60.0  # slabs through the lowest disc may lean by 45 degrees and more; a stack beyond is another view's
 _SIGN = {"right": -1.0, "": 0.0, "left": 1.0}
 
 
@@ -50,7 +50,7 @@ def load_study(study: Study, task: Task, *, map: Callable[..., Iterable] = map) 
     volumes: dict[str, list[Volume]] = {view.name: [] for view in task.views}
     faults: Counter[str] = Counter(study.notes)
     marks: dict[str, Point] = {}
-    unsized: list[tuple[str, list[Volume], str]] = []
+    found: list[tuple[Series, Shown, bool]] = []
     for series in study.series:
         described = task.view(series.view) if series.view else task.views[0]  # a folder that no table names
         try:
@@ -58,43 +58,30 @@ def load_study(study: Study, task: Task, *, map: Callable[..., Iterable] = map) 
         except (UnreadableSeries, image_files.UnreadableImage) as error:
             faults[f"{series.view or 'unnamed'}:{error.code}"] += 1
             continue
-        name, stacks = _in_plane(task, series.view, stacks, codes)
-        faults.update({f"{name or series.view or 'unnamed'}:{code}": count for code, count in codes.items()})
-        if name and UNSIZED in codes:
-            unsized.append((name, stacks, series.id))
-        elif name:
-            marks |= marks_in_mm(study.marks, series.id, stacks)
-            volumes[name] += _seen(task.view(name), stacks, faults)
-    for name, stacks, series_id in unsized:
-        stacks = [_sized(stack, _usual_mm(task, volumes, name)) for stack in stacks]
-        marks |= marks_in_mm(study.marks, series_id, stacks)
-        volumes[name] += _seen(task.view(name), stacks, faults)
+        shown = shown_views(task, series.view, stacks, codes)
+        name = next((one.view for one in shown), series.view or "unnamed")
+        faults.update({f"{name}:{code}": count for code, count in codes.items() if count})
+        found += [(series, one, UNSIZED in codes) for one in shown]
+    found = [one for view in task.views for one in _serving(view, found, faults)]
+    for series, one, is_unsized in sorted(found, key=lambda told: told[2]):  # sizes are taken from the others
+        stacks = one.stacks
+        if is_unsized:
+            stacks = [_sized(stack, _usual_mm(task, volumes, one.view)) for stack in stacks]
+        marks |= marks_in_mm(study.marks, series.id, stacks)
+        volumes[one.view] += _seen(task.view(one.view), stacks, faults)
     faults.update({f"{view.name}:absent": 1 for view in task.views if view.required and not volumes[view.name]})
     absent = frozenset(mark.landmark for mark in study.marks if np.isnan(mark.x))
     return Loaded(study, {name: tuple(stacks) for name, stacks in volumes.items()}, faults, marks, absent)
 
 
-def _in_plane(task: Task, described: str, stacks: list[Volume], codes: Counter[str]) -> tuple[str, list[Volume]]:
-    """The view of a series and those of its stacks that lie in the plane of that view; ("", []) where they lie in the
-    plane of none.
-
-    described: the view that the tables name, or "". Where table and files contradict each other, the files are right.
-    Stacks in another plane, a localizer for example, are dropped. Lost slices are counted in ``codes``.
-    """
-    name = described
-    if not described or not any(task.view(described).shows(stack, STEEP_DEGREES) for stack in stacks):
-        largest = sorted(stacks, key=lambda stack: -stack.voxels.shape[0])
-        name = next(filter(None, map(task.view_of_orientation, largest)), "")
-        codes["orientation_contradicts"] += bool(described)
-    kept = [stack for stack in stacks if name and task.view(name).shows(stack, STEEP_DEGREES)]
-    codes["no_view" if not name else "other_plane"] += _slices(stacks) - _slices(kept)
-    for code in [code for code, count in codes.items() if not count]:
-        del codes[code]
-    return name, kept
-
-
-def _slices(stacks: Sequence[Volume]) -> int:
-    return sum(stack.voxels.shape[0] for stack in stacks)
+def _serving(
+    view: View, found: Sequence[tuple[Series, Shown, bool]], faults: Counter[str]
+) -> list[tuple[Series, Shown, bool]]:
+    """What serves a view, of all that the study's series show."""
+    codes: Counter[str] = Counter()
+    kept = surest([one for _, one, _ in found if one.view == view.name], codes)
+    faults.update({f"{view.name}:{code}": count for code, count in codes.items() if count})
+    return [told for told in found if any(told[1] is one for one in kept)]
 
 
 def _seen(view: View, stacks: Sequence[Volume], faults: Counter[str]) -> list[Volume]:
@@ -145,19 +132,40 @@ def _images(series: Series, view: View, directions: np.ndarray, centre_mm: np.nd
         codes[ASSUMED] += 1
         width, height = image_files.image_size(series.files[0])
         spacing = (SLICE_MM, *(assumed_pixel_mm(view, width, height),) * 2)
-    return image_files.read_images(series.files, directions, spacing, centre_mm), codes
+    stacks = image_files.read_images(series.files, directions, spacing, centre_mm, codes)
+    if view.projection and series.spacing_mm is not None:  # a crop of one joint, whose polarity its edges tell
+        stacks = [_bone_bright(stack, codes) for stack in stacks]
+    elif view.projection and any(is_background_bright(stack.voxels[0]) for stack in stacks):
+        codes["polarity_in_doubt"] += 1
+    return stacks, codes
+
+
+def _bone_bright(crop: Volume, codes: Counter[str]) -> Volume:
+    """A crop of a joint, turned where it is a negative ("negative_turned")."""
+    if not is_negative_crop(crop.voxels[0]):
+        return crop
+    codes["negative_turned"] += 1
+    return replace(crop, voxels=crop.voxels.max() - crop.voxels)
 
 
 def _film(series: Series, view: View, directions: np.ndarray, centre_mm: np.ndarray):
     film = read_film(series.files[0])
     codes = Counter(film.codes)
-    if film.view_position in LATERAL:
-        codes["lateral_view"] += 1
+    if (
+        film.body_parts
+        and view.body_parts
+        and not any(one in part for part in film.body_parts for one in view.body_parts)
+    ):
+        codes["other_body_part"] += 1
+    if is_background_bright(film.pixels):
+        codes["polarity_in_doubt"] += 1
     height, width = film.pixels.shape
     pixel_mm = film.pixel_mm
     if pixel_mm is None:
         codes[ASSUMED] += 1
-        pixel_mm = series.spacing_mm[1:] if series.spacing_mm else (assumed_pixel_mm(view, width, height),) * 2
+        codes["pixels_not_square"] += film.pixel_height != 1.0
+        across_mm = assumed_pixel_mm(view, width, round(height * film.pixel_height))
+        pixel_mm = series.spacing_mm[1:] if series.spacing_mm else (across_mm * film.pixel_height, across_mm)
     grid = roi_at(centre_mm, directions, np.array([SLICE_MM, *pixel_mm]), (1, height, width))
     volume = Volume(film.pixels[None], grid.to_mm, series=series.id, names=(series.files[0].stem,))
     return [volume], codes

@@ -129,10 +129,12 @@ def _grader(name: str, condition: str, crops: tuple[Crop, ...]) -> Grader:
     return Grader(name, sites, crops, partial(boxes_around_sites, sites, crops, REACH_MM), study_loss=study_loss)
 
 
+CONTRASTS = {"sag_t2": ("T2", "STIR"), "sag_t1": ("T1",), "axi_t2": ("T2",)}  # view -> kinds of series
+
 TASK = Task(
     name="lumbar-mr",
     views=tuple(  # a sagittal stack of unknown contrast is taken for the first sagittal view
-        View(name, AXIAL if name == "axi_t2" else SAGITTAL) for name in ("sag_t2", "sag_t1", "axi_t2")
+        View(name, AXIAL if name == "axi_t2" else SAGITTAL, contrasts=CONTRASTS[name]) for name in CONTRASTS
     ),
     classes=lumbar_names.CLASSES,
     class_weights=WEIGHTS,

@@ -96,7 +96,9 @@ class View:
     that every net sees every patient the same way up. window: percentiles of a series' grey values that become black
     and white. width_mm: the width that is assumed for images without a pixel size, as (landscape, portrait or square).
     projection: the files are radiographs, one image each, not slices. required: a study without this view is
-    incomplete, which is counted.
+    incomplete, which is counted. contrasts: kinds of MR series that the view shows ("T1", "T2", "STIR"), by which
+    series are told apart that no table names; () = any. body_parts: words in upper case, one of which must occur in
+    what a radiograph's header calls the body part, if it calls it anything; () = any.
     """
 
     name: str
@@ -105,6 +107,8 @@ class View:
     width_mm: tuple[float, float] = (280.0, 280.0)
     projection: bool = False
     required: bool = True
+    contrasts: tuple[str, ...] = ()
+    body_parts: tuple[str, ...] = ()
 
     def along(self, volume: Volume) -> float:
         """How nearly parallel a stack's slices lie to those of the view: |cosine| of their normals, 1 = parallel."""

@@ -128,7 +128,7 @@ CROPS = tuple(Crop(view, view, 1, FIELD_MM) for view in VIEWS)
 
 TASK = Task(
     name="spider",
-    views=tuple(View(view, SAGITTAL, required=False) for view in VIEWS),
+    views=tuple(View(view, SAGITTAL, required=False, contrasts=(view.upper(),)) for view in VIEWS),
     classes=tuple(f"pfirrmann_{grade}" for grade in spider_files.GRADES),
     class_weights=(1.0,) * len(spider_files.GRADES),
     locators=(

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
+from osteograde.imaging.dicom.acquisition_tags import B_VALUES, GE_COMPONENT, acquisition_of_bytes
 from osteograde.imaging.dicom.rle import MAX_PIXELS, Buffer, decode_rle_within
 
 Header = dict[str, Any]
+ACQUISITION = "acquisition"  # key of a header: how the image was made, as ``Acquisition``
 
 
 def _code(representation: str) -> int:
@@ -56,6 +58,11 @@ _WANTED: dict[int, tuple[str, int, Callable[[bytes], Any]]] = {
     0x00180050: ("SliceThickness", _code("DS"), _decimals),
     0x00180088: ("SpacingBetweenSlices", _code("DS"), _decimals),
     0x00181164: ("ImagerPixelSpacing", _code("DS"), _decimals),
+    0x00080032: ("AcquisitionTime", _code("TM"), _text),
+    0x00181060: ("TriggerTime", _code("DS"), _decimals),
+    0x00181063: ("FrameTime", _code("DS"), _decimals),
+    0x00200012: ("AcquisitionNumber", _code("IS"), _integers),
+    0x00200100: ("TemporalPositionIdentifier", _code("IS"), _integers),
     0x00200013: ("InstanceNumber", _code("IS"), _integers),
     0x00200032: ("ImagePositionPatient", _code("DS"), _decimals),
     0x00200037: ("ImageOrientationPatient", _code("DS"), _decimals),
@@ -71,9 +78,39 @@ _WANTED: dict[int, tuple[str, int, Callable[[bytes], Any]]] = {
     0x00280101: ("BitsStored", _code("US"), _short),
     0x00280102: ("HighBit", _code("US"), _short),
     0x00280103: ("PixelRepresentation", _code("US"), _short),
+    0x00280120: ("PixelPaddingValue", _code("US"), _short),
+    0x00280121: ("PixelPaddingRangeLimit", _code("US"), _short),
+    0x20500020: ("PresentationLUTShape", _code("CS"), _text),
     0x00281052: ("RescaleIntercept", _code("DS"), _decimals),
     0x00281053: ("RescaleSlope", _code("DS"), _decimals),
 }
+
+_SIGNED_TOO = ("PixelPaddingValue", "PixelPaddingRangeLimit")  # words, read as unsigned; who compares them wraps them
+_LUTS = (0x00283000, 0x00283010)  # Modality LUT and VOI LUT sequences
+_KEPT: dict[int, tuple[str | int, int]] = {  # read as bytes: all slices of a series say the same, once is enough
+    0x00080008: ("ImageType", _code("CS")),
+    0x0008103E: ("SeriesDescription", _code("LO")),
+    0x00089208: ("ComplexImageComponent", _code("CS")),
+    0x00089209: ("AcquisitionContrast", _code("CS")),
+    0x00180010: ("ContrastBolusAgent", _code("LO")),
+    0x00180020: ("ScanningSequence", _code("CS")),
+    0x00180021: ("SequenceVariant", _code("CS")),
+    0x00180022: ("ScanOptions", _code("CS")),
+    0x00180024: ("SequenceName", _code("SH")),
+    0x00180080: ("RepetitionTime", _code("DS")),
+    0x00180081: ("EchoTime", _code("DS")),
+    0x00180082: ("InversionTime", _code("DS")),
+    0x00180086: ("EchoNumbers", _code("IS")),
+    0x00180091: ("EchoTrainLength", _code("IS")),
+    0x00181030: ("ProtocolName", _code("LO")),
+    0x00181314: ("FlipAngle", _code("DS")),
+    0x0020000E: ("SeriesInstanceUID", _code("UI")),
+    0x00200011: ("SeriesNumber", _code("IS")),
+    **{tag: (tag, _code(kind)) for tag, kind in B_VALUES.items()},
+    GE_COMPONENT: (GE_COMPONENT, _code("SS")),
+}
+_CHARACTERS = 0x00080005  # SpecificCharacterSet
+_ENCODINGS = {"": "ascii", "ISO_IR 6": "ascii", "ISO_IR 100": "latin-1", "ISO_IR 192": "utf-8"}
 
 
 def quick_read(data: Buffer) -> tuple[Header, np.ndarray] | None:
@@ -89,7 +126,7 @@ def quick_read(data: Buffer) -> tuple[Header, np.ndarray] | None:
             return None
         header, at, length = walked
         pixels = _pixels(data, header, at, length) if _is_usual(header) else None
-    except (struct.error, ValueError):  # cut short, or text that is no number
+    except (struct.error, ValueError):  # cut short, or text that is no number or no text
         return None
     return None if pixels is None else (header, pixels)
 
@@ -97,6 +134,8 @@ def quick_read(data: Buffer) -> tuple[Header, np.ndarray] | None:
 def _walk(data: Buffer) -> tuple[Header, int, int] | None:
     """Elements up to the pixels, where their value starts, and its declared length."""
     header: Header = {}
+    kept: list[tuple[str | int, bytes]] = []
+    encoding = "ascii"
     at, last, size = 132, 0, len(data)
     while True:
         group, element, kind, length = _element(data, at)
@@ -107,18 +146,33 @@ def _walk(data: Buffer) -> tuple[Header, int, int] | None:
             length, start = _length(data, at + 8)[0], at + 12
         else:
             return None
-        if tag <= last or tag in _FRAMES or (tag > _META and last <= _META and not _is_syntax_known(header)):
+        if (
+            tag <= last
+            or tag in _FRAMES
+            or tag in _LUTS
+            or (tag > _META and last <= _META and not _is_syntax_known(header))
+        ):
             return None
         if tag == _PIXELS:
+            header[ACQUISITION] = acquisition_of_bytes(tuple(kept), encoding)
             return header, start, length
         at = start + length
         if at > size or tag > _PIXELS:  # an undefined length lies beyond every end
             return None
         if tag in _WANTED:
             keyword, expected, parse = _WANTED[tag]
-            if kind != expected:
+            if kind != expected and (keyword not in _SIGNED_TOO or kind != _code("SS")):
                 return None
             header[keyword] = parse(bytes(data[start:at]))
+        elif tag in _KEPT:
+            name, expected = _KEPT[tag]
+            if kind != expected:
+                return None
+            kept.append((name, bytes(data[start:at])))
+        elif tag == _CHARACTERS:
+            encoding = _ENCODINGS.get(_text(bytes(data[start:at])), "")
+            if not encoding:
+                return None
         last = tag
 
 

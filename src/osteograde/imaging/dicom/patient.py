@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pydicom
 
-from osteograde.imaging.dicom.read import DAMAGE, quiet_pydicom
+from osteograde.imaging.dicom.tags import DAMAGE, quiet_pydicom
 
 _NOBODY = frozenset({  # what is written in place of an identifier
     "", "0", "1", "anon", "anonym", "anonymous", "anonymised", "anonymized", "none", "nobody", "unknown", "na", "n/a",

@@ -17,28 +17,24 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels.utils import get_expected_length
 
-from osteograde.imaging.dicom.read import (
-    DAMAGE,
-    DEFLATED,
-    UnreadableSlice,
+from osteograde.imaging.dicom.film_views import body_parts_of, film_codes
+from osteograde.imaging.dicom.pixels import (
     checked_frames,
     complete_frames,
     decoded_frames,
-    file_contents,
     fill_cut_pixels,
-    number_of,
-    numbers_of,
-    parsed,
-    quiet_pydicom,
-    rescaled,
-    whole_of,
+    has_modality_lut,
+    is_inverted,
 )
+from osteograde.imaging.dicom.read import DEFLATED, file_contents, parsed, rescaled
 from osteograde.imaging.dicom.rle import MAX_PIXELS
+from osteograde.imaging.dicom.tags import DAMAGE, UnreadableSlice, number_of, numbers_of, quiet_pydicom, whole_of
 from osteograde.imaging.image_files import UnreadableImage
 
 SPACING_MM = (0.02, 5.0)  # beyond these it is a typing error
 _SPACINGS = ("ImagerPixelSpacing", "PixelSpacing", "NominalScannedPixelSpacing")
-_OUTLINE = ["Rows", "Columns", "ImageLaterality", "Laterality", *_SPACINGS]
+MAX_ASPECT = 10.0
+_OUTLINE = ["Rows", "Columns", "PixelAspectRatio", "ImageLaterality", "Laterality", *_SPACINGS]
 _SIDES = {"R": "right", "L": "left", "B": "both"}
 
 
@@ -46,13 +42,15 @@ _SIDES = {"R": "right", "L": "left", "B": "both"}
 class Film:
     """pixels: (H, W), bone bright, the patient's left on the image right where the file says how it lies; integers as
     stored or, rescaled or from colours, float32. pixel_mm: steps between (rows, columns), None where no tag gives a
-    sensible one. laterality: "right", "left", "both" or "" (unknown). view_position: as tagged, upper case ("PA",
-    "AP", "LL", ...). codes: what was assumed or repaired, counted."""
+    sensible one. pixel_height: of a pixel whose size is not known, its height in its own widths. laterality: "right",
+    "left", "both" or "" (unknown). body_parts: what the header calls the part of the body. codes: what was assumed or
+    repaired, and what the tags say against a frontal view (``film_views``), counted."""
 
     pixels: np.ndarray
     pixel_mm: tuple[float, float] | None = None
+    pixel_height: float = 1.0
     laterality: str = ""
-    view_position: str = ""
+    body_parts: tuple[str, ...] = ()
     codes: Counter[str] = field(default_factory=Counter)
 
 
@@ -68,8 +66,10 @@ def read_film(path: Path) -> Film:
 
 
 def film_outline(path: Path) -> tuple[int, int, str, float]:
-    """(width, height, laterality, width in mm) as the header says, 0 mm where it does not; no pixel is read. Raises
-    UnreadableImage."""
+    """(width, height, laterality, width in mm) as the header says, 0 mm where it does not; no pixel is read.
+
+    The height of pixels that are not square is given in their widths. Raises UnreadableImage.
+    """
     with quiet_pydicom():
         try:
             dataset = _header(Path(path))
@@ -87,6 +87,7 @@ def film_outline(path: Path) -> tuple[int, int, str, float]:
     if width * height > MAX_PIXELS:
         raise UnreadableImage("image_too_large")
     steps_mm = _pixel_mm(dataset, Counter())
+    height = height if steps_mm else round(height * _pixel_height(dataset))
     return width, height, _laterality(dataset, Counter()), width * steps_mm[1] if steps_mm else 0.0
 
 
@@ -109,12 +110,16 @@ def _film(dataset: Dataset) -> Film:
         codes["several_frames"] += 1
     codes.update(fill_cut_pixels(dataset))
     pixels = decoded_frames(dataset, 1)[0]
-    pixels = rescaled(pixels, number_of(dataset, "RescaleSlope"), number_of(dataset, "RescaleIntercept"))
+    codes.update(is_inverted(dataset)[1])
+    codes.update(film_codes(dataset))
+    if not has_modality_lut(dataset):
+        pixels = rescaled(pixels, number_of(dataset, "RescaleSlope"), number_of(dataset, "RescaleIntercept"))
     return Film(
         pixels=_turned(dataset, pixels, codes),
         pixel_mm=_pixel_mm(dataset, codes),
+        pixel_height=_pixel_height(dataset),
         laterality=_laterality(dataset, codes),
-        view_position=_words(dataset, "ViewPosition")[0],
+        body_parts=body_parts_of(dataset),
         codes=codes,
     )
 
@@ -152,6 +157,14 @@ def _pixel_mm(dataset: Dataset, codes: Counter[str]) -> tuple[float, float] | No
         if any(_words(dataset, keyword)):
             codes["spacing_ignored"] += 1
     return None
+
+
+def _pixel_height(dataset: Dataset) -> float:
+    """The height of a pixel over its width by PixelAspectRatio (PS3.3 C.7.6.3.1.7), 1 where it makes no sense."""
+    ratio = numbers_of(dataset, "PixelAspectRatio", 2)
+    if ratio is None or min(ratio) <= 0 or not 1 / MAX_ASPECT <= ratio[0] / ratio[1] <= MAX_ASPECT:
+        return 1.0
+    return float(ratio[0] / ratio[1])
 
 
 def _laterality(dataset: Dataset, codes: Counter[str]) -> str:

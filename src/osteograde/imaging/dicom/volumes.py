@@ -18,13 +18,14 @@ from pathlib import Path
 import numpy as np
 
 from osteograde.errors import UserError
-from osteograde.imaging.dicom.read import Slice, UnreadableSlice, quiet_pydicom, read_slices
+from osteograde.imaging.dicom.contrasts import SAME_PLACE_MM, separate
+from osteograde.imaging.dicom.read import Slice, read_slices
+from osteograde.imaging.dicom.tags import UnreadableSlice, quiet_pydicom
 from osteograde.imaging.geometry import Volume
 
 ANGLE_DEGREES = 0.25  # directions closer than this are the same tilt; 0.5 mm at 100 mm from the corner
 STEP_RANGE = (0.6, 1.5)  # of the stack's step: nearer is another stack, further a gap
 DEFAULT_STEP_MM = 4.0
-SAME_PLACE_MM = 0.05
 UNSIZED = "spacing_unknown"  # code: no slice of the series has a pixel spacing, all were taken for 1 mm
 AXIAL = np.array([[0.0, 0.0, -1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
 
@@ -35,6 +36,8 @@ def stack(
     """All slices of a series as volumes, and the codes of what had to be assumed.
 
     default_directions: unit LPS rows of the (slice, row, column) axes, used where orientation or positions are missing.
+    Slices of different contrast and moments of one place are told apart first (see ``contrasts.separate``), and every
+    volume carries how its slices were made.
     lost: files of the series that could not be read; so many slices, and those of another size, may be missing inside a
     stack without splitting it.
     """
@@ -45,12 +48,12 @@ def stack(
     ordered = _with_spacing(ordered, codes)
     volumes = []
     told = any(one.position_mm is not None for one in ordered)
-    for group in _alike(ordered):
+    alike = [(group, contrast) for contrast in separate(ordered, codes) for group in _alike(contrast)]
+    for group, contrast in alike:
         placed = _with_positions(group, directions[0], codes, told)
-        aside = sum(_same_tilt(group[0], one) and not _same_grid(group[0], one) for one in ordered)
+        aside = sum(_same_tilt(group[0], one) and not _same_grid(group[0], one) for one in contrast)
         chains = _bridged(_chains(placed), lost + aside, codes) if placed else []
-        told_by = lambda chain: tuple(one.instance for one in chain)  # noqa: E731
-        volumes += [replace(_volume(chain, series, codes), instances=told_by(chain)) for chain in chains]
+        volumes += [_volume(chain, series, codes) for chain in chains]
     return volumes, +codes
 
 
@@ -271,7 +274,9 @@ def _volume(chain: list[Slice], series: str, codes: Counter[str]) -> Volume:
     to_mm[:3, 2] = middle.orientation[:3] * middle.spacing_mm[1]
     to_mm[:3, 3] = places[0]
     frame = next((one.frame for one in chain if one.frame), "")
-    return Volume(np.stack([one.pixels for one in chain]), to_mm, frame, series, tuple(one.name for one in chain))
+    voxels, names = np.stack([one.pixels for one in chain]), tuple(one.name for one in chain)
+    instances = tuple(one.instance for one in chain)
+    return Volume(voxels, to_mm, frame, series, names, instances, chain[0].acquisition)
 
 
 def _is_uneven(places_mm: np.ndarray, normal: np.ndarray) -> bool:
