@@ -16,9 +16,7 @@ from functools import cached_property
 
 import numpy as np
 
-LEFT = np.array([1.0, 0.0, 0.0])  # unit LPS directions
-POSTERIOR = np.array([0.0, 1.0, 0.0])
-HEAD = np.array([0.0, 0.0, 1.0])
+LEFT = np.array([1.0, 0.0, 0.0])  # unit LPS direction
 
 
 @dataclass(frozen=True, eq=False)
