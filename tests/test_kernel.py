@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TASK = "lumbar-mr"
 SLUG = TASKS[TASK].slug
 IN_THE_IMAGE = {
-    "torch", "torchvision", "timm", "pydicom", "cv2", "pandas", "numpy", "scipy", "safetensors", "tqdm", "PIL",
+    "torch", "torchvision", "timm", "pydicom", "cv2", "pandas", "numpy", "scipy", "safetensors", "PIL",
     "osteograde",
 }  # fmt: skip
 OPTIONAL = {"osteograde/imaging/dicom/rle_numba.py": {"numba", "llvmlite"}}  # in the image too, and never needed
