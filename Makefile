@@ -3,7 +3,7 @@ PYTHON ?= python3
 TASK ?= lumbar-mr
 PY := .venv/bin/python
 SEED := 20261121
-KERNEL_TESTS := tests/test_kernel.py tests/test_shards.py tests/test_rehearse.py tests/test_run.py tests/test_submission.py
+KERNEL_TESTS := tests/test_kernel.py tests/test_multi_gpu.py tests/test_rehearse.py tests/test_run.py tests/test_submission.py
 .PHONY: test check demo kernel kaggle-env clean
 
 .venv/ready: requirements.lock pyproject.toml

@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import boxes as precision
+import average_precision as precision
 
 from osteograde.imaging.geometry import apply, to_index
 from osteograde.learning import evaluate, folds

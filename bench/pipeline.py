@@ -1,4 +1,4 @@
-"""The whole run against the sum of its limits, and against the same nets and weights used the usual way (usual.py).
+"""The whole run against the sum of its limits, and against a baseline loop with the same nets (baseline_loop.py).
 
     python bench/pipeline.py --weights weights/lumbar-mr-phantom --studies 30 --repeats 5
 
@@ -18,9 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
+import baseline_loop
 import numpy as np
 import torch
-import usual
 
 from osteograde import phantom
 from osteograde.imaging.dicom import fast_header, rle
@@ -137,15 +137,15 @@ def each(function: Callable, items: list) -> None:
 def same(ours: list, theirs: list) -> float:
     """The largest difference between two runs' probabilities; they must speak of the same targets."""
     if [set(one) for one in ours] != [set(one) for one in theirs]:
-        raise SystemExit("the usual way graded other targets")
+        raise SystemExit("the baseline loop graded other targets")
     return max(float(np.abs(a[name] - b[name]).max()) for a, b in zip(ours, theirs, strict=True) for name in a)
 
 
 def measured(
-    weights: bundle.Bundle, studies: list, repeats: int, usual_studies: int, clock: Callable[[], float]
+    weights: bundle.Bundle, studies: list, repeats: int, baseline_studies: int, clock: Callable[[], float]
 ) -> list[dict[str, float]]:
     """Seconds per study of everything, repeat by repeat."""
-    some = studies[:usual_studies]
+    some = studies[:baseline_studies]
     files = [file for study in studies for one in study.series for file in sorted(Path(one.folder).glob("*.dcm"))]
     effort = Effort(weights.test_views, folds_of(weights))
     calls, decodable = batches(weights, studies), frames(files)
@@ -160,11 +160,11 @@ def measured(
         row["nets alone"] = seconds(clock, nets_alone, calls) / len(studies)
         row["sum of the limits"] = row["read the bytes"] + row["decode alone"] + row["nets alone"]
         begun = clock()
-        theirs = usual.infer(weights, some, effort)
-        row["usual loop"] = (clock() - begun) / len(some)
+        theirs = baseline_loop.infer(weights, some, effort)
+        row["baseline loop"] = (clock() - begun) / len(some)
         apart = same(answers[: len(some)], theirs)
         if apart > 1e-3:
-            raise SystemExit(f"the usual way answers otherwise, by {apart}")
+            raise SystemExit(f"the baseline loop gives other probabilities, by {apart}")
         rows.append(row)
     return rows
 
@@ -173,7 +173,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--studies", type=int, default=30)
-    parser.add_argument("--usual-studies", type=int, default=8, help="of them, for the usual loop")
+    parser.add_argument("--baseline-studies", type=int, default=8, help="of them, for the baseline loop")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--data", type=Path, help="phantoms made before, instead of new ones")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: on a machine that is busy otherwise")
@@ -188,12 +188,12 @@ def main() -> None:
         if not args.data:
             phantom.write(TASK.name, folder, studies=0, test=args.studies, seed=888001, workers=os.cpu_count() or 1)
         studies = TASK.read(folder, "test")[: args.studies]
-        rows = measured(weights, studies, args.repeats, args.usual_studies, CLOCKS[args.clock])
+        rows = measured(weights, studies, args.repeats, args.baseline_studies, CLOCKS[args.clock])
     print(f"| per study, {args.clock} time | ms |\n|---|---|")
     for name in rows[0]:
         print(f"| {name} | {1000 * median(row[name] for row in rows):.1f} |")
     ratios = {
-        "usual loop / whole run": median(row["usual loop"] / row["whole run"] for row in rows),
+        "baseline loop / whole run": median(row["baseline loop"] / row["whole run"] for row in rows),
         "whole run / sum of the limits": median(row["whole run"] / row["sum of the limits"] for row in rows),
     }
     for name, ratio in ratios.items():

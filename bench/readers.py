@@ -24,7 +24,7 @@ from statistics import median
 import cv2
 import numpy as np
 import pydicom
-from slices import write_study
+from sample_dicom import write_study
 
 from osteograde.imaging.dicom import read_series, rle
 from osteograde.imaging.dicom.fast_header import quick_read
@@ -95,8 +95,8 @@ def readers() -> dict[str, Reader | str]:
     }
 
 
-def usual_study(folders: list[Path]) -> list[np.ndarray]:
-    """The usual loop: every file opened for its position, opened again for its pixels, one after the other."""
+def baseline_study(folders: list[Path]) -> list[np.ndarray]:
+    """The baseline loop: every file opened for its position, opened again for its pixels, one after the other."""
     volumes = []
     for folder in folders:
         files = sorted(folder.glob("*.dcm"))
@@ -151,19 +151,19 @@ def slice_table(root: Path, truth: Mapping[str, np.ndarray], repeats: int, count
 
 
 def study_table(root: Path, truth: Mapping[str, np.ndarray], repeats: int, clock: Callable) -> None:
-    folders, usual = [root / name for name in truth], "usual loop"
-    for read in (usual_study, our_study):
+    folders, baseline = [root / name for name in truth], "baseline loop"
+    for read in (baseline_study, our_study):
         if not all(np.array_equal(a, b) for a, b in zip(read(folders), truth.values(), strict=True)):
             raise SystemExit(f"{read.__name__}: another volume than was written")
     with ThreadPoolExecutor(2) as threads, ProcessPoolExecutor(2, mp_context=get_context("spawn")) as processes:
         calls = {
-            usual: lambda: usual_study(folders),
+            baseline: lambda: baseline_study(folders),
             "ours, 1 thread": lambda: our_study(folders),
         }
         if clock is time.perf_counter:  # a process does not see what the others spend
             calls["ours, 2 threads"] = lambda: our_study(folders, threads.map)
             calls["ours, 2 processes, pickled"] = lambda: our_study(folders, processes.map)
-        table("74 slices to sorted volumes", "ms", timed(calls, repeats, usual, clock), usual, 1)
+        table("74 slices to sorted volumes", "ms", timed(calls, repeats, baseline, clock), baseline, 1)
 
 
 def main() -> None:

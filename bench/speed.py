@@ -16,7 +16,7 @@ HERE = Path(__file__).resolve().parent
 FULL = {"readers": "--repeats 5", "pipeline": "--studies 30 --repeats 5", "memory": "--studies 30 300", "training": ""}
 QUICK = {
     "readers": "--repeats 3 --slices 6",
-    "pipeline": "--studies 4 --usual-studies 2 --repeats 3",
+    "pipeline": "--studies 4 --baseline-studies 2 --repeats 3",
     "memory": "--studies 4 16 --made 4",
     "training": "--studies 6 --epochs 1 --steps 4",
 }

@@ -91,19 +91,3 @@ def test_one_fold_alone_is_not_calibrated():
     answers, shipped = cross_fitted(task, studies, {study.id: 0 for study in studies}, graded)
     assert shipped == {}
     assert all(np.array_equal(answers[s.id]["right"], graded[s.id]["right"]) for s in studies)
-
-
-def test_balance_says_a_rare_grade_more_often_and_no_weight_changes_nothing_where_classes_are_even():
-    task, studies, folds, graded = graded_studies(np.random.default_rng(6), 800)
-    rare = [study for i, study in enumerate(studies) if study.labels["right"] != 3 or i % 8 == 0]
-
-    def said(balance, studies):
-        answers, _ = cross_fitted(task, studies, folds, graded, balance)
-        return np.array([answers[study.id]["right"] for study in studies])
-
-    threes = [(said(balance, rare).argmax(1) == 3).sum() for balance in (0.0, 0.5, 1.0)]
-    assert threes[0] < threes[1] < threes[2]
-    cells = [[s for s in studies if s.labels["right"] == g and folds[s.id] == k] for g in range(5) for k in range(5)]
-    fewest = min(map(len, cells))
-    even = [study for cell in cells for study in cell[:fewest]]
-    np.testing.assert_allclose(said(0.0, even), said(1.0, even), atol=1e-4)

@@ -6,9 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from osteograde.imaging.geometry import (
-    HEAD,
     LEFT,
-    POSTERIOR,
     Roi,
     Volume,
     affine,
@@ -24,6 +22,7 @@ from osteograde.imaging.geometry import (
 )
 from tests.grids import random_volume, rotation
 
+POSTERIOR, HEAD = np.array([0.0, 1.0, 0.0]), np.array([0.0, 0.0, 1.0])  # unit LPS directions
 SAGITTAL = np.array([LEFT, -HEAD, POSTERIOR])
 AXIAL = np.array([-HEAD, POSTERIOR, LEFT])
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -27,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TASK = "lumbar-mr"
 SLUG = TASKS[TASK].slug
 IN_THE_IMAGE = {
-    "torch", "torchvision", "timm", "pydicom", "cv2", "pandas", "numpy", "scipy", "safetensors", "tqdm", "PIL",
+    "torch", "torchvision", "timm", "pydicom", "cv2", "pandas", "numpy", "scipy", "safetensors", "PIL",
     "osteograde",
 }  # fmt: skip
 OPTIONAL = {"osteograde/imaging/dicom/rle_numba.py": {"numba", "llvmlite"}}  # in the image too, and never needed
@@ -329,6 +330,15 @@ def test_a_kernel_without_weights_lists_what_is_there_and_keeps_what_was_written
     assert "0 manifest.json of lumbar-mr" in err
     assert f"competitions/{SLUG}" in err
     assert (working / "submission.csv").read_text() == "written before\n"
+
+
+def test_without_a_setting_the_time_budget_is_that_of_the_tasks_competition_less_a_reserve():
+    task = TASKS[TASK]
+    assert offline.default_hours(task) == 8.5
+    assert task.competition is not None
+    longer = replace(task, competition=replace(task.competition, hours=12.0))
+    assert offline.default_hours(longer) == 11.5
+    assert offline.default_hours(replace(task, competition=None)) == 8.5
 
 
 def can_isolate(folder: Path) -> bool:

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from osteograde.kaggle import build_kernel, rehearse, sandbox_guard, sandbox_namespaces, staging
-from osteograde.kaggle.limits import SESSION, limits_of
 from osteograde.kaggle.metadata import parse_source
 from osteograde.kaggle.rehearse import WatchedRun
 from osteograde.tasks import TASKS
+from osteograde.tasks.limits import SESSION, limits_of
 from tests.kaggle_stub.log_lines import logged_lines
 from tests.tiny import random_bundle
 

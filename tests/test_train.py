@@ -12,7 +12,7 @@ from osteograde import phantom
 from osteograde.errors import UserError
 from osteograde.learning import train
 from osteograde.learning.recipe import Recipe
-from osteograde.learning.recipes import RECIPES
+from osteograde.learning.recipes import NAMES, RECIPES
 from osteograde.models import bundle
 from osteograde.models.bundle import KINDS
 from osteograde.tasks import TASKS
@@ -90,12 +90,17 @@ def test_folds_that_the_recipe_does_not_have_are_refused(data, tmp_path):
         run(data, tmp_path, only=(5,))
 
 
-@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_the_names_of_recipes_are_those_of_the_recipes():
+    assert list(NAMES) == list(RECIPES)
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
 def test_every_recipe_names_every_stage_and_is_plain_data(name):
     recipe = RECIPES[name]()
     json.dumps(recipe.plain())
     for plans in recipe.plans().values():
         assert all(bundle.config_of(plan.net)["kind"] in KINDS for plan in plans)
+    assert (recipe.name, recipe.task.name) == (name, NAMES[name])
     with pytest.raises(ValueError, match="has"):
         Recipe(name="x", task=recipe.task, locators={}, graders=recipe.graders)
 

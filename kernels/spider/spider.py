@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 TASK = "spider"
-TIME_BUDGET_HOURS = 8.5  # of the 9 of a session; studies that are not graded by then keep their prior probabilities
+TIME_BUDGET_HOURS = 8.5  # studies that are not graded by then keep their prior probabilities; 0: what is allowed
 MANIFEST_SHA256 = ""  # accept only weights whose manifest.json has this hash; "" accepts any weights of the task
 DATA_SET = ""  # owner/name of the data set that holds the images; "" reads the only folder with images
 PACKAGE: dict[str, str] = {}  # path of a module -> its text; "kernel build" adds them below this line

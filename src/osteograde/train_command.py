@@ -6,8 +6,7 @@ import argparse
 import logging
 
 from osteograde.errors import UserError
-from osteograde.learning.recipe import Recipe
-from osteograde.learning.recipes import RECIPES
+from osteograde.learning.recipes import check_name
 from osteograde.logs import to_stdout
 
 log = logging.getLogger("osteograde.learning")
@@ -17,16 +16,19 @@ RESUME = "the same command with --resume goes on from the last finished epoch"
 
 def main(args: argparse.Namespace) -> int:
     """Do what the options of ``cli.add_train_options`` ask for; the exit code is returned."""
-    recipe = recipe_of(args.task, args.recipe or args.task)
+    name = args.recipe or args.task
+    check_name(name, args.task)
     if not args.data.is_dir():
         raise UserError(f"{args.data}: no such folder; --data is the folder that holds the tables and the images")
     # torch and what stands on it: imported once the names are known to be right
     from osteograde.learning import folds, pretrained, train
+    from osteograde.learning.recipes import RECIPES
     from osteograde.learning.reuse import reuse_nets
     from osteograde.models.device import keep_all_freed_memory, pick
 
     to_stdout()
     keep_all_freed_memory()
+    recipe = RECIPES[name]()
     if args.debug:
         recipe = pretrained.without_missing_weights(recipe.shrunk())
     for weights in args.reuse:
@@ -41,13 +43,3 @@ def main(args: argparse.Namespace) -> int:
     print(f"written: {args.out / 'manifest.json'}, the nets that it names, and out-of-fold tables beside it")
     print(f"next: osteograde report {args.out} --data {args.data}")
     return 0
-
-
-def recipe_of(task: str, name: str) -> Recipe:
-    """The recipe of that name. UserError where there is none, or it is another task's."""
-    if name not in RECIPES:
-        raise UserError(f"no recipe {name!r}; known: {', '.join(sorted(RECIPES))}")
-    recipe = RECIPES[name]()
-    if recipe.task.name != task:
-        raise UserError(f"recipe {name!r} is of task {recipe.task.name!r}, asked for {task!r}")
-    return recipe

@@ -18,9 +18,7 @@ import numpy as np
 
 from osteograde.imaging.acquisition import UNKNOWN, Acquisition
 
-LEFT = np.array([1.0, 0.0, 0.0])  # unit LPS directions
-POSTERIOR = np.array([0.0, 1.0, 0.0])
-HEAD = np.array([0.0, 0.0, 1.0])
+LEFT = np.array([1.0, 0.0, 0.0])  # unit LPS direction
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,23 +27,26 @@ from osteograde.inference import multi_gpu, run, submission
 from osteograde.inference.submission import RunSummary
 from osteograde.models import bundle, device
 from osteograde.tasks import TASKS
+from osteograde.tasks.limits import limits_of
+from osteograde.tasks.spec import Task
 
-TIME_BUDGET_HOURS = 8.5  # of the 9 a code competition gives
+SPARE_HOURS = 0.5  # of those that a run may take: a slow end must not cost the whole run
 MARKERS = ("test_series_descriptions.csv", "sample_submission.csv")
 SHOWN = ("torch", "torchvision", "timm", "numpy", "pandas", "scipy", "pydicom", "cv2", "safetensors")
 WIDTH = 78
 log = logging.getLogger("osteograde.inference")
 
 
-def kernel_main(task: str, manifest_sha256: str = "", data_set: str = "", hours: float = TIME_BUDGET_HOURS) -> int:
+def kernel_main(task: str, manifest_sha256: str = "", data_set: str = "", hours: float = 0.0) -> int:
     """Grade the test studies into submission.csv of the working folder; the exit code is returned.
 
     data_set: owner/name of the data set that holds the images, for a task without a competition. hours: the time
-    budget; studies that are not graded by then keep their prior probabilities. The variables
-    OSTEOGRADE_KAGGLE_INPUT and OSTEOGRADE_KAGGLE_WORKING move both folders, to rehearse; OSTEOGRADE_DEVICES names the
-    devices to use ("cpu,cpu"), where they are not to be tried out.
+    budget, 0 for that of the task (``default_hours``); studies that are not graded by then keep their prior
+    probabilities. The variables OSTEOGRADE_KAGGLE_INPUT and OSTEOGRADE_KAGGLE_WORKING move both folders, to rehearse;
+    OSTEOGRADE_DEVICES names the devices to use ("cpu,cpu"), where they are not to be tried out.
     """
     begun = time.monotonic()
+    hours = hours or default_hours(TASKS[task])
     logs.to_stdout()
     root = Path(os.environ.get("OSTEOGRADE_KAGGLE_INPUT", "/kaggle/input"))
     out = Path(os.environ.get("OSTEOGRADE_KAGGLE_WORKING", "/kaggle/working")) / "submission.csv"
@@ -59,6 +62,12 @@ def kernel_main(task: str, manifest_sha256: str = "", data_set: str = "", hours:
     for line in closing(task, data, out, summary, left, devices, time.monotonic() - begun):
         log.info(line)
     return 0
+
+
+def default_hours(task: Task) -> float:
+    """The time budget of a kernel that sets none: the hours that the task's competition allows, or those of a session,
+    less ``SPARE_HOURS``."""
+    return limits_of(task).hours - SPARE_HOURS
 
 
 def grade(task: str, data: Path, weights: Path, out: Path, devices: list[str], hours: float) -> tuple[RunSummary, int]:

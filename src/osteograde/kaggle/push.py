@@ -14,10 +14,10 @@ from osteograde.errors import UserError
 from osteograde.inference import submission
 from osteograde.kaggle import client, credentials, metadata, record
 from osteograde.kaggle.client import Refused, RetryLater, logger
-from osteograde.kaggle.limits import limits_of
 from osteograde.kaggle.metadata import parse_source
 from osteograde.models import bundle
 from osteograde.tasks import TASKS
+from osteograde.tasks.limits import limits_of
 
 POLL_S = 30.0
 TAIL = 20  # lines of a log that are shown

@@ -24,9 +24,9 @@ from osteograde.errors import UserError
 from osteograde.inference import submission
 from osteograde.kaggle import metadata, sandbox_guard, sandbox_namespaces, staging
 from osteograde.kaggle.client import logger
-from osteograde.kaggle.limits import limits_of
 from osteograde.kaggle.metadata import Source, parse_source
 from osteograde.tasks import TASKS
+from osteograde.tasks.limits import limits_of
 from osteograde.tasks.spec import Competition, Study, Task
 
 START_S = 300.0  # allowed for the start, however few studies there are

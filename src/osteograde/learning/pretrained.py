@@ -20,13 +20,12 @@ from torch import nn
 from osteograde.errors import UserError
 from osteograde.learning.loop import Data, Job, Loss
 from osteograde.learning.recipe import IMAGENET, AnyPlan, Plan, Recipe, Start
+from osteograde.learning.recipes.starting_weights import EXTRA_VARIANCE
 from osteograde.models.bundle import build_net
 
 FOLDER = "OSTEOGRADE_PRETRAINED"  # environment variable: the folder that holds files of starting weights
 DEFAULT_FOLDER = Path("..") / "shared" / "weights"
 INPUT_SCALE = 0.5  # the files expect -1..1, deviation about a half; our crops come with deviation 1
-# Written for batch norms with eps 1e-3, read into ones with 1e-5.
-EXTRA_EPS = {"mobilenet_v2_0.35_float_bn_from_teachablemachine.npz": 1e-3 - 1e-5}
 BATCHES = 8  # through which the statistics of normalisation are measured
 
 log = logging.getLogger("osteograde.learning")
@@ -44,7 +43,7 @@ def net_of(plan: Plan, data: Data, loss: Loss, job: Job) -> nn.Module:
     net = build_net(plan.net)
     tensors = read_tensors(weights)
     trunk: Any = net.encoder
-    fill_trunk(trunk, tensors, eps=EXTRA_EPS.get(weights, 0.0))
+    fill_trunk(trunk, tensors, extra_variance=EXTRA_VARIANCE.get(weights, 0.0))
     if is_folded(tensors):
         measure_batch_norms(net, trunk, data, plan, loss, job)
     return net
@@ -83,13 +82,14 @@ def read_tensors(name: str) -> dict[str, torch.Tensor]:
         return {key: torch.from_numpy(archive[key]) for key in archive.files}
 
 
-def fill_trunk(trunk: nn.Module, tensors: Mapping[str, torch.Tensor], *, eps: float = 0.0) -> None:
+def fill_trunk(trunk: nn.Module, tensors: Mapping[str, torch.Tensor], *, extra_variance: float = 0.0) -> None:
     """Copy starting weights into a trunk that reads grey images. UserError where any of its tensors gets none.
 
     Tensors are matched by name, or by their order, which is that of the layers, where a library names them otherwise.
     Graders (one channel, deviation 1) take half the sum of the colours' filters. Locators (three neighbouring slices
     and the lateral coordinate, all 0..1) share that sum between the slices; the shift from 0..1 to -1..1 goes into the
-    first batch norm. eps: what the file's batch norms add to the variance beyond the trunk's own.
+    first batch norm. extra_variance: added to the variances of the file's batch norms, because they were trained with
+    a larger eps than the trunk's.
     """
     own = {key: value for key, value in trunk.state_dict().items() if not key.endswith("num_batches_tracked")}
     given = {key: value for key, value in tensors.items() if not key.endswith("num_batches_tracked")}
@@ -107,7 +107,7 @@ def fill_trunk(trunk: nn.Module, tensors: Mapping[str, torch.Tensor], *, eps: fl
     wrong = sorted(key for key, value in own.items() if key not in given or given[key].shape != value.shape)
     if wrong:
         raise UserError(f"starting weights do not fit the trunk: {len(wrong)} tensors, first {wrong[:3]}")
-    given |= {key: value + eps for key, value in given.items() if key.endswith("running_var")}
+    given |= {key: value + extra_variance for key, value in given.items() if key.endswith("running_var")}
     trunk.load_state_dict({**trunk.state_dict(), **{key: given[key] for key in own}})
 
 

@@ -96,15 +96,13 @@ Graded = Mapping[str, Mapping[str, np.ndarray]]
 
 
 def cross_fitted(
-    task: Task, studies: Sequence[Study], fold_of: Mapping[str, int], graded: Graded, balance: float = 0.0
+    task: Task, studies: Sequence[Study], fold_of: Mapping[str, int], graded: Graded
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, Calibration]]:
     """(calibrated predictions, {grader: calibration}). The calibrations, which ship, are fitted on all out-of-fold
     predictions; each prediction itself is calibrated by a fit on the other folds, so that its own label has no part in
-    it.
+    it. Graders of fewer than two folds, or without labels, stay as they are.
 
-    graded: study -> target -> (K + F,), of which the K classes are calibrated. balance: each class is weighted by its
-    frequency to the power of minus this. 0 gives calibrated probabilities; larger values raise the recall of rare
-    grades (argmax) and increase the log loss. Graders of fewer than two folds, or without labels, stay as they are.
+    graded: study -> target -> (K + F,), of which the K classes are calibrated.
     """
     calibrated = {study: dict(targets) for study, targets in graded.items()}
     shipped: dict[str, Calibration] = {}
@@ -112,23 +110,15 @@ def cross_fitted(
         probs, labels, folds = _labelled(task, grader, studies, fold_of, graded)
         if len(set(folds)) < 2:
             continue
-        shipped[grader.name] = fit_calibration(probs, labels, _class_weights(task, labels, balance))
+        shipped[grader.name] = fit_calibration(probs, labels, task.class_weights)
         for k in sorted(set(folds)):
-            other = fit_calibration(
-                probs[folds != k], labels[folds != k], _class_weights(task, labels[folds != k], balance)
-            )
+            other = fit_calibration(probs[folds != k], labels[folds != k], task.class_weights)
             for study, target in ((s.id, site.target) for s in studies for site in grader.sites):
                 if fold_of[study] == k and target in calibrated.get(study, {}):
                     outputs = calibrated[study][target].copy()
                     outputs[: len(task.classes)] = other(outputs[: len(task.classes)])
                     calibrated[study][target] = outputs
     return calibrated, shipped
-
-
-def _class_weights(task: Task, labels: np.ndarray, balance: float) -> np.ndarray:
-    """(K,): the task's class weights times the frequency of each class to the power of minus ``balance``."""
-    counts = np.bincount(labels, minlength=len(task.classes))
-    return np.asarray(task.class_weights) * (np.maximum(counts, 1) / len(labels)) ** -balance
 
 
 def _labelled(task: Task, grader: Grader, studies: Sequence[Study], fold_of: Mapping[str, int], graded: Graded):

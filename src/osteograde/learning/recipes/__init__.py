@@ -1,22 +1,63 @@
 """RECIPES: name -> function that returns one complete, frozen Recipe. Variants call another and replace a field.
 
-``train_folds.py TASK`` without --recipe takes the one named like the task.
+``train_folds.py TASK`` without --recipe takes the one named like the task. ``NAMES`` can be read without importing any
+recipe, so a command line refuses a wrong name at once; ``RECIPES`` imports all of them when it is first used.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from osteograde.learning.recipe import Recipe
-from osteograde.learning.recipes import knee, lumbar, spider
+from osteograde.errors import UserError
 
-RECIPES: dict[str, Callable[[], Recipe]] = {
-    "lumbar-mr": lumbar.lumbar_mr,
-    "lumbar-mr-small": lumbar.lumbar_mr_small,
-    "seed-frcnn-swin": lumbar.seed_frcnn_swin,
-    "spider": spider.spider,
-    "spider-unet": spider.spider_unet,
-    "spider-faster-rcnn": spider.spider_faster_rcnn,
-    "knee-xray": knee.knee_xray,
-    **knee.PUBLISHED,
+if TYPE_CHECKING:
+    from osteograde.learning.recipe import Recipe
+
+    RECIPES: dict[str, Callable[[], Recipe]]
+
+NAMES = {  # recipe -> task
+    "lumbar-mr": "lumbar-mr",
+    "lumbar-mr-small": "lumbar-mr",
+    "seed-frcnn-swin": "lumbar-mr",
+    "spider": "spider",
+    "spider-unet": "spider",
+    "spider-faster-rcnn": "spider",
+    "knee-xray": "knee-xray",
+    "knee-densenet161": "knee-xray",
+    "knee-efficientnet-b5": "knee-xray",
+    "knee-efficientnet-v2-s": "knee-xray",
+    "knee-regnet-y-8gf": "knee-xray",
+    "knee-resnet101": "knee-xray",
+    "knee-resnext50": "knee-xray",
+    "knee-shufflenet-v2-x2": "knee-xray",
+    "knee-wide-resnet50-2": "knee-xray",
 }
+
+
+def __getattr__(name: str) -> dict[str, Callable[[], Recipe]]:
+    if name != "RECIPES":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from osteograde.learning.recipes import knee, lumbar, spider
+
+    recipes: dict[str, Callable[[], Recipe]] = {
+        "lumbar-mr": lumbar.lumbar_mr,
+        "lumbar-mr-small": lumbar.lumbar_mr_small,
+        "seed-frcnn-swin": lumbar.seed_frcnn_swin,
+        "spider": spider.spider,
+        "spider-unet": spider.spider_unet,
+        "spider-faster-rcnn": spider.spider_faster_rcnn,
+        "knee-xray": knee.knee_xray,
+        **knee.PUBLISHED,
+    }
+    globals()["RECIPES"] = recipes
+    return recipes
+
+
+def check_name(name: str, task: str) -> None:
+    """UserError naming the recipes of ``task`` if ``name`` is none of them."""
+    recipes = ", ".join(sorted(recipe for recipe, its_task in NAMES.items() if its_task == task))
+    if name not in NAMES:
+        raise UserError(f"no recipe {name!r}; recipes of {task}: {recipes}")
+    if NAMES[name] != task:
+        raise UserError(f"recipe {name!r} is of task {NAMES[name]!r}, asked for {task!r}; recipes of {task}: {recipes}")

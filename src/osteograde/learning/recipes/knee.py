@@ -45,11 +45,9 @@ from osteograde.learning.recipe import (
     for_grader,
     for_locator,
 )
+from osteograde.learning.recipes.starting_weights import MOBILENET_V2, MOBILENET_V2_035
 from osteograde.tasks import TASKS
 from osteograde.tasks.knee_films import films
-
-STARTING = "mobilenet_v2_torchvision_from_tf2_ptq.npz"
-SMALL_STARTING = "mobilenet_v2_0.35_float_bn_from_teachablemachine.npz"
 
 
 def knee_xray() -> Recipe:
@@ -68,7 +66,7 @@ def knee_xray() -> Recipe:
         pixels=(176, 240),
         training=Training(epochs=10, batch=32, lr=1e-3, weight_decay=0.01, ema=0.0, clip=NO_CLIP),
         schedule=Schedule(warm_up=0.2, restarts={8: 0.4}, swa=True),
-        start=Start(weights=STARTING),
+        start=Start(weights=MOBILENET_V2),
         augmentation=Augmentation(
             rotation_deg=10, scale=0.1, shift_mm=5, gamma=0.25, contrast=0.3, noise=0.0, blur=0.0
         ),
@@ -87,7 +85,7 @@ def _knee(name: str, plan: GraderPlan, *, tta: int) -> Recipe:
         net={"kind": "heatmap", "encoder_name": "mobilenetv2_035", "stages": 5, "width": 32, "stride": 2},
         pixels=192,
         training=Training(epochs=6, batch=12, steps=60, lr=2e-3, ema=0.98),
-        start=Start(weights=SMALL_STARTING, shared_epochs=3),
+        start=Start(weights=MOBILENET_V2_035, shared_epochs=3),
         augmentation=Augmentation(
             rotation_deg=12, scale=0.2, shift_mm=25, gamma=0.4, contrast=0.3, noise=0.04, blur=0.2
         ),

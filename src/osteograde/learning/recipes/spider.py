@@ -15,11 +15,11 @@ from osteograde.learning.recipe import (
     for_grader,
     for_locator,
 )
+from osteograde.learning.recipes.starting_weights import MOBILENET_V2_035
 from osteograde.tasks import TASKS
 
 ENCODER = "mobilenetv2_035"
 STEM = ("conv_stem", "bn1", "blocks.0")  # of timm's MobileNetV2: they stay as ImageNet made them
-STARTING = "mobilenet_v2_0.35_float_bn_from_teachablemachine.npz"
 LOCATOR_AUGMENTATION = Augmentation(
     rotation_deg=12, scale=0.18, shift_mm=20, gamma=0.5, contrast=0.3, noise=0.04, blur=0.2
 )
@@ -36,7 +36,7 @@ def spider() -> Recipe:
             net={"kind": "heatmap", "encoder_name": ENCODER, "stages": 5, "width": 32, "stride": 2},
             pixels=192,
             training=Training(epochs=12, batch=8, steps=60, lr=2e-3, ema=0.98),
-            start=Start(weights=STARTING),
+            start=Start(weights=MOBILENET_V2_035),
             augmentation=LOCATOR_AUGMENTATION,
             window=3,
         ),
@@ -54,7 +54,7 @@ def spider_unet() -> Recipe:
             net={"kind": "unet", "encoder_name": ENCODER, "stages": 5, "width": 32, "stride": 2},
             pixels=192,
             training=Training(epochs=12, batch=8, steps=60, lr=2e-3, ema=0.98),
-            start=Start(weights=STARTING),
+            start=Start(weights=MOBILENET_V2_035),
             augmentation=LOCATOR_AUGMENTATION,
             window=3,
         ),
@@ -85,7 +85,7 @@ def _members() -> tuple[GraderPlan, ...]:
         net={"kind": "grader", "backbone": ENCODER, "dropout": 0.2},
         pixels=112,
         training=Training(epochs=16, batch=8, lr=1e-3, ema=0.98),
-        start=Start(weights=STARTING),
+        start=Start(weights=MOBILENET_V2_035),
         augmentation=Augmentation(
             rotation_deg=10, scale=0.12, shift_mm=3, gamma=0.4, contrast=0.3, noise=0.03, blur=0.15
         ),

@@ -1,4 +1,4 @@
-"""Inference written the usual way, with the same nets and weights: what the kernel is compared with.
+"""Inference as public solutions write it, with the same nets and weights: what the kernel is compared with.
 
 One study at a time, one file at a time through pydicom. Each stage loads its own images, and opens every file twice
 for that: for its position, and again for its pixels (public solutions do so two to six times). The nets see one slice
@@ -41,7 +41,7 @@ class OneByOne(nn.Module):
 
 
 @contextmanager
-def read_the_usual_way() -> Iterator[None]:
+def open_every_file_twice() -> Iterator[None]:
     """Every file through pydicom, twice."""
     kept = volumes.read_slices, read.quick_read, pixels.decode_rle
 
@@ -66,7 +66,7 @@ def infer(weights: Bundle, studies: Sequence[Study], effort: Effort) -> list[dic
         for kind in ("locate", "grade")
     }
     answers = []
-    with read_the_usual_way():
+    with open_every_file_twice():
         for study in studies:
             _, points = predict.locate_all(weights.task, [load_study(study, weights.task)], nets["locate"])
             again = load_study(study, weights.task)

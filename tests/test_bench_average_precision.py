@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 
-import boxes
+import average_precision
 
 
 def slow(images, threshold):
@@ -55,21 +55,23 @@ def random_images(rng):
 @given(st.integers(0, 10_000), st.sampled_from([0.5, 0.6, 0.75]))
 def test_equals_the_definition(seed, threshold):
     images = random_images(np.random.default_rng(seed))
-    assert boxes.precision_and_recall(images, threshold) == pytest.approx(slow(images, threshold), abs=1e-12)
+    assert average_precision.precision_and_recall(images, threshold) == pytest.approx(
+        slow(images, threshold), abs=1e-12
+    )
 
 
 def test_perfect_boxes_have_precision_and_recall_1():
     true = np.array([[0, 0, 10, 5], [0, 20, 10, 25.0]])
-    assert boxes.table([(true, np.array([0.9, 0.8]), true)]) == {"ap50": 1.0, "ap75": 1.0, "ar": 1.0}
+    assert average_precision.table([(true, np.array([0.9, 0.8]), true)]) == {"ap50": 1.0, "ap75": 1.0, "ar": 1.0}
 
 
 def test_a_second_box_on_a_disc_is_wrong():
     true = np.array([[0, 0, 10, 10.0]])
     found = np.array([[0, 0, 10, 10], [0, 0, 10, 9.0]])
-    assert boxes.hits(found, np.array([0.5, 0.9]), true, 0.5).tolist() == [False, True]
+    assert average_precision.hits(found, np.array([0.5, 0.9]), true, 0.5).tolist() == [False, True]
 
 
 def test_nothing_found_and_nothing_to_find():
     none = np.zeros((0, 4))
-    assert boxes.precision_and_recall([(none, np.zeros(0), np.array([[0, 0, 1, 1.0]]))], 0.5) == (0.0, 0.0)
-    assert np.isnan(boxes.precision_and_recall([(none, np.zeros(0), none)], 0.5)).all()
+    assert average_precision.precision_and_recall([(none, np.zeros(0), np.array([[0, 0, 1, 1.0]]))], 0.5) == (0.0, 0.0)
+    assert np.isnan(average_precision.precision_and_recall([(none, np.zeros(0), none)], 0.5)).all()

@@ -1,6 +1,6 @@
 """Every DICOM file of a folder thrown together into studies and graded by every task: no crash, reasons listed.
 
-    python bench/thrown_together.py --data ../shared/data/dicom
+    python bench/mixed_folder.py --data ../shared/data/dicom
 
 lumbar-mr: studies of three series (one of each described view) of up to --files files each, whatever they are, beside
 one study per folder as it is. spider and knee-xray: the files in plain folders. Exit code 1 where a run crashed, a row
