@@ -116,7 +116,7 @@ def test_derived_images_are_left_out_where_there_are_others(tmp_path, word):
         {"ImageType": lambda k: ["ORIGINAL", "PRIMARY", "M", "NORM"][: 3 + k % 2]},
         {"TemporalPositionIdentifier": 1},
     ],
-    ids=str,
+    ids=["echo drifts", "echo missing", "uids", "uid missing", "repetition drifts", "triggered", "type", "moment"],
 )
 def test_what_differs_between_slices_of_one_stack_does_not_part_it(tmp_path, tags):
     stacks, codes = read(mixed(tmp_path, tags))
