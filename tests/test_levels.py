@@ -20,8 +20,9 @@ from osteograde.models.locators.levels import (
     masses,
 )
 from osteograde.pipeline import levels as together
+from osteograde.tasks import TASKS
 from osteograde.tasks.spec import Point
-from osteograde.tasks.spine import CANAL_RHYTHM, DISC_RHYTHM, SAGITTAL, Rhythm
+from osteograde.tasks.spine import CANAL_RHYTHM, DISC_RHYTHM, LEVELS, SAGITTAL, Rhythm
 
 SCORING = Scoring()
 BOUNDS = (0.0, 0.0, 96.0, 96.0)
@@ -265,5 +266,45 @@ def test_every_landmark_of_a_chain_in_doubt_says_so():
     half = {k: {level: 0.5 for level in (k, k - 1) if 0 <= level < 5} for k in range(6)}
     found = together.with_doubt(names, points, chosen(places, logs_of(places, half), loose))
     assert all(point.in_doubt for point in found.values())
-    assert sum(found["c"].names.values()) == pytest.approx(1)
+    assert sum(found["c"].names.values()) == pytest.approx(1, abs=0.01)
+    assert 0.4 < found["c"].names["c"] < 0.5
     assert all(point.in_doubt for point in together.with_doubt(names, points, None).values())
+
+
+def grades_and_points() -> tuple[dict[str, np.ndarray], dict[str, Point]]:
+    task = TASKS["spider"]
+    graded = {}
+    for k, level in enumerate(LEVELS):
+        graded[level] = np.concatenate([np.eye(5)[k], [0.1 * k, 0.5]])
+    names = [site.landmarks[0] for site in task.graders[0].sites]
+    return graded, {name: Point(np.zeros(3)) for name in names}
+
+
+def test_grades_of_levels_that_are_not_in_doubt_stay_as_they_are():
+    graded, points = grades_and_points()
+    mixed = together.mixed_over_names(TASKS["spider"], points, graded, TASKS["spider"].prior)
+    assert all(np.array_equal(mixed[level], graded[level]) for level in LEVELS)
+
+
+def test_grades_in_doubt_are_those_of_the_levels_that_they_may_be_of():
+    graded, points = grades_and_points()
+    prior = dict.fromkeys(LEVELS, (0.2,) * 5)
+    names = list(points)
+    shifted = {names[3]: 0.5, names[4]: 0.25}  # the fourth level: half sure, a quarter one lower, the rest unknown
+    points[names[3]] = Point(np.zeros(3), in_doubt=True, names=shifted)
+    mixed = together.mixed_over_names(TASKS["spider"], points, graded, prior)
+    assert np.allclose(mixed[LEVELS[3]][:5], [0.05, 0.05, 0.05, 0.55, 0.3])
+    assert np.array_equal(mixed[LEVELS[3]][5:], graded[LEVELS[3]][5:])
+    assert np.array_equal(mixed[LEVELS[2]], graded[LEVELS[2]])
+    del graded[LEVELS[4]]  # what was not graded there counts with the prior
+    mixed = together.mixed_over_names(TASKS["spider"], points, graded, prior)
+    assert np.allclose(mixed[LEVELS[3]][:5], [0.1, 0.1, 0.1, 0.6, 0.1])
+
+
+def test_levels_above_the_border_of_an_image_are_likely_to_be_named_one_too_low():
+    discs = spine(DISC_RHYTHM)
+    logs = logs_of(discs, {k: {k: 0.9} for k in range(5)})
+    names = together.names_in_doubt(chosen(discs, logs, bounds=(0.0, 0.0, float(discs[-1, 0]) + 4.0, 96.0)))
+    assert names[3, 3] == pytest.approx(0.5, abs=0.01)
+    assert names[3, 4] == pytest.approx(0.5, abs=0.01)
+    assert names[4].sum() == pytest.approx(0.5, abs=0.01)  # the lowest may not be in the image at all

@@ -17,12 +17,14 @@ import torch
 from osteograde.imaging.geometry import Roi, Volume, apply, to_index
 from osteograde.models.locators import levels
 from osteograde.models.locators.levels import ABSENT, LIMITS, SCORING, Chain, Limits, Scoring
-from osteograde.tasks.spec import Point
+from osteograde.tasks.spec import Point, Task
 from osteograde.tasks.spine import Rhythm
 
 SURE = 0.3  # a level's probability at a place that a region surely sees as a disc
 AGREE_MM = 8.0  # places of two regions that lie no further apart are the same
 AGREE_SHARE = 0.6  # of the sure places of each region must be the other's too
+OFF_BY_ONE = 0.1  # parts of the probability of a name in doubt; measured on held-out images, see docs/experiments.md
+OFF_BY_ONE_UNANCHORED = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,13 +164,61 @@ def with_doubt(
 ) -> dict[str, Point]:
     """The points of one region's levels, those of a chain whose names are in doubt marked so.
 
-    landmarks: of the chain, top level first.
+    landmarks: of the chain, top level first. Without a chain nothing is known of the names.
     """
     if chain is not None and not chain.in_doubt(limits):
         return dict(points)
+    names = np.zeros((len(landmarks), len(landmarks))) if chain is None else names_in_doubt(chain)
     marked = {}
     for name, point in points.items():
-        row = chain.names[landmarks.index(name)] if chain is not None else np.zeros(len(landmarks) + 1)
-        names = {other: float(p) for other, p in zip(landmarks, row, strict=False) if p > 0}
-        marked[name] = replace(point, in_doubt=True, names=names)
+        row = names[landmarks.index(name)]
+        shares = {other: float(p) for other, p in zip(landmarks, row, strict=True) if p > 0}
+        marked[name] = replace(point, in_doubt=True, names=shares)
     return marked
+
+
+def names_in_doubt(chain: Chain) -> np.ndarray:
+    """(L, L) probability that level i (row) lies at the point of level j, of a chain whose names are in doubt.
+
+    Chains know only what their score knows, and their probabilities are too sure. So a part of each is given to the
+    neighbouring levels: ``OFF_BY_ONE``, half of it to each side, or ``OFF_BY_ONE_UNANCHORED`` where the image ends
+    below the chain; then all levels are likely to be named one too low, and lie at the point of the next one below.
+    """
+    levels_count = len(chain.place)
+    shift = np.eye(levels_count, k=1)  # level i lies at the point named i + 1
+    part, shifted = OFF_BY_ONE_UNANCHORED, shift
+    if chain.anchored:
+        part, shifted = OFF_BY_ONE, (shift + shift.T) / 2
+    return (1 - part) * chain.names[:, :-1] + part * shifted
+
+
+def mixed_over_names(
+    task: Task,
+    points: Mapping[str, Point],
+    graded: Mapping[str, np.ndarray],
+    prior: Mapping[str, Sequence[float]],
+) -> dict[str, np.ndarray]:
+    """The grades of one study, those of levels in doubt averaged over the levels that they may truly be of.
+
+    A site's class probabilities become the sum over all levels of the probability that its own level lies at that
+    level's point (``Point.names``) times what was graded there: the same condition and side. What is left to 1, and
+    levels that were not graded, count with the site's prior. Outputs of auxiliary heads stay as they are.
+    """
+    level_of = {name: site.level for grader in task.graders for site in grader.sites for name in site.landmarks}
+    names: dict[str, dict[str, float]] = {}
+    for name, point in points.items():
+        if point.in_doubt and name in level_of:
+            names.setdefault(level_of[name], {level_of[other]: p for other, p in point.names.items()})
+    mixed, classes = dict(graded), len(task.classes)
+    for grader in task.graders if names else ():
+        target = {(site.condition, site.side, site.level): site.target for site in grader.sites}
+        for site in grader.sites:
+            if site.target not in graded or site.level not in names:
+                continue
+            own, total = np.asarray(prior[site.target], float), np.zeros(classes)
+            for level, p in names[site.level].items():
+                there = target.get((site.condition, site.side, level), "")
+                total += p * (graded[there][:classes] if there in graded else own)
+            total += max(0.0, 1 - sum(names[site.level].values())) * own
+            mixed[site.target] = np.concatenate([total / total.sum(), graded[site.target][classes:]])
+    return mixed
