@@ -42,7 +42,7 @@ from osteograde.models import bundle as bundles
 from osteograde.models.bundle import Bundle
 from osteograde.models.device import keep_freed_memory, pick
 from osteograde.models.manifest import Manifest
-from osteograde.pipeline import calibration, predict
+from osteograde.pipeline import calibration, domain, levels, predict
 from osteograde.pipeline.load import Loaded, load_study
 from osteograde.tasks import TASKS
 from osteograde.tasks.spec import Point, Study, Task
@@ -260,6 +260,8 @@ def _grade_chunk(
     for name, seconds in spent.items():
         summary.seconds[name] += seconds
     budget.record(len(loaded), effort, **{f"{name}_s": seconds for name, seconds in spent.items()})
+    if not summary.faults[domain.OUT_OF_DOMAIN] and any(study.faults[domain.OUT_OF_DOMAIN] for study in loaded):
+        log.warning(_UNKNOWN_IMAGES, bundle.manifest.domain["name"], domain.OUT_OF_DOMAIN)
     for study in loaded:
         summary.unread += not study.readable
         summary.faults.update(study.faults)
@@ -278,7 +280,28 @@ def _answers(
     for group in bundle.task.graders:
         for i, new in enumerate(predict.grade(group, loaded, points, graders[group.name], views=effort.views)):
             graded[i] |= new
+    for i, study in enumerate(loaded):
+        graded[i] = levels.mixed_over_names(bundle.task, points[i], graded[i], bundle.prior)
+        graded[i] = _believed(bundle, study, graded[i])
     return points, graded, (located - begun, time.monotonic() - located)
+
+
+_UNKNOWN_IMAGES = (
+    "these weights know %s only, and some images do not look like them: the answers about them are mixed towards the "
+    "class priors, and their rows are flagged %s"
+)
+
+
+def _believed(bundle: Bundle, study: Loaded, graded: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The grades of a study as far as its images look like those that the weights know; the rest is the prior."""
+    known = domain.domain_from_manifest(bundle.manifest.domain)
+    if known is None:
+        return graded
+    trust = known.trust(known.distance(study.volumes))
+    if trust == 1:
+        return graded
+    study.faults[domain.OUT_OF_DOMAIN] = 1
+    return domain.mixed_with_prior(graded, bundle.prior, trust)
 
 
 def nets_of(bundle: Bundle, kind: str, effort: Effort) -> dict[str, predict.Nets]:
