@@ -190,6 +190,15 @@ def test_a_vertebra_twice_as_tall_puts_the_names_in_doubt():
     assert found.in_doubt(Limits())
 
 
+def test_a_place_that_only_the_rhythm_asks_for_puts_the_names_in_doubt():
+    discs = spine(DISC_RHYTHM)
+    maps = {k: {k: 0.9} for k in range(5)} | {1: {1: 0.04}}
+    found = chosen(discs, logs_of(discs, maps))
+    assert found.place.tolist() == [0, 1, 2, 3, 4]
+    assert found.weakest == pytest.approx(0.04)
+    assert found.in_doubt(Limits())
+
+
 def test_levels_beyond_the_border_are_absent_and_not_made_up():
     discs = spine(DISC_RHYTHM, (6.0, 40.0))
     cut = discs[1:] - [discs[1, 0] - 4.0, 0]  # the image begins just above the second level
