@@ -1,134 +1,109 @@
-"""Whether images look like those that a net was trained on, by statistics of their grey values.
+"""Whether images look to the nets like those that they were trained on.
 
-Weights that know one kind of image alone, synthetic ones for example, answer others with confidence and wrongly. Their
-manifest may state what they know (``domain``): mean and spread of a few statistics of the training images of every
-view. Images whose statistics lie far from these are out of the domain, and what is answered about them is mixed towards
-the prior.
+Weights that know one kind of image alone, synthetic ones for example, answer others surely and wrongly. Their manifest
+may state what they know (``domain``): how the features of a locator's encoder are spread over the training images, as
+mean and whitening. Images whose features lie far from that, in the manner of Lee et al. (NeurIPS 2018), are out of the
+domain, and the grades of their study are mixed with the prior.
 
-The statistics describe one stack of uint8 voxels, as windowed: quantiles of its grey values, the shares that are black
-and white, how much neighbouring pixels differ at several distances in mm, and how heavy the tails of that are.
+Shape legend: n slices, F features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
+import torch
 
-from osteograde.imaging.geometry import Volume
-from osteograde.tasks.spec import Volumes
+from osteograde.pipeline.crops import RegionGrid, region_images
+from osteograde.pipeline.predict import Nets
 
 OUT_OF_DOMAIN = "out_of_domain"  # code: the images do not look like those that the weights know
-QUANTILES = (5, 25, 50, 75, 95)
-STEPS_MM = (1.5, 3.0, 6.0, 12.0)  # distances at which neighbouring pixels are compared
-PIXEL_MM = 1.5  # to which the middle slice is resampled
-SLICES = 5  # at most so many around the middle are looked at
-SHRINKAGE = 0.1  # of the correlations towards none: few studies describe many statistics
-NAMES = (
-    *(f"grey_p{q}" for q in QUANTILES),
-    "black",
-    "white",
-    *(f"{part}_{step:g}mm" for step in STEPS_MM for part in ("difference", "tail")),
-)
+STAGE = 1  # of the encoder: fine enough to see texture, and few features
+SLICES = 3  # in the middle of a region
+SHRINKAGE = 0.1  # of the correlations towards none: there are few training studies for many features
 
 
-def statistics(volume: Volume) -> np.ndarray:
-    """(F,) statistics, in the order of ``NAMES``, of the slices in the middle of a stack; NaN of an even image."""
-    depth, height, width = volume.voxels.shape
-    first = max((depth - SLICES) // 2, 0)
-    row_mm, column_mm = (float(mm) for mm in volume.spacing_mm[1:])
-    size = max(round(width * column_mm / PIXEL_MM), 2), max(round(height * row_mm / PIXEL_MM), 2)
-    found = []
-    for image in np.asarray(volume.voxels[first : first + SLICES]):
-        fine = cv2.resize(np.asarray(image, np.float32), size, interpolation=cv2.INTER_AREA) / 255
-        found.append(_of_slice(np.asarray(image, np.float32) / 255, fine))
-    return np.mean(found, axis=0)
+@torch.inference_mode()
+def features(region: RegionGrid, nets: Nets) -> np.ndarray:
+    """(F,) mean and standard deviation over the middle slices of the first net's encoder at ``STAGE``.
+
+    The lateral coordinate is left out: it says where a slice lies, not how it looks.
+    """
+    images, _ = region_images(region, nets.device)
+    first = max((len(images) - SLICES) // 2, 0)
+    images = images[first : first + SLICES].clone()
+    images[:, -1] = 0
+    encoder: Any = nets.nets[0].encoder
+    seen = encoder(images)[STAGE].float()
+    return torch.cat([seen.mean((0, 2, 3)), seen.std((0, 2, 3))]).cpu().numpy().astype(float)
 
 
-def _of_slice(native: np.ndarray, image: np.ndarray) -> np.ndarray:
-    """(F,) of one slice: ``native`` as it is, ``image`` with pixels of PIXEL_MM."""
-    values = [*np.percentile(image, QUANTILES), (native <= 0).mean(), (native >= 1).mean()]
-    spread = float(image.std())
-    for step in STEPS_MM:
-        n = max(round(step / PIXEL_MM), 1)
-        rows, columns = image[n:] - image[:-n], image[:, n:] - image[:, :-n]
-        away = np.concatenate([np.abs(rows).ravel(), np.abs(columns).ravel()])
-        mean = float(away.mean()) if len(away) else 0.0
-        values += [mean / spread if spread else np.nan, float(np.sqrt((away**2).mean())) / mean if mean else np.nan]
-    return np.array(values, float)
+@dataclass(frozen=True, eq=False)
+class Spread:
+    """How features (F,) of training images are spread: whitening (F, F) turns deviations from the mean into ones that
+    are not correlated and have a spread of about 1."""
+
+    mean: np.ndarray
+    whitening: np.ndarray
+
+    def distance(self, values: np.ndarray) -> float:
+        """Root mean square of the whitened deviations; infinite where a feature is not finite."""
+        away = self.whitening @ (values - self.mean)
+        return float(np.sqrt(np.mean(away**2))) if np.isfinite(away).all() else float("inf")
 
 
 @dataclass(frozen=True, eq=False)
 class Domain:
-    """What weights know. name: for people, "phantoms" for example. views: view -> (mean (F,), whitening (F, F)) of the
-    statistics of the training images; the distance of an image is the root mean square of the whitened deviations.
-    inside: up to this distance an image is believed in full; outside: from this one on not at all."""
+    """What weights know. name: for people, "phantoms" for example. spreads: by locator. inside: up to this distance an
+    image is believed in full; outside: from this one on not at all."""
 
     name: str
-    views: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    spreads: Mapping[str, Spread]
     inside: float
     outside: float
 
-    def distance(self, volumes: Volumes) -> float:
-        """The largest distance of a study's stacks; 0 where it has none of a view that the domain describes."""
-        found = [0.0]
-        for view, (mean, whitening) in self.views.items():
-            for volume in volumes.get(view, ()):
-                away = whitening @ (statistics(volume) - mean)
-                found.append(float(np.sqrt(np.mean(away**2))) if np.isfinite(away).all() else np.inf)
-        return max(found)
-
     def trust(self, distance: float) -> float:
         """How much an answer about images at this distance is believed: 1 inside, 0 outside, linear between."""
-        if self.outside <= self.inside:
-            return float(distance <= self.inside)
-        return float(np.clip((self.outside - distance) / (self.outside - self.inside), 0, 1))
+        if distance <= self.inside:
+            return 1.0
+        return float(np.clip((self.outside - distance) / max(self.outside - self.inside, 1e-9), 0, 1))
 
     def plain(self) -> dict[str, Any]:
         """As JSON data, for a manifest."""
-        views = {
-            view: {
-                "mean": [round(float(v), 5) for v in mean],
-                "whitening": [[round(float(v), 3) for v in row] for row in whitening],
+        spreads = {
+            locator: {
+                "mean": [round(float(v), 5) for v in spread.mean],
+                "whitening": [[round(float(v), 3) for v in row] for row in spread.whitening],
             }
-            for view, (mean, whitening) in self.views.items()
+            for locator, spread in self.spreads.items()
         }
-        return {"name": self.name, "statistics": list(NAMES), "inside": self.inside, "outside": self.outside,
-                "views": views}  # fmt: skip
+        return {"name": self.name, "stage": STAGE, "inside": self.inside, "outside": self.outside, "spreads": spreads}
 
 
 def domain_from_manifest(plain: Mapping[str, Any]) -> Domain | None:
-    """From the ``domain`` of a manifest; None where it has none, or statistics that this version does not compute."""
-    if not plain or tuple(plain.get("statistics", ())) != NAMES:
+    """From the ``domain`` of a manifest; None where it has none, or one of features that this version does not use."""
+    if not plain or plain.get("stage") != STAGE:
         return None
-    views = {
-        view: (np.asarray(one["mean"], float), np.asarray(one["whitening"], float))
-        for view, one in plain["views"].items()
+    spreads = {
+        locator: Spread(np.asarray(one["mean"], float), np.asarray(one["whitening"], float))
+        for locator, one in plain["spreads"].items()
     }
-    return Domain(str(plain["name"]), views, float(plain["inside"]), float(plain["outside"]))
+    return Domain(str(plain["name"]), spreads, float(plain["inside"]), float(plain["outside"]))
 
 
-def fit_domain(name: str, studies: Iterable[Volumes], inside: float, outside: float) -> Domain:
-    """Fit to the images of training studies. inside, outside: see ``Domain``."""
-    rows: dict[str, list[np.ndarray]] = {}
-    for volumes in studies:
-        for view, stacks in volumes.items():
-            rows.setdefault(view, []).extend(statistics(stack) for stack in stacks)
-    return Domain(name, {view: _fitted(np.array(found)) for view, found in rows.items()}, inside, outside)
-
-
-def _fitted(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(mean (F,), whitening (F, F)) of statistics (n, F); constant ones are left out by a spread of 1e-3 at least."""
-    rows = rows[np.isfinite(rows).all(1)]
+def fit_spread(rows: np.ndarray) -> Spread:
+    """The spread of features (n, F) of training images. ValueError with fewer than ten of them."""
+    if len(rows) < 10:
+        raise ValueError(f"{len(rows)} training images; at least ten are needed to say how their features are spread")
     mean, spread = rows.mean(0), np.maximum(rows.std(0), 1e-3)
-    correlation = np.corrcoef(((rows - mean) / spread) + 1e-9 * np.arange(len(rows))[:, None], rowvar=False)
-    correlation = (1 - SHRINKAGE) * np.nan_to_num(correlation) + SHRINKAGE * np.eye(len(mean))
-    np.fill_diagonal(correlation, 1.0)
+    with np.errstate(invalid="ignore"):  # features that never change go with none of the others
+        correlation = np.nan_to_num(np.corrcoef((rows - mean) / spread, rowvar=False))
+    correlation = (1 - SHRINKAGE) * correlation + SHRINKAGE * np.eye(len(mean))
     values, vectors = np.linalg.eigh(correlation)
-    return mean, (vectors / np.sqrt(np.maximum(values, SHRINKAGE))).T / spread
+    return Spread(mean, (vectors / np.sqrt(np.maximum(values, SHRINKAGE))).T / spread)
 
 
 def mixed_with_prior(

@@ -61,8 +61,9 @@ class Scoring:
 @dataclass(frozen=True)
 class Limits:
     """Beyond these a chain's names are in doubt. Of 130 annotated real chains none has a longer step, 1 % a greater
-    deviation; the margin is where two namings are less than 20 to 1 apart. A place that no level sees with a probability of
-    ``weakest`` was put there by the rhythm alone; of 98 annotated real chains that are named rightly none has one."""
+    deviation; the margin is where two namings are less than 20 to 1 apart. A place that no level sees with a
+    probability of ``weakest`` was put there by the rhythm alone; of 98 annotated real chains that are named rightly
+    none has one."""
 
     largest_step: float = 1.5
     deviation: float = 4.9
@@ -79,12 +80,13 @@ class Chain:
 
     place: (L,) number of each level's place, ABSENT where it has none. names: (L, L + 1) probability that level i (row)
     truly lies at the place of the chosen chain's level j; the last column: at another place or outside of the image.
-    weakest: the least probability, over the chain's places, of the level that sees most there. anchored: whether the image goes on below the lowest level by three quarters of a step, so that the sacrum can be
-    seen: an image that ends there may just as well end one level higher.
-    score: of the chain. margin: by how much the score exceeds that of the best chain that names one of its places
-    otherwise or leaves it out; infinite where there is none. largest_step: the longest step over the median of the
-    others, where a step over a level that was passed over is one step; 1 with fewer than three steps. deviation: mean
-    squared deviation of lengths, directions and turns from the rhythm, in standard deviations that are not widened.
+    score: of the chain. margin: by how much the score exceeds that of the best chain that gives one of its places to
+    another level; infinite where there is none. largest_step: the longest step over the median of the others, where a
+    step over a level that was passed over is one step; 1 with fewer than three steps. deviation: mean squared deviation
+    of lengths, directions and turns from the rhythm, in standard deviations that are not widened. weakest: the least
+    probability, over the chain's places, of the level that sees most there. anchored: whether the image goes on below
+    the lowest level by three quarters of a step, so that the sacrum can be seen: an image that ends there may just as
+    well end one level higher.
     """
 
     place: np.ndarray
