@@ -25,7 +25,7 @@ from osteograde.pipeline.crops import region_grids
 from osteograde.pipeline.load import load_study
 from osteograde.tasks import TASKS
 
-INSIDE, OUTSIDE = 1.25, 1.5  # unseen phantoms lie within the first, real images beyond the second
+INSIDE, OUTSIDE = 1.2, 1.4  # unseen phantoms lie within the first, real images beyond the second (docs/experiments.md)
 
 
 def rows(loaded: bundle.Bundle, names: list[str], data: Path, part: str, count: int) -> dict[str, np.ndarray]:

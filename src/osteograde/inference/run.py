@@ -301,17 +301,20 @@ def _believed(
     locators: Mapping[str, predict.Nets],
     graded: dict[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
-    """The grades of a study as far as its images look like those that the weights know; the rest is the prior."""
+    """The grades of a study as far as its images look like those that the weights know; the rest is the prior.
+
+    The first of the locators that sees the study decides: what later ones see is of the same patient and scanner.
+    """
     known = domain.domain_from_manifest(bundle.manifest.domain)
     if known is None:
         return graded
-    distances = [0.0]
+    distances: list[float] = []
     for locator in bundle.task.locators:
-        if locator.name in known.spreads:
+        if locator.name in known.spreads and not distances:
             nets, spread = locators[locator.name], known.spreads[locator.name]
             grids = region_grids(locator, study.volumes, points, max(sides(nets.pixels)))
-            distances += [spread.distance(domain.features(grid, nets)) for grid in grids]
-    trust = known.trust(max(distances))
+            distances = [spread.distance(domain.features(grid, nets)) for grid in grids]
+    trust = known.trust(max(distances, default=0.0))
     if trust == 1:
         return graded
     study.faults[domain.OUT_OF_DOMAIN] = 1

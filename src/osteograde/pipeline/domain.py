@@ -72,11 +72,11 @@ class Domain:
         return float(np.clip((self.outside - distance) / max(self.outside - self.inside, 1e-9), 0, 1))
 
     def plain(self) -> dict[str, Any]:
-        """As JSON data, for a manifest."""
+        """As JSON data, for a manifest; rows of numbers as text, so that they take a line each."""
         spreads = {
             locator: {
-                "mean": [round(float(v), 5) for v in spread.mean],
-                "whitening": [[round(float(v), 3) for v in row] for row in spread.whitening],
+                "mean": " ".join(f"{v:.5g}" for v in spread.mean),
+                "whitening": [" ".join(f"{v:.4g}" for v in row) for row in spread.whitening],
             }
             for locator, spread in self.spreads.items()
         }
@@ -88,7 +88,7 @@ def domain_from_manifest(plain: Mapping[str, Any]) -> Domain | None:
     if not plain or plain.get("stage") != STAGE:
         return None
     spreads = {
-        locator: Spread(np.asarray(one["mean"], float), np.asarray(one["whitening"], float))
+        locator: Spread(np.array(one["mean"].split(), float), np.array([r.split() for r in one["whitening"]], float))
         for locator, one in plain["spreads"].items()
     }
     return Domain(str(plain["name"]), spreads, float(plain["inside"]), float(plain["outside"]))
