@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from osteograde.imaging.geometry import Roi, Volume, affine, roi_at
+from osteograde.inference.submission import flags_of
 from osteograde.models.locators.levels import (
     ABSENT,
     Limits,
@@ -20,8 +22,9 @@ from osteograde.models.locators.levels import (
     masses,
 )
 from osteograde.pipeline import levels as together
+from osteograde.pipeline.load import Loaded
 from osteograde.tasks import TASKS
-from osteograde.tasks.spec import Point
+from osteograde.tasks.spec import Point, Study
 from osteograde.tasks.spine import CANAL_RHYTHM, DISC_RHYTHM, LEVELS, SAGITTAL, Rhythm
 
 SCORING = Scoring()
@@ -317,3 +320,21 @@ def test_levels_above_the_border_of_an_image_are_likely_to_be_named_one_too_low(
     assert names[3, 3] == pytest.approx(0.5, abs=0.01)
     assert names[3, 4] == pytest.approx(0.5, abs=0.01)
     assert names[4].sum() == pytest.approx(0.5, abs=0.01)  # the lowest may not be in the image at all
+
+
+@pytest.mark.parametrize("odd", [{"largest_step": 1.6}, {"deviation": 5.0}, {"margin": 2.0}, {"weakest": 0.05}])
+def test_each_limit_alone_puts_a_chain_in_doubt(odd):
+    discs = spine(DISC_RHYTHM)
+    usual = chosen(discs, logs_of(discs, {k: {k: 0.9} for k in range(5)}))
+    assert not usual.in_doubt(Limits())
+    assert replace(usual, **odd).in_doubt(Limits())
+
+
+def test_every_row_of_a_study_in_doubt_is_flagged():
+    graded, points = grades_and_points()
+    loaded = Loaded(Study("s", "s", ()), {})
+    flagged = lambda: [row for row, code, _ in flags_of(TASKS["spider"], loaded, points, graded) if "doubt" in code]  # noqa: E731
+    assert flagged() == []
+    name = next(iter(points))
+    points[name] = replace(points[name], in_doubt=True)
+    assert flagged() == [f"s_{level}" for level in LEVELS]
