@@ -89,13 +89,22 @@ def bump(s: np.ndarray, centre: float, half: float, edge: float) -> np.ndarray:
     return 1 - t * t * (3 - 2 * t)
 
 
-def spine(stenosis: Mapping[str, float], rng: np.random.Generator) -> Spine:
-    """A random patient whose canal, foramina and recesses are as narrow as ``stenosis`` (landmark -> 0..1) says."""
+def spine(
+    stenosis: Mapping[str, float], rng: np.random.Generator, *, s1_s2_mm: float | None = None, tall: int | None = None
+) -> Spine:
+    """A random patient whose canal, foramina and recesses are as narrow as ``stenosis`` (landmark -> 0..1) says.
+
+    s1_s2_mm: height of the disc below L5/S1, which is rudimentary unless the spine is transitional. tall: number of a
+    vertebral body, from the head, that is twice as tall as usual.
+    """
     size = rng.normal(1.0, 0.06)
     count = ABOVE + len(LEVELS) + BELOW
     bodies = size * (np.linspace(24.5, 27.5, count + 1) + rng.normal(0, 0.6, count + 1))
     heights = size * (np.linspace(6.5, 10.5, count) + rng.normal(0, 0.8, count))
     heights[-1] = rng.uniform(2, 4)
+    heights[-1] = heights[-1] if s1_s2_mm is None else s1_s2_mm
+    if tall is not None:
+        bodies[tall] *= 2
     narrow = np.array([stenosis[landmark("canal", level)] for level in LEVELS])
     heights[ABOVE:-BELOW] *= 1 - 0.35 * narrow * rng.uniform(0.3, 1, len(LEVELS))
     edges = np.concatenate([[0], np.cumsum(np.ravel(np.column_stack([bodies[:-1], heights])))])
