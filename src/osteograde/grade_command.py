@@ -17,13 +17,15 @@ from osteograde.inference.submission import (
     TEMPLATE,
     Result,
     RunSummary,
+    doubt,
     flags_path,
     summary_lines,
     written_files,
 )
 from osteograde.models.bundle import Bundle
 from osteograde.report import heatmaps, overlays
-from osteograde.tasks.places import Paths, only_folder
+from osteograde.tasks import looks_like
+from osteograde.tasks.places import Paths, as_paths, only_folder
 
 log = logging.getLogger("osteograde.inference")
 SHIPPED = Path(__file__).resolve().parents[2] / "weights"  # of a checkout
@@ -84,6 +86,9 @@ def infer(
     """
     job = run.prepare(task, data, weights, device=device, limit=limit, workers=workers, hours=time_budget_hours)
     submission = run.start(job, out)
+    hint = looks_like.hint(job.task.name, looks_like.guess_of_studies(as_paths(data), job.studies))
+    if hint:
+        log.warning("warning: %s", hint)
     try:
         with run.grading(job, submission) as chunks:
             for chunk in chunks:
@@ -95,6 +100,8 @@ def infer(
         ) from None
     for line in summary_lines(submission.summary, submission.done):
         log.info(line)
+    if hint and doubt(submission.summary, submission.done):
+        log.info("warning: %s", hint)
     log.info("written: %s", ", ".join(map(str, written_files(job.task, out))))
     log.info("next: %s", next_step(data, out, limit))
     if submission.summary.unread > max_unread:

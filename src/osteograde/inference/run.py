@@ -44,7 +44,7 @@ from osteograde.models.device import keep_freed_memory, pick
 from osteograde.models.manifest import Manifest
 from osteograde.pipeline import calibration, predict
 from osteograde.pipeline.load import Loaded, load_study
-from osteograde.tasks import TASKS, places
+from osteograde.tasks import TASKS, looks_like, places
 from osteograde.tasks.places import Paths
 from osteograde.tasks.spec import Point, Study, Task
 
@@ -107,7 +107,7 @@ def prepare(
     known = bundles.task_of(Path(weights), manifest, TASKS)
     if known.name != task:
         raise UserError(f"{weights}: weights are of task {known.name!r}, asked for {task!r}")
-    studies, folder = places.read_places(known, data), places.only_folder(data)
+    studies, folder = _studies(known, data), places.only_folder(data)
     return Job(
         task=known,
         studies=studies[:limit] if limit else studies,
@@ -118,6 +118,17 @@ def prepare(
         ends=ends,
         workers=workers,
     )
+
+
+def _studies(task: Task, data: Paths) -> list[Study]:
+    """The studies at the given places. UserError where there are none: it says which task the images look like."""
+    try:
+        return places.read_places(task, data)
+    except UserError as error:
+        found = looks_like.guess_of_places([path for path in places.as_paths(data) if path.exists()])
+        if found_hint := looks_like.hint(task.name, found):
+            raise UserError(f"{error}; {found_hint}") from error
+        raise
 
 
 def start(job: Job, out: Path) -> RunningSubmission:
