@@ -120,7 +120,7 @@ def test_a_machine_on_which_everything_dies_ends_with_priors(jobs, tmp_path):
 
 
 def test_suspects_come_last_and_one_at_a_time():
-    job = WorkOrder(TASK, "", "", "cpu", ("a", "b", "c", "d", "e"), 1.0, 1, chunk=2)
+    job = WorkOrder(TASK, (), "", "cpu", ("a", "b", "c", "d", "e"), 1.0, 1, chunk=2)
     left, lost = multi_gpu.remaining_order(job, ("a",), Counter(b=1, c=1))
     assert (left.ids, left.chunk, lost) == (("d", "e", "b", "c"), 1, [])
     left, lost = multi_gpu.remaining_order(left, ("d", "e"), Counter(b=2))
@@ -131,11 +131,11 @@ def test_a_process_sees_only_its_own_gpu(tmp_path, monkeypatch):
     started = {}
     monkeypatch.setattr(multi_gpu.subprocess, "Popen", lambda command, env, **_: started.update(env) or None)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    multi_gpu.start_worker(WorkOrder(TASK, "", "", "cuda:1", ("a",), 1.0, 1), tmp_path / "one")
+    multi_gpu.start_worker(WorkOrder(TASK, (), "", "cuda:1", ("a",), 1.0, 1), tmp_path / "one")
     assert started["CUDA_VISIBLE_DEVICES"] == "7"
     assert json.loads((tmp_path / "one" / multi_gpu.ORDER).read_text())["device"] == "cuda:0"
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    multi_gpu.start_worker(WorkOrder(TASK, "", "", "cuda:1", ("a",), 1.0, 1), tmp_path / "two")
+    multi_gpu.start_worker(WorkOrder(TASK, (), "", "cuda:1", ("a",), 1.0, 1), tmp_path / "two")
     assert started["CUDA_VISIBLE_DEVICES"] == "1"
 
 
@@ -143,11 +143,13 @@ def test_a_worker_tells_what_its_process_did(tmp_path):
     weights = random_bundle(tmp_path / "weights", TASK)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "9000001L.png").write_bytes(b"broken")
+    (tmp_path / "9000001L.png").write_bytes(b"broken")
     (tmp_path / "job").mkdir()
-    job = WorkOrder(TASK, str(tmp_path / "data"), str(weights), "cpu", ("9000001L",), 1.0, 1)
+    places = (str(tmp_path / "data"), str(tmp_path / "9000001L.png"))
+    job = WorkOrder(TASK, places, str(weights), "cpu", ("data_9000001L",), 1.0, 1)
     multi_gpu.write_order(tmp_path / "job", job)
     assert multi_gpu.main(tmp_path / "job") == 0
     came = multi_gpu.read_progress(tmp_path / "job")
-    assert came.done == ("9000001L",)
+    assert came.done == ("data_9000001L",)
     assert came.summary.unread == 1
     assert came.summary.flags

@@ -19,7 +19,7 @@ from typing import NoReturn
 
 from osteograde.errors import UserError
 from osteograde.kaggle import cli
-from osteograde.tasks import check_name
+from osteograde.tasks import NAMES, check_name
 
 DEFAULT_TASK = "lumbar-mr"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # what only a user can make room for
@@ -64,7 +64,7 @@ def is_user_mistake(error: ValueError | OSError) -> bool:
 
 def inference_parser() -> argparse.ArgumentParser:
     """``python inference.py``: studies and weights -> submission.csv."""
-    parser = Parser(prog="inference.py", description="Grade a folder of studies and write submission.csv.")
+    parser = Parser(prog="inference.py", description="Grade studies and write submission.csv.")
     add_grade_options(parser)
     return parser
 
@@ -72,7 +72,10 @@ def inference_parser() -> argparse.ArgumentParser:
 def add_grade_options(parser: argparse.ArgumentParser) -> None:
     """The options of inference.py and ``osteograde grade``."""
     parser.add_argument("task", nargs="?", default=DEFAULT_TASK, metavar="TASK", help=f"default: {DEFAULT_TASK}")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="studies; default: phantoms made on the spot")
+    parser.add_argument(
+        "--data", type=Path, nargs="+", metavar="DIR|FILE",
+        help="folders of studies, or single images; default: phantoms made on the spot",
+    )  # fmt: skip
     parser.add_argument("--weights", type=Path, metavar="DIR", help="default: the shipped weights of the task")
     parser.add_argument("--out", type=Path, default=Path("submission.csv"), metavar="submission.csv")
     _add_device(parser)
@@ -167,7 +170,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def grade(args: argparse.Namespace) -> int:
     check_name(args.task)
-    _existing_folder("--data", args.data)
+    for path in args.data or ():
+        if not (path.is_dir() or path.is_file()):
+            if str(path) in NAMES:
+                raise UserError(f"{path}: name the task before --data, which takes every word behind it for a path")
+            raise UserError(f"{path}: no such folder or file; --data names folders with tables and images, or images")
     if args.weights is not None:
         from osteograde.models.manifest import read_manifest
 
@@ -257,11 +264,6 @@ def kernel_build(args: argparse.Namespace) -> int:
     out = build_kernel.BUILT / args.task
     print(build_kernel.build(args.task, args.weights, out, source=args.mount, data=args.images))
     return 0
-
-
-def _existing_folder(option: str, folder: Path | None) -> None:
-    if folder is not None and not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; {option} is the folder that holds the tables and the images")
 
 
 def _command(commands, name: str, function: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:

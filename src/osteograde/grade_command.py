@@ -1,4 +1,4 @@
-"""``osteograde grade`` and inference.py: grade a folder of studies, draw pictures if asked to, say what was written."""
+"""``osteograde grade`` and inference.py: grade studies, draw pictures if asked to, say what was written."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ from osteograde.inference.submission import (
     TEMPLATE,
     Result,
     RunSummary,
+    doubt,
     flags_path,
     summary_lines,
     written_files,
 )
 from osteograde.models.bundle import Bundle
 from osteograde.report import heatmaps, overlays
+from osteograde.tasks import looks_like
+from osteograde.tasks.places import Paths, as_paths, only_folder
 
 log = logging.getLogger("osteograde.inference")
 SHIPPED = Path(__file__).resolve().parents[2] / "weights"  # of a checkout
@@ -39,7 +42,7 @@ def main(args: argparse.Namespace) -> int:
     drawers = [overlays.overlay_drawer(args.overlays)] if args.overlays else []
     drawers += [heatmaps.heatmap_drawer(args.explain)] if args.explain else []
 
-    def grade(data: Path) -> int:
+    def grade(data: Paths) -> int:
         return infer(
             args.task,
             data,
@@ -63,7 +66,7 @@ def main(args: argparse.Namespace) -> int:
 
 def infer(
     task: str,
-    data: Path,
+    data: Paths,
     weights: Path,
     out: Path,
     *,
@@ -76,12 +79,16 @@ def infer(
 ) -> int:
     """Grade ``data`` with ``weights`` into ``out``; returns the exit code (1: more than max_unread studies unread).
 
-    drawers: each is called with every finished study and the nets that graded it. UserError or OSError: the user's
-    mistake, found before any work; a submission already at ``out`` is untouched. OSError at the end: the last
-    submission could not be written; the one before it is in place.
+    data: a folder, a single file, or several of them, which share one submission. drawers: each is called with every
+    finished study and the nets that graded it. UserError or OSError: the user's mistake, found before any work; a
+    submission already at ``out`` is untouched. OSError at the end: the last submission could not be written; the one
+    before it is in place.
     """
     job = run.prepare(task, data, weights, device=device, limit=limit, workers=workers, hours=time_budget_hours)
     submission = run.start(job, out)
+    hint = looks_like.hint(job.task.name, looks_like.guess_of_studies(as_paths(data), job.studies))
+    if hint:
+        log.warning("warning: %s", hint)
     try:
         with run.grading(job, submission) as chunks:
             for chunk in chunks:
@@ -93,6 +100,8 @@ def infer(
         ) from None
     for line in summary_lines(submission.summary, submission.done):
         log.info(line)
+    if hint and doubt(submission.summary, submission.done):
+        log.info("warning: %s", hint)
     log.info("written: %s", ", ".join(map(str, written_files(job.task, out))))
     log.info("next: %s", next_step(data, out, limit))
     if submission.summary.unread > max_unread:
@@ -115,10 +124,11 @@ def draw_pictures(chunk: run.Chunk, drawers: Sequence[Drawer], summary: RunSumma
                 summary.faults["picture_not_written"] += 1
 
 
-def next_step(data: Path, out: Path, limit: int) -> str:
+def next_step(data: Paths, out: Path, limit: int) -> str:
     """What to do with a submission: check it against the template of the data, or look at the flagged rows."""
-    if (Path(data) / TEMPLATE).is_file() and not limit:
-        return f"osteograde validate --submission {out} --template {Path(data) / TEMPLATE}"
+    folder = only_folder(data)
+    if folder is not None and (folder / TEMPLATE).is_file() and not limit:
+        return f"osteograde validate --submission {out} --template {folder / TEMPLATE}"
     return f"look at the rows in {flags_path(out)}; --overlays DIR draws what was found and graded in each study"
 
 

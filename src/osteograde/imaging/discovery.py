@@ -12,7 +12,7 @@ import logging
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -85,10 +85,20 @@ def look_through(root: Path) -> Found:
     read is counted, not raised.
     """
     root = Path(root)
+    passed: dict[Path, str] = {}
+    return _sorted_out(root, _walk(root, passed), passed)
+
+
+def look_at(root: Path, files: Iterable[Path]) -> Found:
+    """The same of single files that lie below a folder, whatever else lies there."""
+    return _sorted_out(Path(root), files, {})
+
+
+def _sorted_out(root: Path, files: Iterable[Path], passed: dict[Path, str]) -> Found:
+    """Which of the files are images; the reasons of the others are added to ``passed``, which walking may fill too."""
     found: list[Path] = []
     dicom: set[Path] = set()
-    passed: dict[Path, str] = {}
-    for path in _walk(root, passed):
+    for path in files:
         why, is_dicom = _judge(path)
         if why:
             passed[path] = why

@@ -30,6 +30,7 @@ from osteograde import logs
 from osteograde.imaging import files
 from osteograde.inference import run
 from osteograde.inference.submission import RunningSubmission, RunSummary, write_beside
+from osteograde.tasks.places import Paths, as_paths
 
 log = logging.getLogger("osteograde.inference")
 POLL_S = 0.5
@@ -85,11 +86,11 @@ def remaining_order(order: WorkOrder, done: Sequence[str], deaths: Mapping[str, 
 
 
 def infer_on_devices(
-    job: run.Job, data: Path, out: Path, devices: Sequence[str], *, poll_s: float = POLL_S
+    job: run.Job, data: Paths, out: Path, devices: Sequence[str], *, poll_s: float = POLL_S
 ) -> RunSummary:
     """Grade the studies of a job on all ``devices`` into ``out``; what happened is returned.
 
-    data: the folder that the job was prepared from. The job must have an end. OSError: ``out`` cannot be written.
+    data: the places that the job was prepared from. The job must have an end. OSError: ``out`` cannot be written.
     """
     assert job.ends is not None
     submission = run.start(job, out)
@@ -97,7 +98,7 @@ def infer_on_devices(
     threads = max(1, min(8, (os.cpu_count() or 1) // len(devices)))
     ids = [study.id for study in job.studies]
     orders = [
-        WorkOrder(job.task.name, str(data), str(job.weights), device, own, 0.0, threads)
+        WorkOrder(job.task.name, tuple(map(str, as_paths(data))), str(job.weights), device, own, 0.0, threads)
         for device, own in zip(devices, deal(ids, len(devices)), strict=False)
     ]
     with tempfile.TemporaryDirectory(prefix="osteograde-") as home:
@@ -239,10 +240,11 @@ ORDER, PART, PROGRESS = "job.json", "part.csv", "progress.json"
 
 @dataclass(frozen=True)
 class WorkOrder:
-    """What one process does. ``hours``: what it may take; ``chunk``: studies that go through the nets together."""
+    """What one process does. ``data``: the places of the studies; ``hours``: what it may take; ``chunk``: studies that
+    go through the nets together."""
 
     task: str
-    data: str
+    data: tuple[str, ...]
     weights: str
     device: str
     ids: tuple[str, ...]
@@ -281,10 +283,10 @@ def read_progress(folder: Path) -> Progress:
 def main(folder: Path) -> int:
     """Carry out the order in ``folder``. Errors are not caught: what was written stays, the caller sees the code."""
     facts: dict[str, Any] = json.loads((folder / ORDER).read_text(encoding="utf-8"))
-    order = WorkOrder(**{**facts, "ids": tuple(facts["ids"])})
+    order = WorkOrder(**{**facts, "data": tuple(facts["data"]), "ids": tuple(facts["ids"])})
     job = run.prepare(
         order.task,
-        Path(order.data),
+        order.data,
         Path(order.weights),
         device=order.device,
         workers=order.workers,

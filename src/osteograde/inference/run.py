@@ -45,7 +45,8 @@ from osteograde.models.manifest import Manifest
 from osteograde.pipeline import calibration, domain, levels, predict
 from osteograde.pipeline.crops import region_grids
 from osteograde.pipeline.load import Loaded, load_study
-from osteograde.tasks import TASKS
+from osteograde.tasks import TASKS, looks_like, places
+from osteograde.tasks.places import Paths
 from osteograde.tasks.spec import Point, Study, Task, sides
 
 log = logging.getLogger("osteograde.inference")
@@ -84,7 +85,7 @@ class Chunk:
 
 def prepare(
     task: str,
-    data: Path,
+    data: Paths,
     weights: Path,
     *,
     device: str = "auto",
@@ -94,30 +95,41 @@ def prepare(
 ) -> Job:
     """Check task, data and weights (every hash), and list the studies of the test part. Nothing is written.
 
-    limit: only the first so many studies, 0: all. hours: time budget, counted from now. UserError or OSError: the
-    user's mistake. Only weights that are whole and yet do not fit their own manifest are found out later.
+    data: a folder, a single file, or several of them. limit: only the first so many studies, 0: all. hours: time
+    budget, counted from now. UserError or OSError: the user's mistake. Only weights that are whole and yet do not fit
+    their own manifest are found out later.
     """
     ends = None if hours is None else time.monotonic() + hours * 3600
     chosen = None if device == "auto" else pick(device)  # looking for a GPU takes seconds: after the priors
     if task not in TASKS:
         raise UserError(f"unknown task {task!r}; known: {sorted(TASKS)}")
-    if not Path(data).is_dir():
-        raise UserError(f"{data}: no such folder; --data is the folder that holds the tables and the images")
+    places.check_places(places.as_paths(data))
     manifest = bundles.verify(Path(weights))
     known = bundles.task_of(Path(weights), manifest, TASKS)
     if known.name != task:
         raise UserError(f"{weights}: weights are of task {known.name!r}, asked for {task!r}")
-    studies = known.read(Path(data), "test")
+    studies, folder = _studies(known, data), places.only_folder(data)
     return Job(
         task=known,
         studies=studies[:limit] if limit else studies,
         weights=Path(weights),
         manifest=manifest,
-        template=() if limit else submissions.template_ids(Path(data)) or (),
+        template=(() if limit or folder is None else submissions.template_ids(folder)) or (),
         device=chosen,
         ends=ends,
         workers=workers,
     )
+
+
+def _studies(task: Task, data: Paths) -> list[Study]:
+    """The studies at the given places. UserError where there are none: it says which task the images look like."""
+    try:
+        return places.read_places(task, data)
+    except UserError as error:
+        found = looks_like.guess_of_places([path for path in places.as_paths(data) if path.exists()])
+        if found_hint := looks_like.hint(task.name, found):
+            raise UserError(f"{error}; {found_hint}") from error
+        raise
 
 
 def start(job: Job, out: Path) -> RunningSubmission:

@@ -179,6 +179,7 @@ UNCERTAIN = 0.35  # no class is more probable than this
 NOT_GRADED = "not_graded"  # the row holds the class prior
 NOT_SEEN = "low_confidence"
 UNSURE = "uncertain_grade"
+UNLIKE = ("out_of_domain", "other_body_part")  # the images are not what the weights or the task are for
 NOTHING_FOUND = "nothing_found"  # every row of the study is one of the first two: it may show something else
 LEVELS_IN_DOUBT = "levels_in_doubt"  # levels may be counted wrongly: the row may be another level's
 
@@ -366,12 +367,25 @@ def summary_lines(summary: RunSummary, done: int) -> list[str]:
         f"{done - empty} of {summary.studies} studies graded ({summary.unread} unreadable{besides}), "
         f"{summary.on_prior} targets on the prior"
     )
-    doubted = len({row for row, reason, _ in summary.flags if reason in (NOT_GRADED, NOT_SEEN)})
-    if empty > MANY * max(done - summary.unread, 1):
-        lines.append(
-            f"warning: in {empty} of {done - summary.unread} readable studies nothing that this task grades was found "
+    warning = doubt(summary, done)
+    return [*lines, warning] if warning else lines
+
+
+def doubt(summary: RunSummary, done: int) -> str:
+    """A warning where most studies or rows of a run are not to be believed, as where the images show something else
+    than the task grades; "" otherwise. done: studies that the run reached."""
+    empty, unread = summary.faults[NOTHING_FOUND], summary.unread
+    if empty > MANY * max(done - unread, 1):
+        return (
+            f"warning: in {empty} of {done - unread} readable studies nothing that this task grades was found "
             "with confidence; do the images show what the task is for?"
         )
-    elif doubted > MANY * max(summary.rows, 1) and not summary.unread:
-        lines.append(f"warning: {doubted} of {summary.rows} rows hold the class prior or stand on landmarks in doubt")
-    return lines
+    if unread > MANY * max(done, 1):
+        return f"warning: of {unread} of {done} studies nothing could be read; do the files hold what the task is for?"
+    doubted = len({row for row, reason, _ in summary.flags if reason in (NOT_GRADED, NOT_SEEN)})
+    if doubted > MANY * max(summary.rows, 1) and not unread:
+        return f"warning: {doubted} of {summary.rows} rows hold the class prior or stand on landmarks in doubt"
+    unknown = len({row for row, reason, _ in summary.flags if reason.rpartition(":")[2] in UNLIKE})
+    if unknown > MANY * max(summary.rows, 1):
+        return f"warning: {unknown} of {summary.rows} rows are about images unlike those that the weights know"
+    return ""

@@ -27,7 +27,7 @@ from osteograde.errors import UserError
 from osteograde.imaging import image_files
 from osteograde.imaging.dicom.patient import patient_key
 from osteograde.imaging.dicom.radiograph import film_outline
-from osteograde.imaging.discovery import Found, look_through, part_folder, stem_of, unique_names
+from osteograde.imaging.discovery import Found, look_at, look_through, part_folder, stem_of, unique_names
 from osteograde.tasks.names import BOTH, Named, People, patient_of_id, read_name, read_people
 from osteograde.tasks.spec import Mark, Series, Study
 from osteograde.tasks.tables import row_grades, some
@@ -58,9 +58,16 @@ def read(root: Path, part: str) -> list[Study]:
     For "test" ROOT/test_images where it exists; labels and folder names are not looked at. UserError where there is
     no image.
     """
-    root, training = Path(root), part == "train"
-    folder = part_folder(root, part)
-    found, people = look_through(folder), read_people((root, part_folder(root, part)))
+    return _studies(Path(root), look_through(part_folder(root, part)), part == "train")
+
+
+def read_files(root: Path, files: Sequence[Path]) -> list[Study]:
+    """Single images below ROOT as studies to be graded. UserError where none of them is an image."""
+    return _studies(Path(root), look_at(root, files), training=False)
+
+
+def _studies(root: Path, found: Found, training: bool) -> list[Study]:
+    folder, people = found.root, read_people((root, found.root))
     used = [root / name for name in ("test_truth.csv", "train.csv", "SOURCE.json")]
     found.tell(used=[*used, people.path] if people.path else used)
     files = [file for file in found.files if not training or file.parent.name in GRADES]

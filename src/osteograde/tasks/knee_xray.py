@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from osteograde.tasks.knee_files import CROP_MM, GRADES, SIDES, VIEW, labels, patient_of, read
+from osteograde.tasks.knee_files import CROP_MM, GRADES, SIDES, VIEW, labels, patient_of, read, read_files
 from osteograde.tasks.metrics import OrdinalMetric
 from osteograde.tasks.priors import normalised
 from osteograde.tasks.regions import boxes_around_sites, whole_stack_region
@@ -57,4 +57,5 @@ TASK = Task(
     metric=OrdinalMetric(SIDES, GRADES),
     per_study_targets=True,
     patient_of=patient_of,
+    read_files=read_files,
 )

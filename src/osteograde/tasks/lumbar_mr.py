@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from osteograde.tasks import lumbar_metric, lumbar_names, lumbar_tables
+from osteograde.tasks import lumbar_folders, lumbar_metric, lumbar_names, lumbar_tables
 from osteograde.tasks.lumbar_names import FORAMINAL, SPINAL, SUBARTICULAR, WEIGHTS, landmark
 from osteograde.tasks.priors import normalised
 from osteograde.tasks.regions import along_the_line, boxes_around_sites, regions_around_points, whole_stack_region
@@ -148,10 +148,11 @@ TASK = Task(
         _grader("subarticular", SUBARTICULAR, (Crop("axi_t2", "axi_t2", 3, 56.0), Crop("sag_t2", "sag_t2", 3, 48.0))),
     ),
     prior=_prior(),
-    read=lumbar_tables.read,
+    read=lumbar_folders.read,
     read_labels=lumbar_tables.read_labels,
     metric=lumbar_metric.LumbarMetric(),
     fill_missing_landmarks=fill_missing_landmarks,
+    read_files=lumbar_folders.read_files,
     competition=Competition(
         "rsna-2024-lumbar-spine-degenerative-classification", hours=9.0, studies=700, memory_gib=30.0
     ),

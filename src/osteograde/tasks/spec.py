@@ -351,6 +351,7 @@ class Task:
     table of truth as {study: {target: class index}}. fill_missing_landmarks: adds to the points found those that
     geometry can tell from them; points that were found stay as they are. per_study_targets: studies have some of the
     targets only (``Study.targets``). patient_of: the patient whose study an id names; patients are resampled whole.
+    read_files: studies to be graded of single files below a folder; None where the task takes whole folders alone.
     """
 
     name: str
@@ -366,6 +367,7 @@ class Task:
     fill_missing_landmarks: Callable[[Points], Points] = dict
     per_study_targets: bool = False
     patient_of: Callable[[str], str] = str
+    read_files: Callable[[Path, Sequence[Path]], list[Study]] | None = None
     competition: Competition | None = None
 
     @property

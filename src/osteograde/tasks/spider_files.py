@@ -25,7 +25,7 @@ import pandas as pd
 
 from osteograde.errors import UserError
 from osteograde.imaging import image_files
-from osteograde.imaging.discovery import look_through, part_folder, stem_of, unique_names
+from osteograde.imaging.discovery import Found, look_at, look_through, part_folder, stem_of, unique_names
 from osteograde.tasks.names import PATIENTS, People, read_people
 from osteograde.tasks.spec import Mark, Series, Study
 from osteograde.tasks.spine import LEVELS
@@ -71,8 +71,25 @@ def read(root: Path, part: str) -> list[Study]:
     UserError where there is no image, where a table is broken, or where nothing is known about any image.
     """
     root = Path(root)
-    folder = part_folder(root, part)
-    found = look_through(folder)
+    studies = _studies(root, look_through(part_folder(root, part)))
+    if part == "train":
+        studies = _known(root, studies)
+        if not studies:
+            raise UserError(f"{root}: gradings.csv, boxes.csv or masks say nothing about its images; nothing to learn")
+    return sorted(studies, key=lambda study: study.id)
+
+
+def read_files(root: Path, files: Sequence[Path]) -> list[Study]:
+    """Single images below ROOT as studies to be graded; DICOM files of one folder are one study. UserError where none
+    of them is an image, or a table is broken."""
+    found = look_at(root, files)
+    studies = _studies(Path(root), found, apart={file.parent for file in found.files})
+    return sorted(studies, key=lambda study: study.id)
+
+
+def _studies(root: Path, found: Found, apart: Collection[Path] = ()) -> list[Study]:
+    """The images as studies. apart: folders of which not all DICOM files are meant."""
+    folder = found.root
     found.tell(used=[root / name for name in (*COLUMNS, "SOURCE.json", PATIENTS)])
     files = [file for file in found.files if MASKS not in file.relative_to(folder).parts[:-1]]
     if len(files) < len(found.files):
@@ -86,18 +103,13 @@ def read(root: Path, part: str) -> list[Study]:
     placed = [
         *_named(named, _spacing(_table(root, "overview.csv"))),
         *_other_pictures(odd),
-        *_dicom([file for file in files if file in found.dicom], folder, mixed={file.parent for file in pictures}),
+        *_dicom([file for file in files if file in found.dicom], folder, {*apart, *(file.parent for file in pictures)}),
     ]
     called = unique_names([place for place, _ in placed], folder)
     studies = [
         replace(study, id=name, patient=study.patient or name) for (_, study), name in zip(placed, called, strict=True)
     ]
-    studies = _with_patients(studies, read_people((root, folder)))
-    if part == "train":
-        studies = _known(root, studies)
-        if not studies:
-            raise UserError(f"{root}: gradings.csv, boxes.csv or masks say nothing about its images; nothing to learn")
-    return sorted(studies, key=lambda study: study.id)
+    return _with_patients(studies, read_people((root, folder)))
 
 
 def _with_patients(studies: Sequence[Study], people: People) -> list[Study]:
@@ -151,8 +163,8 @@ def _other_pictures(files: Sequence[Path]) -> Iterator[tuple[Path, Study]]:
 
 
 def _dicom(files: Sequence[Path], root: Path, mixed: Collection[Path]) -> Iterator[tuple[Path, Study]]:
-    """The same of DICOM files: those of a folder are one study. mixed: folders that hold pictures as well; of them the
-    DICOM files alone are read."""
+    """The same of DICOM files: those of a folder are one study. mixed: folders that hold more than these files; of
+    them these files alone are read."""
     slices: dict[Path, list[Path]] = defaultdict(list)
     for file in files:
         slices[file.parent].append(file)

@@ -157,4 +157,5 @@ TASK = Task(
     metric=OrdinalMetric(LEVELS, spider_files.GRADES),
     fill_missing_landmarks=fill_missing_landmarks,
     patient_of=spider_files.patient_of,
+    read_files=spider_files.read_files,
 )
