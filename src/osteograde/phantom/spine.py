@@ -91,7 +91,7 @@ def bump(s: np.ndarray, centre: float, half: float, edge: float) -> np.ndarray:
 def spine(
     stenosis: Mapping[str, float], rng: np.random.Generator, *, s1_s2_mm: float | None = None, tall: int | None = None
 ) -> Spine:
-    """A random patient whose canal, foramina and recesses are as narrow as ``stenosis`` (landmark -> 0..1) says.
+    """Draw a spine whose canal, foramina and recesses are narrowed by ``stenosis``, landmark -> 0 (wide) to 1 (closed).
 
     s1_s2_mm: height of the disc below L5/S1, which is rudimentary unless the spine is transitional. tall: number of a
     vertebral body, from the head, that is twice as tall as usual.
