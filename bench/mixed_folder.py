@@ -1,4 +1,4 @@
-"""Every DICOM file of a folder thrown together into studies and graded by every task: no crash, reasons listed.
+"""Mix all DICOM files of a folder into studies and grade them by every task: nothing may crash, reasons are listed.
 
     python bench/mixed_folder.py --data ../shared/data/dicom
 

@@ -23,7 +23,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,11 +42,12 @@ from osteograde.models import bundle as bundles
 from osteograde.models.bundle import Bundle
 from osteograde.models.device import keep_freed_memory, pick
 from osteograde.models.manifest import Manifest
-from osteograde.pipeline import calibration, predict
+from osteograde.pipeline import calibration, domain, levels, predict
+from osteograde.pipeline.crops import region_grids
 from osteograde.pipeline.load import Loaded, load_study
 from osteograde.tasks import TASKS, looks_like, places
 from osteograde.tasks.places import Paths
-from osteograde.tasks.spec import Point, Study, Task
+from osteograde.tasks.spec import Point, Study, Task, sides
 
 log = logging.getLogger("osteograde.inference")
 CHUNK = 8  # studies that go through the nets together
@@ -272,6 +273,8 @@ def _grade_chunk(
     for name, seconds in spent.items():
         summary.seconds[name] += seconds
     budget.record(len(loaded), effort, **{f"{name}_s": seconds for name, seconds in spent.items()})
+    if not summary.faults[domain.OUT_OF_DOMAIN] and any(study.faults[domain.OUT_OF_DOMAIN] for study in loaded):
+        log.warning(_UNKNOWN_IMAGES, bundle.manifest.domain["name"], domain.OUT_OF_DOMAIN)
     for study in loaded:
         summary.unread += not study.readable
         summary.faults.update(study.faults)
@@ -283,14 +286,51 @@ def _answers(
 ) -> tuple[list[dict[str, Point]], list[dict[str, np.ndarray]], tuple[float, float]]:
     """(points, probabilities) of each study that goes through the nets together, and the seconds of both stages."""
     begun = time.monotonic()
-    _, points = predict.locate_all(bundle.task, loaded, nets_of(bundle, "locate", effort))
+    locators = nets_of(bundle, "locate", effort)
+    _, points = predict.locate_all(bundle.task, loaded, locators)
     located = time.monotonic()
     graded: list[dict[str, np.ndarray]] = [{} for _ in loaded]
     graders = nets_of(bundle, "grade", effort)
     for group in bundle.task.graders:
         for i, new in enumerate(predict.grade(group, loaded, points, graders[group.name], views=effort.views)):
             graded[i] |= new
+    for i, study in enumerate(loaded):
+        graded[i] = levels.mixed_over_names(bundle.task, points[i], graded[i], bundle.prior)
+        graded[i] = _believed(bundle, study, points[i], locators, graded[i])
     return points, graded, (located - begun, time.monotonic() - located)
+
+
+_UNKNOWN_IMAGES = (
+    "these weights know %s only, and some images do not look like them: the answers about them are mixed towards the "
+    "class priors, and their rows are flagged %s"
+)
+
+
+def _believed(
+    bundle: Bundle,
+    study: Loaded,
+    points: Mapping[str, Point],
+    locators: Mapping[str, predict.Nets],
+    graded: dict[str, np.ndarray],
+) -> dict[str, np.ndarray]:
+    """The grades of a study as far as its images look like those that the weights know; the rest is the prior.
+
+    The first of the locators that sees the study decides: what later ones see is of the same patient and scanner.
+    """
+    known = domain.domain_from_manifest(bundle.manifest.domain)
+    if known is None:
+        return graded
+    distances: list[float] = []
+    for locator in bundle.task.locators:
+        if locator.name in known.spreads and not distances:
+            nets, spread = locators[locator.name], known.spreads[locator.name]
+            grids = region_grids(locator, study.volumes, points, max(sides(nets.pixels)))
+            distances = [spread.distance(domain.features(grid, nets)) for grid in grids]
+    trust = known.trust(max(distances, default=0.0))
+    if trust == 1:
+        return graded
+    study.faults[domain.OUT_OF_DOMAIN] = 1
+    return domain.mixed_with_prior(graded, bundle.prior, trust)
 
 
 def nets_of(bundle: Bundle, kind: str, effort: Effort) -> dict[str, predict.Nets]:

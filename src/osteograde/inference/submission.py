@@ -181,6 +181,7 @@ NOT_SEEN = "low_confidence"
 UNSURE = "uncertain_grade"
 UNLIKE = ("out_of_domain", "other_body_part")  # the images are not what the weights or the task are for
 NOTHING_FOUND = "nothing_found"  # every row of the study is one of the first two: it may show something else
+LEVELS_IN_DOUBT = "levels_in_doubt"  # levels may be counted wrongly: the row may be another level's
 
 
 def flags_of(task: Task, loaded: Loaded, points: Mapping[str, Point], graded: Mapping[str, np.ndarray]) -> list[Flag]:
@@ -190,6 +191,7 @@ def flags_of(task: Task, loaded: Loaded, points: Mapping[str, Point], graded: Ma
     for target in task.targets_of(study.targets):
         row = f"{study.id}_{target}"
         found += [(row, code, count) for code, count in sorted(loaded.faults.items())]
+        found += [(row, LEVELS_IN_DOUBT, 1)] if any(point.in_doubt for point in points.values()) else []
         found += [(row, reason, 1) for reason in _doubts(task, sites[target], points, graded)]
     return found
 

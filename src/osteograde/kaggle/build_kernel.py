@@ -20,7 +20,7 @@ from osteograde.tasks import TASKS
 ENTRY = "osteograde.inference.kernel_main"
 READABLE = Path("kernels")  # one folder a task: the script with its settings, and the metadata
 BUILT = Path("build") / "kernels"  # git ignores it
-MAX_BYTES = 500_000  # the limit of a kernel's source is not documented; stay well below what is known to pass
+MAX_BYTES = 900_000  # of the built script: Kaggle documents no limit of a kernel source; 1 MB is what users report
 QUOTES = "'" * 3
 PACKAGE = Path(osteograde.__file__).parent
 

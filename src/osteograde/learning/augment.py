@@ -1,4 +1,4 @@
-"""Augmentation of training samples: a random move is drawn as numbers first and then applied in one resampling.
+"""Augmentation of training samples: a random move is drawn first and then applied in a single resampling.
 
 Shapes: B samples, C slices, H' W' stored pixels (with a margin), H W pixels the net reads.
 """
@@ -16,15 +16,15 @@ from osteograde.learning.recipe import Augmentation
 
 @dataclass(frozen=True, eq=False)
 class Move:
-    """Per sample: ``matrix`` (B, 2, 2) and ``shift`` (B, 2), from centred output pixels (row, column) to centred
-    stored pixels: stored = matrix @ output + shift."""
+    """An affine map per sample, from output pixels to stored pixels, both (row, column) measured from the centre of
+    their image: stored = matrix @ output + shift, with matrix (B, 2, 2) and shift (B, 2)."""
 
     matrix: np.ndarray
     shift: np.ndarray
 
 
 def still(count: int) -> Move:
-    """The move of ``count`` samples that stay where they are."""
+    """The identity for ``count`` samples."""
     return Move(np.tile(np.eye(2), (count, 1, 1)), np.zeros((count, 2)))
 
 
@@ -38,19 +38,21 @@ def draw_move(rng: np.random.Generator, count: int, augmentation: Augmentation, 
 
 
 def move_points(move: Move, points_index: np.ndarray, stored: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
-    """Where stored (row, column) positions (B, L, 2) lie after the move. The inverse of ``resample``'s mapping."""
+    """Move positions (B, L, 2), (row, column) in stored pixels, to output pixels. It is the inverse of the map by which
+    ``resample`` reads."""
     centred = points_index - (np.array(stored) - 1) / 2 - move.shift[:, None]
     return np.einsum("bij,blj->bli", np.linalg.inv(move.matrix), centred) + (np.array(size) - 1) / 2
 
 
 def resample(stored_BCHW: torch.Tensor, move: Move, size: tuple[int, int]) -> torch.Tensor:
-    """(B, C, H, W) float 0..1 from stored uint8 crops, bilinear, zero outside."""
+    """Resample stored uint8 crops (B, C, H', W') to (B, C, H, W) floats in 0..1: bilinear, zero outside."""
     grid = sampling_grid(move, (stored_BCHW.shape[2], stored_BCHW.shape[3]), size, stored_BCHW.device)
     return grid_sample(stored_BCHW.float() / 255, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
 def sampling_grid(move: Move, stored: tuple[int, int], size: tuple[int, int], device: torch.device) -> torch.Tensor:
-    """(B, H, W, 2): where in stored pixels each output pixel lies, in grid_sample's units with align_corners=False."""
+    """(B, H, W, 2): the position in the stored image of each output pixel, in the units of ``grid_sample`` with
+    align_corners=False."""
     matrix = torch.from_numpy(move.matrix.astype(np.float32)).to(device)
     shift = torch.from_numpy(move.shift.astype(np.float32)).to(device)
     rows = torch.arange(size[0], device=device, dtype=torch.float32) - (size[0] - 1) / 2
@@ -62,10 +64,11 @@ def sampling_grid(move: Move, stored: tuple[int, int], size: tuple[int, int], de
 
 
 def shade(rng: np.random.Generator, images_BCHW: torch.Tensor, augmentation: Augmentation) -> torch.Tensor:
-    """Contrast, gamma, blur and noise per sample; values stay in 0..1."""
+    """Change contrast and gamma, blur and add noise, each sample by numbers of its own. Values stay in 0..1."""
     count, device = images_BCHW.shape[0], images_BCHW.device
 
     def column(values: np.ndarray) -> torch.Tensor:
+        """(B,) numbers as (B, 1, 1, 1)."""
         return torch.from_numpy(values.astype(np.float32)).to(device)[:, None, None, None]
 
     gamma = column(np.exp(rng.uniform(-augmentation.gamma, augmentation.gamma, count)))

@@ -24,8 +24,8 @@ VERSION = 3  # change it when reading or windowing changes
 
 
 def cached(study: Study, task: Task, folder: Path, *, map: Callable[..., Iterable] = map) -> Loaded:
-    """The study as ``load_study`` reads it: from ``folder`` where it is there and its files are unchanged, else read
-    and written there. ``map``: see ``load_study``."""
+    """The study as ``load_study`` reads it. It is taken from ``folder`` if it is there and its files are unchanged;
+    otherwise it is read and written there. map: see ``load_study``."""
     key = _key(study)
     voxels_path, sidecar_path = folder / f"{study.id}.npy", folder / f"{study.id}.json"
     if sidecar_path.is_file():
@@ -42,6 +42,7 @@ def cached(study: Study, task: Task, folder: Path, *, map: Callable[..., Iterabl
 
 
 def _key(study: Study) -> str:
+    """The hash that changes when the study would be read otherwise: of its marks, files and VERSION."""
     digest = hashlib.sha256(
         f"{VERSION} {study.marks} {study.notes} {[(s.spacing_mm, s.side) for s in study.series]}".encode()
     )
@@ -54,6 +55,7 @@ def _key(study: Study) -> str:
 
 
 def _write(loaded: Loaded, path: Path) -> dict[str, Any]:
+    """Write the voxels of a study as one flat array, and return what its sidecar holds."""
     stacks, arrays, start = [], [], 0
     for view, volumes in loaded.volumes.items():
         for volume in volumes:
@@ -74,6 +76,7 @@ def _write(loaded: Loaded, path: Path) -> dict[str, Any]:
 
 
 def _open(study: Study, sidecar: dict[str, Any], path: Path) -> Loaded:
+    """The study of a cache entry; its voxels are views of the memory-mapped array."""
     flat = np.load(path, mmap_mode="r", allow_pickle=False)
     volumes: dict[str, list[Volume]] = {view: [] for view in sidecar["views"]}
     for stack in sidecar["stacks"]:
@@ -88,5 +91,5 @@ def _open(study: Study, sidecar: dict[str, Any], path: Path) -> Loaded:
             )
         )
     marks = {name: Point(np.array(mm)) for name, mm in sidecar["marks"].items()}
-    stacks = {view: tuple(found) for view, found in volumes.items()}
+    stacks = {view: tuple(view_volumes) for view, view_volumes in volumes.items()}
     return Loaded(study, stacks, Counter(sidecar["faults"]), marks, frozenset(sidecar["absent"]))

@@ -70,14 +70,14 @@ def gather(task: Task, folders: Sequence[Path], data: Path) -> OofTables:
             f"is not comparable; copy {folders[0] / 'folds.csv'} into a new folder and train into that"
         )
     split = folds.read(folders[0] / folds.FILE)
-    known = {study.id: study.labels for study in task.read(data, "train")}
+    labels = {study.id: study.labels for study in task.read(data, "train")}
     per_member = [_table_of(task, folder, split) for folder in folders]
     for folder, table in zip(folders, per_member, strict=True):
         if odd := sorted(set(table) ^ set(per_member[0])):
             raise UserError(
                 f"{folder / OOF}: {len(odd)} studies differ from {folders[0] / OOF}: {some(odd)}; train all folds"
             )
-    studies = tuple(study for study in per_member[0] if known.get(study))
+    studies = tuple(study for study in per_member[0] if labels.get(study))
     fold = np.array([split.fold[study] for study in studies], int)
     if len(set(fold.tolist())) < 2:
         raise UserError(
@@ -88,7 +88,7 @@ def gather(task: Task, folders: Sequence[Path], data: Path) -> OofTables:
         members=tuple(folder.resolve().name for folder in folders),
         studies=studies,
         tables=np.array([[table[study] for study in studies] for table in per_member]),
-        labels={study: known[study] for study in studies},
+        labels={study: labels[study] for study in studies},
         fold=fold,
         group=groups_of([split.patient[study] for study in studies]),
         digest=digests[folders[0]],
@@ -96,6 +96,7 @@ def gather(task: Task, folders: Sequence[Path], data: Path) -> OofTables:
 
 
 def _check_count(folders: Sequence[Path]) -> None:
+    """UserError where there are too few or too many members, or two of them have the same name."""
     if not 2 <= len(folders) <= MOST:
         raise UserError(f"{len(folders)} members; an ensemble is chosen from 2 to {MOST} weights folders")
     if doubled := tables.duplicates([folder.resolve().name for folder in folders]):
@@ -103,7 +104,8 @@ def _check_count(folders: Sequence[Path]) -> None:
 
 
 def _digest(task: Task, folder: Path) -> str:
-    """Hash of the folds a weights folder was trained on."""
+    """The sha256 of the folds on which a weights folder was trained. UserError where the folder is of another task,
+    lacks a file, or its folds.csv is not the one that its manifest names."""
     manifest = bundle.read_manifest(folder)
     if manifest.task != task.name:
         raise UserError(f"{folder}: weights are of task {manifest.task!r}, asked for {task.name!r}")
@@ -117,7 +119,8 @@ def _digest(task: Task, folder: Path) -> str:
 
 
 def _table_of(task: Task, folder: Path, split: folds.Split) -> dict[str, np.ndarray]:
-    """{study: (T, K)} of a member's out-of-fold table."""
+    """{study: (T, K) probabilities} of a member's out-of-fold table. UserError where it is not a table of these
+    folds."""
     path, k = folder / OOF, len(task.classes)
     columns, ids, values = tables.read_rows(path)
     if columns[: k + 2] != [tables.ROW_ID, *task.classes, "fold"]:
@@ -129,6 +132,7 @@ def _table_of(task: Task, folder: Path, split: folds.Split) -> dict[str, np.ndar
 
 
 def _study(task: Task, row: str) -> str:
+    """The study of a row id."""
     return tables.split_id(task, row)[0]
 
 
@@ -139,7 +143,7 @@ _DIGITS = 12  # scores are compared to so many decimals
 
 @dataclass(frozen=True)
 class Choice:
-    """Numbers of the members that vote, and the rule; of one member alone every rule says the same."""
+    """The members that vote, as indices, and the voting rule. With a single member all rules give the same result."""
 
     members: tuple[int, ...]
     rule: str
@@ -164,24 +168,26 @@ def choose(task: Task, folders: Sequence[Path], data: Path, *, bootstrap: int = 
 
 
 def choices(members: int) -> Iterator[Choice]:
-    """Every subset under every rule, fewer members and simpler rules first: of equally good ones the first is taken."""
+    """Every subset of the members under every rule. Fewer members and simpler rules come first, because the first of
+    equally good choices is taken."""
     for size in range(1, members + 1):
         for subset in combinations(range(members), size):
             yield from (Choice(subset, rule) for rule in (voting.RULES if size > 1 else voting.RULES[:1]))
 
 
 def voted(oof: OofTables, choice: Choice) -> np.ndarray:
-    """(S, T, K) what a choice says; NaN in rows that a study does not have."""
+    """The probabilities (S, T, K) of a choice; NaN in rows that a study does not have."""
     chosen = oof.tables[list(choice.members)]
-    out = np.full(chosen.shape[1:], np.nan)
-    there = np.isfinite(chosen).all((0, -1))
-    if there.any():
-        out[there] = voting.vote(chosen[:, there], choice.rule)[1]
-    return out
+    probabilities = np.full(chosen.shape[1:], np.nan)
+    has_row = np.isfinite(chosen).all((0, -1))
+    if has_row.any():
+        probabilities[has_row] = voting.vote(chosen[:, has_row], choice.rule)[1]
+    return probabilities
 
 
 def _scores(oof: OofTables, choice: Choice) -> np.ndarray:
-    """(1 + F,) the score of a choice times ``sign``: on all studies, then without each fold. Not defined = -inf."""
+    """(1 + F,): the score of a choice times ``sign``, on all studies and then without each fold; -inf where it is not
+    defined."""
     counts = np.stack([np.ones(len(oof.fold)), *(oof.fold != k for k in np.unique(oof.fold))]).astype(float)
     values = np.round(oof.sign * _statistic(oof, voted(oof, choice))(counts), _DIGITS)
     return np.where(np.isnan(values), -np.inf, values)
@@ -210,6 +216,7 @@ def nested(oof: OofTables, tried: Sequence[Choice], scores: np.ndarray) -> tuple
 def _result(
     oof: OofTables, folders: Sequence[Path], tried: Sequence[Choice], scores: np.ndarray, bootstrap: int
 ) -> dict[str, Any]:
+    """The content of ensemble.json, except for ``bootstrap``. scores: (C, 1 + F) of the C choices tried."""
     alone = [i for i, choice in enumerate(tried) if len(choice.members) == 1]
     best = tried[int(scores[:, 0].argmax())]
     all_mean = Choice(tuple(range(len(folders))), "mean")
@@ -252,6 +259,7 @@ def _named(oof: OofTables, folders: Sequence[Path], i: int) -> dict[str, str]:
 
 
 def _measured(oof: OofTables, predicted: np.ndarray, bootstrap: int) -> dict[str, Any]:
+    """The score of predictions (S, T, K) and its 95 % interval over patients."""
     statistic = _statistic(oof, predicted)
     value = float(statistic(np.ones((1, len(oof.studies))))[0])
     low, high = _resampled(oof, statistic, bootstrap)
@@ -261,14 +269,14 @@ def _measured(oof: OofTables, predicted: np.ndarray, bootstrap: int) -> dict[str
 def _resampled(
     oof: OofTables, statistic: Callable[[np.ndarray], np.ndarray], bootstrap: int
 ) -> tuple[float | None, float | None]:
-    """95 % interval over patients, drawn alike for every statistic."""
+    """The 95 % interval of a statistic over patients. Every statistic is computed on the same resamples."""
     ends = interval(statistic, len(oof.studies), bootstrap, np.random.default_rng(0), groups=oof.group)
     low, high = (float(end) if np.isfinite(end) else None for end in ends)
     return low, high
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The result for people."""
+    """The result as lines of text."""
     names = [member["name"] for member in result["members"]]
     chosen = f"{result['rule']} of {', '.join(names)}" if len(names) > 1 else names[0]
     rows = [
@@ -285,10 +293,10 @@ def table(result: Mapping[str, Any]) -> str:
     ]
     lines.append(f"{'out-of-fold':<{width}}{'score':>9}{'95 % interval':>20}")
     for name, row in rows:
-        score, low, high = ("-" if one is None else f"{one:.4f}" for one in (row["score"], *row["interval_95"]))
+        score, low, high = ("-" if value is None else f"{value:.4f}" for value in (row["score"], *row["interval_95"]))
         lines.append(f"{name:<{width}}{score:>9}{f'{low} - {high}':>20}")
     lines.append(f"chosen of {result['choices']}: {chosen}")
-    for one in result["nested_choices"]:
-        lines.append(f"  without fold {one['fold']}: {one['rule']} of {', '.join(one['members'])}")
+    for choice in result["nested_choices"]:
+        lines.append(f"  without fold {choice['fold']}: {choice['rule']} of {', '.join(choice['members'])}")
     lines.append("report the nested score: the one above it is the best of many, scored on what it was chosen on")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Which study is held out in which fold: grouped by patient, stratified on rare severe grades, written once."""
+"""The split of studies into folds: grouped by patient, stratified on rare severe grades, written once as folds.csv."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ COLUMNS = ("study_id", "patient", "fold")
 
 @dataclass(frozen=True)
 class Split:
-    """study -> fold, and study -> patient."""
+    """The folds of a data set. fold: study -> fold. patient: study -> patient.
+
+    UserError where studies of one patient are in different folds.
+    """
 
     fold: Mapping[str, int]
     patient: Mapping[str, str]
@@ -41,6 +44,7 @@ class Split:
 
     @property
     def count(self) -> int:
+        """Number of folds."""
         return max(self.fold.values()) + 1
 
     @cached_property
@@ -71,17 +75,19 @@ class Split:
 
 
 def rarity(task: Task, study: Study) -> str:
-    """The key the folds are stratified on, a letter per grader group: with many sites, whether one of them has the
-    last class (every class occurs somewhere in most studies); with few, the worst class itself ("-" without a label).
+    """The key by which folds are stratified: one letter per grader.
+
+    For a grader with many sites, "1" if one of them has the last class, else "0", because most studies have each of the
+    other classes somewhere. For a grader with few sites, the worst class itself, or "-" without a label.
     """
-    return "".join(_rarity(group, study, len(task.classes) - 1) for group in task.graders)
+    return "".join(_rarity(grader, study, len(task.classes) - 1) for grader in task.graders)
 
 
-def _rarity(group: Grader, study: Study, last: int) -> str:
-    known = [study.labels[site.target] for site in group.sites if site.target in study.labels]
-    if len(group.sites) <= FEW_SITES:
-        return str(max(known)) if known else "-"
-    return str(int(last in known))
+def _rarity(grader: Grader, study: Study, last: int) -> str:
+    labels = [study.labels[site.target] for site in grader.sites if site.target in study.labels]
+    if len(grader.sites) <= FEW_SITES:
+        return str(max(labels)) if labels else "-"
+    return str(int(last in labels))
 
 
 def assign(task: Task, studies: Sequence[Study], count: int, seed: int) -> Split:
@@ -94,7 +100,7 @@ def assign(task: Task, studies: Sequence[Study], count: int, seed: int) -> Split
     splitter = StratifiedGroupKFold(n_splits=count, shuffle=True, random_state=seed)
     fold: dict[str, int] = {}
     with warnings.catch_warnings():
-        # A combination of severe grades may be rarer than the folds are many; it is then spread as far as it goes.
+        # A combination of severe grades may occur in fewer studies than there are folds. It is then in some folds only.
         warnings.filterwarnings("ignore", message="The least populated class")
         for k, (_, held) in enumerate(splitter.split(np.zeros(len(ordered)), keys, [s.patient for s in ordered])):
             fold.update({ordered[i].id: k for i in held})
@@ -102,6 +108,7 @@ def assign(task: Task, studies: Sequence[Study], count: int, seed: int) -> Split
 
 
 def save(split: Split, path: Path) -> None:
+    """Write folds.csv in one step, sorted by study."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     with part.open("w", newline="", encoding="utf-8") as file:
@@ -114,10 +121,10 @@ def save(split: Split, path: Path) -> None:
 def load(path: Path, studies: Sequence[Study]) -> Split:
     """Read folds.csv. It is never repaired: UserError where it does not name exactly the given studies."""
     split = read(path)
-    wanted = {study.id for study in studies}
-    if odd := sorted(set(split.fold) ^ wanted)[:5]:
+    given = {study.id for study in studies}
+    if odd := sorted(set(split.fold) ^ given)[:5]:
         raise UserError(
-            f"{path}: it names {len(split.fold)} studies, the data hold {len(wanted)}; they differ in {odd}; "
+            f"{path}: it names {len(split.fold)} studies, the data hold {len(given)}; they differ in {odd}; "
             "train into a new folder or give the data it was made from"
         )
     folds_of: dict[str, set[int]] = {}
@@ -145,13 +152,13 @@ def read(path: Path) -> Split:
     return Split(fold, {row["study_id"]: row["patient"] for row in rows})
 
 
-def holds(own: Path, theirs: Path) -> bool:
-    """Whether every study, and every patient, of some folds lies in the same one of ours."""
-    if own.read_bytes() == theirs.read_bytes():
+def holds(path: Path, other: Path) -> bool:
+    """Whether every study of another folds.csv is in this one, with the same fold and the same patient."""
+    if path.read_bytes() == other.read_bytes():
         return True
-    ours, known = read(own), read(theirs)
-    return all(ours.fold.get(study) == k and ours.patient[study] == known.patient[study]
-               for study, k in known.fold.items())  # fmt: skip
+    ours, theirs = read(path), read(other)
+    return all(ours.fold.get(study) == k and ours.patient[study] == theirs.patient[study]
+               for study, k in theirs.fold.items())  # fmt: skip
 
 
 def keep(out: Path) -> None:
@@ -173,4 +180,5 @@ def keep(out: Path) -> None:
 
 
 def digest(path: Path) -> str:
+    """The sha256 of a file, as hex digits."""
     return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -61,7 +61,8 @@ class Manifest:
     stage -> side, or (height, width), of what its nets read. test_views: views that test-time augmentation averages.
     prior: target -> probability of each class in the training data. recipe: ``Recipe.plain()`` of the training, only
     ever compared or shown. calibration: grader -> ``Calibration.plain()``. versions: package -> version it was trained
-    with. data: source and licence of the training data.
+    with. data: source and licence of the training data. domain: what the weights know of images, where they know one
+    kind alone (``pipeline.domain.Domain.plain()``).
     """
 
     task: str
@@ -76,6 +77,7 @@ class Manifest:
     precision: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     data: Mapping[str, str] = field(default_factory=dict)
+    domain: Mapping[str, Any] = field(default_factory=dict)
     use: str = USE
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -95,6 +97,7 @@ class Manifest:
             "precision": self.precision,
             "versions": self.versions,
             "data": self.data,
+            "domain": self.domain or None,
             "use": self.use,
             **self.extra,
         }
@@ -148,6 +151,7 @@ def parse_manifest(facts: Mapping[str, Any], path: Path) -> Manifest:
         precision=top.get("precision", "").text(),
         versions=top.get("versions", {}).mapping(_Value.text),
         data=top.get("data", {}).mapping(_Value.text),
+        domain=top.get("domain", {}).mapping(_anything),
         use=top.get("use", USE).text(),
         extra={key: value for key, value in facts.items() if key not in known},
     )

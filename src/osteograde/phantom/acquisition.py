@@ -1,8 +1,8 @@
-"""How a study is acquired: the series, their planes, matrices and numbers, with the quirks of real studies.
+"""How a synthetic study is acquired and annotated, with the irregularities of real studies.
 
-Everything here is drawn from a stream of random numbers of its own, which never sees a grade. All positions in mm.
-
-What a reader marks and writes down: points on slices, grades, and what is left out or a little off.
+The acquisition is the series of the study, their planes, matrices and slice numbers. It is drawn from a stream of
+random numbers of its own, which never sees a grade. The annotation is what a reader marks on the slices: some points
+are missing, and some are a little off. All positions are in mm.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ from osteograde.phantom.spine import ABOVE, Spine
 from osteograde.tasks.lumbar_names import CONDITION_VIEW, SPINAL, SUBARTICULAR, TARGET_OF, Target
 from osteograde.tasks.spine import LEVELS
 
-SECOND_AXIAL, THIRD_AXIAL = 0.17, 0.015  # studies with two, three axial series
-TILTED = 0.45  # axial acquisitions with one group of slices per disc, along the disc
+SECOND_AXIAL, THIRD_AXIAL = 0.17, 0.015  # shares of studies with two and with three axial series
+TILTED = 0.45  # share of axial acquisitions with one group of slices per disc, parallel to the disc
+# Shares of axial series numbered from the feet up, of T1 series numbered from the left, of series whose numbers have
+# gaps.
 DESCENDING_AXIAL, LEFT_FIRST_T1, GAPPY_NUMBERS = 0.12, 0.64, 0.02
-MISSING_SERIES = 0.015
-STIR = 0.25  # of the sagittal fluid-sensitive series
+MISSING_SERIES = 0.015  # share of studies that lack one series
+STIR = 0.25  # share of STIR among the sagittal fluid-sensitive series
 
 
 @dataclass(frozen=True, eq=False)
 class Plane:
-    """One slice: index (0, row, column) -> mm, and its number."""
+    """One slice. to_mm: (4, 4) from index (0, row, column, 1) to LPS mm. number: its instance number."""
 
     to_mm: np.ndarray
     number: int
@@ -35,7 +37,8 @@ class Plane:
 
 @dataclass(frozen=True, eq=False)
 class Acquisition:
-    """One series: view, contrast, matrix and its slices in the order of their numbers."""
+    """One series. view, contrast: their names. shape: rows and columns of its slices. step_mm: distance of neighbouring
+    slices. planes: its slices in the order of their numbers."""
 
     view: str
     contrast: str
@@ -46,7 +49,7 @@ class Acquisition:
 
 
 def plan(spine: Spine, rng: np.random.Generator) -> list[Acquisition]:
-    """The series of one study."""
+    """Draw the series of one study."""
     series = [sagittal(spine, "sag_t1", "t1", rng)]
     series.append(sagittal(spine, "sag_t2", "stir" if rng.random() < STIR else "t2", rng))
     series += _axials(spine, rng)
@@ -56,7 +59,8 @@ def plan(spine: Spine, rng: np.random.Generator) -> list[Acquisition]:
 
 
 def _matrix(rng: np.random.Generator, field_mm: float, low: float, high: float) -> tuple[tuple[int, int], np.ndarray]:
-    """Rows, columns and spacing (row step, column step): now and then not square."""
+    """Draw the matrix of a series: (rows, columns) and the spacing (row step, column step) in mm. Neither is always
+    square. low, high: range of the column step in mm."""
     spacing = rng.uniform(low, high)
     columns = round(field_mm / spacing / 8) * 8
     rows = columns if rng.random() < 0.75 else round(columns * rng.uniform(0.8, 1.25) / 8) * 8
@@ -65,6 +69,7 @@ def _matrix(rng: np.random.Generator, field_mm: float, low: float, high: float) 
 
 
 def _numbers(count: int, rng: np.random.Generator, *, descending: bool) -> list[int]:
+    """Instance numbers of ``count`` slices: mostly 1 to count, now and then with gaps."""
     numbers = np.arange(1, count + 1)
     if rng.random() < GAPPY_NUMBERS:
         numbers = np.sort(rng.choice(np.arange(1, 4 * count + 200), count, replace=False))
@@ -72,7 +77,10 @@ def _numbers(count: int, rng: np.random.Generator, *, descending: bool) -> list[
 
 
 def _turn(axes: np.ndarray, rng: np.random.Generator, degrees: float) -> np.ndarray:
-    """Axes turned a little about every patient axis: nobody lies quite straight."""
+    """Turn the unit axes (3, 3) by a random angle about each patient axis, because no patient lies exactly straight.
+
+    degrees: standard deviation of the angles.
+    """
     out = axes
     for i, angle in enumerate(np.deg2rad(rng.normal(0, degrees, 3))):
         turn = np.eye(3)
@@ -84,7 +92,7 @@ def _turn(axes: np.ndarray, rng: np.random.Generator, degrees: float) -> np.ndar
 
 
 def sagittal(spine: Spine, view: str, contrast: str, rng: np.random.Generator) -> Acquisition:
-    """A stack of sagittal slices about the spine, thick and a few mm apart."""
+    """Draw a stack of thick sagittal slices around the spine."""
     count = int(rng.integers(13, 20))
     step = float(rng.choice((4.0, 4.4, 4.5, 4.8, 5.0)))
     shape, spacing = _matrix(rng, rng.uniform(250, 300), 0.58, 0.95)
@@ -100,7 +108,7 @@ def sagittal(spine: Spine, view: str, contrast: str, rng: np.random.Generator) -
 
 
 def _axials(spine: Spine, rng: np.random.Generator) -> list[Acquisition]:
-    """One stack over all levels, or a group per disc; in one series or cut into two or three."""
+    """Draw the axial series: one stack over all levels or a group of slices per disc, in one, two or three series."""
     draw = rng.random()
     parts = 3 if draw < THIRD_AXIAL else 2 if draw < THIRD_AXIAL + SECOND_AXIAL else 1
     step = float(rng.choice((3.5, 4.0, 4.4)))
@@ -111,7 +119,8 @@ def _axials(spine: Spine, rng: np.random.Generator) -> list[Acquisition]:
 
 
 def _tilted(spine: Spine, rng: np.random.Generator) -> list[tuple[np.ndarray, float, int]]:
-    """(centre mm, tilt rad, slices) of a group per disc; the uppermost are left out now and then."""
+    """Draw one group of slices per disc: (centre in mm, tilt in rad, number of slices). Now and then the uppermost one
+    or two discs have no group."""
     first = int(rng.choice((0, 0, 0, 0, 0, 0, 0, 1, 1, 2)))
     groups = []
     for k in range(first, len(LEVELS)):
@@ -123,7 +132,8 @@ def _tilted(spine: Spine, rng: np.random.Generator) -> list[tuple[np.ndarray, fl
 
 
 def _stack(spine: Spine, rng: np.random.Generator, parts: int, step: float) -> list[tuple[np.ndarray, float, int]]:
-    """The same for straight stacks from above L1/L2 (or L2/L3) to below L5/S1, in ``parts`` pieces that may overlap."""
+    """Draw straight stacks from above L1/L2 (or L2/L3) to below L5/S1, as ``_tilted`` describes groups. The whole
+    length is cut into ``parts`` pieces that may overlap. step: distance of neighbouring slices in mm."""
     first, last = (spine.to_mm(0, 12, float(spine.discs[ABOVE + k])) for k in (0, 4))
     # The length is drawn, not fitted: slice counts must not tell how high the discs are.
     length = rng.normal(182, 8) - (38 if rng.random() < 0.12 else 0)
@@ -137,6 +147,7 @@ def _stack(spine: Spine, rng: np.random.Generator, parts: int, step: float) -> l
 
 
 def _axial(groups, shape, spacing, step: float, rng: np.random.Generator) -> Acquisition:
+    """Draw the series that consists of some groups of slices (see ``_tilted``)."""
     planes: list[np.ndarray] = []
     steps = np.array([step, *spacing])
     shift = np.array([rng.normal(0, 4), rng.normal(0, 8), 0])
@@ -156,11 +167,11 @@ def _sorted(planes: list[Plane]) -> tuple[Plane, ...]:
     return tuple(sorted(planes, key=lambda plane: plane.number))
 
 
-JITTER_MM = 1.2  # of a mark in its slice, standard deviation
-REACH_MM = 6.0  # a place further than this from every slice of its view is not seen
-ONE_SLICE = 0.78  # studies whose canal points all lie on one slice
-NEIGHBOUR = {SUBARTICULAR: 0.18, SPINAL: 0.05}  # marks put on a neighbouring slice
-EMPTY, NO_MARK = 0.004, 0.003  # grades and marks that are missing without a reason
+JITTER_MM = 1.2  # standard deviation of a mark's error within its slice
+REACH_MM = 6.0  # a landmark further than this from every slice of its view is not marked
+ONE_SLICE = 0.78  # share of studies whose canal points all lie on one slice
+NEIGHBOUR = {SUBARTICULAR: 0.18, SPINAL: 0.05}  # shares of marks that are put on a neighbouring slice; others: 0.1
+EMPTY, NO_MARK = 0.004, 0.003  # shares of grades and of marks that are missing without a reason
 
 
 @dataclass(frozen=True)
@@ -177,19 +188,22 @@ class Marked:
 def annotate(
     points: Mapping[str, np.ndarray], series: Sequence[Acquisition], rng: np.random.Generator
 ) -> tuple[list[Marked], set[str]]:
-    """(marks, targets whose grade is left empty) of one study."""
+    """Annotate one study: (its marks, the targets whose grade is left empty).
+
+    points: landmark -> (3,) LPS mm.
+    """
     marks: list[Marked] = []
     empty: set[str] = set()
     canal = [points[target.landmark] for target in TARGET_OF.values() if target.condition == SPINAL]
     common = np.mean(canal, 0) if rng.random() < ONE_SLICE else None
     for name, target in TARGET_OF.items():
         drawn = rng.random(3)
-        nudge = rng.normal(0, JITTER_MM, 2)
+        offset_mm = rng.normal(0, JITTER_MM, 2)
         point = points[target.landmark]
         view = CONDITION_VIEW[target.condition]
         aim = np.array([common[0], *point[1:]]) if common is not None and target.condition == SPINAL else point
-        place = _nearest(aim, view, series)
-        if place is None:
+        nearest = _nearest(aim, view, series)
+        if nearest is None:
             if target.condition == SUBARTICULAR and any(a.view == view for a in series):
                 empty.add(name)
             continue
@@ -197,15 +211,16 @@ def annotate(
             empty.add(name)
         if drawn[1] < NO_MARK:
             continue
-        i, j = place
+        i, j = nearest
         if drawn[2] < NEIGHBOUR.get(target.condition, 0.1):
             j = int(np.clip(j + rng.choice((-1, 1)), 0, len(series[i].planes) - 1))
-        marks.append(_mark(target, i, j, point, series, nudge))
+        marks.append(_mark(target, i, j, point, series, offset_mm))
     return marks, empty
 
 
 def _nearest(point: np.ndarray, view: str, series: Sequence[Acquisition]) -> tuple[int, int] | None:
-    """(series, slice) of a view that comes closest to a point and shows it; None beyond REACH_MM."""
+    """The slice of a view that lies nearest to a point and shows it: (index of the series, index of the slice). None
+    where all of them are further away than REACH_MM."""
     best: tuple[float, int, int] | None = None
     for i, acquisition in enumerate(series):
         if acquisition.view != view:
@@ -219,10 +234,10 @@ def _nearest(point: np.ndarray, view: str, series: Sequence[Acquisition]) -> tup
     return None if best is None else best[1:]
 
 
-def _mark(target: Target, i: int, j: int, point: np.ndarray, series, nudge: np.ndarray) -> Marked:
-    """The point's foot on the slice, moved by a nudge in mm."""
+def _mark(target: Target, i: int, j: int, point: np.ndarray, series, offset_mm: np.ndarray) -> Marked:
+    """The point projected onto slice j of series i, moved by an offset (row, column) in mm."""
     plane = series[i].planes[j]
     _, row, column = (np.linalg.inv(plane.to_mm) @ np.append(point, 1))[:3]
     spacing = np.linalg.norm(plane.to_mm[:3, 1:3], axis=0)
-    row, column = np.array([row, column]) + nudge / spacing
+    row, column = np.array([row, column]) + offset_mm / spacing
     return Marked(target, i, plane.number, round(float(column), 3), round(float(row), 3))

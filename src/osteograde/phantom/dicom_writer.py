@@ -1,10 +1,11 @@
-"""Slices as DICOM files like those of the competition: RLE Lossless, 12 bits stored in 16, few tags.
+"""Write synthetic images as DICOM files. No file holds data of a person.
 
-SOP class Enhanced MR Image Storage, yet one frame per file; no Modality, no rescale, no window, nothing of a person.
+Slices are written as those of the competition: RLE Lossless, 12 bits stored in 16, few tags. Their SOP class is
+Enhanced MR Image Storage although each file holds one frame, and they have no Modality, no rescale and no window.
 
-A film as a DICOM file: digital radiograph, uncompressed, 12 bits in 16, no data of any person.
+Films are written as digital radiographs: uncompressed, 12 bits stored in 16.
 
-RLE Lossless (PS3.5 annex G) at the speed of C: OpenCV's TIFF writer does the PackBits.
+RLE Lossless is that of PS3.5 annex G. OpenCV's TIFF writer does the PackBits encoding, which is fast.
 """
 
 from __future__ import annotations
@@ -24,19 +25,20 @@ ENHANCED_MR = UID("1.2.840.10008.5.1.4.1.1.4.1")
 
 
 def uid(*parts: object) -> UID:
-    """A UID that depends on the parts alone."""
+    """A UID that depends on nothing but ``parts``."""
     return generate_uid(entropy_srcs=[str(part) for part in parts])
 
 
 def decimal(value: float) -> str:
-    """A decimal string of at most 16 bytes."""
+    """A number as a DICOM decimal string, which has at most 16 bytes."""
     return f"{value:.6f}"[:16]
 
 
 def write_slice(
     path: Path, pixels: np.ndarray, acquisition: Acquisition, plane: Plane, study: str, series: str
 ) -> None:
-    """Write one plane. ``to_mm`` columns are steps of (slice, row, column); DICOM wants row direction first."""
+    """Write one slice. pixels: (rows, columns) uint16 of 12 bits. The columns of ``plane.to_mm`` are the steps of
+    (slice, row, column); ImageOrientationPatient gives the direction along a row first."""
     ds = Dataset()
     ds.file_meta = FileMetaDataset()
     ds.file_meta.TransferSyntaxUID = RLELossless
@@ -68,9 +70,10 @@ WHITE = 4095
 
 
 def write_film(path: Path, pixels: np.ndarray, pixel_mm: float, study: str, *, monochrome1: bool = False) -> None:
-    """Write (H, W) uint8, bone bright, as a file of ``ImagerPixelSpacing`` pixel_mm; MONOCHROME1 stores it inverted."""
-    words = pixels.astype(np.uint16) * 16
-    words = WHITE - words if monochrome1 else words
+    """Write a film. pixels: (H, W) uint8, bone bright. pixel_mm: its ImagerPixelSpacing. monochrome1: the grey values
+    are stored inverted."""
+    stored = pixels.astype(np.uint16) * 16
+    stored = WHITE - stored if monochrome1 else stored
     ds = Dataset()
     ds.file_meta = FileMetaDataset()
     ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -85,7 +88,7 @@ def write_film(path: Path, pixels: np.ndarray, pixel_mm: float, study: str, *, m
     ds.PhotometricInterpretation = "MONOCHROME1" if monochrome1 else "MONOCHROME2"
     ds.Rows, ds.Columns = pixels.shape
     ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 12, 11, 0
-    ds.PixelData = words.astype("<u2").tobytes()
+    ds.PixelData = stored.astype("<u2").tobytes()
     ds["PixelData"].VR = "OW"
     ds.save_as(path, enforce_file_format=True)
 
@@ -104,7 +107,10 @@ def encode_rle(pixels: np.ndarray) -> bytes:
 
 
 def packbits(plane: np.ndarray) -> bytes:
-    """PackBits of a byte plane, row by row as the standard asks."""
+    """PackBits of a byte plane (rows, columns) uint8. Each row is encoded by itself, as the standard demands.
+
+    RuntimeError where this OpenCV cannot write such a TIFF.
+    """
     rows = plane.shape[0]
     options = [TIFF_COMPRESSION, PACKBITS, TIFF_ROWS_PER_STRIP, rows]
     done, encoded = cv2.imencode(".tif", np.ascontiguousarray(plane), options)

@@ -20,15 +20,16 @@ SOURCE = {
     "source": "synthetic knees of osteograde's own phantom",
     "licence": "Apache-2.0, as the code that makes them",
 }
-SHARES = (0.3, 0.18, 0.27, 0.17, 0.08)  # of the grades: all occur in a few dozen knees
+SHARES = (0.3, 0.18, 0.27, 0.17, 0.08)  # frequency of each grade; all of them occur in a few dozen knees
 LETTER = {"right": "R", "left": "L"}
-PNG_EVERY = 4  # one film in so many is a picture without a pixel size, if its shape says that it is for both knees
+PNG_EVERY = 4  # every so many films one is written as PNG, without a pixel size, if it is wider than high
 
 
 def write(out: Path, *, studies: int, test: int = 0, seed: int = 0, workers: int = 1) -> None:
-    """``studies`` patients with labelled crops of one or two knees, and films of ``test`` others beside their truth.
+    """Write crops of one or two knees of ``studies`` labelled patients, and films of ``test`` other patients with a
+    table of their truth.
 
-    Depends on the seed alone; ``workers`` is taken for the sake of the other writers, this is done in a moment.
+    The files depend on nothing but the seed. workers: not used; all writers of phantoms take the same arguments.
     """
     out.mkdir(parents=True, exist_ok=True)
     (out / "SOURCE.json").write_text(json.dumps({**SOURCE, "seed": seed}) + "\n", encoding="utf-8")
@@ -44,6 +45,7 @@ def write(out: Path, *, studies: int, test: int = 0, seed: int = 0, workers: int
 
 
 def _films(out: Path, count: int, seed: int) -> None:
+    """Write ``count`` films without labels, and the tables of their grades and joint centres."""
     truth: list[tuple[str, int]] = []
     points: list[tuple[object, ...]] = []
     (out / "test_images").mkdir(exist_ok=True)
@@ -63,19 +65,22 @@ def _films(out: Path, count: int, seed: int) -> None:
 
 
 def _patient(seed: int, part: int, index: int) -> str:
+    """The id of a patient: a number, different for every part (0 labelled, 1 test) and index."""
     return str(1_000_000 + (zlib.crc32(f"{seed} {part}".encode()) % 8000) * 1000 + index)
 
 
 def _sides(rng: np.random.Generator) -> Sequence[str]:
+    """The sides of which a patient has an image: both, or one of them."""
     return SIDES if rng.random() < 0.75 else (str(rng.choice(SIDES)),)
 
 
 def _grade(rng: np.random.Generator, index: int) -> int:
-    """At random, but every fifth patient in turn holds one of each grade: small sets have all of them."""
+    """A random grade. Every fifth patient has a fixed one, each grade in turn, so that small sets have all grades."""
     return index // 5 % 5 if index % 5 == 0 else int(rng.choice(len(SHARES), p=SHARES))
 
 
 def _crop(grade: int, side: str, rng: np.random.Generator) -> np.ndarray:
+    """(H, W) uint8 of a knee; left knees are mirrored right ones."""
     right = knee(grade, rng)
     return right if side == "right" else np.ascontiguousarray(right[:, ::-1])
 

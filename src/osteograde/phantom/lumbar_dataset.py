@@ -14,9 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from osteograde.phantom import acquisition as annotate
-from osteograde.phantom import acquisition as planes
 from osteograde.phantom import grades, render
+from osteograde.phantom.acquisition import annotate, plan
 from osteograde.phantom.dicom_writer import write_slice
 from osteograde.phantom.spine import spine
 from osteograde.tasks.lumbar_names import CLASS_LABELS, CLASSES, SERIES_DESCRIPTIONS, TARGETS, TEMPLATE_TARGETS
@@ -29,8 +28,8 @@ SOURCE = {
 
 
 @dataclass(frozen=True)
-class Written:
-    """What one study adds to the tables."""
+class StudyRows:
+    """The rows that one study adds to the tables."""
 
     study: str
     labels: dict[str, str]
@@ -40,14 +39,14 @@ class Written:
 
 
 def study_id(seed: int, part: str, index: int) -> str:
-    """A number like the real ones; different for every seed, part and index."""
+    """The id of a study: a number like the real ones, different for every part and index."""
     return str(1_000_000 + zlib.crc32(f"{seed} {part}".encode()) % 400_000 * 10_000 + index)
 
 
-def make(out: Path, seed: int, part: str, index: int) -> Written:
-    """Write the images of one study; returns its table rows. Depends on (seed, part, index) alone.
+def make(out: Path, seed: int, part: str, index: int) -> StudyRows:
+    """Write the images of one study and return its rows. They depend on nothing but (seed, part, index).
 
-    Anatomy and acquisition are drawn from two streams, so nothing about a file can tell a grade.
+    Anatomy and acquisition are drawn from two streams of random numbers, so a grade shows in the anatomy alone.
     """
     key = [seed, PARTS.index(part), index]
     body, scan, reader = (np.random.default_rng([*key, stream]) for stream in range(3))
@@ -55,7 +54,7 @@ def make(out: Path, seed: int, part: str, index: int) -> Written:
     severity = grades.severities(body)
     truth = grades.grades(severity)
     patient = spine(grades.closed(severity, body), body)
-    series = planes.plan(patient, scan)
+    series = plan(patient, scan)
     names = []
     for i, acquisition in enumerate(series):
         name = str(int(study) * 10 % 4_000_000_007 + i)
@@ -67,9 +66,9 @@ def make(out: Path, seed: int, part: str, index: int) -> Written:
             write_slice(folder / f"{plane.number}.dcm", pixels, acquisition, plane, study, name)
         names.append((name, SERIES_DESCRIPTIONS[acquisition.view]))
     points = patient.points()
-    marks, empty = annotate.annotate(points, series, reader)
+    marks, empty = annotate(points, series, reader)
     written = grades.labelled(truth, reader)
-    return Written(
+    return StudyRows(
         study,
         {target: "" if target in empty else CLASS_LABELS[written[target]] for target in TARGETS},
         names,
@@ -79,7 +78,8 @@ def make(out: Path, seed: int, part: str, index: int) -> Written:
 
 
 def write(out: Path, *, studies: int, test: int = 0, seed: int = 0, workers: int = 1) -> None:
-    """A labelled training part of ``studies`` and a test part of ``test`` studies, whose truth lies beside it."""
+    """Write a labelled training part of ``studies`` studies, and a test part of ``test`` studies with a table of its
+    truth."""
     out.mkdir(parents=True, exist_ok=True)
     made = {part: _made(out, seed, part, count, workers) for part, count in zip(PARTS, (studies, test), strict=True)}
     points = [(w.study, *point) for part in PARTS for w in made[part] for point in w.points]
@@ -101,15 +101,16 @@ def write(out: Path, *, studies: int, test: int = 0, seed: int = 0, workers: int
         _table(out / "sample_submission.csv", ("row_id", *CLASSES), rows)
 
 
-def _made(out: Path, seed: int, part: str, count: int, workers: int) -> list[Written]:
-    one = partial(make, out, seed, part)
+def _made(out: Path, seed: int, part: str, count: int, workers: int) -> list[StudyRows]:
+    """Write the images of ``count`` studies of a part, in ``workers`` processes."""
+    make_index = partial(make, out, seed, part)
     if workers <= 1 or count <= 1:
-        return [one(index) for index in range(count)]
+        return [make_index(index) for index in range(count)]
     with ProcessPoolExecutor(min(workers, count), mp_context=get_context("spawn")) as pool:
-        return list(pool.map(one, range(count)))
+        return list(pool.map(make_index, range(count)))
 
 
-def _series(path: Path, made: Sequence[Written]) -> None:
+def _series(path: Path, made: Sequence[StudyRows]) -> None:
     rows = ((w.study, *series) for w in made for series in w.series)
     _table(path, ("study_id", "series_id", "series_description"), rows)
 

@@ -1,4 +1,4 @@
-"""From a spine and a plane to the pixels a scanner would give: tissue, coil, blur, noise, 12 bits."""
+"""Render a plane through a spine as a scanner would: tissue, sensitivity of the coil, blur, noise, 12 bits."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from osteograde.phantom.spine import Spine
 from osteograde.phantom.tissue import CONTRASTS, SIGNAL, column, contrast, trunk
 
 COARSE = 4  # the trunk is painted at every 4th pixel and enlarged: it has no fine detail
-NEAR = (40.0, -26.0, 62.0)  # |x|, a from, a to (mm): where the spine is
+NEAR = (40.0, -26.0, 62.0)  # mm: the spine lies where |x| is below the first, and a is between the other two
 FULL_SCALE = 4095  # 12 bits stored
 PARTS = (("annulus", "nucleus"), ("marrow", "cortex"), ("csf", "cord", "root"))  # disc, vertebra, canal
 
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """How one series looks: signals, coil, blur, noise and gain. Drawn without any knowledge of grades."""
+    """The appearance of one series: signals, coil, blur, noise and gain. It does not depend on grades."""
 
     signal: Mapping[str, float]
     coil_mm: float  # the coil lies at the back: signal falls over this distance
@@ -32,6 +32,7 @@ class Look:
 
 
 def draw_look(kind: str, rng: np.random.Generator) -> Look:
+    """Draw the appearance of a series of a contrast ("t1", "t2" or "stir"). ValueError for another contrast."""
     if kind not in CONTRASTS:
         raise ValueError(f"contrast {kind!r}; known: {CONTRASTS}")
     return Look(
@@ -48,7 +49,7 @@ def draw_look(kind: str, rng: np.random.Generator) -> Look:
 def slice_pixels(
     spine: Spine, acquisition: Acquisition, to_mm: np.ndarray, look: Look, rng: np.random.Generator
 ) -> np.ndarray:
-    """(rows, columns) uint16 of one plane."""
+    """Render one slice: (rows, columns) uint16. to_mm: (4, 4) from index (0, row, column, 1) to LPS mm."""
     rows, columns = acquisition.shape
     row, col = np.arange(0, rows, COARSE), np.arange(0, columns, COARSE)
     x, a, s, y = _curved(spine, to_mm, row, col)
@@ -75,12 +76,13 @@ def slice_pixels(
 
 
 def slice_labels(spine: Spine, to_mm: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """(rows, columns) uint8 of one plane: 0 background, then the number of each of PARTS where its tissues prevail."""
+    """The label image of one slice: (rows, columns) uint8, 0 the background, from 1 on the PARTS whose tissues
+    prevail."""
     x, a, s, _ = _curved(spine, to_mm, np.arange(shape[0]), np.arange(shape[1]))
-    labels, still = np.zeros(shape, np.uint8), np.zeros(shape, np.float32)
+    labels, no_texture = np.zeros(shape, np.uint8), np.zeros(shape, np.float32)
     for number, tissues in enumerate(PARTS, start=1):
         signal = {name: float(name in tissues) for name in SIGNAL}
-        labels[column(spine, x, a, s, signal, still, np.zeros(shape, np.float32)) > 0.5] = number
+        labels[column(spine, x, a, s, signal, no_texture, np.zeros(shape, np.float32)) > 0.5] = number
     return labels
 
 
@@ -88,8 +90,8 @@ def _part(near: np.ndarray, shape: tuple[int, int]) -> tuple[slice, slice]:
     """The rectangle of full-resolution pixels that holds the spine."""
     spans = []
     for axis, size in ((1, shape[0]), (0, shape[1])):
-        found = np.flatnonzero(near.any(axis)) * COARSE
-        spans.append(slice(int(found[0]), min(int(found[-1]) + COARSE, size)))
+        lines = np.flatnonzero(near.any(axis)) * COARSE
+        spans.append(slice(int(lines[0]), min(int(lines[-1]) + COARSE, size)))
     return spans[0], spans[1]
 
 
@@ -103,12 +105,13 @@ def _curved(spine: Spine, to_mm: np.ndarray, rows: np.ndarray, columns: np.ndarr
 
 
 def _texture(shape: tuple[int, ...], sigma: float, rng: np.random.Generator) -> np.ndarray:
+    """Smooth noise of standard deviation 0.5. sigma: of the smoothing, in pixels."""
     field = cv2.GaussianBlur(rng.standard_normal(shape).astype(np.float32), (0, 0), max(sigma, 0.5))
     return field / (2 * field.std() + 1e-6)
 
 
 def _enlarged(field: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """A field sampled at every COARSE-th pixel, at all of them (its samples stay where they are)."""
+    """Interpolate a field that was sampled at every COARSE-th pixel to all pixels; the samples keep their positions."""
     warp = np.array([[1 / COARSE, 0, 0], [0, 1 / COARSE, 0]], np.float32)
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     return cv2.warpAffine(field, warp, shape[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)

@@ -1,13 +1,12 @@
-"""One patient's lumbar spine as smooth implicit shapes, and how a grade narrows it.
+"""A synthetic lumbar spine as smooth implicit shapes, and how grades change it.
 
 Points are described in curved coordinates (x, a, s), mm: x to the patient's left of the spine's own midline, a to the
 back of the curve through the vertebral bodies, s along that curve towards the feet. Discs are perpendicular to the
 curve, so lordosis tilts them by itself. Every shape is a function of (x, a) whose sizes are tables over s.
 
-Discs that dry out and sink with their Pfirrmann grade, in an otherwise ordinary spine.
-
-Signal and height of the nucleus per grade follow the description of the grades (Pfirrmann et al., Spine 26:1873, 2001):
-1 bright, 2 bright with a band, 3 grey, 4 dark and lower, 5 black and collapsed. Nothing else depends on a grade.
+``worn`` gives discs that lose water and height with their Pfirrmann grade, in an otherwise normal spine. Signal and
+height of the nucleus follow the description of the grades (Pfirrmann et al., Spine 26:1873, 2001): 1 bright, 2 bright
+with a band, 3 grey, 4 dark and lower, 5 black and collapsed. Nothing else depends on a grade.
 """
 
 from __future__ import annotations
@@ -43,15 +42,15 @@ class Spine:
     body: Mapping[str, float]  # scalar sizes
 
     def index(self, s: np.ndarray) -> np.ndarray:
-        """Row of the tables at s; the ends go on for ever."""
+        """Index into the tables at s; beyond their ends it is that of the first or last entry."""
         return np.clip((s - self.s0) / STEP_MM + 0.5, 0, len(self.midline) - 1).astype(np.int32)
 
     def at(self, name: str, s: float) -> float:
-        """One table at one place."""
+        """The value of a table at s."""
         return float(self.tables[name][self.index(np.array(s))])
 
     def to_curved(self, y: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(a, s) of points (y, z) mm: a few steps of projection onto the curve."""
+        """(a, s) of points (y, z) in mm, found by a few steps of projection onto the curve."""
         s = np.interp(-z, -self.curve[:, 1], self.s0 + STEP_MM * np.arange(len(self.curve))).astype(np.float32)
         frame = np.column_stack([self.curve, self.tangent]).astype(np.float32)
         for _ in range(6):
@@ -68,34 +67,43 @@ class Spine:
         return np.array([x + self.midline[i], cy - a * tz + rest * ty, cz + a * ty + rest * tz])
 
     def points(self) -> dict[str, np.ndarray]:
-        """Every landmark in LPS mm."""
-        found = {}
+        """Landmark -> (3,) LPS mm."""
+        points = {}
         for k, level in enumerate(LEVELS):
             s = float(self.discs[ABOVE + k])
             front, depth = (self.at(name, s) for name in ("front", "depth"))
-            found[landmark("canal", level)] = self.to_mm(0, front + depth / 2, s)
+            points[landmark("canal", level)] = self.to_mm(0, front + depth / 2, s)
             for side in SIDES:
                 sign = 1 if side == "left" else -1
-                found[landmark("foramen", level, side)] = self.to_mm(
+                points[landmark("foramen", level, side)] = self.to_mm(
                     sign * self.body["foramen_x"], front + 2.5, s - self.body["foramen_up"]
                 )
-                found[landmark("recess", level, side)] = self.to_mm(sign * self.body["recess_x"], front + 2.5, s)
-        return found
+                points[landmark("recess", level, side)] = self.to_mm(sign * self.body["recess_x"], front + 2.5, s)
+        return points
 
 
 def bump(s: np.ndarray, centre: float, half: float, edge: float) -> np.ndarray:
-    """1 within ``half`` of centre, falling smoothly to 0 over ``edge``."""
+    """1 where s is within ``half`` of ``centre``, falling smoothly to 0 over a further ``edge``; all in mm."""
     t = np.clip((np.abs(s - centre) - half) / edge, 0, 1)
     return 1 - t * t * (3 - 2 * t)
 
 
-def spine(stenosis: Mapping[str, float], rng: np.random.Generator) -> Spine:
-    """A random patient whose canal, foramina and recesses are as narrow as ``stenosis`` (landmark -> 0..1) says."""
+def spine(
+    stenosis: Mapping[str, float], rng: np.random.Generator, *, s1_s2_mm: float | None = None, tall: int | None = None
+) -> Spine:
+    """Draw a spine whose canal, foramina and recesses are narrowed by ``stenosis``, landmark -> 0 (wide) to 1 (closed).
+
+    s1_s2_mm: height of the disc below L5/S1, which is rudimentary unless the spine is transitional. tall: number of a
+    vertebral body, from the head, that is twice as tall as usual.
+    """
     size = rng.normal(1.0, 0.06)
     count = ABOVE + len(LEVELS) + BELOW
     bodies = size * (np.linspace(24.5, 27.5, count + 1) + rng.normal(0, 0.6, count + 1))
     heights = size * (np.linspace(6.5, 10.5, count) + rng.normal(0, 0.8, count))
     heights[-1] = rng.uniform(2, 4)
+    heights[-1] = heights[-1] if s1_s2_mm is None else s1_s2_mm
+    if tall is not None:
+        bodies[tall] *= 2
     narrow = np.array([stenosis[landmark("canal", level)] for level in LEVELS])
     heights[ABOVE:-BELOW] *= 1 - 0.35 * narrow * rng.uniform(0.3, 1, len(LEVELS))
     edges = np.concatenate([[0], np.cumsum(np.ravel(np.column_stack([bodies[:-1], heights])))])
@@ -127,7 +135,8 @@ def spine(stenosis: Mapping[str, float], rng: np.random.Generator) -> Spine:
 
 
 def _tables(s, discs, heights, bodies, stenosis, body, rng) -> dict[str, np.ndarray]:
-    """Sizes over s, all in mm (shares where said)."""
+    """The tables of a spine: name -> (n,) sizes over s, in mm; nucleus, waist, recess and foramen are shares, 0 to
+    1."""
     size = body["size"]
     nearest = np.abs(s[:, None] - discs).argmin(1)
     tables: dict[str, np.ndarray] = {"height": heights[nearest], "nucleus": np.zeros_like(s)}
@@ -169,16 +178,18 @@ def _tables(s, discs, heights, bodies, stenosis, body, rng) -> dict[str, np.ndar
     return tables
 
 
-WET = ((0.90, 1.0), (0.66, 0.78), (0.42, 0.54), (0.18, 0.30), (0.0, 0.06))  # share of a healthy nucleus' signal
-HEIGHT = ((0.96, 1.06), (0.94, 1.04), (0.86, 0.96), (0.66, 0.78), (0.36, 0.52))  # of the usual height
+# By Pfirrmann grade: ranges of the share of a healthy nucleus' signal, and of a healthy disc's height.
+WET = ((0.90, 1.0), (0.66, 0.78), (0.42, 0.54), (0.18, 0.30), (0.0, 0.06))
+HEIGHT = ((0.96, 1.06), (0.94, 1.04), (0.86, 0.96), (0.66, 0.78), (0.36, 0.52))
 USUAL_MM = (7.5, 8.5, 9.3, 10.0, 10.0)  # height of a healthy disc per level
-NARROW = 0.82  # a disc below this share of the usual height is narrowed
-BULGING = 0.3  # how far a canal is closed from which on its disc bulges
+NARROW = 0.82  # a disc below this share of a healthy disc's height is narrowed
+BULGING = 0.3  # a disc bulges where the canal is narrowed by more than this
 
 
 @dataclass(frozen=True, eq=False)
 class Worn:
-    """A patient: the spine, and per level (head to feet) the grade 0..4, whether narrowed and whether bulging."""
+    """A spine with worn discs; per level, head to feet: the class index 0 to 4 of the grade, whether the disc is
+    narrowed, and whether it bulges."""
 
     spine: Spine
     grades: tuple[int, ...]
@@ -187,7 +198,7 @@ class Worn:
 
 
 def worn(grades: Sequence[int], rng: np.random.Generator) -> Worn:
-    """A random patient with these grades (class indices 0..4, one per level)."""
+    """Draw a spine with these grades: class indices 0 to 4, one per level."""
     bulging = rng.random(len(LEVELS)) < 0.15 + 0.15 * np.array(grades)
     stenosis = {landmark(kind, level, side): rng.uniform(0, 0.2) for kind in ("foramen", "recess") for level in LEVELS
                 for side in SIDES}  # fmt: skip
@@ -198,10 +209,10 @@ def worn(grades: Sequence[int], rng: np.random.Generator) -> Worn:
     wet = np.array([rng.uniform(*WET[grade]) for grade in grades])
     s = body.s0 + STEP_MM * np.arange(len(body.midline))
     nucleus, height = body.tables["nucleus"].copy(), body.tables["height"].copy()
-    for k, place in enumerate(body.discs[ABOVE : ABOVE + len(LEVELS)]):
-        own = np.abs(s[:, None] - body.discs).argmin(1) == ABOVE + k
-        height[own] = USUAL_MM[k] * body.body["size"] * share[k]
-        nucleus[own] = wet[k] * bump(s[own], float(place), float(height[own][0]), 6)
+    for k, centre in enumerate(body.discs[ABOVE : ABOVE + len(LEVELS)]):
+        near = np.abs(s[:, None] - body.discs).argmin(1) == ABOVE + k
+        height[near] = USUAL_MM[k] * body.body["size"] * share[k]
+        nucleus[near] = wet[k] * bump(s[near], float(centre), float(height[near][0]), 6)
     tables = {**body.tables, "nucleus": nucleus.astype(np.float32), "height": height.astype(np.float32)}
     return Worn(
         replace(body, tables=tables),

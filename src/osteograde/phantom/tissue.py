@@ -1,6 +1,7 @@
-"""Tissues of a spine at points in curved coordinates, painted far to near with soft edges: signal per contrast.
+"""Paint the tissues around a spine: one shape over the other, with soft edges, as signal of a contrast.
 
-Every function works on arrays that broadcast together: x (lateral), a (to the back), s (to the feet), all mm.
+All functions take curved coordinates (see ``Spine``) as arrays that broadcast together: x (lateral), a (to the back)
+and s (to the feet), in mm.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ CONTRASTS = ("t1", "t2", "stir")
 
 
 def contrast(kind: str, rng: np.random.Generator) -> dict[str, float]:
-    """Signal of every tissue in one series: the table, each entry varied."""
+    """Draw the signal of every tissue in one series: that of SIGNAL, each tissue varied at random."""
     column = CONTRASTS.index(kind)
     return {name: float(values[column] * np.exp(rng.normal(0, 0.10))) for name, values in SIGNAL.items()}
 
 
 class _Tables(dict[str, np.ndarray]):
-    """Every table of a spine at given rows; looked up when it is first asked for."""
+    """The tables of a spine at given indices; each is looked up at its first use."""
 
     def __init__(self, spine: Spine, rows: np.ndarray) -> None:
         super().__init__()
@@ -52,13 +53,14 @@ class _Tables(dict[str, np.ndarray]):
 
 
 class Painter:
-    """An image that is painted over in place, shape by shape."""
+    """An image into which shapes are painted, in place."""
 
     def __init__(self, image: np.ndarray, signal: Mapping[str, float]) -> None:
         self.image, self.signal = image, signal
 
     def paint(self, distance: np.ndarray, tissue: str | np.ndarray, strength: np.ndarray | float = 1.0) -> None:
-        """Cover where distance (mm, negative inside) is below 0; ``tissue`` is a name or a signal per point."""
+        """Paint a shape. distance: signed distance to its border in mm, negative inside. tissue: its name, or the
+        signal of every point. strength: opacity, 0 to 1."""
         cover = np.clip(0.5 - distance / (2 * EDGE_MM), 0, 1) * strength
         value = self.signal[tissue] if isinstance(tissue, str) else tissue
         self.image += cover * (value - self.image)
@@ -71,9 +73,10 @@ def ellipse(u: np.ndarray, v: np.ndarray, ru, rv) -> np.ndarray:
 
 
 def box(u: np.ndarray, v: np.ndarray, ru, rv, round_off: float = 0.0) -> np.ndarray:
-    """The same for a rounded rectangle (a superellipse of power 4), blended with an ellipse by ``round_off``.
+    """Approximate signed distance to a rounded rectangle with half sides ru, rv (a superellipse of power 4).
 
-    Squares and roots only: general powers cost five times as much.
+    round_off: 0 gives the rectangle, 1 an ellipse. Only squares and roots are used: general powers cost five times as
+    much.
     """
     u2, v2 = (u / ru) ** 2, (v / rv) ** 2
     r = np.sqrt(np.sqrt(u2 * u2 + v2 * v2))
@@ -83,7 +86,7 @@ def box(u: np.ndarray, v: np.ndarray, ru, rv, round_off: float = 0.0) -> np.ndar
 
 
 def to_disc(spine: Spine, s: np.ndarray) -> np.ndarray:
-    """Distance in s to the nearest disc, negative towards the head."""
+    """Distance along s to the nearest disc in mm, negative on its side towards the head."""
     k = np.clip(np.searchsorted((spine.discs[:-1] + spine.discs[1:]) / 2, s), 0, len(spine.discs) - 1)
     return (s - spine.discs[k]).astype(np.float32)
 
@@ -91,7 +94,7 @@ def to_disc(spine: Spine, s: np.ndarray) -> np.ndarray:
 def trunk(
     spine: Spine, x: np.ndarray, a: np.ndarray, s: np.ndarray, signal: Mapping[str, float], texture: np.ndarray
 ) -> np.ndarray:
-    """Signal of everything that is not spine: belly, vessels, muscles, fat, air."""
+    """Signal of everything but the spine: bowel, vessels, muscles, fat, air. texture: as ``column`` takes it."""
     image = np.full(x.shape, signal["bowel"], np.float32)
     _trunk(Painter(image, signal), spine, x, a, s, signal, texture)
     return image
@@ -109,7 +112,7 @@ def column(
     """Paint the spine over ``image``. ``texture``: smooth noise of its shape, about -1..1."""
     rows = spine.index(s)
     side = np.abs(x)
-    for paint, near in (  # each part only where it can be: most of the work is saved
+    for paint, near in (  # each part is painted only where it can lie, which saves most of the work
         (_bodies, (side < 29) & (a < 27)),
         (_arch, (side < 34) & (a > 6)),
         (_canal, (side < 16) & (a > 10) & (a < 50)),
@@ -126,13 +129,14 @@ def column(
 
 def _rectangle(mask: np.ndarray) -> tuple[slice, slice] | None:
     """The smallest rectangle that holds every True; None without any."""
-    found = [np.flatnonzero(mask.any(axis)) for axis in (1, 0)]
-    if not len(found[0]):
+    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    if not len(rows):
         return None
-    return slice(found[0][0], found[0][-1] + 1), slice(found[1][0], found[1][-1] + 1)
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
 def _trunk(painter, spine, x, a, s, signal, texture) -> None:
+    """Paint bowel, muscles, vessels, subcutaneous fat and the air behind the back."""
     body = spine.body
     painter.image += (signal["fat"] - signal["bowel"]) * np.clip(0.45 + 0.9 * texture, 0, 1)
     for sign in (-1, 1):  # psoas, then the muscles of the back with fat between their strands
@@ -151,6 +155,7 @@ def _trunk(painter, spine, x, a, s, signal, texture) -> None:
 
 
 def _bodies(painter, spine, x, a, s, table, texture) -> None:
+    """Paint vertebral bodies and discs."""
     disc = to_disc(spine, s)
     body = spine.body
     half_width = body["half_width"] - 3.0 * (1 - table["waist"])
@@ -173,7 +178,7 @@ def _bodies(painter, spine, x, a, s, table, texture) -> None:
 
 
 def _arch(painter, spine, x, a, s, table, texture) -> None:
-    """Pedicles, facets, laminae, spinous processes, flaval ligaments; epidural fat behind the canal."""
+    """Paint pedicles, facets, laminae, spinous processes, flaval ligaments, and the epidural fat behind the canal."""
     disc = to_disc(spine, s)
     size = spine.body["size"]
     back = table["front"] + table["depth"]  # back of the canal
@@ -205,7 +210,8 @@ def _arch(painter, spine, x, a, s, table, texture) -> None:
 
 
 def _canal(painter, spine, x, a, s, table, texture) -> None:
-    """Thecal sac: fluid, cord down to its end, roots below, crowded where the sac is narrow."""
+    """Paint the thecal sac: fluid, the cord down to its end, and the roots below, which crowd where the sac is
+    narrow."""
     ru, rv = table["width"] / 2, table["depth"] / 2
     centre = table["front"] + rv
     painter.paint(ellipse(x, a - centre, ru + 1.6, rv + 1.4), "ligament")
@@ -228,7 +234,8 @@ def _canal(painter, spine, x, a, s, table, texture) -> None:
 
 
 def _foramina(painter, spine, x, a, s, table, texture) -> None:
-    """A keyhole of fat with a root in its upper part, between body, pedicles and facet; it closes from all sides."""
+    """Paint the foramina: fat in the shape of a keyhole with a root in its upper part. Stenosis narrows it from all
+    sides."""
     disc = to_disc(spine, s)
     size = spine.body["size"]
     for side in SIDES:
@@ -248,7 +255,8 @@ def _foramina(painter, spine, x, a, s, table, texture) -> None:
 
 
 def _recesses(painter, spine, x, a, s, table, texture) -> None:
-    """The front corners of the canal at a disc: fluid and fat round a root; facet and disc close them."""
+    """Paint the lateral recesses, the front corners of the canal at a disc: fluid around a root. Stenosis narrows
+    them."""
     disc = to_disc(spine, s)
     for side in SIDES:
         sign = 1 if side == "left" else -1

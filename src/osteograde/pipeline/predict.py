@@ -22,6 +22,8 @@ from torch import nn
 
 from osteograde.imaging.geometry import Roi, Volume, apply, to_index
 from osteograde.models.locators.base import candidates, in_order, probabilities, refined, stack_peaks
+from osteograde.models.locators.levels import Chain
+from osteograde.pipeline import levels
 from osteograde.pipeline.calibration import Calibration
 from osteograde.pipeline.crops import (
     SIGN,
@@ -132,22 +134,38 @@ def locate(locator: Locator, studies: Sequence[Loaded], points: Sequence[Points]
     A region that could not be computed is counted in the faults of its study, and none of its landmarks is found.
     """
     side = max(sides(nets.pixels))
-    regions = [
-        (i, placed)
-        for i, loaded in enumerate(studies)
-        for placed in region_grids(locator, loaded.volumes, points[i], side)
-    ]
+    groups: list[tuple[int, list[RegionGrid]]] = []  # regions that go through the net together, with their study
+    for i, loaded in enumerate(studies):
+        placed = region_grids(locator, loaded.volumes, points[i], side)
+        groups += [(i, placed)] if locator.level_rhythm and placed else [(i, [one]) for one in placed]
     found: list[dict[str, Point]] = [{} for _ in studies]
-    for batch in _batched(regions, lambda placed: placed.grid.shape[0], SLICES_PER_BATCH, nets.device):
-        results = with_memory_fallback(partial(_locate_batch, locator), [placed for _, placed in batch], nets)
-        for (i, placed), result in zip(batch, results, strict=True):
-            if result is None or np.isnan(result).all():
-                _count_lost(result, studies[i], locator.name)
+    for batch in _batched(groups, _slices, SLICES_PER_BATCH, nets.device):
+        results = with_memory_fallback(partial(_locate_batch, locator), [group for _, group in batch], nets)
+        for (i, group), located in zip(batch, results, strict=True):
+            if located is None:
+                _count_lost(None, studies[i], locator.name)
                 continue
-            for landmark, (*index, confidence) in zip(placed.region.landmarks, result, strict=True):
-                if confidence >= ABSENT_BELOW:
-                    found[i][landmark.name] = Point(apply(placed.grid.to_mm, np.array(index)), float(confidence))
+            for one, own in zip(group, located, strict=True):
+                if np.isnan(own.result[:, -1]).all():
+                    _count_lost(own.result, studies[i], locator.name)
+                else:
+                    found[i] |= _points_of(locator, one, own)
     return found
+
+
+def _slices(group: Sequence[RegionGrid]) -> int:
+    """How many slices a group of regions has."""
+    return sum(placed.grid.shape[0] for placed in group)
+
+
+def _points_of(locator: Locator, placed: RegionGrid, located: Located) -> dict[str, Point]:
+    """The landmarks that were found in a region, in doubt where their levels are."""
+    names = [landmark.name for landmark in placed.region.landmarks]
+    found = {}
+    for name, (*index, confidence) in zip(names, located.result, strict=True):
+        if confidence >= ABSENT_BELOW:
+            found[name] = Point(apply(placed.grid.to_mm, np.array(index)), float(confidence))
+    return found if locator.level_rhythm is None else levels.with_doubt(names, found, located.chain)
 
 
 def _batched(
@@ -176,10 +194,19 @@ def _count_lost(result: np.ndarray | None, study: Loaded, net: str) -> None:
     study.faults[f"{net}:{'out_of_memory' if result is None else 'not_finite'}"] += 1
 
 
+@dataclass(frozen=True, eq=False)
+class Located:
+    """What is found in one region. result (L, 4): index (slice, row, column) of each landmark in the region's grid, and
+    the confidence; NaN where no fold is finite. chain: of its levels, where they were told apart by their rhythm."""
+
+    result: np.ndarray
+    chain: Chain | None = None
+
+
 @torch.inference_mode()
-def _locate_batch(locator: Locator, regions: Sequence[RegionGrid], nets: Nets) -> list[np.ndarray]:
-    """Per region (L, 4): index (slice, row, column) of each landmark in the region's grid, and the confidence; NaN
-    where no fold is finite."""
+def _locate_batch(locator: Locator, groups: Sequence[Sequence[RegionGrid]], nets: Nets) -> list[list[Located]]:
+    """What is found in each region of each group; the regions of a group are of one study."""
+    regions = [placed for group in groups for placed in group]
     images, laterals = zip(*(region_images(placed, nets.device) for placed in regions), strict=True)
     image = (images[0] if len(images) == 1 else torch.cat(images)).contiguous(memory_format=torch.channels_last)
     lateral = torch.cat(laterals)
@@ -202,12 +229,54 @@ def _locate_batch(locator: Locator, regions: Sequence[RegionGrid], nets: Nets) -
     peaks = stack_peaks(found, stack)
     if locator.level_spacing_mm is not None:  # a chain of levels: the likeliest places that are in order
         several, scores = candidates(found, stack)
-        chains, step_mm = locator.chains(landmarks), stride * pixel_mm
-        peaks = in_order(several, scores, chains, map_pixel_mm=step_mm, spacing_mm=locator.level_spacing_mm)
+        ordered, step_mm = locator.chains(landmarks), stride * pixel_mm
+        peaks = in_order(several, scores, ordered, map_pixel_mm=step_mm, spacing_mm=locator.level_spacing_mm)
+    chains: list[Chain | None] = [None] * len(regions)
+    if locator.level_rhythm is not None:
+        found, peaks, chains = _named(locator, groups, found, peaks, stride, pixel_mm)
     index, confidence = refined(found, stack, peaks, stride=stride, pixel_mm=pixel_mm, slice_mm=slice_mm)
     results = torch.cat([index, confidence[..., None]], -1).cpu().numpy().astype(float)
     results[sorted(lost)] = np.nan
-    return list(results)
+    located = iter([Located(result, chain) for result, chain in zip(results, chains, strict=True)])
+    return [[next(located) for _ in group] for group in groups]
+
+
+def _named(
+    locator: Locator,
+    groups: Sequence[Sequence[RegionGrid]],
+    found: torch.Tensor,
+    peaks: torch.Tensor,
+    stride: int,
+    pixel_mm: float,
+) -> tuple[torch.Tensor, torch.Tensor, list[Chain | None]]:
+    """Maps (N, L, h, w), peaks (B, L, 3) and chains of levels that are told apart by their rhythm, study by study.
+
+    A level that takes another level's place gets that one's map. Regions in which no three places can be put in order
+    keep the peaks they have.
+    """
+    assert locator.level_rhythm is not None and locator.level_spacing_mm is not None
+    found, peaks = found.clone(), peaks.clone()
+    chains: list[Chain | None] = []
+    start, number = 0, 0
+    for group in groups:
+        parts = []
+        for placed in group:
+            parts.append(slice(start, start + placed.grid.shape[0]))
+            start = parts[-1].stop
+        shown = [
+            levels.Shown(found[part], placed.grid, placed.region.volume, stride, stride * pixel_mm)
+            for part, placed in zip(parts, group, strict=True)
+        ]
+        for part, one in zip(
+            parts, levels.name_levels(shown, locator.level_rhythm, locator.level_spacing_mm), strict=True
+        ):
+            chains.append(one.chain if one is not None else None)
+            if one is not None:
+                peaks[number] = torch.from_numpy(one.peak).to(peaks)
+                if (one.source != np.arange(len(one.source))).any():
+                    found[part] = found[part][:, one.source.tolist()]
+            number += 1
+    return found, peaks, chains
 
 
 def _near_neighbours(found: torch.Tensor, regions: Sequence[RegionGrid], stride: int, pixel_mm: float) -> torch.Tensor:

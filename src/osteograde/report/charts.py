@@ -1,4 +1,4 @@
-"""Charts as inline SVG and tables as HTML, written by hand: a page needs no script, no font and no other file."""
+"""Charts as inline SVG and tables as HTML, so that a page needs no script, no font and no other file."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from html import escape
 import numpy as np
 
 BLUE, ORANGE, GREY, INK = "#1f5fa8", "#b3530a", "#8a929c", "#1a1f26"
-LARGEST_MM = 15.0  # errors beyond are counted in one last bar
+LARGEST_MM = 15.0  # larger errors are counted in one last bar
 BIN_MM = 0.5
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A figure, or a dash where there is none.
+    """A number as text, or a dash where there is none.
 
     >>> number(0.12345), number(None), number(float("nan")), number(7)
     ('0.123', '-', '-', '7')
@@ -24,7 +24,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def table(head: Sequence[str], body: Sequence[Sequence[object]], caption: str = "", words: int = 1) -> str:
-    """An HTML table; the first ``words`` columns are words, the others numbers and right-aligned."""
+    """An HTML table. The first ``words`` columns hold words; the others hold numbers and are aligned to the right."""
     top = "".join(f'<th scope="col"{_kind(i, words)}>{escape(name)}</th>' for i, name in enumerate(head))
     rows = []
     for row in body:
@@ -40,7 +40,8 @@ def _kind(column: int, words: int) -> str:
 
 
 def confusion_table(matrix: np.ndarray, classes: Sequence[str], caption: str) -> str:
-    """(K, K) counts, rows the truth; each cell holds the count and its share of the row, and is shaded by that."""
+    """A confusion matrix as an HTML table. matrix: (K, K) counts, rows the truth. Each cell shows its count and its
+    share of the row, and is shaded by that share."""
     head = "".join(f'<th scope="col" class="n">{escape(name)}</th>' for name in classes)
     rows = []
     for name, counts in zip(classes, matrix, strict=True):
@@ -55,6 +56,7 @@ def confusion_table(matrix: np.ndarray, classes: Sequence[str], caption: str) ->
 
 
 def _shaded(count: int, part: float) -> str:
+    """A cell of a confusion matrix. part: its share of the row, 0 to 1."""
     low, high = np.array([255, 255, 255]), np.array([31, 95, 168])
     red, green, blue = np.rint(low + (high - low) * part).astype(int)
     ink = "#ffffff" if part > 0.55 else INK
@@ -65,7 +67,8 @@ def _shaded(count: int, part: float) -> str:
 
 
 def histogram(errors_mm: np.ndarray, label: str) -> str:
-    """Bars of ``BIN_MM`` up to ``LARGEST_MM``, one more for all beyond, with lines at the median and at 95 %."""
+    """A histogram as SVG: bars of ``BIN_MM`` up to ``LARGEST_MM`` and one for all larger errors, with lines at the
+    median and at the 95th percentile. label: read out by screen readers."""
     edges = np.arange(0, LARGEST_MM + BIN_MM / 2, BIN_MM)
     counts = np.append(np.histogram(errors_mm[errors_mm < LARGEST_MM], edges)[0], (errors_mm >= LARGEST_MM).sum())
     width, height, left, top = 640.0, 180.0, 44.0, 34.0

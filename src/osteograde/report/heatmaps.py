@@ -1,10 +1,10 @@
-"""Grad-CAM as pictures: a crop as the net read it, the map over it, and the map put back onto the slice it is from.
+"""Grad-CAM maps as pictures: a crop as the net read it, the map over it, and the map over the whole slice.
 
-The map lies on the grid of the crop's box, which is a place in patient mm, so putting it back is a change of
-coordinates: no crop corner, scale factor or mirror flag is kept. Shapes: D slices, H W pixels; images are BGR bytes.
+A map lies on the grid of the crop's box, whose position in patient mm is known. Putting it onto the slice is therefore
+a change of coordinates, and needs no offset, scale or mirror flag. Shapes: D slices, H W pixels; images are BGR bytes.
 
-One picture per graded site of a new study: the crop, the evidence for the predicted class over it, and the same on
-the slice that the crop is from. A row per crop. Crops are as the nets read them: left sites are mirrored.
+``heatmap_drawer`` draws one picture per graded site of a study, with a row for each of its crops. Crops are shown as
+the nets read them, so those of left sites are mirrored.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from osteograde.pipeline.crops import site_boxes, site_crops
 from osteograde.report.overlays import COLOURS, FONT, corners
 from osteograde.tasks.spec import Grader, Pixels, Site
 
-SITES_PER_BATCH = 8  # of which all activations are held at once
+SITES_PER_BATCH = 8  # the activations of so many sites are held in memory at once
 STRONGEST = 0.65  # opacity of the map where it is 1
 
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """One crop of one site: the slice on which the map is strongest, and that map put back onto the image.
+    """One crop of one site: the slice of the crop on which the map is strongest.
 
-    name: of the crop. number: which of the crop's ``slices`` is shown, from 1. crop, heat: (H, W) floats in 0..1. film:
-    BGR, the whole slice.
+    name: of the crop. number: which of the crop's ``slices`` is shown, from 1. crop, heat: (H, W) floats in 0..1, that
+    slice and its map. film: BGR, the map over the whole slice of the image.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Shown:
 
 
 def explained(
-    group: Grader,
+    grader: Grader,
     boxes: Mapping[str, Mapping[str, tuple[Volume, Roi]]],
     nets: Sequence,
     pixels: Pixels,
@@ -66,23 +66,24 @@ def explained(
     nets: folds, whose maps are averaged. height: of the film pictures, in pixels.
     """
     targets = [target for target in boxes if target in classes]
-    found: dict[str, list[Shown]] = {}
+    pictures_of: dict[str, list[Shown]] = {}
     for start in range(0, len(targets), SITES_PER_BATCH):
         part = {target: dict(boxes[target]) for target in targets[start : start + SITES_PER_BATCH]}
-        crops = site_crops(group, part, pixels, device)
-        wanted = torch.tensor([classes[target] for target in crops.targets], device=device)
-        maps = [view.cpu().numpy() for view in fold_cam(nets, crops.images, crops.present, wanted)]
+        crops = site_crops(grader, part, pixels, device)
+        class_indices = torch.tensor([classes[target] for target in crops.targets], device=device)
+        maps = [view.cpu().numpy() for view in fold_cam(nets, crops.images, crops.present, class_indices)]
         images = [view.cpu().numpy() for view in crops.images]
         for s, target in enumerate(crops.targets):
-            found[target] = [
+            pictures_of[target] = [
                 _shown(crop.name, *part[target][crop.name], images[c][s], maps[c][s], height)
-                for c, crop in enumerate(group.crops)
+                for c, crop in enumerate(grader.crops)
                 if crop.name in part[target]
             ]
-    return found
+    return pictures_of
 
 
 def _shown(name: str, volume: Volume, roi: Roi, crop: np.ndarray, heat: np.ndarray, height: int) -> Shown:
+    """The picture of one crop. crop, heat: (D, H, W)."""
     d = strongest(heat, volume, roi)
     z = slice_of(volume, roi, d)
     image, back = film(volume, z, height), projected(heat, roi, volume, z, height)
@@ -94,8 +95,10 @@ def _shown(name: str, volume: Volume, roi: Roi, crop: np.ndarray, heat: np.ndarr
 
 
 def strongest(heat_DHW: np.ndarray, volume: Volume, roi: Roi) -> int:
-    """The slice of a box with most of the map; of equals the one nearest to the middle. Slices beyond the ends of the
-    volume, of which the net saw zeros, are not chosen unless all are."""
+    """Index of the slice of a box on which the map has the largest sum; among equal ones the nearest to the middle.
+
+    Slices beyond the ends of the volume, of which the net saw zeros, are chosen only where all slices are.
+    """
     depth = len(heat_DHW)
     z = to_index(volume, apply(roi.to_mm, _middles(roi)))[:, 0]
     inside = (z > -0.5) & (z < volume.voxels.shape[0] - 0.5)
@@ -110,6 +113,7 @@ def slice_of(volume: Volume, roi: Roi, d: int) -> int:
 
 
 def _middles(roi: Roi) -> np.ndarray:
+    """(D, 3) indices of the middles of the slices of a box."""
     depth, height, width = roi.shape
     return np.array([(d, (height - 1) / 2, (width - 1) / 2) for d in range(depth)])
 
@@ -128,10 +132,10 @@ def film(volume: Volume, z: int, height: int) -> np.ndarray:
 
 
 def projected(heat_DHW: np.ndarray, roi: Roi, volume: Volume, z: int, height: int) -> np.ndarray:
-    """The map on the pixels of ``film(volume, z, height)``: trilinear in the box, 0 outside of it."""
+    """Resample a map to the pixels of ``film(volume, z, height)``: trilinear within the box, 0 outside of it."""
     shape = film_shape(volume, height)
     rows, columns = (
-        (np.arange(n) + 0.5) * own / n - 0.5 for n, own in zip(shape, volume.voxels.shape[1:], strict=True)
+        (np.arange(n) + 0.5) * size / n - 0.5 for n, size in zip(shape, volume.voxels.shape[1:], strict=True)
     )
     index = np.stack(np.meshgrid([float(z)], rows, columns, indexing="ij"), -1)
     index = apply(roi.from_mm @ volume.to_mm, index)
@@ -147,13 +151,13 @@ def tinted(grey: np.ndarray, heat: np.ndarray) -> np.ndarray:
 
 
 def enlarged(image: np.ndarray, height: int) -> np.ndarray:
-    """A crop or a map at ``height`` rows, its shape kept."""
+    """Enlarge a crop or a map to ``height`` rows; the ratio of its sides is kept."""
     width = max(1, round(image.shape[1] * height / image.shape[0]))
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
 def pair(shown: Shown, height: int) -> tuple[np.ndarray, np.ndarray]:
-    """BGR pictures of a crop, and of its map over it, at ``height`` rows."""
+    """Two BGR pictures of ``height`` rows: a crop, and the crop with its map over it."""
     grey = np.rint(np.clip(enlarged(shown.crop, height), 0, 1) * 255).astype(np.uint8)
     return cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR), tinted(grey, enlarged(shown.heat, height))
 
@@ -174,28 +178,29 @@ def heatmap_drawer(folder: Path) -> Callable[[Result, Bundle], None]:
 
 
 def pictures(result: Result, bundle: Bundle) -> dict[str, np.ndarray]:
-    """{target: (H, W, 3) BGR} of the sites that were graded, with the maps of all folds averaged."""
-    found: dict[str, np.ndarray] = {}
-    for group in bundle.task.graders:
-        pixels = bundle.pixels[group.name]
-        boxes = site_boxes(group, result.loaded.volumes, result.points, pixels)
+    """{target: (H, W, 3) BGR} of the sites that were graded. The maps are means over the folds."""
+    pictures_of: dict[str, np.ndarray] = {}
+    for grader in bundle.task.graders:
+        pixels = bundle.pixels[grader.name]
+        boxes = site_boxes(grader, result.loaded.volumes, result.points, pixels)
         classes = {
             target: int(np.argmax(_grades(result, bundle, target))) for target in boxes if target in result.graded
         }
-        nets = bundle.graders[group.name]
-        shown = explained(group, boxes, nets, pixels, bundle.device, classes, height=HEIGHT)
-        for site in group.sites:
+        nets = bundle.graders[grader.name]
+        shown = explained(grader, boxes, nets, pixels, bundle.device, classes, height=HEIGHT)
+        for site in grader.sites:
             if site.target in shown:
-                found[site.target] = _picture(result, bundle, site, shown[site.target])
-    return found
+                pictures_of[site.target] = _picture(result, bundle, site, shown[site.target])
+    return pictures_of
 
 
 def _grades(result: Result, bundle: Bundle, target: str) -> np.ndarray:
-    """(K,) probabilities of the classes alone: the answers of some graders hold findings behind them."""
+    """(K,) probabilities of the classes. Those of auxiliary heads, which some graders append, are left out."""
     return result.graded[target][: len(bundle.task.classes)]
 
 
 def _picture(result: Result, bundle: Bundle, site: Site, views: Sequence[Shown]) -> np.ndarray:
+    """The picture of a site: two lines of text, then a row per crop."""
     values = _grades(result, bundle, site.target)
     title = f"{result.loaded.study.id} {site.target}: evidence for {bundle.task.classes[int(np.argmax(values))]}"
     chances = ", ".join(f"{name} {p:.2f}" for name, p in zip(bundle.task.classes, values, strict=True))
@@ -208,6 +213,7 @@ def _picture(result: Result, bundle: Bundle, site: Site, views: Sequence[Shown])
 
 
 def _row(view: Shown) -> np.ndarray:
+    """A row of a picture: the crop, the map over it, and the map over the whole slice."""
     panels = [*pair(view, HEIGHT), view.film]
     row = np.concatenate([np.pad(panel, ((0, 4), (0, 4), (0, 0))) for panel in panels], 1)
     cv2.putText(row, view.slice_words, (6, 14), FONT, 0.4, (255, 255, 255), 1, cv2.LINE_AA)

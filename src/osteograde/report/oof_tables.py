@@ -23,7 +23,8 @@ POINT_COLUMNS = ("study_id", "fold", "landmark", "confidence", *AXES, *(f"true_{
 
 @dataclass(frozen=True, eq=False)
 class Graded:
-    """oof.csv, n rows: probs (n, K), fold (n,), label (n,), -1 where unknown; the study and the target of each."""
+    """oof.csv, n rows. ids, studies, targets: of each row. probs: (n, K). fold: (n,). label: (n,) class index, -1 where
+    it is unknown."""
 
     ids: tuple[str, ...]
     studies: tuple[str, ...]
@@ -34,7 +35,7 @@ class Graded:
 
     @property
     def labelled(self) -> np.ndarray:
-        """(n,) booleans."""
+        """(n,) booleans: whether the label of a row is known."""
         return self.label >= 0
 
     def loss(self) -> np.ndarray:
@@ -45,7 +46,8 @@ class Graded:
 
 @dataclass(frozen=True, eq=False)
 class Located:
-    """oof_points.csv, n rows: found_mm and true_mm (n, 3), NaN where there is none; confidence (n,)."""
+    """oof_points.csv, n rows. found_mm, true_mm: (n, 3) LPS mm, NaN where a landmark was not found or is not annotated.
+    confidence: (n,)."""
 
     studies: tuple[str, ...]
     landmarks: tuple[str, ...]
@@ -62,8 +64,8 @@ class Located:
 
     def annotated(self, landmarks: set[str]) -> int:
         """Number of rows of these landmarks that have an annotated point."""
-        known = np.isfinite(self.true_mm).all(1)
-        return sum(bool(there) for name, there in zip(self.landmarks, known, strict=True) if name in landmarks)
+        has_truth = np.isfinite(self.true_mm).all(1)
+        return sum(bool(has) for name, has in zip(self.landmarks, has_truth, strict=True) if name in landmarks)
 
     def points(self, study: str) -> Points:
         """{landmark: Point} of the landmarks found in one study."""
@@ -90,15 +92,15 @@ class Evidence:
         return {site.target: (grader, site) for grader in self.task.graders for site in grader.sites}
 
 
-def read(folder: Path, known: Mapping[str, Task], labels: Mapping[str, Mapping[str, int]] | None = None) -> Evidence:
-    """Read a weights folder. labels: {study: {target: class}}, for tables that were written without them.
+def read(folder: Path, tasks: Mapping[str, Task], labels: Mapping[str, Mapping[str, int]] | None = None) -> Evidence:
+    """Read a weights folder. tasks: all tasks by name. labels: {study: {target: class}}, for tables without labels.
 
-    ValueError where the folder is none, or a table is not what training writes.
+    UserError where the folder is no weights folder, or a table is not one that training writes.
     """
     manifest = bundle.read_manifest(folder)
-    if manifest.task not in known:
-        raise UserError(f"{folder}: weights are of task {manifest.task!r}; known tasks: {sorted(known)}")
-    task = known[manifest.task]
+    if manifest.task not in tasks:
+        raise UserError(f"{folder}: weights are of task {manifest.task!r}; known tasks: {sorted(tasks)}")
+    task = tasks[manifest.task]
     fold, patient = _folds(folder / folds.FILE)
     graded, points = folder / "oof.csv", folder / "oof_points.csv"
     return Evidence(
@@ -113,10 +115,12 @@ def read(folder: Path, known: Mapping[str, Task], labels: Mapping[str, Mapping[s
 
 
 def labels_of(studies: list[Study]) -> dict[str, dict[str, int]]:
+    """{study: {target: class index}} of labelled studies."""
     return {study.id: dict(study.labels) for study in studies}
 
 
 def _folds(path: Path) -> tuple[dict[str, int], dict[str, str]]:
+    """({study: fold}, {study: patient}) of folds.csv; empty where there is none."""
     if not path.is_file():
         return {}, {}
     records = _records(path, folds.COLUMNS)
@@ -125,37 +129,44 @@ def _folds(path: Path) -> tuple[dict[str, int], dict[str, str]]:
 
 
 def _graded(path: Path, task: Task, labels: Mapping[str, Mapping[str, int]]) -> Graded:
+    """Read oof.csv. labels: for tables without labels."""
     columns, ids, values = tables.read_rows(path)
-    wanted = [tables.ROW_ID, *task.classes, "fold"]
-    if columns not in (wanted, [*wanted, "label"]):
-        raise UserError(f"{path}: columns are {columns}, expected {[*wanted, 'label']}; train again")
+    expected = [tables.ROW_ID, *task.classes, "fold"]
+    if columns not in (expected, [*expected, "label"]):
+        raise UserError(f"{path}: columns are {columns}, expected {[*expected, 'label']}; train again")
     k = len(task.classes)
     probs, fold = values[:, :k], values[:, k]
     if not (np.isfinite(probs).all() and np.isfinite(fold).all()):
         raise UserError(f"{path}: cells that are no numbers; train again")
     names = [tables.split_id(task, row) for row in ids]
     given = np.array([labels.get(study, {}).get(target, -1) for study, target in names], int)
-    written = values[:, k + 1] if len(columns) > len(wanted) else np.full(len(ids), np.nan)
+    written = values[:, k + 1] if len(columns) > len(expected) else np.full(len(ids), np.nan)
     label = np.where(np.isfinite(written), np.nan_to_num(written, nan=-1), given).astype(int)
-    if odd := sorted({int(one) for one in label if one >= k}):
+    if odd := sorted({int(index) for index in label if index >= k}):
         raise UserError(f"{path}: labels {odd}; the classes are 0 to {k - 1}")
     return Graded(tuple(ids), tuple(s for s, _ in names), tuple(t for _, t in names), probs, fold.astype(int), label)
 
 
 def _located(path: Path) -> Located:
+    """Read oof_points.csv."""
     records = _records(path, POINT_COLUMNS)
-    number = lambda cell: float(cell) if cell else float("nan")  # noqa: E731
-    place = lambda prefix: np.array([[number(row[prefix + axis]) for axis in AXES] for row in records])  # noqa: E731
+
+    def positions_mm(prefix: str) -> np.ndarray:
+        """(n, 3) of the columns with a prefix; an empty cell is NaN."""
+        cells = [[row[prefix + axis] for axis in AXES] for row in records]
+        return np.array([[float(cell) if cell else float("nan") for cell in row] for row in cells]).reshape(-1, 3)
+
     return Located(
         studies=tuple(row["study_id"] for row in records),
         landmarks=tuple(row["landmark"] for row in records),
-        found_mm=place("").reshape(-1, 3),
-        true_mm=place("true_").reshape(-1, 3),
+        found_mm=positions_mm(""),
+        true_mm=positions_mm("true_"),
         confidence=np.array([float(row["confidence"]) for row in records]),
     )
 
 
 def _records(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
+    """The rows of a CSV table as {column: cell}. UserError where it has other columns."""
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         if tuple(reader.fieldnames or ()) != columns:

@@ -1,8 +1,8 @@
 """One picture per study: the slices that were used, the points that were found, the crops that were graded.
 
-Colours: right points green, left points orange, midline points cyan; filled = found by a net, ring = filled in by
-geometry; boxes are the graders' crops. Numbers are the probability of each class, in the task's order, then of each
-finding where a grader has any. A row is red where its worst grade is the likeliest one.
+Points are green on the right, orange on the left and cyan on the midline. A disc was found by a net, a ring was filled
+in by geometry. Boxes are the graders' crops. Numbers are the probability of each class, in the task's order, and then
+those of auxiliary heads. A row is red where its worst grade is the most probable one.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def overlay_drawer(folder: Path) -> Callable[[Result, Bundle], None]:
 
 
 def picture(result: Result, bundle: Bundle) -> np.ndarray:
-    """(H, W, 3) BGR uint8."""
+    """The picture of a study: (H, W, 3) BGR uint8."""
     volumes = result.loaded.volumes
     boxes = [
         (site.side, volume, box)
@@ -61,14 +61,14 @@ def picture(result: Result, bundle: Bundle) -> np.ndarray:
 def _region_panels(
     locator: str, region: Region, volumes: Volumes, points: Mapping[str, Point], boxes: Sequence[CropBox]
 ) -> list[np.ndarray]:
-    """The slice of a region that most of its points lie on: one panel, or of a whole stack one per side."""
+    """The slices of a region on which its points lie: one panel, or one per side where the region is a whole stack."""
     view = next(name for name, stacks in volumes.items() if any(stack is region.volume for stack in stacks))
-    groups: dict[str, list[Landmark]] = {}
+    landmarks_of: dict[str, list[Landmark]] = {}
     for landmark in region.landmarks:
         if landmark.name in points:
-            groups.setdefault(landmark.side if region.centre_mm is None else "", []).append(landmark)
+            landmarks_of.setdefault(landmark.side if region.centre_mm is None else "", []).append(landmark)
     panels = []
-    for side, landmarks in groups.items():
+    for side, landmarks in landmarks_of.items():
         middle = np.median([points[landmark.name].mm for landmark in landmarks], axis=0)
         z = int(np.clip(round(float(to_index(region.volume, middle)[0])), 0, region.volume.voxels.shape[0] - 1))
         what = f"{locator} {side}" if region.centre_mm is None else landmarks[0].name
@@ -84,8 +84,8 @@ def _panel(
     points: Mapping[str, Point],
     boxes: Sequence[CropBox],
 ) -> np.ndarray:
-    """(HEIGHT, W, 3): slice z of a region's stack with square pixels; cut to the region unless that is a whole
-    stack."""
+    """(HEIGHT, W, 3) BGR: slice z of a region's stack with square pixels, cropped to the region unless the region is
+    the whole stack."""
     volume = region.volume
     spacing = volume.spacing_mm[1:]
     size_mm = np.array(volume.voxels.shape[1:]) * spacing
@@ -102,6 +102,7 @@ def _panel(
     image = cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR)
 
     def pixel(mm: np.ndarray) -> tuple[np.ndarray, float]:
+        """(x, y) of a point in the panel, and its distance from slice z in slices."""
         index = to_index(volume, mm)
         return (index[1:] * spacing - corner)[::-1] * scale, abs(index[0] - z)
 
@@ -111,9 +112,9 @@ def _panel(
             cv2.polylines(image, [outline], True, tuple(c // 2 for c in COLOURS[side]), 1, cv2.LINE_AA)
     for landmark in landmarks:
         point = points[landmark.name]
-        (x, y), off = pixel(point.mm)
+        (x, y), distance = pixel(point.mm)
         fill = -1 if point.confidence > FILLED_ABOVE else 1
-        cv2.circle(image, (round(x), round(y)), 4 if off <= 0.75 else 2, COLOURS[landmark.side], fill, cv2.LINE_AA)
+        cv2.circle(image, (round(x), round(y)), 4 if distance <= 0.75 else 2, COLOURS[landmark.side], fill, cv2.LINE_AA)
     cv2.putText(image, title, (6, 14), FONT, 0.4, (255, 255, 255), 1, cv2.LINE_AA)
     return image
 
@@ -126,14 +127,14 @@ def corners(roi: Roi) -> np.ndarray:
 
 
 def _grades(result: Result, bundle: Bundle) -> np.ndarray:
-    """The table of probabilities; targets on the prior are grey."""
+    """The panel with the table of probabilities; targets that hold the prior are grey."""
     image = np.zeros((HEIGHT, 430, 3), np.uint8)
     cv2.putText(image, f"study {result.loaded.study.id}", (6, 14), FONT, 0.42, (255, 255, 255), 1, cv2.LINE_AA)
     step = (HEIGHT - 24) / max(len(bundle.task.targets), 1)
     for i, target in enumerate(bundle.task.targets):
         seen = target in result.graded
         values = result.graded[target] if seen else np.array(bundle.prior[target])
-        grades = values[: len(bundle.task.classes)]  # findings stand behind them and do not compete with them
+        grades = values[: len(bundle.task.classes)]  # auxiliary heads follow and do not count here
         worst = RED if int(np.argmax(grades)) == len(grades) - 1 else (230, 230, 230)
         text = " ".join(f"{p:.2f}" for p in values) + f"  {target}" + ("" if seen else " (prior)")
         colour = worst if seen else (120, 120, 120)
@@ -142,7 +143,7 @@ def _grades(result: Result, bundle: Bundle) -> np.ndarray:
 
 
 def _wrap(panels: Sequence[np.ndarray], widest: int = 2000) -> np.ndarray:
-    """Panels of one height in rows, padded with black."""
+    """Arrange panels of one height in rows of at most ``widest`` pixels, padded with black."""
     rows: list[list[np.ndarray]] = [[]]
     for panel in panels:
         if rows[-1] and sum(p.shape[1] for p in rows[-1]) + panel.shape[1] > widest:

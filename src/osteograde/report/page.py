@@ -1,6 +1,6 @@
-"""The report of a weights folder: one HTML page that holds everything it shows and asks for nothing else.
+"""The report of a weights folder: one HTML page that loads no other file.
 
-How a report looks: light, one column, the reader's own system font, readable on a phone and on paper.
+The page is light, has one column and the reader's own system font, and can be read on a phone and on paper.
 """
 
 from __future__ import annotations
@@ -24,16 +24,18 @@ from osteograde.tasks.spec import Study, Task
 NO_LABELS = "No labels: oof.csv holds none. Give the labelled studies with --data."
 
 
-def write(folder: Path, out: Path, known: Mapping[str, Task], *, data: Path | None, made: datetime) -> Evidence:
-    """Write the report of weights ``folder`` to ``out``; ``data``: the labelled studies, for labels and worst cases.
+def write(folder: Path, out: Path, tasks: Mapping[str, Task], *, data: Path | None, made: datetime) -> Evidence:
+    """Write the report of a weights folder to ``out``. tasks: all tasks by name. data: the labelled studies, which give
+    labels and worst cases. made: the time that the page states.
 
-    ValueError where the folder or the data are not what they should be; nothing is written then.
+    UserError where the folder is no weights folder or the data are not those it was trained on. Nothing is written
+    then.
     """
-    evidence = read(folder, known)
+    evidence = read(folder, tasks)
     studies: Sequence[Study] | None = None
     if data is not None:
         studies = evidence.task.read(data, "train")
-        evidence = read(folder, known, labels_of(list(studies)))
+        evidence = read(folder, tasks, labels_of(list(studies)))
         if evidence.fold and not {study.id for study in studies} & set(evidence.fold):
             raise UserError(f"{data}: holds none of the studies of {folder / 'folds.csv'}; give what was trained on")
     text = page(evidence, studies, made)
@@ -45,7 +47,7 @@ def write(folder: Path, out: Path, known: Mapping[str, Task], *, data: Path | No
 
 
 def page(evidence: Evidence, studies: Sequence[Study] | None, made: datetime) -> str:
-    """The whole page. studies: whose images may be shown; None: no cases."""
+    """The HTML of the page. studies: the labelled studies, for the worst cases; None leaves these out."""
     title = f"{evidence.task.name}: report of {evidence.folder.resolve().name}"
     sections = {
         "Summary": about(evidence, made),
@@ -70,11 +72,12 @@ def page(evidence: Evidence, studies: Sequence[Study] | None, made: datetime) ->
 
 
 def _anchor(name: str) -> str:
+    """The name of a section as the target of a link."""
     return name.lower().replace(" ", "-").replace(",", "")
 
 
 def about(evidence: Evidence, made: datetime) -> str:
-    """What, when and by which recipe."""
+    """The summary: task, recipe, data and versions, and a table of the nets."""
     manifest = evidence.manifest
     recipe, source = manifest.recipe, manifest.data
     size = sum(entry.bytes for entry in manifest.files.values())
@@ -114,9 +117,9 @@ def fold_table(evidence: Evidence) -> str:
     shows_labels = graded is not None and bool(graded.labelled.any())
     body: list[list[object]] = []
     for k in sorted(set(evidence.fold.values())):
-        own = [study for study, fold in evidence.fold.items() if fold == k]
+        held_out = [study for study, fold in evidence.fold.items() if fold == k]
         row: list[object] = [f"fold {k}" if not trained or k in trained else f"fold {k} (not trained)"]
-        row += [len(own), len({evidence.patient[study] for study in own})]
+        row += [len(held_out), len({evidence.patient[study] for study in held_out})]
         if graded is not None and shows_labels:
             counts = np.bincount(graded.label[graded.labelled & (graded.fold == k)], minlength=len(classes))
             row += [int(counts.sum()), *map(int, counts)]
@@ -127,12 +130,13 @@ def fold_table(evidence: Evidence) -> str:
 
 
 def _patients_sentence(evidence: Evidence) -> str:
-    """How far it is known that no patient is in two folds: names of files are a guess."""
+    """Says that no patient is in two folds, and how many studies do not name their patient."""
     if evidence.task.patient_of is str:
         return "No patient is in two folds."
-    own = sum(patient == study for study, patient in evidence.patient.items())
-    unknown = f" {own} of {len(evidence.patient)} studies name no patient and count as one each." if own else ""
-    return f"No patient is in two folds, as far as the names of the files tell patients apart.{unknown}"
+    nameless = sum(patient == study for study, patient in evidence.patient.items())
+    unknown = f" {nameless} of {len(evidence.patient)} studies name no patient and count as one each."
+    known = "No patient is in two folds, as far as the names of the files tell patients apart."
+    return known + (unknown if nameless else "")
 
 
 def score_table(evidence: Evidence) -> str:
@@ -158,74 +162,77 @@ def score_table(evidence: Evidence) -> str:
 
 
 def confusion(evidence: Evidence) -> str:
-    """Matrices over all rows and, where there are several graders, of each."""
+    """Confusion matrices: over all rows and, where there are several graders, one for each of them."""
     graded = evidence.graded
     if graded is None or not graded.labelled.any():
         return _missing(graded)
     classes = evidence.task.classes
     every = np.ones(len(graded.ids), bool)
-    found = [charts.confusion_table(summary.confusion(graded, every, len(classes)), classes, "all rows")]
+    matrices = [charts.confusion_table(summary.confusion(graded, every, len(classes)), classes, "all rows")]
     if len(evidence.task.graders) > 1:
         for grader in evidence.task.graders:
             rows = np.array([evidence.sites[target][0] is grader for target in graded.targets])
             matrix = summary.confusion(graded, rows, len(classes))
-            found.append(charts.confusion_table(matrix, classes, grader.name))
+            matrices.append(charts.confusion_table(matrix, classes, grader.name))
     note = "<p>Predicted: the most probable class. In small print the share of the true class; shading follows it.</p>"
-    return note + f'<div class="grid">{"".join(found)}</div>'
+    return note + f'<div class="grid">{"".join(matrices)}</div>'
 
 
 def calibration(evidence: Evidence) -> str:
-    """Reliability of the predicted class's probability."""
+    """The reliability diagram of the probability of the predicted class."""
     graded = evidence.graded
     if graded is None or not graded.labelled.any():
         return _missing(graded)
-    found = summary.reliability(graded)
-    words = f"Expected calibration error (ECE) {number(found.ece, 4)} over {int(found.count.sum())} rows."
+    reliability = summary.reliability(graded)
+    words = f"Expected calibration error (ECE) {number(reliability.ece, 4)} over {int(reliability.count.sum())} rows."
     label = f"Reliability curve. {words}"
-    return f"<p>{words}</p>" + charts.reliability_chart(found.confidence, found.right, found.count, label)
+    return f"<p>{words}</p>" + charts.reliability_chart(
+        reliability.confidence, reliability.right, reliability.count, label
+    )
 
 
 def landmarks(evidence: Evidence) -> str:
     """Distances of out-of-fold landmarks from the annotated ones, per locator; without oof_points.csv the figures of
     the manifest."""
-    located, told = evidence.located, evidence.manifest.scores.locate
+    located, scores = evidence.located, evidence.manifest.scores.locate
     if located is None:
-        stages = [{"locator": stage, **row} for stage, row in told.items()]
+        stages = [{"locator": stage, **row} for stage, row in scores.items()]
         note = "<p>oof_points.csv is not in the folder: no histogram.</p>"
         return note + (table(list(stages[0]), [[_cell(v) for v in row.values()] for row in stages]) if stages else "")
     body, plots = [], []
-    for stage in evidence.task.locators:
-        names = {landmark.name for landmark in stage.landmarks}
+    for locator in evidence.task.locators:
+        names = {landmark.name for landmark in locator.landmarks}
         errors, points = located.errors_mm(names), located.annotated(names)
         middle, far = (float(np.percentile(errors, p)) if len(errors) else None for p in (50, 95))
         share = f"{100 * len(errors) / points:.1f} %" if points else "-"
-        body.append([stage.name, points, share, number(middle, 2), number(far, 2)])
+        body.append([locator.name, points, share, number(middle, 2), number(far, 2)])
         if len(errors):
-            label = f"{stage.name}: {len(errors)} distances, median {number(middle, 2)} mm, 95 % {number(far, 2)} mm"
-            plots.append(f"<h3>{escape(stage.name)}</h3>{charts.histogram(errors, label)}")
+            label = f"{locator.name}: {len(errors)} distances, median {number(middle, 2)} mm, 95 % {number(far, 2)} mm"
+            plots.append(f"<h3>{escape(locator.name)}</h3>{charts.histogram(errors, label)}")
     return table(["locator", "annotated", "found", "median, mm", "95th percentile, mm"], body) + "".join(plots)
 
 
 def _cell(value: object) -> str:
+    """A value of the manifest as text."""
     return number(value) if isinstance(value, (int, float)) or value is None else str(value)
 
 
 def parts(evidence: Evidence) -> str:
-    """Figures by condition, level, side and true class."""
+    """Tables of figures by condition, level, side and true class."""
     graded = evidence.graded
     if graded is None or not graded.labelled.any():
         return _missing(graded)
     head = ["rows", "log loss", "accuracy", "within one", "mean error", "quadratic kappa"]
-    found = []
+    tables = []
     for name, values in summary.breakdown(evidence, graded).items():
         shown = head[:-1] if name == summary.TRUE_CLASS else head  # kappa of one true class says nothing
         body = [
             [value or "-", s.rows, *map(number, (s.log_loss, s.accuracy, s.within_one, s.mae, s.kappa))]
             for value, s in values.items()
         ]
-        found.append(table([name, *shown], [row[: len(shown) + 1] for row in body]))
+        tables.append(table([name, *shown], [row[: len(shown) + 1] for row in body]))
     note = "<p>Within one: at most one class off. Mean error: in classes. Log loss: without class weights.</p>"
-    return note + "".join(found)
+    return note + "".join(tables)
 
 
 def worst_cases(evidence: Evidence, studies: Sequence[Study] | None) -> str:
@@ -235,16 +242,17 @@ def worst_cases(evidence: Evidence, studies: Sequence[Study] | None) -> str:
     graded = evidence.graded
     if graded is None or evidence.located is None or not graded.labelled.any():
         return "<p>Cases need oof.csv and oof_points.csv of labelled studies.</p>"
-    found = cases.worst(evidence, studies)
+    worst = cases.worst(evidence, studies)
     note = (
-        f"<p>The {len(found)} labelled rows with the largest -log p of the true class. Maps are Grad-CAM of the net"
+        f"<p>The {len(worst)} labelled rows with the largest -log p of the true class. Maps are Grad-CAM of the net"
         " that never saw the study, bright where the evidence lies, on the slice where they are strongest. Crops are as"
         " the net reads them: left sites are mirrored. The slice is as it was taken, with the crop's outline.</p>"
     )
-    return note + "".join(cases.card(case, i, evidence, graded) for i, case in enumerate(found, 1))
+    return note + "".join(cases.card(case, i, evidence, graded) for i, case in enumerate(worst, 1))
 
 
 def _missing(graded: Graded | None) -> str:
+    """Says why a section is empty."""
     return "<p>oof.csv is not in the folder.</p>" if graded is None else f"<p>{NO_LABELS}</p>"
 
 

@@ -1,4 +1,5 @@
-"""How good a submission is: the official score beside the prior's and the uniform one, with intervals over patients."""
+"""Scores of a submission: the official score with intervals over patients, beside those of the prior and of uniform
+probabilities."""
 
 from __future__ import annotations
 
@@ -64,13 +65,14 @@ def score_submission(
 
 
 def _with_rows(task: Task, given: Mapping[str, int], probs: np.ndarray) -> dict[str, int]:
-    """The labels of a study whose rows were submitted: a study may have fewer rows than its truth."""
+    """Those labels of a study whose rows were submitted, because a submission may hold fewer rows than the truth."""
     has = dict(zip(task.targets, np.isfinite(probs).all(1), strict=True))
     return {target: grade for target, grade in given.items() if has[target] or not task.per_study_targets}
 
 
 def submitted(task: Task, path: Path) -> dict[str, np.ndarray]:
-    """{study: (targets, classes)} of a submission. ValueError names what is missing, doubled or of another task."""
+    """{study: (targets, classes)} probabilities of a submission. UserError names what is missing, occurs twice or
+    belongs to another task."""
     columns, ids, values = tables.read_rows(path)
     if columns != [tables.ROW_ID, *task.classes]:
         raise UserError(f"{path}: wrong columns: expected {(tables.ROW_ID, *task.classes)}, found {tuple(columns)}")
@@ -122,6 +124,7 @@ def format_table(result: Mapping[str, Any]) -> str:
 def _confusion(
     task: Task, labels: Labels, probs: Mapping[str, np.ndarray], bootstrap: int, rng: np.random.Generator
 ) -> dict[str, Any]:
+    """The confusion matrix and the intervals of its cells, as ``score_submission`` describes them."""
     matrices = [task.metric.confusion({study: given}, probs) for study, given in labels.items()]
     counted = [matrix for matrix in matrices if matrix is not None]
     if not counted:
@@ -154,11 +157,12 @@ def _confusion_lines(result: Mapping[str, Any]) -> list[str]:
 
 
 def _truth(task: Task, data: Path, probs: Mapping[str, np.ndarray]) -> tuple[Path, Labels]:
+    """The table of truth that knows most of the submitted studies, and its labels."""
     paths = [path for name in TRUTHS if (path := Path(data) / name).is_file()]
     if not paths:
         return _own_labels(task, data, probs)
-    known = [(path, {study: given for study, given in task.read_labels(path).items() if given}) for path in paths]
-    best = max(known, key=lambda pair: len(set(pair[1]) & set(probs)))  # the first of equals
+    labels = [(path, {study: given for study, given in task.read_labels(path).items() if given}) for path in paths]
+    best = max(labels, key=lambda pair: len(set(pair[1]) & set(probs)))  # the first of equals
     if not set(best[1]) & set(probs):
         raise UserError(
             f"none of the {len(probs)} submitted studies is labelled in {' or '.join(map(str, paths))}; "

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from osteograde.report.oof_tables import Evidence, Graded
-from osteograde.tasks import metrics as agreement
+from osteograde.tasks import metrics
 from osteograde.tasks.metrics import BINS, confidence_bin
 
 TRUE_CLASS = "true class"
@@ -27,8 +27,12 @@ class Summary:
 
 @dataclass(frozen=True, eq=False)
 class Reliability:
-    """Of each of ``BINS`` equal bins of the largest probability: rows, mean probability, share that is right (NaN
-    where a bin is empty). ece: the mean distance of the two, weighted by rows (Naeini et al., AAAI 2015)."""
+    """Reliability of the largest probability in ``BINS`` equal bins, each array (BINS,).
+
+    count: rows in a bin. confidence: their mean probability. right: the share of them that is correct; both are NaN
+    where a bin is empty. ece: the expected calibration error, the mean of |confidence - right| weighted by rows (Naeini
+    et al., AAAI 2015).
+    """
 
     count: np.ndarray
     confidence: np.ndarray
@@ -37,7 +41,9 @@ class Reliability:
 
 
 def confusion(graded: Graded, chosen: np.ndarray, classes: int) -> np.ndarray:
-    """(K, K) labelled rows among ``chosen`` (n,) booleans: rows the truth, columns the most probable class."""
+    """(K, K) counts of the labelled rows among ``chosen``, (n,) booleans. Rows: true class; columns: most probable
+    class.
+    """
     rows = chosen & graded.labelled
     code = graded.label[rows] * classes + graded.probs[rows].argmax(1)
     return np.bincount(code, minlength=classes**2).reshape(classes, classes)
@@ -51,10 +57,10 @@ def summary(graded: Graded, chosen: np.ndarray, classes: int) -> Summary:
     return Summary(
         rows=int(table.sum()),
         log_loss=float(loss.mean()) if len(loss) else float("nan"),
-        accuracy=float(agreement.accuracy(table)),
-        within_one=float(agreement.ratio(table[off <= 1].sum(), table.sum())),
-        mae=float(agreement.mean_absolute_error(table)),
-        kappa=float(agreement.quadratic_kappa(table)),
+        accuracy=float(metrics.accuracy(table)),
+        within_one=float(metrics.ratio(table[off <= 1].sum(), table.sum())),
+        mae=float(metrics.mean_absolute_error(table)),
+        kappa=float(metrics.quadratic_kappa(table)),
     )
 
 
@@ -62,12 +68,12 @@ def reliability(graded: Graded) -> Reliability:
     """The reliability of the largest probability over all labelled rows."""
     rows = graded.labelled
     top, right = graded.probs[rows].max(1), graded.probs[rows].argmax(1) == graded.label[rows]
-    place = confidence_bin(top)
-    count = np.bincount(place, minlength=BINS)
-    mean = agreement.ratio(np.bincount(place, top, BINS), count)
-    hits = agreement.ratio(np.bincount(place, right, BINS), count)
+    bins = confidence_bin(top)
+    count = np.bincount(bins, minlength=BINS)
+    mean = metrics.ratio(np.bincount(bins, top, BINS), count)
+    hits = metrics.ratio(np.bincount(bins, right, BINS), count)
     distance = np.nan_to_num(np.abs(mean - hits))
-    return Reliability(count, mean, hits, float(agreement.ratio((distance * count).sum(), count.sum())))
+    return Reliability(count, mean, hits, float(metrics.ratio((distance * count).sum(), count.sum())))
 
 
 def breakdown(evidence: Evidence, graded: Graded) -> dict[str, dict[str, Summary]]:

@@ -36,8 +36,8 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One row. predicted, truth: a picture per crop of the evidence for the predicted and for the true class; empty
-    without a crop."""
+    """One row of the out-of-fold table. predicted, truth: for each crop a picture of the evidence for the predicted and
+    for the true class; empty where no crop could be cut."""
 
     row: int  # of the out-of-fold table
     loss: float
@@ -46,10 +46,10 @@ class Case:
 
 
 def worst_rows(graded: Graded, studies: set[str], count: int = WORST) -> list[int]:
-    """Rows of the given studies with the largest -log p of the true class, worst first; of equals the first row."""
+    """Rows of the given studies with the largest -log p of the true class, worst first; among equal ones the first."""
     loss = graded.loss()
-    own = [i for i in np.flatnonzero(graded.labelled).tolist() if graded.studies[i] in studies]
-    return sorted(own, key=lambda i: (-loss[i], i))[:count]
+    rows = [i for i in np.flatnonzero(graded.labelled).tolist() if graded.studies[i] in studies]
+    return sorted(rows, key=lambda i: (-loss[i], i))[:count]
 
 
 def worst(evidence: Evidence, studies: Sequence[Study], count: int = WORST) -> list[Case]:
@@ -59,12 +59,12 @@ def worst(evidence: Evidence, studies: Sequence[Study], count: int = WORST) -> l
     by_id, nets = {study.id: study for study in studies}, _Nets(evidence)
     rows = worst_rows(evidence.graded, set(by_id), count)
     loss = evidence.graded.loss()
-    found: dict[int, tuple[Sequence[Shown], Sequence[Shown]]] = {}
+    pictures: dict[int, tuple[Sequence[Shown], Sequence[Shown]]] = {}
     for study in dict.fromkeys(evidence.graded.studies[i] for i in rows):
         loaded = load_study(by_id[study], evidence.task)
-        own = [i for i in rows if evidence.graded.studies[i] == study]
-        found |= _pictures(evidence, evidence.graded, loaded, own, nets)
-    return [Case(i, float(loss[i]), *found.get(i, ((), ()))) for i in rows]
+        rows_of_study = [i for i in rows if evidence.graded.studies[i] == study]
+        pictures |= _pictures(evidence, evidence.graded, loaded, rows_of_study, nets)
+    return [Case(i, float(loss[i]), *pictures.get(i, ((), ()))) for i in rows]
 
 
 def _pictures(
@@ -73,28 +73,29 @@ def _pictures(
     """{row: (evidence for the predicted class, for the true one)} of some rows of one study."""
     located = evidence.located
     points = evidence.task.fill_missing_landmarks(located.points(loaded.study.id)) if located else {}
-    found: dict[int, tuple[Sequence[Shown], Sequence[Shown]]] = {}
-    for group in evidence.task.graders:
-        own = {graded.targets[i]: i for i in rows if evidence.sites[graded.targets[i]][0] is group}
-        if not own:
+    pictures: dict[int, tuple[Sequence[Shown], Sequence[Shown]]] = {}
+    for grader in evidence.task.graders:
+        row_of = {graded.targets[i]: i for i in rows if evidence.sites[graded.targets[i]][0] is grader}
+        if not row_of:
             continue
-        pixels: Pixels = evidence.manifest.pixels[group.name]
-        boxes = site_boxes(group, loaded.volumes, points, pixels)
-        boxes = {target: views for target, views in boxes.items() if target in own}
-        shown = [
+        pixels: Pixels = evidence.manifest.pixels[grader.name]
+        boxes = site_boxes(grader, loaded.volumes, points, pixels)
+        boxes = {target: views for target, views in boxes.items() if target in row_of}
+        fold_nets = nets.of(grader.name, int(graded.fold[rows[0]]))
+        predicted, truth = (
             heatmaps.explained(
-                group,
+                grader,
                 boxes,
-                nets.of(group.name, int(graded.fold[rows[0]])),
+                fold_nets,
                 pixels,
                 CPU,
-                {target: int(of(own[target])) for target in boxes},
+                {target: int(classes[row_of[target]]) for target in boxes},
                 height=HEIGHT,
             )
-            for of in (lambda i: graded.probs[i].argmax(), lambda i: graded.label[i])
-        ]
-        found |= {own[target]: (shown[0][target], shown[1][target]) for target in boxes}
-    return found
+            for classes in (graded.probs.argmax(1), graded.label)
+        )
+        pictures |= {row_of[target]: (predicted[target], truth[target]) for target in boxes}
+    return pictures
 
 
 class _Nets:
@@ -105,15 +106,16 @@ class _Nets:
         self.files = evidence.manifest.files
         self.loaded: dict[str, nn.Module] = {}
 
-    def of(self, group: str, fold: int) -> list[nn.Module]:
+    def of(self, grader: str, fold: int) -> list[nn.Module]:
         """All nets of a grader in a fold: the first one, and further ensemble members where the recipe has them."""
-        names = list(takewhile(self.files.__contains__, (net_name("grade", group, fold, m) for m in count())))
+        names = list(takewhile(self.files.__contains__, (net_name("grade", grader, fold, m) for m in count())))
         if not names:
-            first = net_name("grade", group, fold)
+            first = net_name("grade", grader, fold)
             raise UserError(f"{self.folder}: oof.csv speaks of fold {fold}, the manifest has no {first}; train again")
         return [self._loaded(name) for name in names]
 
     def _loaded(self, name: str) -> nn.Module:
+        """The net of a file. UserError where the file is not the one that the manifest describes."""
         if name not in self.loaded:
             if bundle.sha256(self.folder / name) != self.files[name].sha256:
                 raise UserError(f"{self.folder / name}: not the file that the manifest describes; fetch it again")
@@ -137,7 +139,7 @@ def card(case: Case, rank: int, evidence: Evidence, graded: Graded) -> str:
         _figure(predicted, truth if true != top else None, classes[top], classes[true])
         for predicted, truth in zip(case.predicted, case.truth, strict=True)
     ]
-    body = "".join(views) or "<p>No crop: its place was not found, the row holds the prior of its fold.</p>"
+    body = "".join(views) or "<p>No crop: the site was not found, so the row holds the prior of its fold.</p>"
     return f'<article class="case">{head}{body}</article>'
 
 
@@ -153,6 +155,7 @@ def _figure(predicted: Shown, truth: Shown | None, predicted_class: str, true_cl
 
 
 def _image(image: np.ndarray, words: str) -> str:
+    """A picture with its caption, as HTML."""
     height, width = image.shape[:2]
     return (
         f'<figure style="width:{width}px">'

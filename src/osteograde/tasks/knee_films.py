@@ -27,12 +27,13 @@ log = logging.getLogger(__name__)
 
 CROP_MM = 140.0
 LEG_MM = 170.0  # of leg beyond each border of the crop
-SIDES = ("right", "left")  # the patient's right is on the left of the image
+SIDES = ("right", "left")  # the right knee of the patient is on the left of the image
 
 
 @dataclass(frozen=True, eq=False)
 class Film:
-    """pixels (H, W) uint8, bone bright; joints: side -> (x, y) of the joint centres that lie on the film."""
+    """A composed film. pixels: (H, W) uint8, bone bright. joints: side -> (x, y) of the joint centres that lie on
+    it."""
 
     pixels: np.ndarray
     pixel_mm: float
@@ -41,7 +42,8 @@ class Film:
 
 @dataclass(frozen=True, eq=False)
 class Leg:
-    """A knee continued on all sides: value (H, W) float32 and how much of it covers what lies behind, both 0..1."""
+    """A crop of a knee that was continued on all sides. value: (H, W) float32 grey values. cover: (H, W) opacity,
+    0..1."""
 
     value: np.ndarray
     cover: np.ndarray
@@ -49,6 +51,7 @@ class Leg:
 
     @property
     def centre(self) -> np.ndarray:
+        """(x, y) of the joint, in pixels."""
         return (np.array(self.value.shape[::-1]) - 1) / 2
 
 
@@ -59,19 +62,22 @@ def compose(
     layout: str = "bilateral",
     pixel_mm: float = 0.5,
 ) -> Film:
-    """A film of up to two knees, (uint8 crop, side) each. layout: "bilateral", knees on their own halves, or "single",
-    one knee anywhere. ValueError for another layout or two knees of a side."""
+    """Compose a film of up to two knees, each given as (uint8 crop, side).
+
+    layout: "bilateral" puts knees on their halves of the film, "single" puts one knee anywhere. ValueError for another
+    layout or two knees of a side.
+    """
     if layout not in ("bilateral", "single") or len({side for _, side in knees}) < len(knees):
         shown = [side for _, side in knees]
         raise ValueError(f"layout {layout!r} with knees {shown}; expected bilateral or single, each side once")
     size_mm = _size_mm(layout, rng)
-    width, height = (round(one / pixel_mm) for one in size_mm)
+    width, height = (round(length / pixel_mm) for length in size_mm)
     air = rng.uniform(0.0, 0.12)
     film = np.full((height, width), air, np.float32)
     joints = {}
-    places = _places_mm(layout, [side for _, side in knees], size_mm, rng)
-    for (crop, side), place_mm in zip(knees, places, strict=True):
-        joints[side] = _put(film, leg(crop, rng), np.asarray(place_mm) / pixel_mm, pixel_mm, rng)
+    centres_mm = _joint_centres_mm(layout, [side for _, side in knees], size_mm, rng)
+    for (crop, side), centre_mm in zip(knees, centres_mm, strict=True):
+        joints[side] = _put(film, leg(crop, rng), np.asarray(centre_mm) / pixel_mm, pixel_mm, rng)
     if not knees:
         _distract(film, rng)
     film = _expose(film, rng)
@@ -84,7 +90,7 @@ def compose(
 
 
 def leg(crop: np.ndarray, rng: np.random.Generator) -> Leg:
-    """A crop continued by shafts and soft tissue that end in air, so that no square border tells where it was."""
+    """Continue a crop by shafts and soft tissue that end in air, so that no square border shows where the crop was."""
     grey = crop.astype(np.float32)
     low, high = np.percentile(grey, [1, 99])
     grey = np.clip((grey - low) / max(high - low, 1.0), 0, 1.2)
@@ -102,7 +108,7 @@ def leg(crop: np.ndarray, rng: np.random.Generator) -> Leg:
 
 
 def _outline(shape: tuple[int, ...], pad: int, pixel_mm: float, rng: np.random.Generator) -> np.ndarray:
-    """Cover of a leg: whole over the crop, falling to air at a wavy distance beside it."""
+    """Opacity of a leg: 1 over the crop, falling to 0 at a wavy distance beside it."""
     rows = np.arange(shape[0], dtype=np.float32)[:, None]
     columns = np.abs(np.arange(shape[1], dtype=np.float32) - (shape[1] - 1) / 2)[None]
     wave = np.sin(rows * rng.uniform(0.004, 0.01) + rng.uniform(0, 6)) * rng.uniform(0, 6)
@@ -112,7 +118,7 @@ def _outline(shape: tuple[int, ...], pad: int, pixel_mm: float, rng: np.random.G
 
 
 def _narrowed(image: np.ndarray, pad: int, rng: np.random.Generator) -> np.ndarray:
-    """Rows beyond the crop drawn in towards the axis, as shafts are narrower than joints."""
+    """Narrow the rows beyond the crop towards the axis, because shafts are narrower than joints."""
     height, width = image.shape
     beyond = np.maximum(np.abs(np.arange(height) - (height - 1) / 2) - (height - 1) / 2 + pad, 0) / pad
     wider = 1 + 0.5 * beyond**0.7
@@ -127,7 +133,8 @@ def _narrowed(image: np.ndarray, pad: int, rng: np.random.Generator) -> np.ndarr
 def _put(
     film: np.ndarray, part: Leg, joint: np.ndarray, pixel_mm: float, rng: np.random.Generator
 ) -> tuple[float, float]:
-    """Draw a leg in place, its joint at the pixel position ``joint`` (x, y), turned and scaled at random."""
+    """Draw a leg into ``film``, rotated and scaled at random, with its joint at the pixel ``joint`` (x, y). Returns
+    that position."""
     angle, scale = np.deg2rad(rng.uniform(-8, 8)), rng.uniform(0.88, 1.12) * part.pixel_mm / pixel_mm
     turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     move = np.column_stack([turn, joint - turn @ part.centre])
@@ -141,29 +148,34 @@ def _put(
 
 
 def _size_mm(layout: str, rng: np.random.Generator) -> tuple[float, float]:
+    """Draw the width and the height of a film."""
     if layout == "single":
         return rng.uniform(170, 300), rng.uniform(220, 400)
     return rng.uniform(300, 430), rng.uniform(200, 430)
 
 
-def _places_mm(layout: str, sides: Sequence[str], size_mm: tuple[float, float], rng: np.random.Generator) -> list:
+def _joint_centres_mm(
+    layout: str, sides: Sequence[str], size_mm: tuple[float, float], rng: np.random.Generator
+) -> list[tuple[float, float]]:
+    """Draw the joint centre (x, y) in mm of each knee. Some of them lie near the border of the film, or beyond it."""
     width, height = size_mm
     level = height * rng.uniform(0.32, 0.68)
     if layout == "single":
         return [(width * rng.uniform(0.3, 0.7), level) for _ in sides]
     apart = rng.uniform(140, min(260, width - 90)) if width > 235 else 140
     middle = width / 2 + rng.uniform(-0.25, 0.25) * min(apart, width - apart)
-    places = []
+    centres = []
     for side in sides:
         x = middle + (apart / 2 if side == "left" else -apart / 2)
         if rng.random() < 0.08:  # cut by the border
             x = rng.uniform(-15, 25) if side == "right" else width - rng.uniform(-15, 25)
         x = max(x, width / 2 + 12) if side == "left" else min(x, width / 2 - 12)  # knees lie on their own halves
-        places.append((x, level + rng.uniform(-15, 15)))
-    return places
+        centres.append((x, level + rng.uniform(-15, 15)))
+    return centres
 
 
 def _expose(film: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The film with uneven exposure, a random gamma and, half of the time, blur."""
     height, width = film.shape
     slope = rng.uniform(-0.25, 0.25, 2)
     rows, columns = np.linspace(-0.5, 0.5, height)[:, None], np.linspace(-0.5, 0.5, width)[None]
@@ -174,7 +186,7 @@ def _expose(film: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _collimate(film: np.ndarray, joints: Mapping, pixel_mm: float, rng: np.random.Generator) -> np.ndarray:
-    """Shutters: outside of a slightly turned rectangle that keeps the joints, the film is black or white."""
+    """The film as shutters leave it: black or white outside of a slightly rotated rectangle that holds the joints."""
     if rng.random() < 0.45:
         return film
     height, width = film.shape
@@ -193,7 +205,7 @@ def _collimate(film: np.ndarray, joints: Mapping, pixel_mm: float, rng: np.rando
 
 
 def _mark(film: np.ndarray, rng: np.random.Generator) -> None:
-    """Letters, beads and rulers, in place, anywhere near the borders."""
+    """Write side letters, labels and rulers into ``film``."""
     height, width = film.shape
     for text, x in (("R", rng.uniform(0.03, 0.4)), ("L", rng.uniform(0.6, 0.95))):
         if rng.random() < 0.45:
@@ -210,12 +222,13 @@ def _mark(film: np.ndarray, rng: np.random.Generator) -> None:
 
 
 def _write(film: np.ndarray, text: str, at: tuple[int, int], size: float, thick: int, tone: float) -> None:
+    """Write text into ``film``, as bright as ``tone``."""
     letters = cv2.putText(np.zeros(film.shape, np.uint8), text, at, cv2.FONT_HERSHEY_SIMPLEX, size, 255, thick)
     np.maximum(film, letters * np.float32(tone / 255), out=film)
 
 
 def _distract(film: np.ndarray, rng: np.random.Generator) -> None:
-    """What is on films without knees: shafts, round and long bones, hands of blobs, or nothing. In place."""
+    """Draw into ``film`` what films without knees show: nothing, or long and round bones, with or without noise."""
     height, width = film.shape
     kind = rng.integers(4)
     for _ in range(int(rng.integers(1, 6)) * (kind > 0)):
@@ -223,7 +236,7 @@ def _distract(film: np.ndarray, rng: np.random.Generator) -> None:
         axes = (rng.uniform(0.03, 0.15) * width, rng.uniform(0.05, 0.9 if kind == 1 else 0.2) * height)
         layer = np.zeros_like(film)
         for share, tone in ((1.6, 0.25), (1.0, 0.5), (0.75, 0.4)):
-            size = tuple(max(1, round(one * share)) for one in axes)
+            size = tuple(max(1, round(axis * share)) for axis in axes)
             cv2.ellipse(layer, centre, size, rng.uniform(-30, 30), 0, 360, float(tone * rng.uniform(0.7, 1.3)), -1)
         layer = cv2.GaussianBlur(layer, (0, 0), float(rng.uniform(1, 12)))
         np.maximum(film, layer, out=film)
@@ -232,14 +245,15 @@ def _distract(film: np.ndarray, rng: np.random.Generator) -> None:
         film += 0.5 * np.clip(rough, 0, 1)
 
 
-VERSION = 1  # change it when films are composed otherwise: those in a folder are made anew then
+VERSION = 1  # change it when films are composed otherwise; the films in a folder are then composed again
 FILMS = 1500
 EMPTY, ALONE, SINGLE = 0.12, 0.2, 0.2  # shares: no knee; one knee on a film for two; one knee on its own film
 NOBODY = "nobody"  # films without a knee belong to no patient
 
 
 def films(studies: Sequence[Study], folder: Path, rng: np.random.Generator, share: float = 1.0) -> list[Study]:
-    """Studies of composed films, written into ``folder`` as PNG; the same films from the same rng and crops.
+    """Compose films, write them into ``folder`` as PNG, and return their studies. The same crops and the same state of
+    ``rng`` give the same films.
 
     studies: labelled ones of single knees; each film is made of the crops of one patient and belongs to that patient.
     Films without a knee belong to no patient. share: of the full number of films. A knee whose joint is on the film has
@@ -270,7 +284,7 @@ def films(studies: Sequence[Study], folder: Path, rng: np.random.Generator, shar
 def _readable_film(
     name: str, patient: str, crops: dict[str, Path], grades: dict[str, int], folder: Path, rng: np.random.Generator
 ) -> Study | None:
-    """A composed film; None where a crop cannot be read (the study of that crop tells which)."""
+    """The study of a composed film; None where a crop cannot be read. Reading that crop's own study reports it."""
     try:
         return _film(name, patient, crops, grades, folder, rng)
     except image_files.UnreadableImage:
@@ -280,24 +294,25 @@ def _readable_film(
 def _film(
     name: str, patient: str, crops: dict[str, Path], grades: dict[str, int], folder: Path, rng: np.random.Generator
 ) -> Study:
-    own = np.random.default_rng([int(rng.integers(2**31)), zlib.crc32(patient.encode())])
-    kind, sides = own.random(), [side for side in SIDES if side in crops]
-    layout, pixel_mm = "bilateral", float(own.uniform(0.45, 0.7))
+    """Compose one film of a patient, unless it is in ``folder`` already, and return its study."""
+    film_rng = np.random.default_rng([int(rng.integers(2**31)), zlib.crc32(patient.encode())])
+    kind, sides = film_rng.random(), [side for side in SIDES if side in crops]
+    layout, pixel_mm = "bilateral", float(film_rng.uniform(0.45, 0.7))
     if kind < EMPTY:
         sides, patient = [], NOBODY
     elif kind < EMPTY + ALONE + SINGLE:
-        sides = [str(own.choice(sides))]
+        sides = [str(film_rng.choice(sides))]
         layout = "single" if kind < EMPTY + SINGLE else layout
     path, sidecar = folder / f"{name}.png", folder / f"{name}.json"
-    made = json.dumps([VERSION, own.bit_generator.state, layout, pixel_mm, _state(crops, sides)], default=str)
-    known = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.is_file() and path.is_file() else {}
-    if known.get("made") != made:  # else the film is there, and its time stays: caches hold
+    made = json.dumps([VERSION, film_rng.bit_generator.state, layout, pixel_mm, _state(crops, sides)], default=str)
+    written = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.is_file() and path.is_file() else {}
+    if written.get("made") != made:  # an unchanged film keeps its time, so that caches of it stay valid
         knees = [(image_files.read_pixels(crops[side]), side) for side in sides]
-        film = compose(knees, own, layout=layout, pixel_mm=pixel_mm)
+        film = compose(knees, film_rng, layout=layout, pixel_mm=pixel_mm)
         cv2.imwrite(str(path), film.pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])
-        known = {"made": made, "joints": dict(film.joints)}
-        sidecar.write_text(json.dumps(known), encoding="utf-8")  # last: it vouches for the film
-    joints = {side: (float(x), float(y)) for side, (x, y) in known["joints"].items()}
+        written = {"made": made, "joints": dict(film.joints)}
+        sidecar.write_text(json.dumps(written), encoding="utf-8")  # last: a film without it is composed again
+    joints = {side: (float(x), float(y)) for side, (x, y) in written["joints"].items()}
     shown = tuple(sides) if layout == "single" else SIDES
     series = Series(name, VIEW, folder, (path,), (4.0, pixel_mm, pixel_mm), side=sides[0] if layout == "single" else "")
     labels = {side: grades[side] for side in joints if side in grades}
@@ -305,10 +320,11 @@ def _film(
 
 
 def _state(crops: dict[str, Path], sides: Sequence[str]) -> list[tuple[str, int, int]]:
-    """What says that the crops of a film are unchanged."""
+    """Name, size and time of the crops of a film: if they are the same, the crops are unchanged."""
     return [(crops[side].name, (stat := crops[side].stat()).st_size, stat.st_mtime_ns) for side in sides]
 
 
 def _marks(joints: Mapping[str, tuple[float, float]], name: str, shown: Sequence[str]) -> tuple[Mark, ...]:
+    """The marks of a film, a joint centre per side; NaN where the film does not show that joint."""
     nan = (float("nan"), float("nan"))
     return tuple(Mark(side, name, name, *joints.get(side, nan)) for side in shown)

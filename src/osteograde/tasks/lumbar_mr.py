@@ -16,7 +16,7 @@ from osteograde.tasks.lumbar_names import FORAMINAL, SPINAL, SUBARTICULAR, WEIGH
 from osteograde.tasks.priors import normalised
 from osteograde.tasks.regions import along_the_line, boxes_around_sites, regions_around_points, whole_stack_region
 from osteograde.tasks.spec import Competition, Crop, Grader, Landmark, Locator, Point, Points, Site, Task, View
-from osteograde.tasks.spine import LEVELS, SAGITTAL, SIDES
+from osteograde.tasks.spine import CANAL_RHYTHM, LEVELS, SAGITTAL, SIDES
 
 # Typical way from the canal point to the structures of the left side (x to the left, y to the back, z to the head), mm.
 # Textbook proportions of an adult lumbar spine, not fitted to any data; only for points that no locator found.
@@ -92,7 +92,10 @@ def _prior() -> dict[str, tuple[float, ...]]:
 def _canal_locator() -> Locator:
     canal = tuple(Landmark(name, channel=name) for name in CANAL)
     regions = partial(whole_stack_region, "sag_t2", canal, SAGITTAL_MM)
-    return Locator("canal", canal, ("sag_t2",), regions, SAGITTAL_MM, level_spacing_mm=LEVEL_SPACING_MM)
+    needs = ("sag_t2",)
+    return Locator(
+        "canal", canal, needs, regions, SAGITTAL_MM, level_spacing_mm=LEVEL_SPACING_MM, level_rhythm=CANAL_RHYTHM
+    )
 
 
 def _foramen_locator() -> Locator:

@@ -15,16 +15,24 @@ from typing import Any, Protocol
 import numpy as np
 
 from osteograde.imaging.geometry import Roi, Volume
+from osteograde.tasks.spine import Rhythm
 
 Volumes = Mapping[str, Sequence[Volume]]  # view -> stacks, each oriented along the view's directions
 
 
 @dataclass(frozen=True, eq=False)
 class Point:
-    """The position of a landmark: mm, (3,) in DICOM patient coordinates (LPS), and a confidence in [0, 1]."""
+    """The position of a landmark: mm, (3,) in DICOM patient coordinates (LPS), and a confidence in [0, 1].
+
+    in_doubt: whether the levels of the chain that it belongs to may be counted wrongly. names: only then; the
+    probability that the structure this landmark names truly lies at the point of another landmark (or at its own), by
+    that one's name. What is missing to 1 is the probability that it lies at none of them.
+    """
 
     mm: np.ndarray
     confidence: float = 1.0
+    in_doubt: bool = False
+    names: Mapping[str, float] = field(default_factory=dict)
 
 
 Points = Mapping[str, Point]  # landmark -> Point; absent landmarks are absent, never zero
@@ -160,10 +168,11 @@ class Locator:
     where the study does not show what is looked for. All regions of a locator have landmarks of the same channels and
     sides in the same order. needs: names of the views and of the earlier locators' landmarks that ``regions`` reads; a
     task that lacks one of them is refused. field_mm: (H, W) of the field that the net is made for: distances within the
-    net's image, of the next three fields, are measured as if it spanned so much. sigma_mm: spread of the heatmap target
+    net's image, of the next four fields, are measured as if it spanned so much. sigma_mm: spread of the heatmap target
     in-plane. level_spacing_mm: least and greatest distance of neighbouring landmarks of a side, which follow each other
-    down the image in their order; None: they do not. may_be_absent: a region may lack its landmarks, and the net learns
-    to say so.
+    down the image in their order; None: they do not. level_rhythm: of the steps between these levels; with it all
+    regions of a study, which then show the same levels of the same spine, are named together. may_be_absent: a region
+    may lack its landmarks, and the net learns to say so.
     """
 
     name: str
@@ -173,6 +182,7 @@ class Locator:
     field_mm: tuple[float, float]
     sigma_mm: float = 4.0
     level_spacing_mm: tuple[float, float] | None = None
+    level_rhythm: Rhythm | None = None
     may_be_absent: bool = False
 
     @property

@@ -39,7 +39,7 @@ from osteograde.tasks.spec import (
     spacing_mm,
 )
 from osteograde.tasks.spider_files import landmark
-from osteograde.tasks.spine import LEVELS, SAGITTAL
+from osteograde.tasks.spine import DISC_RHYTHM, LEVELS, SAGITTAL
 
 APART_MM = 36.0  # usual distance of neighbouring lumbar discs; fields are given for a spine like this
 SCALE = (0.5, 3.0)  # beyond these the distances are not those of discs
@@ -139,6 +139,7 @@ TASK = Task(
             partial(disc_regions, DISCS),
             field_mm=(300.0, 300.0),
             level_spacing_mm=(14.0, 80.0),
+            level_rhythm=DISC_RHYTHM,
         ),
     ),
     graders=(
