@@ -13,6 +13,7 @@ from osteograde.inference import run
 from osteograde.inference.submission import RunSummary, doubt
 from osteograde.tasks import NAMES, TASKS
 from osteograde.tasks.looks_like import Seen, guess, guess_of_places, guess_of_studies, hint
+from osteograde.tasks.spec import Series, Study
 from tests.dicom_files import AXIAL, dataset, write
 from tests.tiny import random_bundle
 
@@ -126,3 +127,11 @@ def test_most_rows_unread_or_unlike_what_is_known_are_warned_of():
     unlike = [(f"{i}_x", reason, 1) for i, reason in enumerate(["out_of_domain"] * 2 + ["film:other_body_part"])]
     assert "3 of 5 rows are about images unlike" in doubt(RunSummary(studies=5, rows=5, flags=unlike), 5)
     assert doubt(RunSummary(studies=5, rows=6, flags=unlike), 5) == ""
+
+
+def test_files_that_cannot_be_read_tell_nothing_and_stop_nothing(tmp_path):
+    (tmp_path / "a.dcm").write_bytes(b"")
+    (tmp_path / "b.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\xff" * 64)
+    assert guess_of_places([tmp_path]) is None
+    lost = Study("x", "x", (Series("s", "", tmp_path / "away"),))
+    assert guess_of_studies([tmp_path], [lost]) is None

@@ -9,9 +9,10 @@ import pytest
 
 from osteograde import cli
 from osteograde.errors import UserError
+from osteograde.pipeline.load import load_study
 from osteograde.tasks import TASKS
 from osteograde.tasks.places import read_places
-from tests.dicom_files import AXIAL, dataset, write
+from tests.dicom_files import AXIAL, SAGITTAL, dataset, write
 
 KNEE, SPIDER, LUMBAR = TASKS["knee-xray"], TASKS["spider"], TASKS["lumbar-mr"]
 
@@ -126,3 +127,26 @@ def test_a_task_behind_data_is_not_taken_for_a_path(tmp_path, capsys):
     words = ["--data", str(tmp_path), "spider"]
     assert cli.run(lambda: cli.grade(cli.inference_parser().parse_args(words))) == 2
     assert "name the task before --data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_the_views_of_series_outside_the_competition_are_told_by_their_headers(tmp_path, flat):
+    kinds = {
+        "a": ("sag_t1", SAGITTAL, 500, 10),
+        "b": ("sag_t2", SAGITTAL, 3500, 100),
+        "c": ("axi_t2", AXIAL, 3500, 100),
+    }
+    pixels = np.arange(64, dtype=np.uint16).reshape(8, 8)
+    for series, (_, orientation, repetition, echo) in kinds.items():
+        for i in range(3):
+            along = np.cross(orientation[:3], orientation[3:]) * 4.0 * i
+            made = dataset(
+                pixels, orientation=orientation, position=along, instance=i + 1, StudyInstanceUID="1.2.3",
+                SeriesInstanceUID=f"1.2.3.{ord(series)}", Modality="MR", ScanningSequence="SE",
+                RepetitionTime=repetition, EchoTime=echo,
+            )  # fmt: skip
+            write(tmp_path / "p" / (f"{series}{i}.dcm" if flat else f"{series}/{i}.dcm"), made)
+    (study,) = read_places(LUMBAR, tmp_path)
+    loaded = load_study(study, LUMBAR)
+    assert {name: len(stacks) for name, stacks in loaded.volumes.items()} == {kind[0]: 1 for kind in kinds.values()}
+    assert not any("assumed" in code for code in loaded.faults)

@@ -14,10 +14,10 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import pydicom
 from pydicom.uid import UID
 
-from osteograde.imaging.dicom.tags import DAMAGE, numbers_of, quiet_pydicom, text_of
+from osteograde.imaging.dicom.header import header_of
+from osteograde.imaging.dicom.tags import numbers_of, text_of
 from osteograde.imaging.discovery import look_at, look_through, stem_of
 from osteograde.imaging.file_kind import PICTURE, kind_of_file
 from osteograde.tasks.names import read_name
@@ -165,14 +165,10 @@ def _look(file: Path, roots: Sequence[Path]) -> Seen:
     name = _name(file, roots)
     if kind_of_file(file) == PICTURE:
         return Seen(name)
-    with quiet_pydicom():
-        try:
-            dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=_TAGS)
-        except DAMAGE:
-            return Seen(name, "")
-        sop_class, modality = text_of(dataset, "SOPClassUID"), text_of(dataset, "Modality").upper()
-        words = " ".join(text_of(dataset, tag) for tag in _TEXTS).lower()
-        directions = numbers_of(dataset, "ImageOrientationPatient", 6)
+    header = header_of(file, _TAGS)
+    modality, sop_class = text_of(header, "Modality").upper(), text_of(header, "SOPClassUID")
+    words = " ".join(text_of(header, tag) for tag in _TEXTS).lower()
+    directions = numbers_of(header, "ImageOrientationPatient", 6)
     of_class = UID(sop_class).name if sop_class else ""
     kind = _kind(modality, of_class)
     axial = directions is not None and int(np.abs(np.cross(directions[:3], directions[3:])).argmax()) == 2
@@ -204,8 +200,16 @@ def _files_of(study: Study) -> Iterable[Path]:
     for series in study.series:
         if series.files:
             yield series.files[0]
-        elif series.folder.is_dir():
-            yield from islice((path for path in sorted(series.folder.iterdir()) if path.is_file()), 1)
+        else:
+            yield from _first_files(series.folder)
+
+
+def _first_files(folder: Path) -> list[Path]:
+    """The first file of a folder; none where it has none or may not be read."""
+    try:
+        return [path for path in sorted(folder.iterdir()) if path.is_file()][:1]
+    except OSError:
+        return []
 
 
 def _spread(items: Sequence) -> Sequence:

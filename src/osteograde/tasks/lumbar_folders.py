@@ -14,10 +14,9 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-import pydicom
-
 from osteograde.errors import UserError
-from osteograde.imaging.dicom.tags import DAMAGE, quiet_pydicom
+from osteograde.imaging.dicom.header import header_of
+from osteograde.imaging.dicom.tags import text_of
 from osteograde.imaging.discovery import Found, look_at, look_through, stem_of, unique_names
 from osteograde.tasks import lumbar_tables, tables
 from osteograde.tasks.spec import Series, Study
@@ -101,9 +100,4 @@ def _series(folders: dict[Path, list[Path]], root: Path) -> tuple[Series, ...]:
 
 def _study_uid(file: Path) -> str:
     """StudyInstanceUID of a file; "" where it has none or cannot be read: reading its pixels will tell why."""
-    with quiet_pydicom():
-        try:
-            dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=["StudyInstanceUID"])
-            return str(dataset.get("StudyInstanceUID") or "").strip()
-        except DAMAGE:
-            return ""
+    return text_of(header_of(file, ["StudyInstanceUID"]), "StudyInstanceUID")
