@@ -81,10 +81,11 @@ class Reader:
                 patients += [study.patient] * len(boxes)
         return Seen(np.concatenate(rows) if rows else np.zeros((0, 2, 1)), np.array(patients), without)
 
-    def of_pictures(self, pictures: Iterator[np.ndarray]) -> Seen:
+    def of_pictures(self, pictures: Iterator[np.ndarray], ending: str = "_R") -> Seen:
+        """Of pictures that are given names with an ending, of a right knee or "" of a film."""
         with tempfile.TemporaryDirectory() as folder:
             for i, picture in enumerate(pictures):
-                cv2.imwrite(f"{folder}/P{i:04d}_R.png", picture)
+                cv2.imwrite(f"{folder}/P{i:04d}{ending}.png", picture)
             return self.of(self.task.read(Path(folder), "test"))
 
 
@@ -190,8 +191,8 @@ def collect(args: argparse.Namespace) -> dict[str, Seen]:
     known = [studies[i] for i in order if fold[studies[i].id] > 0]
     held = [studies[i] for i in order if fold[studies[i].id] == 0]
     seen = {"fitted crops": reader.of(known[: args.crops]), "held-out crops": reader.of(held[: args.held])}
-    seen["fitted films"] = reader.of_pictures(films(known, args.films))
-    seen["held-out films"] = reader.of_pictures(films(held, args.films))
+    seen["fitted films"] = reader.of_pictures(films(known, args.films), "")
+    seen["held-out films"] = reader.of_pictures(films(held, args.films), "")
     for kind, pictures in others(held, args.others, args.spines).items():
         seen[kind] = reader.of_pictures(pictures)
         print(f"{kind}: {len(seen[kind].halves)} crops read", flush=True)
