@@ -42,7 +42,7 @@ from osteograde.models import bundle as bundles
 from osteograde.models.bundle import Bundle
 from osteograde.models.device import keep_freed_memory, pick
 from osteograde.models.manifest import Manifest
-from osteograde.pipeline import calibration, domain, levels, predict
+from osteograde.pipeline import calibration, domain, image_checks, levels, predict
 from osteograde.pipeline.crops import region_grids
 from osteograde.pipeline.load import Loaded, load_study
 from osteograde.tasks import TASKS, looks_like, places
@@ -297,6 +297,7 @@ def _answers(
     for i, study in enumerate(loaded):
         graded[i] = levels.mixed_over_names(bundle.task, points[i], graded[i], bundle.prior)
         graded[i] = _believed(bundle, study, points[i], locators, graded[i])
+        _look(bundle, study, points[i], graders)
     return points, graded, (located - begun, time.monotonic() - located)
 
 
@@ -331,6 +332,19 @@ def _believed(
         return graded
     study.faults[domain.OUT_OF_DOMAIN] = 1
     return domain.mixed_with_prior(graded, bundle.prior, trust)
+
+
+def _look(bundle: Bundle, study: Loaded, points: Mapping[str, Point], graders: Mapping[str, predict.Nets]) -> None:
+    """Count in the faults of a study what the checks of the image itself say; the grades stay as they are."""
+    facts = bundle.manifest.checks
+    checks = image_checks.checks_of(facts, bundle.check_tensors)
+    for grader in bundle.task.graders:
+        if checks is not None and grader.name == facts["grader"]:
+            nets = graders[grader.name]
+            codes = image_checks.look(checks, grader, study, points, nets, bundle.task.assumed_side)
+            study.faults.update(codes)
+    if bundle.task.assumed_side and not study.faults[bundle.task.assumed_side]:
+        del study.faults[bundle.task.assumed_side]
 
 
 def nets_of(bundle: Bundle, kind: str, effort: Effort) -> dict[str, predict.Nets]:

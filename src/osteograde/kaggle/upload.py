@@ -62,7 +62,7 @@ def upload(
 
 def to_send(weights: Path, manifest: Manifest) -> dict[str, Path]:
     """Name there -> file here: the manifest, what it names, the model card; never the caches of training."""
-    names = [bundle.MANIFEST, *manifest.files, *([CARD] if (weights / CARD).is_file() else [])]
+    names = [bundle.MANIFEST, *manifest.hashes, *([CARD] if (weights / CARD).is_file() else [])]
     return {bundle.flat(name): bundle.place(weights, name) for name in names}
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
+from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file, save
 from torch import nn
 
@@ -30,13 +32,15 @@ __all__ = ["MANIFEST", "read_manifest", "sha256", "write_manifest"]  # beside wh
 
 @dataclass(frozen=True, eq=False)
 class Bundle:
-    """Trained nets of a task. ``locators`` and ``graders``: stage name -> the nets of its folds, in order of fold."""
+    """Trained nets of a task. ``locators`` and ``graders``: stage name -> the nets of its folds, in order of fold.
+    ``check_tensors``: those of the file of the manifest's ``checks``."""
 
     task: Task
     manifest: Manifest
     locators: Mapping[str, tuple[nn.Module, ...]]
     graders: Mapping[str, tuple[nn.Module, ...]]
     device: torch.device
+    check_tensors: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def prior(self) -> Mapping[str, Sequence[float]]:
@@ -127,16 +131,16 @@ def file_entry(folder: Path, name: str, config: Mapping[str, Any]) -> NetFile:
 def verify(folder: Path) -> Manifest:
     """Check every file of a weights folder against its manifest; return the manifest. UserError names the file."""
     manifest = read_manifest(folder)
-    for name, entry in manifest.files.items():
+    for name, expected in manifest.hashes.items():
         path = place(folder, name)
         if not path.resolve().is_relative_to(Path(folder).resolve()):
             raise UserError(f"{folder}: the manifest names {name}, which is outside of the folder; do not use it")
         if not path.is_file():
-            raise UserError(f"{path}: missing; the manifest expects sha256 {entry.sha256[:12]}; fetch it again")
+            raise UserError(f"{path}: missing; the manifest expects sha256 {expected[:12]}; fetch it again")
         digest = sha256(path)
-        if digest != entry.sha256:
+        if digest != expected:
             raise UserError(
-                f"{path}: sha256 is {digest[:12]}..., the manifest says {entry.sha256[:12]}...; "
+                f"{path}: sha256 is {digest[:12]}..., the manifest says {expected[:12]}...; "
                 "the file was changed or cut short, fetch it again"
             )
     return manifest
@@ -174,6 +178,7 @@ def load(folder: Path, tasks: Mapping[str, Task], device: torch.device, manifest
         locators={stage: tuple(found) for stage, found in nets["locate"].items()},
         graders={stage: tuple(found) for stage, found in nets["grade"].items()},
         device=device,
+        check_tensors=load_arrays(place(folder, manifest.checks["file"])) if manifest.checks else {},
     )
 
 

@@ -107,14 +107,34 @@ class GraderNet(nn.Module):
         rows = present.nonzero()[:, 0]
         if not len(rows):
             return crop.new_zeros((b, d, self.width), dtype=torch.float32)
-        slices = _normalised(crop[rows].float(), self.normalise)  # (M / D, D, H, W)
-        images = _with_neighbours(slices) if self.neighbours else slices[:, :, None]
-        token = self.token(self.encoder(images.flatten(0, 1))).float().unflatten(0, (-1, d))
+        token = self.token(self.encoder(self.images(crop[rows]))).float().unflatten(0, (-1, d))
         if self.plain:
             return token.new_zeros((b, d, self.width)).index_copy(0, rows, token)
         place = (torch.arange(d, device=crop.device) - d // 2).clamp(-_FURTHEST, _FURTHEST) + _FURTHEST
         token = nn.functional.gelu(token + self.view.weight[view] + self.position(place))
         return token.new_zeros((b, d, self.width)).index_copy(0, rows, token)
+
+    def images(self, crop: torch.Tensor) -> torch.Tensor:
+        """(B, D, H, W) in 0..1 -> (B D, channels, H, W): every slice of one crop as the encoder reads it."""
+        slices = _normalised(crop.float(), self.normalise)
+        images = _with_neighbours(slices) if self.neighbours else slices[:, :, None]
+        return images.flatten(0, 1)
+
+    def feature_map(self, crop: torch.Tensor, stride: int = 8) -> torch.Tensor:
+        """(B, D, H, W) in 0..1 -> (B D, C, H / stride, W / stride): the last such map inside the encoder. UserError
+        where the encoder is no sequence of ``features``, as most of torchvision's are."""
+        layers = getattr(self.encoder, "features", None)
+        if not isinstance(layers, nn.Sequential):
+            raise UserError(
+                f"{self.config['backbone']!r} has no sequence of features; image checks need such a backbone"
+            )
+        found = values = self.images(crop)
+        for layer in layers:
+            values = layer(values)
+            if values.shape[-1] * stride < crop.shape[-1]:
+                break
+            found = values
+        return found
 
     def _counted(self, d: int, present: torch.Tensor) -> torch.Tensor:
         """(B, D) bool: the slices that are pooled."""

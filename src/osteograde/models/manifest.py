@@ -21,6 +21,7 @@ from osteograde.tasks.spec import Pixels
 FORMAT = 1
 MANIFEST = "manifest.json"
 DROPPED = ("canonical_side",)
+CHECK_NUMBERS = ("rest", "sure", "unusual")  # of ``pipeline.image_checks.ImageChecks``
 USE = "research, not diagnosis"
 
 T = TypeVar("T")
@@ -62,7 +63,9 @@ class Manifest:
     prior: target -> probability of each class in the training data. recipe: ``Recipe.plain()`` of the training, only
     ever compared or shown. calibration: grader -> ``Calibration.plain()``. versions: package -> version it was trained
     with. data: source and licence of the training data. domain: what the weights know of images, where they know one
-    kind alone (``pipeline.domain.Domain.plain()``).
+    kind alone (``pipeline.domain.Domain.plain()``). checks: of the image itself, where the weights have them: file,
+    sha256 and bytes of their tensors, grader whose crops and encoder they use, and the numbers of
+    ``pipeline.image_checks``.
     """
 
     task: str
@@ -78,6 +81,7 @@ class Manifest:
     versions: Mapping[str, str] = field(default_factory=dict)
     data: Mapping[str, str] = field(default_factory=dict)
     domain: Mapping[str, Any] = field(default_factory=dict)
+    checks: Mapping[str, Any] = field(default_factory=dict)
     use: str = USE
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -98,10 +102,18 @@ class Manifest:
             "versions": self.versions,
             "data": self.data,
             "domain": self.domain or None,
+            "checks": self.checks or None,
             "use": self.use,
             **self.extra,
         }
         return {key: value for key, value in own.items() if value is not None}
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """Name inside the folder -> sha256 of every file that inference reads."""
+        return {name: entry.sha256 for name, entry in self.files.items()} | (
+            {self.checks["file"]: self.checks["sha256"]} if self.checks else {}
+        )
 
 
 def sha256(path: Path) -> str:
@@ -152,6 +164,7 @@ def parse_manifest(facts: Mapping[str, Any], path: Path) -> Manifest:
         versions=top.get("versions", {}).mapping(_Value.text),
         data=top.get("data", {}).mapping(_Value.text),
         domain=top.get("domain", {}).mapping(_anything),
+        checks=_image_checks(top.get("checks", {})),
         use=top.get("use", USE).text(),
         extra={key: value for key, value in facts.items() if key not in known},
     )
@@ -221,6 +234,14 @@ def _anything(value: _Value) -> Any:
 
 def _object(value: _Value) -> dict[str, Any]:
     return value.mapping(_anything)
+
+
+def _image_checks(value: _Value) -> dict[str, Any]:
+    """The entry with every field that is used; {} where there is none."""
+    if not value.mapping(_anything):
+        return {}
+    texts = {name: value[name].text() for name in ("file", "sha256", "grader")}
+    return texts | {"bytes": value["bytes"].whole()} | {name: value[name].number() for name in CHECK_NUMBERS}
 
 
 def _net_file(value: _Value) -> NetFile:

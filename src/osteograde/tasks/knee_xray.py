@@ -8,7 +8,17 @@ from __future__ import annotations
 
 from functools import partial
 
-from osteograde.tasks.knee_files import CROP_MM, GRADES, SIDES, VIEW, labels, patient_of, read, read_files
+from osteograde.tasks.knee_files import (
+    CROP_MM,
+    GRADES,
+    SIDE_ASSUMED,
+    SIDES,
+    VIEW,
+    labels,
+    patient_of,
+    read,
+    read_files,
+)
 from osteograde.tasks.metrics import OrdinalMetric
 from osteograde.tasks.priors import normalised
 from osteograde.tasks.regions import boxes_around_sites, whole_stack_region
@@ -56,6 +66,7 @@ TASK = Task(
     read_labels=labels,
     metric=OrdinalMetric(SIDES, GRADES),
     per_study_targets=True,
+    assumed_side=SIDE_ASSUMED,
     patient_of=patient_of,
     read_files=read_files,
 )

@@ -350,8 +350,10 @@ class Task:
     read(root, "train" or "test"): the studies of a folder, lazily: tables and paths, no voxels. read_labels(path): a
     table of truth as {study: {target: class index}}. fill_missing_landmarks: adds to the points found those that
     geometry can tell from them; points that were found stay as they are. per_study_targets: studies have some of the
-    targets only (``Study.targets``). patient_of: the patient whose study an id names; patients are resampled whole.
-    read_files: studies to be graded of single files below a folder; None where the task takes whole folders alone.
+    targets only (``Study.targets``). assumed_side: code of the notes of studies whose side was assumed, "" where that
+    never happens; weights that can tell the side of an image then do. patient_of: the patient whose study an id names;
+    patients are resampled whole. read_files: studies to be graded of single files below a folder; None where the task
+    takes whole folders alone.
     """
 
     name: str
@@ -366,6 +368,7 @@ class Task:
     metric: Metric
     fill_missing_landmarks: Callable[[Points], Points] = dict
     per_study_targets: bool = False
+    assumed_side: str = ""
     patient_of: Callable[[str], str] = str
     read_files: Callable[[Path, Sequence[Path]], list[Study]] | None = None
     competition: Competition | None = None
