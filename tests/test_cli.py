@@ -190,12 +190,32 @@ REFUSED = [
     ["grade", "no-such-task"],
     ["grade", "--data", "no/such/folder"],
     ["grade", "--device", "gpu"],
+    ["grade", "--data", ".", "--out", "no/such/folder/submission.csv"],
     ["train", "no-such-task", "--data", ".", "--out", "w"],
     ["train", "spider", "--data", ".", "--out", "w", "--folds", "x"],
     ["score", "no-such-task", "--data", ".", "--submission", "x.csv"],
+    ["score", "spider", "--data", "no/such/folder", "--submission", "x.csv"],
+    ["score", "spider", "--data", ".", "--submission", "x.csv"],
+    ["validate", "--submission", "x.csv", "--template", "y.csv"],
     ["kernel", "build", "no-such-task"],
     ["kaggle", "push", "no-such-task"],
+    ["kaggle", "push", "spider"],
+    ["kaggle", "wait", "spider"],
+    ["kaggle", "output", "spider"],
+    ["kaggle", "score", "lumbar-mr"],
+    ["kaggle", "rehearse", "spider", "--data", "."],
     ["kaggle", "--help"],
+]
+SPIDER = ROOT / "weights" / "spider"
+OF_THE_WRONG_TASK_OR_STEP = [
+    ["grade", "--data", ".", "--weights", "."],
+    ["grade", "lumbar-mr", "--data", ".", "--weights", str(SPIDER)],
+    ["report", "."],
+    ["ensemble", "knee-xray", "--members", str(SPIDER), "--data", "."],
+    ["kernel", "build", "lumbar-mr", "--weights", str(SPIDER)],
+    ["kaggle", "submit", "lumbar-mr"],
+    ["kaggle", "upload-weights", ".", "--to", "a/b"],
+    ["kaggle", "all", "lumbar-mr", "--weights", str(SPIDER)],
 ]
 
 
@@ -206,17 +226,30 @@ def python(program: str, cwd: Path) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=60)
 
 
-@pytest.mark.parametrize("words", REFUSED, ids=" ".join)
-def test_a_refused_command_imports_nothing_heavy(words, tmp_path):
-    """What keeps it under a second on any machine, without measuring time."""
+def refused(words: list[str], heavy: tuple[str, ...], cwd: Path) -> subprocess.CompletedProcess:
+    """Run ``osteograde WORDS``; the last line printed is the exit code and which of ``heavy`` were imported."""
     program = (
         "import sys\nfrom osteograde import cli\n"
         f"try:\n    code = cli.run(lambda: cli.main({words!r}))\n"
         "except SystemExit as stop:\n    code = stop.code\n"
-        f"print(code, [name for name in {HEAVY!r} if name in sys.modules])"
+        f"print(code, [name for name in {heavy!r} if name in sys.modules])"
     )
-    done = python(program, tmp_path)
+    return python(program, cwd)
+
+
+@pytest.mark.parametrize("words", REFUSED, ids=" ".join)
+def test_a_refused_command_imports_nothing_heavy(words, tmp_path):
+    """What keeps it under a second on any machine, without measuring time."""
+    done = refused(words, HEAVY, tmp_path)
     assert done.stdout.splitlines()[-1] == f"{0 if '--help' in words else 2} []", done.stderr
+    assert done.stderr.count("\n") == ("--help" not in words)
+
+
+@pytest.mark.parametrize("words", OF_THE_WRONG_TASK_OR_STEP, ids=lambda words: " ".join(words[:2]))
+def test_wrong_weights_and_steps_out_of_order_are_refused_before_torch_is_imported(words, tmp_path):
+    done = refused(words, ("torch",), tmp_path)
+    assert done.stdout.splitlines()[-1] == "2 []", done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("recipe", ["no-such-recipe", "knee-xray"])

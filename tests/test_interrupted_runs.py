@@ -4,9 +4,11 @@ import logging
 import os
 import random
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -199,3 +201,19 @@ def test_no_studies_are_a_header(small_studies, tmp_path):
     (empty / "test_series_descriptions.csv").write_text("study_id,series_id,series_description\n")
     none = grade("lumbar-mr", empty, weights, tmp_path / "s.csv")
     assert none.code == 0 and none.out.read_text() == "row_id,normal_mild,moderate,severe\n"
+
+
+def test_ctrl_c_while_phantoms_are_made_in_processes_prints_one_line(tmp_path):
+    words = ["phantom", "lumbar-mr", "--out", str(tmp_path), "--studies", "8"]
+    env = {**os.environ, "PYTHONPATH": str(Path(run.__file__).parents[2])}
+    program = (
+        "import os, sys\nos.cpu_count = lambda: 2\n"
+        f"from osteograde import cli\nsys.exit(cli.run(lambda: cli.main({words})))"
+    )
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        while process.poll() is None and not any(tmp_path.rglob("*.dcm")):
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the processes as well
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "interrupted: the same command starts again\n")

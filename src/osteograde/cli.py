@@ -168,6 +168,12 @@ def main(argv: list[str] | None = None) -> int:
     return args.command(args)
 
 
+def check_file(option: str, path: Path) -> None:
+    """UserError where an option names no file."""
+    if not path.is_file():
+        raise UserError(f"{option} {path}: no such file")
+
+
 def grade(args: argparse.Namespace) -> int:
     check_name(args.task)
     for path in args.data or ():
@@ -175,10 +181,10 @@ def grade(args: argparse.Namespace) -> int:
             if str(path) in NAMES:
                 raise UserError(f"{path}: name the task before --data, which takes every word behind it for a path")
             raise UserError(f"{path}: no such folder or file; --data names folders with tables and images, or images")
+    if args.out.is_dir() or not args.out.parent.is_dir():
+        raise UserError(f"--out {args.out}: name a file in a folder that exists, such as submission.csv")
     if args.weights is not None:
-        from osteograde.models.manifest import read_manifest
-
-        read_manifest(args.weights)  # a wrong folder is refused before torch is imported
+        cli.check_weights(args.weights, args.task)
     from osteograde import grade_command
 
     return grade_command.main(args)
@@ -204,6 +210,9 @@ def phantom(args: argparse.Namespace) -> int:
 
 def score(args: argparse.Namespace) -> int:
     check_name(args.task)
+    if not args.data.is_dir():
+        raise UserError(f"{args.data}: no such folder; --data is the folder that holds the labels or their table")
+    check_file("--submission", args.submission)
     import numpy as np
 
     from osteograde.report import score_table
@@ -218,6 +227,8 @@ def score(args: argparse.Namespace) -> int:
 
 def ensemble(args: argparse.Namespace) -> int:
     check_name(args.task)
+    for weights in args.members:
+        cli.check_weights(weights, args.task)
     from osteograde.learning import ensemble as voters
     from osteograde.logs import to_stdout
     from osteograde.tasks import TASKS
@@ -230,6 +241,7 @@ def ensemble(args: argparse.Namespace) -> int:
 
 
 def report(args: argparse.Namespace) -> int:
+    cli.check_weights(args.weights)
     from datetime import datetime
 
     from osteograde.report import page
@@ -241,6 +253,8 @@ def report(args: argparse.Namespace) -> int:
 
 
 def validate(args: argparse.Namespace) -> int:
+    check_file("--submission", args.submission)
+    check_file("--template", args.template)
     from osteograde.inference import submission
 
     problems = submission.validate(args.submission, args.template)
@@ -259,6 +273,8 @@ def doctor(args: argparse.Namespace) -> int:
 
 def kernel_build(args: argparse.Namespace) -> int:
     check_name(args.task)
+    if args.weights is not None:
+        cli.check_weights(args.weights, args.task)
     from osteograde.kaggle import build_kernel
 
     out = build_kernel.BUILT / args.task

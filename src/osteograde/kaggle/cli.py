@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from osteograde.errors import UserError
+from osteograde.kaggle import metadata, record
 from osteograde.tasks import check_name
 
 RETRY = 75  # EX_TEMPFAIL of sysexits.h
@@ -80,6 +81,7 @@ def download(args: argparse.Namespace) -> int:
 
 
 def upload(args: argparse.Namespace) -> int:
+    check_weights(args.weights)
     from osteograde.kaggle import upload as sender
 
     return _run(lambda: sender.upload(args.weights, args.to, poll_s=args.poll))
@@ -87,6 +89,7 @@ def upload(args: argparse.Namespace) -> int:
 
 def push(args: argparse.Namespace) -> int:
     check_name(args.task)
+    _check_built(args.task)
     from osteograde.kaggle import push as pusher
 
     return _run(lambda: pusher.push(args.task, BUILT / args.task, run=not args.no_run))
@@ -94,6 +97,7 @@ def push(args: argparse.Namespace) -> int:
 
 def wait(args: argparse.Namespace) -> int:
     check_name(args.task)
+    record.need_record(args.task, "kernel", f"push {args.task}")
     from osteograde.kaggle import push as pusher
 
     return _run(lambda: pusher.wait(args.task, poll_s=args.poll))
@@ -101,6 +105,7 @@ def wait(args: argparse.Namespace) -> int:
 
 def output(args: argparse.Namespace) -> int:
     check_name(args.task)
+    record.need_record(args.task, "kernel", f"push {args.task}")
     from osteograde.kaggle import push as pusher
 
     return _run(lambda: pusher.output(args.task))
@@ -108,6 +113,10 @@ def output(args: argparse.Namespace) -> int:
 
 def submit(args: argparse.Namespace) -> int:
     check_name(args.task)
+    from osteograde.tasks import TASKS
+
+    if TASKS[args.task].slug:
+        record.need_record(args.task, "kernel", f"push {args.task}")
     from osteograde.kaggle import submit as submitter
 
     def steps() -> None:
@@ -119,13 +128,13 @@ def submit(args: argparse.Namespace) -> int:
 
 def score(args: argparse.Namespace) -> int:
     check_name(args.task)
+    record.need_record(args.task, "submission", f"submit {args.task} --yes")
     from osteograde.kaggle import submit as submitter
 
     return _run(lambda: submitter.score(args.task))
 
 
 def runs(args: argparse.Namespace) -> int:
-    from osteograde.kaggle import record
     from osteograde.kaggle import submit as submitter
 
     tasks = sorted(path.stem for path in record.FOLDER.glob("*.jsonl"))
@@ -137,6 +146,8 @@ def runs(args: argparse.Namespace) -> int:
 def everything(args: argparse.Namespace) -> int:
     """``kaggle all``: each step only where the one before came to its end; without a competition the last is output."""
     check_name(args.task)
+    if args.weights is not None:
+        check_weights(args.weights, args.task)
     from osteograde.kaggle import build_kernel, client
     from osteograde.kaggle import push as pusher
     from osteograde.kaggle import submit as submitter
@@ -164,6 +175,9 @@ def everything(args: argparse.Namespace) -> int:
 
 def rehearse(args: argparse.Namespace) -> int:
     check_name(args.task)
+    if not args.data.is_dir():
+        raise UserError(f"{args.data}: no such folder; --data is the folder that holds the studies")
+    _check_built(args.task)
     from osteograde.kaggle import build_kernel
     from osteograde.kaggle import rehearse as stage
 
@@ -175,6 +189,20 @@ def rehearse(args: argparse.Namespace) -> int:
     for fault in faults:
         print(fault, file=sys.stderr)
     return 2 if faults else 0
+
+
+def check_weights(folder: Path, task: str = "") -> None:
+    """UserError where a folder holds no weights, or those of another task: before torch is imported, which is slow."""
+    from osteograde.models.manifest import read_manifest
+
+    found = read_manifest(folder).task
+    if task and found != task:
+        raise UserError(f"{folder}: weights are of task {found!r}, asked for {task!r}")
+
+
+def _check_built(task: str) -> None:
+    """UserError where the kernel of a task was not built."""
+    metadata.read(BUILT / task)
 
 
 def _run(step: Callable[[], object]) -> int:

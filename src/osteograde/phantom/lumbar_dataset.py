@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
 import zlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -106,7 +107,9 @@ def _made(out: Path, seed: int, part: str, count: int, workers: int) -> list[Stu
     make_index = partial(make, out, seed, part)
     if workers <= 1 or count <= 1:
         return [make_index(index) for index in range(count)]
-    with ProcessPoolExecutor(min(workers, count), mp_context=get_context("spawn")) as pool:
+    spawn, number = get_context("spawn"), min(workers, count)
+    plain_end = (signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the processes without a traceback; the parent says a line
+    with ProcessPoolExecutor(number, mp_context=spawn, initializer=signal.signal, initargs=plain_end) as pool:
         return list(pool.map(make_index, range(count)))
 
 
