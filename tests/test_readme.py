@@ -1,4 +1,4 @@
-"""Every command of the README is one the programs understand."""
+"""Every command of the README is one the programs understand, and every page names files that exist."""
 
 import re
 import shlex
@@ -12,6 +12,9 @@ from osteograde.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = sorted(
+    {*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("weights/*/README.md"), ROOT / "bench/README.md"}
+)
 COMMANDS = [
     line.strip()
     for block in re.findall(r"```\n(.*?)```", README, re.S)
@@ -49,6 +52,24 @@ def test_recipes_tasks_and_options_named_there_exist():
         assert option in options, option
 
 
-def test_files_linked_there_exist():
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_files_linked_on_a_page_exist(page):
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_no_merge_was_left_open_on_a_page(page):
+    assert not re.search(r"^(<{7}|>{7}|={7}$)", page.read_text(encoding="utf-8"), re.M)
+
+
+def test_modules_named_in_the_architecture_exist():
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    there = [path.as_posix() for folder in ("", "src", "tests", "bench") for path in _modules(folder)]
+    for name in re.findall(r"`([\w/]+\.py)`", text):
+        assert any(path.endswith(f"/{name}") for path in there), name
+
+
+def _modules(folder: str) -> list[Path]:
+    """The modules below a folder of the checkout; of the checkout itself only those that lie in it directly."""
+    return sorted((ROOT / folder).rglob("*.py") if folder else ROOT.glob("*.py"))

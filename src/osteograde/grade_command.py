@@ -128,7 +128,7 @@ def next_step(data: Paths, out: Path, limit: int) -> str:
     """What to do with a submission: check it against the template of the data, or look at the flagged rows."""
     folder = only_folder(data)
     if folder is not None and (folder / TEMPLATE).is_file() and not limit:
-        return f"osteograde validate --submission {out} --template {folder / TEMPLATE}"
+        return f"python -m osteograde validate --submission {out} --template {folder / TEMPLATE}"
     return f"look at the rows in {flags_path(out)}; --overlays DIR draws what was found and graded in each study"
 
 

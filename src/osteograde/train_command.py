@@ -41,5 +41,5 @@ def main(args: argparse.Namespace) -> int:
         raise KeyboardInterrupt(RESUME) from None
     print(train.table(scores))
     print(f"written: {args.out / 'manifest.json'}, the nets that it names, and out-of-fold tables beside it")
-    print(f"next: osteograde report {args.out} --data {args.data}")
+    print(f"next: python -m osteograde report {args.out} --data {args.data}")
     return 0

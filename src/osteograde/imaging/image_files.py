@@ -91,8 +91,8 @@ def read_picture(path: Path) -> Picture:
     read, of equal ones the first ("several_pages" counts the others); an orientation noted by a camera (EXIF) is turned
     back ("turned_by_exif"); a JPEG without its end is read where at least half of its rows are there ("jpeg_cut").
 
-    Raises UnreadableImage with code "file_unreadable", "file_too_large", "empty_file", "not_an_image", "too_large" or
-    "pixels_damaged" (also: cut).
+    Raises UnreadableImage with code "file_unreadable", "file_too_large", "empty_file", "not_an_image",
+    "image_too_large", "damaged_header" or "pixels_damaged" (also: cut).
     """
     contents = _contents(Path(path))
     codes: Counter[str] = Counter()
@@ -230,12 +230,12 @@ def _opened(file: BinaryIO) -> Iterator[Image.Image]:
     except UnidentifiedImageError:
         raise UnreadableImage("not_an_image") from None
     except Image.DecompressionBombError:
-        raise UnreadableImage("too_large") from None
+        raise UnreadableImage("image_too_large") from None
     except _DAMAGE:
-        raise UnreadableImage("header_damaged") from None
+        raise UnreadableImage("damaged_header") from None
     with image:
         if image.width * image.height > MAX_PIXELS:
-            raise UnreadableImage("too_large")
+            raise UnreadableImage("image_too_large")
         yield image
 
 
