@@ -101,7 +101,7 @@ def _views_of_examination(dataset: Dataset) -> list[str]:
 
 
 def _tokens(text: str) -> list[str]:
-    """Words in upper case without accents; A.P. is AP, and KneeLateral is two words."""
+    """Words in upper case without accents; A.P. is AP, and JointLateral is two words."""
     plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
     plain = re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", " ", plain)
     plain = re.sub(r"\b([AP])\.\s?([AP])\b\.?", r"\1\2", plain.upper())
