@@ -81,8 +81,8 @@ def read_table(path: Path, columns: Sequence[str], ids: Sequence[str], *, whole:
     header = [name.strip().lower() for name in rows[0][1]]
     if missing := [name for name in columns if name not in header]:
         raise UserError(f"{path}: no column {some(missing)}; found {some(header, 40)}")
-    if twice := [name for name in columns if header.count(name) > 1]:
-        raise UserError(f"{path}: line {rows[0][0]}: column {some(twice)} stands there twice; keep one")
+    if doubled := [name for name in columns if header.count(name) > 1]:
+        raise UserError(f"{path}: line {rows[0][0]}: column {some(doubled)} stands there twice; keep one")
     _refuse_ragged(path, rows, len(header), whole)
     filled = [(number, [*cells, *[""] * len(header)]) for number, cells in rows[1:]]
     table = pd.DataFrame(
