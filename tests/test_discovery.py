@@ -107,6 +107,9 @@ def test_what_systems_leave_behind_is_no_image_and_is_counted(tmp_path, caplog):
         ".AppleDouble",
         ".Trashes",
         "lost+found",
+        "_thumb",
+        "~snapshot",
+        "resource.frk",
     ):
         png(tmp_path / folder / "knee.png")
     for name in ("Thumbs.db", ".DS_Store", "._knee.png", "desktop.ini"):
@@ -117,7 +120,7 @@ def test_what_systems_leave_behind_is_no_image_and_is_counted(tmp_path, caplog):
     found = look_through(tmp_path)
     assert found.files == (film,)
     found.tell()
-    assert "13 left by the system or hidden" in caplog.text
+    assert "16 left by the system or hidden" in caplog.text
     assert "3 unfinished or backup copies" in caplog.text
 
 

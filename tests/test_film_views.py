@@ -7,6 +7,7 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
+from osteograde.imaging.dicom.film_views import film_codes
 from osteograde.imaging.dicom.radiograph import read_film
 from osteograde.pipeline.load import load_study
 from osteograde.tasks import TASKS
@@ -28,7 +29,7 @@ def coded(value="", meaning="", scheme="SCT"):
 
 
 FRONTAL = ["AP", "PA", "ap", "AP STANDING", "PA FLEXION", "Frontal", "BILATERAL AP", "AP WB", "", "UNKNOWN",
-           "ROSENBERG", "BILATERAL", "AP/PA", "A-P"]  # fmt: skip
+           "ROSENBERG", "BILATERAL", "AP/PA", "A-P", "A.P.", "FIXED FLEXION", "VALGUS STRESS"]  # fmt: skip
 LATERAL = ["LAT", "LL", "RL", "LATERAL", "lateral", "ML", "LM", "LAT L", "Medio-Lateral", "PROFIL", "SEITLICH",
            "CROSSTABLE", "LATERAL WB", "X-TABLE LAT", "L LAT"]  # fmt: skip
 OTHER = ["LLO", "RLO", "SUNRISE", "SKYLINE", "TAN", "MERCHANT", "Merchant 45", "TUNNEL", "NOTCH", "OBLIQUE", "AXIAL",
@@ -137,3 +138,25 @@ def test_another_part_of_the_body_is_told(tmp_path, tags, is_other):
 
 def test_nonsense_in_these_tags_costs_nothing(tmp_path):
     assert codes(tmp_path, ViewCodeSequence=Sequence([]), PatientOrientation=["", ""], ViewPosition=None) == set()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["KneeLateral", "Patella d\u00e9fil\u00e9", "Knee Horizontal Beam", "Knie schr\u00e4g", "\u819d \u5074\u4f4d"],
+)
+def test_descriptions_tell_views_in_other_spellings(text):
+    made = Dataset()
+    made.SpecificCharacterSet, made.SeriesDescription = "ISO_IR 192", text
+    assert set(film_codes(made)) & {"lateral_view", "other_view"}
+
+
+@pytest.mark.parametrize("tag", ["StudyDescription", "RequestedProcedureDescription", "ProcedureCodeSequence"])
+def test_an_examination_tells_the_view_where_it_names_one_alone_and_the_film_none(tag):
+    def film(text, view=""):
+        made = Dataset()
+        made.ViewPosition = view
+        setattr(made, tag, coded("1", text) if tag.endswith("Sequence") else text)
+        return film_codes(made)
+
+    assert film("KNEE LATERAL") == ["lateral_view"]
+    assert film("KNEE AP AND LATERAL") == film("KNEE LATERAL", "AP") == film("KNEE 2 VIEWS") == []

@@ -68,6 +68,7 @@ HEX, KGAT = "fedcba9876543210fedcba9876543210", "KGAT_" + "0a1b2c3d4e5f60718293a
         (".kaggle/kaggle.json", json.dumps({"username": "somebody", "key": TOKEN}), {}),
         (".kaggle/credentials.json", json.dumps({"refresh_token": TOKEN, "username": "somebody", "scopes": []}), {}),
         (".config/kaggle/kaggle.json", json.dumps({"username": "somebody", "key": TOKEN}), {}),
+        (".kaggle/access_token", f"\ufeff{TOKEN}", {}),
         ("settings/kaggle/kaggle.json", json.dumps({"key": TOKEN}), {"XDG_CONFIG_HOME": "settings"}),
         ("other/kaggle.json", json.dumps({"key": TOKEN}), {"KAGGLE_CONFIG_DIR": "other"}),
         ("secret.txt", TOKEN, {"KAGGLE_API_TOKEN": "secret.txt"}),
@@ -280,3 +281,18 @@ def test_weights_in_a_model_are_mounted_by_version(weights, tmp_path):
     assert metadata.read(tmp_path)["model_sources"] == [f"{WEIGHTS_MODEL}/3"]
     with pytest.raises(ValueError, match="mounted by its version"):
         build_kernel.build(TASK, weights, tmp_path, source=WEIGHTS_MODEL)
+
+
+def test_a_key_in_a_file_with_a_mistake_is_known(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".kaggle").mkdir()
+    (tmp_path / ".kaggle/kaggle.json").write_text(f'{{"username": "a", "refresh_token": "{TOKEN}",}}')
+    assert TOKEN in credentials.own_secrets() and "refresh_token" not in credentials.own_secrets()
+
+
+@pytest.mark.parametrize(("name", "value"), [("KAGGLE_USER_SECRETS_TOKEN", TOKEN), ("KAGGLE_API_TOKEN", "~/token")])
+def test_variables_of_other_versions_and_paths_below_home_are_read(name, value, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "token").write_text(TOKEN)
+    monkeypatch.setenv(name, value)
+    assert TOKEN in credentials.own_secrets()

@@ -116,3 +116,17 @@ def test_any_text_is_read(text):
 def test_the_patient_of_an_id_made_of_a_path_is_that_of_the_file():
     assert patient_of_id("val_3_9001695R") == patient_of_id("9001695_2") == "9001695"
     assert patient_of_id("film12") == "film12"
+
+
+BESIDE = """exam1 2019 201907 3mar2021 21-03-2020 post6m 24m follow-up pre-op screening wave2 consult1 control rep2
+second smith encounter3"""
+
+
+@pytest.mark.parametrize("visit", BESIDE.split())
+def test_what_stands_beside_an_unmistakable_patient_is_no_part_of_it(visit):
+    assert side_and_patient(f"A01_{visit}_L") == ("left", "A01")
+
+
+@pytest.mark.parametrize(("name", "patient"), [("2019_L", "2019"), ("HOSP2_0031_L", "HOSP2_0031"), ("exam12_L", "12")])
+def test_years_and_examinations_name_the_patient_where_nothing_else_does(name, patient):
+    assert side_and_patient(name) == ("left", patient)

@@ -128,6 +128,9 @@ MOMENTS = {
     "temporal position": {"TemporalPositionIdentifier": lambda n: n + 1},
     "acquisition number": {"AcquisitionNumber": lambda n: n + 1},
     "time": {"AcquisitionTime": lambda n: f"1015{n:02d}.5"},
+    "content time": {"ContentTime": lambda n: f"1015{n:02d}.5"},
+    "delay": {"NominalCardiacTriggerDelayTime": lambda n: 40.0 * n},
+    "reference time": {"FrameReferenceTime": lambda n: 1000.0 * n},
 }
 
 
@@ -138,13 +141,22 @@ def test_of_several_moments_of_a_stack_the_first_is_kept(tmp_path, name):
     assert set(stacks) == {FIRST} and codes == Counter(several_moments=2 * SLICES)
 
 
-@pytest.mark.parametrize("name", ["trigger", "temporal position", "time"])
+@pytest.mark.parametrize("name", MOMENTS)
 def test_a_cine_is_one_slice_and_no_stack(tmp_path, name):
     for n in range(6):
         tags = {keyword: moment(n) for keyword, moment in MOMENTS[name].items()}
         write(tmp_path / f"{9 - n}.dcm", dataset(pattern(n), position=(5.0, 6.0, 7.0), instance=9 - n, **tags))
     stacks, codes = read(tmp_path)
     assert set(stacks) == {(0,)} and codes == Counter(several_moments=5)
+
+
+@pytest.mark.parametrize("count", ["NumberOfTemporalPositions", "CardiacNumberOfImages"])
+def test_instance_numbers_are_moments_where_a_file_says_that_there_are_several(tmp_path, count):
+    for n in range(6):
+        made = dataset(pattern(n), position=(5.0, 6.0, 7.0), instance=9 - n, **{count: 6})
+        write(tmp_path / f"{n}.dcm", made)
+    stacks, codes = read(tmp_path)
+    assert set(stacks) == {(5,)} and codes == Counter(several_moments=5)
 
 
 def test_frames_that_follow_each_other_in_time_are_one_slice(tmp_path):

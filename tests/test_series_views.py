@@ -253,3 +253,7 @@ def test_two_slabs_of_one_axial_series_stay_two_stacks_without_a_word(tmp_path):
             path.rename(tmp_path / "both" / path.name)
     loaded = load_study(Study("a", "a", (Series("both", "axi_t2", tmp_path / "both"),)), LUMBAR)
     assert len(loaded.volumes["axi_t2"]) == 2 and not [code for code in loaded.faults if code.startswith("axi_t2")]
+
+
+def test_oblique_planes_are_named_with_an_o_in_front():
+    assert [plane_of_words(text) for text in ("OSag T2", "OAx T2", "OAX", "Obl Ax")] == ["sagittal", *["axial"] * 3]

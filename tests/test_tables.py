@@ -104,3 +104,9 @@ def test_decimal_commas_are_numbers():
 def test_no_target_ends_in_another_so_that_different_studies_never_share_a_row(task):
     targets = TASKS[task].targets
     assert not [(a, b) for a in targets for b in targets if a != b and b.endswith(f"_{a}")]
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path):
+    (tmp_path / "truth.csv").write_text("row_id,grade,Grade\na,2,3\n")
+    with pytest.raises(ValueError, match="line 1: column grade stands there twice"):
+        tables.row_grades(tmp_path / "truth.csv", ("2", "3"))

@@ -29,8 +29,9 @@ _ODD = re.compile(r"[^0-9A-Za-z._-]+")
 # Folders that systems leave beside the files of their users: thumbnails, resource forks, waste baskets, snapshots.
 _SYSTEM_FOLDERS = frozenset({
     "@eadir", "@__thumb", "@recycle", "@recently-snapshot", "@tmp", "@sharesnap", "#recycle", "#snapshot", "__macosx",
-    "$recycle.bin", "recycler", "recycled", "system volume information", "lost+found", "thumbnails", "thumbs",
-    "network trash folder", "temporary items", "__pycache__", "_vti_cnf",
+    "$recycle.bin", "recycler", "recycled", "system volume information", "lost+found", "thumbnails", "thumbnail",
+    "thumbs", "thumb", "_thumb", "_thumbs", "_thumbnails", "~snapshot", "resource.frk", "appledouble",
+    "thevolumesettingsfolder", "network trash folder", "temporary items", "__pycache__", "_vti_cnf",
 })  # fmt: skip
 _SYSTEM_FILES = frozenset({
     "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "iconcache.db", "icon\r", "picasa.ini",
@@ -169,7 +170,7 @@ def left_by_system(folder: str) -> bool:
 def _judge(path: Path) -> tuple[str, bool]:
     """(why a file is no image, "" where it is one; whether it is a DICOM file)."""
     name = path.name.lower()
-    if name.startswith(".") or name in _SYSTEM_FILES or "@syno" in name:
+    if name.startswith((".", "~$")) or name in _SYSTEM_FILES or "@syno" in name:
         return SYSTEM, False
     if name.endswith(_COPY_ENDINGS):
         return COPY, False

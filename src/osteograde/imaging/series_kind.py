@@ -45,11 +45,11 @@ _FAT = re.compile(
     r"|supr\w* gras\w*|fettsupp\w*|fettges\w*|fettunt\w*|fat[- ]?supp\w*|we|proset|saturation de graisse)\b"
 )
 _PLANES = (  # Russian words as ``_plain`` leaves them: its first letters look Latin
-    ("sagittal", re.compile("\\b(?:sag\\w*|sg)\\b|\\bsag|t[12]w?sag|c\u0430\u0433|\u77e2\u72b6")),
+    ("sagittal", re.compile("\\bo?(?:sag\\w*|sg)\\b|\\bo?sag|t[12]w?sag|c\u0430\u0433|\u77e2\u72b6")),
     (
         "axial",
         re.compile(
-            "\\b(?:ax|axi\\w*|axial\\w*|tra|trans\\w*)\\b|\\b(?:ax|tra)t[12]|t[12]w?(?:ax|tra)"
+            "\\b(?:o?ax|o?axi\\w*|tra|trans\\w*)\\b|\\b(?:ax|tra)t[12]|t[12]w?(?:ax|tra)"
             "|\u0430\u043ac\u0438\u0430\u043b|\u6a2a\u65ad|\u8f74"
         ),
     ),

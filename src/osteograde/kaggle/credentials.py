@@ -18,6 +18,7 @@ from typing import Any
 from osteograde.errors import UserError
 
 SECRET_VARIABLES = ("KAGGLE_KEY", "KAGGLE_API_TOKEN", "KAGGLE_API_V1_TOKEN")  # the last two may be paths of a file
+SECRET_VARIABLE = re.compile(r"KAGGLE\w*(KEY|TOKEN|SECRET|PASSWORD)\w*")  # of other versions of the client
 SECRET_FILES = ("kaggle.json", "credentials.json", "access_token", "access_token.txt")
 SECRET_NAMES = re.compile(
     r"kaggle.*\.json|credentials(\.json)?|access_token(\.txt)?|\.env(\..*)?|[._]netrc|\.git-credentials|\.pypirc"
@@ -66,8 +67,9 @@ def own_secrets() -> list[str]:
     ~/.config/kaggle (or XDG_CONFIG_HOME/kaggle).
     """
     found: list[str] = []
-    for value in (os.environ.get(name, "") for name in SECRET_VARIABLES):
-        in_file = _values(Path(value)) if value else []
+    others = sorted(name for name in os.environ if SECRET_VARIABLE.fullmatch(name) and name not in SECRET_VARIABLES)
+    for value in (os.environ.get(name, "") for name in (*SECRET_VARIABLES, *others)):
+        in_file = _values(Path(os.path.expanduser(value))) if value else []  # noqa: PTH111 - raises where no home is
         found += in_file or [value]
     home = Path(os.path.expanduser("~"))  # noqa: PTH111 - Path.home() raises where there is no home
     settings = Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config")
@@ -167,13 +169,14 @@ def _is_urlsafe(text: bytes) -> bool:
 def _values(path: Path) -> list[str]:
     """The secrets in a file of credentials: the strings of JSON but for names, dates and scopes, else its words."""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
+        text = path.read_text(encoding="utf-8-sig", errors="replace").strip() if path.is_file() else ""
     except OSError:  # a token that is too long for a path, or a file that nobody may read
         return []
     try:
         return _strings(json.loads(text))
     except json.JSONDecodeError:
-        return text.split()
+        parts = re.findall(r"[^\s\"',:={}]+", text)  # of JSON with a mistake, or of NAME=value
+        return [*text.split(), *(part for part in parts if re.search("[0-9]", part))]
 
 
 def _strings(facts: Any, name: str = "") -> list[str]:

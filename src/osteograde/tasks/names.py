@@ -40,7 +40,8 @@ _LEFT_WORDS = _words(
 _BOTH_WORDS = _words("both bilateral bilaterale bilat beide beider beidseits beidseitig ambas ambos ambedue deux")
 _WORDS = dict.fromkeys(_RIGHT_WORDS, RIGHT) | dict.fromkeys(_LEFT_WORDS, LEFT) | dict.fromkeys(_BOTH_WORDS, BOTH)
 _SHORT = {"r": RIGHT, "l": LEFT, "rt": RIGHT, "lt": LEFT, "rgt": RIGHT, "lft": LEFT,
-          "rk": RIGHT, "lk": LEFT, "rkn": RIGHT, "lkn": LEFT, "dex": RIGHT, "dext": RIGHT, "sin": LEFT}  # fmt: skip
+          "rhs": RIGHT, "lhs": LEFT, "rk": RIGHT, "lk": LEFT, "rkn": RIGHT, "lkn": LEFT,
+          "dex": RIGHT, "dext": RIGHT, "sin": LEFT}  # fmt: skip
 _SHORT_BESIDE = {  # abbreviations that mean a side only beside a word of their language
     "knie": {"re": RIGHT, "li": LEFT}, "genou": {"d": RIGHT, "dt": RIGHT, "g": LEFT},
     "rodilla": {"d": RIGHT, "dcha": RIGHT, "i": LEFT, "izda": LEFT},
@@ -55,17 +56,29 @@ _FILLER = frozenset(_SHOWN) | frozenset(  # says what is shown and how, not of w
         image images im pic picture pict photo dsc dscn screenshot scan scans series frame oa kl grade crop crops
         cropped roi standing weightbearing wb bearing weight fixed flexion ff rosenberg upright supine copy final new
         patient patients pat subject subjects case id of the and data dataset set batch part fold site center centre
-        group cohort train training val valid validation test testing auto public private png jpg jpeg dcm tif"""
+        group cohort train training val valid validation test testing auto public private png jpg jpeg dcm tif mri mr ct
+        exam exams examen examination study studie wave round rep repeat acq acquisition enc encounter appt appointment
+        consult consultation consulta control termin take run femur tibia patella"""
     )
 )
 _VISIT_WORDS = (
     "visit visite visita besuch timepoint followup fu month months mth year years yr week weeks session ses day days"
 )
 _VISIT = re.compile(rf"(v|t|tp|m|mo|y|w|wk|{_VISIT_WORDS.replace(' ', '|')})\d{{1,3}}|\d{{1,3}}(m|mo|mth|y|yr|w|wk|d)"
-                    rf"|\d{{1,3}}({_VISIT_WORDS.replace(' ', '|')})")  # fmt: skip
-_VISIT_ALONE = frozenset({"baseline", "bl", "followup", "fu", "pre", "post", "preop", "postop", "initial"})
+                    rf"|(pre|post)?\d{{1,3}}({_VISIT_WORDS.replace(' ', '|')}|m|mo|y|w|d)")  # fmt: skip
+_VISIT_ALONE = frozenset(
+    _words(
+        """baseline bl follow followup up fu pre post preop postop op initial screening enrol enroll
+        enrolment enrollment first second third last"""
+    )
+)
 _VISIT_BEFORE_NUMBER = frozenset({*_VISIT_WORDS.split(), "v", "t"})
 _DATE = re.compile(r"(?<!\d)(19|20)\d\d[-._ ]?(0[1-9]|1[0-2])[-._ ]?(0[1-9]|[12]\d|3[01])(?!\d)")
+_DAY_FIRST = re.compile(r"(?<!\d)(0[1-9]|[12]\d|3[01])[-._ ](0[1-9]|1[0-2])[-._ ](19|20)\d\d(?!\d)")
+# 2019, 201907, 3mar2019
+_YEAR = re.compile(
+    r"(19[5-9]|20[0-4])\d(0[1-9]|1[0-2])?|\d\d?[a-z]{3}(19|20)\d\d", re.IGNORECASE
+)  # 2019, 201907, 3mar2019
 _CODED = re.compile(r"(?P<patient>[0-9]+)_(?P<side>[12])")  # of the Osteoarthritis Initiative: _1 right, _2 left
 _CODED_DIGITS = 7  # of its patients; fewer digits are more likely a number of a patient and one of an image
 _PART_FOLDER = re.compile(r"(?:(?:train|val|test|[0-9])_)+")  # in front of an id that was made of a path
@@ -168,8 +181,15 @@ def _identity(pieces: Sequence[_Piece], place: int, folder: bool = False) -> lis
         return [piece for _, piece in every] if told else []
     if any(_has_digit(piece.text) and not piece.counter for _, piece in every):
         every = [(i, piece) for i, piece in every if not piece.counter]  # knee1 beside P07 is a counter
+    if any(_tells_alone(piece) for _, piece in every):  # P07_2019 and P07_smith are P07
+        every = [(i, piece) for i, piece in every if _has_digit(piece.text) and not _YEAR.fullmatch(piece.text)]
     before = [piece for i, piece in every if i < place]
     return before if any(_has_digit(piece.text) for piece in before) else [piece for _, piece in every]
+
+
+def _tells_alone(piece: _Piece) -> bool:
+    """Whether a piece names a patient whatever words and years stand beside it."""
+    return piece.strong and not _YEAR.fullmatch(piece.text)
 
 
 def _joined(pieces: Sequence[_Piece]) -> str:
@@ -184,8 +204,8 @@ def _pieces(name: str) -> list[_Piece]:
     """The pieces of a stem or of a folder's name, in order."""
     plain = "".join(c for c in unicodedata.normalize("NFKD", name) if not unicodedata.combining(c))
     plain = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", plain)  # KneeLeft, LKnee
-    dates = [match[0] for match in _DATE.finditer(plain)]
-    words = re.findall(r"[^\W_]+", _DATE.sub(" ", plain))
+    dates = [match[0] for form in (_DATE, _DAY_FIRST) for match in form.finditer(plain)]
+    words = re.findall(r"[^\W_]+", _DAY_FIRST.sub(" ", _DATE.sub(" ", plain)))
     lower = [word.lower() for word in words]
     short = dict(_SHORT)
     for marker in _SHORT_BESIDE:

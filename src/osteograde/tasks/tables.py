@@ -71,7 +71,7 @@ def read_table(path: Path, columns: Sequence[str], ids: Sequence[str], *, whole:
     Encodings, separators and line ends are those of ``cells_of``; column names in another case are accepted. ``ids``:
     the columns that hold identifiers. whole: refuse rows with fewer cells than the header, which are filled up
     otherwise. The index counts the file's lines from the one below the header (see ``lines``). UserError where the
-    file or a column is missing, or a row has too many cells.
+    file or a column is missing or is there twice, or a row has too many cells.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; the competition's tables belong next to the image folders")
@@ -81,6 +81,8 @@ def read_table(path: Path, columns: Sequence[str], ids: Sequence[str], *, whole:
     header = [name.strip().lower() for name in rows[0][1]]
     if missing := [name for name in columns if name not in header]:
         raise UserError(f"{path}: no column {some(missing)}; found {some(header, 40)}")
+    if doubled := [name for name in columns if header.count(name) > 1]:
+        raise UserError(f"{path}: line {rows[0][0]}: column {some(doubled)} stands there twice; keep one")
     _refuse_ragged(path, rows, len(header), whole)
     filled = [(number, [*cells, *[""] * len(header)]) for number, cells in rows[1:]]
     table = pd.DataFrame(

@@ -24,9 +24,14 @@ TEXTS = (
 NUMBERS = (
     "SeriesNumber", "RepetitionTime", "EchoTime", "InversionTime", "EchoNumbers", "EchoTrainLength", "FlipAngle",
 )  # fmt: skip
-# When an image was taken. The first TRIGGERS are written only where one place is taken several times.
-MOMENTS = ("TemporalPositionIdentifier", "TriggerTime", "FrameTime", "AcquisitionNumber", "AcquisitionTime")
-TRIGGERS, TIME = 3, 4
+# When an image was taken. The first TRIGGERS are written only where one place is taken several times; InstanceNumber is
+# among them only where one of COUNTS says that there are several moments.
+COUNTS = ("NumberOfTemporalPositions", "CardiacNumberOfImages")
+MOMENTS = (
+    "TemporalPositionIdentifier", "TriggerTime", "FrameTime", "TemporalPositionIndex", "NominalCardiacTriggerDelayTime",
+    "FrameReferenceTime", "InstanceNumber", "AcquisitionNumber", "AcquisitionTime", "ContentTime",
+)  # fmt: skip
+FRAME_TIME, INSTANCE, TRIGGERS = 2, 6, 7
 _GROUPS = {  # keyword -> (functional group, the keyword there)
     "EchoTime": ("MREchoSequence", "EffectiveEchoTime"),
     "RepetitionTime": ("MRTimingAndRelatedParametersSequence", "RepetitionTime"),
@@ -62,12 +67,16 @@ def acquisition_of(dataset: Dataset, k: int) -> Acquisition:
 
 def moment_of(dataset: Source, k: int) -> tuple[float | None, ...]:
     """When frame ``k`` was taken, a number for each of ``MOMENTS``; None where the file does not say."""
+    several = any((number_of(dataset, keyword) or 0) > 1 for keyword in COUNTS if keyword in dataset)
     if isinstance(dataset, dict):  # of a usual file: one frame, no groups
-        return tuple(number_of(dataset, keyword) if keyword in dataset else None for keyword in MOMENTS)
-    groups = _frame_groups(dataset, k)
-    found = [number_of({"one": _value(dataset, groups, keyword)}, "one") for keyword in MOMENTS]
-    if found[2] is not None:  # frames follow each other so many ms apart
-        found[2] *= k
+        found = [number_of(dataset, keyword) if keyword in dataset else None for keyword in MOMENTS]
+    else:
+        groups = _frame_groups(dataset, k)
+        found = [number_of({"one": _value(dataset, groups, keyword)}, "one") for keyword in MOMENTS]
+        if (step := found[FRAME_TIME]) is not None:  # frames follow each other so many ms apart
+            found[FRAME_TIME] = step * k
+    if not several:
+        found[INSTANCE] = None
     return tuple(found)
 
 

@@ -14,12 +14,13 @@ from dataclasses import replace
 import numpy as np
 
 from osteograde.imaging.acquisition import DERIVED, IMAGINARY, MAGNITUDE, PHASE, REAL, Acquisition
-from osteograde.imaging.dicom.acquisition_tags import TIME, TRIGGERS
+from osteograde.imaging.dicom.acquisition_tags import TRIGGERS
 from osteograde.imaging.dicom.read import Slice
 
 SAME_PLACE_MM = 0.05
 ECHO_STEP = 1.0, 0.05  # echo times of one echo differ by less than 1 ms or 5 %
 REPETITION_STEP = 1.0, 0.2  # as repetition times of one contrast do
+MOST_OF_A_PLACE = 3  # images of a lone place that may be echoes; more are moments
 Key = Callable[[Acquisition], Hashable]
 
 
@@ -124,6 +125,7 @@ _REASONS: tuple[Key, ...] = (
     lambda told: told.inversion_ms,
     lambda told: told.repetition_ms,
     lambda told: told.flip_degrees,
+    lambda told: told.echo_train,
     lambda told: (told.scanning, told.variant, told.options),
     lambda told: (told.sequence_name, told.protocol),
 )
@@ -135,7 +137,7 @@ def _told_apart(slices: list[Slice]) -> list[list[Slice]]:
     most = max(map(len, places), default=1)
     if most < 2:
         return [slices]
-    width = min((len(one.acquisition.dimensions) for one in slices), default=0)
+    width = 0 if _are_moments(slices, places) else min(len(one.acquisition.dimensions) for one in slices)
     keys = [*_REASONS, *(_dimension(column) for column in range(width))]
     for key in keys:
         values = [key(one.acquisition) for one in slices]
@@ -146,6 +148,13 @@ def _told_apart(slices: list[Slice]) -> list[list[Slice]]:
                 parts[value].append(one)
             return [part for half in parts.values() for part in _told_apart(half)]
     return [slices]
+
+
+def _are_moments(slices: Sequence[Slice], places: Sequence[Sequence[int]]) -> bool:
+    """Whether what differs between images of one place is known to be time, or is a single place seen many times."""
+    repeated = [place for place in places if len(place) > 1]
+    moment = _moment_that_tells(slices, repeated, len(places))
+    return (moment is not None and moment < TRIGGERS) or (len(places) == 1 and len(places[0]) > MOST_OF_A_PLACE)
 
 
 def _dimension(column: int) -> Key:
@@ -185,15 +194,23 @@ def _one_moment(slices: list[Slice], codes: Counter[str]) -> list[Slice]:
     codes["slice_copied"] += len(dropped)
     places = [[k for k in place if k not in dropped] for place in places]
     repeated = [place for place in places if len(place) > 1]
-    moment = _moment_that_tells(slices, repeated, len(places))
-    if moment is not None:
+    if when := _times(slices, repeated, len(places)):
         for place in repeated:
-            later = sorted(place, key=lambda k: (slices[k].moment[moment], k))[1:]
+            later = sorted(place, key=lambda k: (when[k], k))[1:]
             codes["several_moments"] += len(later)
             dropped.update(later)
     elif len(places) > 1:  # of a single place the stack's own rule says what becomes of it
         codes["places_repeated"] += sum(len(place) - 1 for place in repeated)
     return [one for k, one in enumerate(slices) if k not in dropped]
+
+
+def _times(slices: Sequence[Slice], repeated: Sequence[Sequence[int]], places: int) -> list[tuple]:
+    """By what the images of each place follow each other in time, a key for every slice; [] where nothing tells."""
+    moment = _moment_that_tells(slices, repeated, places)
+    if moment is not None:
+        return [(one.moment[moment] or 0.0,) for one in slices]
+    indices = [one.acquisition.dimensions for one in slices]
+    return indices if repeated and places == 1 and all(indices) and len(set(indices)) == len(indices) else []
 
 
 def _copies(slices: Sequence[Slice], place: Sequence[int]) -> set[int]:
@@ -212,11 +229,11 @@ def _moment_that_tells(slices: Sequence[Slice], repeated: Sequence[Sequence[int]
     """The number of the first kind of moment that differs between all images of each place.
 
     Where all slices lie at one place the positions may be wrong instead: then only tags that are written for moments
-    count, and times of acquisition where the position is one that nobody writes for want of a better.
+    count, and numbers and times of acquisition where the position is one that nobody writes for want of a better.
     """
     kinds = len(slices[0].moment) if repeated else 0
     for kind in range(kinds):
-        if places == 1 and kind >= TRIGGERS and not (kind == TIME and np.any(slices[0].position_mm)):
+        if places == 1 and kind >= TRIGGERS and not np.any(slices[0].position_mm):
             continue
         moments = [[slices[k].moment[kind] for k in place] for place in repeated]
         if all(None not in found and len(set(found)) == len(found) for found in moments):

@@ -53,12 +53,21 @@ def _short(value: bytes) -> int:
     return struct.unpack("<H", value)[0]
 
 
+def _double(value: bytes) -> float:
+    return struct.unpack("<d", value)[0]
+
+
 _WANTED: dict[int, tuple[str, int, Callable[[bytes], Any]]] = {
     0x00020010: ("TransferSyntaxUID", _code("UI"), _text),
     0x00180050: ("SliceThickness", _code("DS"), _decimals),
     0x00180088: ("SpacingBetweenSlices", _code("DS"), _decimals),
     0x00181164: ("ImagerPixelSpacing", _code("DS"), _decimals),
     0x00080032: ("AcquisitionTime", _code("TM"), _text),
+    0x00080033: ("ContentTime", _code("TM"), _text),
+    0x00181090: ("CardiacNumberOfImages", _code("IS"), _integers),
+    0x00200105: ("NumberOfTemporalPositions", _code("IS"), _integers),
+    0x00209153: ("NominalCardiacTriggerDelayTime", _code("FD"), _double),
+    0x00541300: ("FrameReferenceTime", _code("DS"), _decimals),
     0x00181060: ("TriggerTime", _code("DS"), _decimals),
     0x00181063: ("FrameTime", _code("DS"), _decimals),
     0x00200012: ("AcquisitionNumber", _code("IS"), _integers),

@@ -8,6 +8,7 @@ code. Codes of views: PS3.16 CID 4010; orientation: PS3.3 C.7.6.1.1.1.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable
 
 from pydicom.dataset import Dataset
@@ -24,11 +25,14 @@ def _set(words: str) -> frozenset[str]:
 
 _FRONTAL = _set(
     "AP PA FRONTAL FRONT FACE FRENTE ROSENBERG SCHUSS LYON FF FIXEDFLEXION ANTEROPOSTERIOR POSTEROANTERIOR ANTERO "
-    "CORONAL A-P P-A APWB PAWB APPA"
+    "CORONAL A-P P-A APWB PAWB APPA VARUS VALGUS SEMIFLEXED "
+    "\u6b63\u4f4d \u6b63\u9762 \u041f\u0420\u042f\u041c\u0410\u042f"
 )
 _LATERAL = _set(
     "LAT LATERAL LATERALE LATERALES LL RL LLAT RLAT LATL LATR LLD RLD ML LM MEDIOLATERAL LATEROMEDIAL PROFIL PROFILE "
-    "PERFIL SEITLICH SEITL HBL XTABLE CROSSTABLE TRANSLATERAL SAGITTAL LATS LATWB LATERALIS LATERO MEDIO"
+    "PERFIL SEITLICH SEITL HBL XTABLE CROSSTABLE TRANSLATERAL SAGITTAL LATS LATWB LATERALIS LATERO MEDIO "
+    "\u5074\u4f4d \u4fa7\u4f4d \u5074\u9762 \u4fa7\u9762 "
+    "\u0411\u041e\u041a\u041e\u0412\u0410\u042f \u0411\u041e\u041a\u041e\u0412\u041e\u0418"
 )
 _OTHER = _set(
     "SUNRISE SKYLINE TAN TANG TANGENTIAL TANGENTIELL MERCHANT MERCHANTS TUNNEL NOTCH OBLIQUE OBL OBLIQ OBLIQUA AXIAL "
@@ -38,8 +42,8 @@ _OTHER = _set(
 )
 _NEUTRAL = _set(  # words beside a view that say nothing of it
     "JOINT LEG LEGS BILATERAL BILAT BIL BOTH LEFT RIGHT LT RT L R B STANDING STAND STEHEND WEIGHT BEARING WB "
-    "WEIGHTBEARING ERECT SUPINE FLEX FLEXION FLEXED EXTENSION EXT UNSPECIFIED UNKNOWN UNK NONE NA N A OTHER VIEW VIEWS "
-    "PROJECTION XR CR DX RG AND OF THE WITHOUT WITH LONG DEBOUT"
+    "WEIGHTBEARING ERECT SUPINE FLEX FLEXION FLEXED FIXED STRESS EXTENSION EXT UNSPECIFIED UNKNOWN UNK NONE "
+    "NA N A OTHER VIEW VIEWS PROJECTION XR CR DX RG AND OF THE WITHOUT WITH LONG DEBOUT"
 )
 _OTHER_PARTS = re.compile(
     r"\b(?:CHEST|THORA\w*|LUNG|HAND\w*|FINGER\w*|WRIST|FOOT|FEET|TOE\w*|ANKLE\w*|HIP|HIPS|PELVI\w*|SHOULDER\w*|ELBOW\w*"
@@ -48,15 +52,18 @@ _OTHER_PARTS = re.compile(
 _ANYTHING = frozenset(
     {"", "OTHER", "UNKNOWN", "UNK", "NONE", "UNDEFINED", "ARBITRARY", "WHOLEBODY", "BONE", "SKELETON"}
 )
-_FRONTAL_CODES = frozenset({"399348003", "272479007", "399033003", "R-10206", "R-40888", "R-10202"})
+_FRONTAL_CODES = frozenset({"399348003", "272479007", "399033003", "R-10206", "R-40888", "R-10202", "R-10214"})
 _LATERAL_CODES = frozenset(
     {"399067008", "399198007", "399173006", "399260004", "399352003", "30730003"}
     | {"R-102CD", "R-10232", "R-10236", "R-10224", "R-10228", "G-A145"}
 )
 _DESCRIPTIONS = (
     "SeriesDescription", "ProtocolName", "AcquisitionDeviceProcessingDescription", "PerformedProcedureStepDescription",
-    "AcquisitionProtocolDescription", "ImageComments", "DerivationDescription",
+    "AcquisitionProtocolDescription", "ImageComments", "DerivationDescription", "AcquisitionDeviceProcessingCode",
 )  # fmt: skip
+# Of a whole examination, which may have several views: they count where they name one view and it is not frontal.
+_OF_EXAMINATION = ("StudyDescription", "RequestedProcedureDescription")
+_CODES_OF_EXAMINATION = ("ProcedureCodeSequence", "PerformedProtocolCodeSequence", "SeriesDescriptionCodeSequence")
 
 
 def film_codes(dataset: Dataset) -> list[str]:
@@ -67,6 +74,8 @@ def film_codes(dataset: Dataset) -> list[str]:
     """
     said = [_view_of_position(dataset), *_views_of_codes(dataset), _view_of_orientation(dataset)]
     said += [_view_of_words(text_of(dataset, keyword)) for keyword in _DESCRIPTIONS]
+    if not any(said):
+        said += [view for view in _views_of_examination(dataset) if view != DOUBT]
     codes = [CODES[view] for view in (LATERAL, OTHER) if view in said]
     if not codes and DOUBT in said and FRONTAL not in said:
         codes.append(CODES[DOUBT])
@@ -85,8 +94,19 @@ def body_parts_of(dataset: Dataset) -> tuple[str, ...]:
     return (words,) if _OTHER_PARTS.search(words) else ()
 
 
+def _views_of_examination(dataset: Dataset) -> list[str]:
+    texts = [text_of(dataset, keyword) for keyword in _OF_EXAMINATION]
+    texts += [text_of(one, "CodeMeaning") for keyword in _CODES_OF_EXAMINATION for one in _items(dataset, keyword)]
+    return [_view_of_words(text) for text in texts]
+
+
 def _tokens(text: str) -> list[str]:
-    return [word for word in re.split(r"[^0-9A-Z-]+", text.upper().replace("X-TABLE", "XTABLE")) if word]
+    """Words in upper case without accents; A.P. is AP, and JointLateral is two words."""
+    plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+    plain = re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", " ", plain)
+    plain = re.sub(r"\b([AP])\.\s?([AP])\b\.?", r"\1\2", plain.upper())
+    plain = re.sub(r"X-TABLE|HORIZONTAL BEAM", "XTABLE", plain)
+    return [word for word in re.split(r"[^\w-]+|_", plain) if word]
 
 
 def _view_of_words(text: str) -> str:
@@ -111,7 +131,8 @@ def _views_of_codes(dataset: Dataset) -> list[str]:
     found = []
     for keyword in ("ViewCodeSequence", "ProjectionEponymousNameCodeSequence"):
         for item in _items(dataset, keyword):
-            code, meaning = text_of(item, "CodeValue").upper(), _view_of_words(text_of(item, "CodeMeaning"))
+            code = text_of(item, "CodeValue").upper()
+            meaning = _view_of_words(text_of(item, "CodeMeaning")) or _view_of_words(code)
             if code in _LATERAL_CODES or code in _FRONTAL_CODES:
                 found.append(LATERAL if code in _LATERAL_CODES else FRONTAL)
             elif meaning or code:
