@@ -1,6 +1,7 @@
 """What holds for every task: names derived once, prompts known, boxes pure. A new task is picked up by itself."""
 
 import doctest
+import logging
 import pickle
 from dataclasses import replace
 from importlib import import_module
@@ -305,7 +306,10 @@ def test_unknown_views_landmarks_and_priors_are_refused(task):
         replace(task, graders=(replace(group, sites=sites), *task.graders[1:]))
 
 
-def test_examples_in_docstrings_are_true():
+def test_examples_in_docstrings_are_true(monkeypatch):
+    # Another test may have sent log lines to stdout, where an example's answer is read.
+    monkeypatch.setattr(logging.root, "handlers", [])
+    monkeypatch.setattr(logging.getLogger("osteograde"), "handlers", [])
     folder = Path(osteograde.__file__).parent
     names = [path.relative_to(folder).with_suffix("") for path in folder.rglob("*.py") if ">>> " in path.read_text()]
     tried = {str(name): doctest.testmod(import_module("osteograde." + ".".join(name.parts))) for name in names}
