@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import signal
+import threading
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -107,10 +109,34 @@ def _made(out: Path, seed: int, part: str, count: int, workers: int) -> list[Stu
     make_index = partial(make, out, seed, part)
     if workers <= 1 or count <= 1:
         return [make_index(index) for index in range(count)]
-    spawn, number = get_context("spawn"), min(workers, count)
-    plain_end = (signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the processes without a traceback; the parent says a line
-    with ProcessPoolExecutor(number, mp_context=spawn, initializer=signal.signal, initargs=plain_end) as pool:
-        return list(pool.map(make_index, range(count)))
+    with (
+        ProcessPoolExecutor(min(workers, count), mp_context=get_context("spawn")) as pool,
+        _without_ctrl_c() as restore,
+    ):
+        made = pool.map(make_index, range(count))  # starts all processes
+        restore()
+        return list(made)
+
+
+@contextmanager
+def _without_ctrl_c() -> Iterator[Callable[[], None]]:
+    """Ignore SIGINT until the function that this gives is called, or the block ends.
+
+    A process that is started meanwhile ignores it for good, from its first moment: Ctrl-C is then the parent's alone,
+    which says one line, and no process dies with a traceback or breaks the pool. In other threads nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def restore() -> None:
+        signal.signal(signal.SIGINT, before)
+
+    try:
+        yield restore
+    finally:
+        restore()
 
 
 def _series(path: Path, made: Sequence[StudyRows]) -> None:
