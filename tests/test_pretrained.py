@@ -6,6 +6,8 @@ import torch
 import torchvision
 from torch import nn
 
+from osteograde import cli
+from osteograde.errors import UserError
 from osteograde.learning import pretrained
 from osteograde.learning.recipe import Plan, Start, Training
 from osteograde.models.bundle import build_net
@@ -75,3 +77,12 @@ def test_starting_weights_are_read_as_they_are(tmp_path, monkeypatch):
     monkeypatch.setenv(pretrained.FOLDER, str(tmp_path))
     np.savez(tmp_path / "a.npz", one=np.arange(3.0, dtype=np.float32))
     assert pretrained.read_tensors("a.npz")["one"].tolist() == [0.0, 1.0, 2.0]
+
+
+def test_missing_starting_weights_are_refused_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setenv(pretrained.FOLDER, str(tmp_path / "nowhere"))
+    (tmp_path / "data").mkdir()
+    words = ["train", "knee-xray", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "w")]
+    with pytest.raises(UserError, match=r"no such starting weights; set OSTEOGRADE_PRETRAINED"):
+        cli.main(words)
+    assert not (tmp_path / "w").exists()

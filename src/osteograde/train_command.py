@@ -31,6 +31,8 @@ def main(args: argparse.Namespace) -> int:
     recipe = RECIPES[name]()
     if args.debug:
         recipe = pretrained.without_missing_weights(recipe.shrunk())
+    elif not (args.reuse or args.resume):  # nets that are there already need none
+        pretrained.check_weights(recipe)
     for weights in args.reuse:
         copied = reuse_nets(weights, args.out, recipe)
         log.info(f"reused from {weights}: {folds.FILE} and {len(copied)} nets")

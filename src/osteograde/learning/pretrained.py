@@ -70,15 +70,27 @@ def without_missing_weights(recipe: Recipe) -> Recipe:
     return recipe.map_plans(available)
 
 
-def read_tensors(name: str) -> dict[str, torch.Tensor]:
-    """The tensors of an .npz of starting weights in the folder OSTEOGRADE_PRETRAINED. UserError if it is not there."""
+def check_weights(recipe: Recipe) -> None:
+    """UserError where a file of starting weights that the recipe names is not there, before any other work."""
+    for plans in recipe.plans().values():
+        for plan in plans:
+            if plan.start.weights not in ("", IMAGENET):
+                _existing(plan.start.weights)
+
+
+def _existing(name: str) -> Path:
     path = path_of(name)
     if not path.is_file():
         raise UserError(
             f"{path}: no such starting weights; set {FOLDER} to the folder that holds them, or take a recipe with "
             "other ones (Start(weights='imagenet') downloads, Start() starts from random weights)"
         )
-    with np.load(path, allow_pickle=False) as archive:
+    return path
+
+
+def read_tensors(name: str) -> dict[str, torch.Tensor]:
+    """The tensors of an .npz of starting weights in the folder OSTEOGRADE_PRETRAINED. UserError if it is not there."""
+    with np.load(_existing(name), allow_pickle=False) as archive:
         return {key: torch.from_numpy(archive[key]) for key in archive.files}
 
 
