@@ -13,9 +13,9 @@ from osteograde.kaggle.client import Refused, RetryLater
 from osteograde.models import bundle
 from osteograde.tasks import TASKS
 from tests.kaggle_stub import ACCOUNT, SECRET, Stub, client_environment
-from tests.kaggle_stub.log_lines import logged_lines
 from tests.kaggle_stub.weights import hashed_weights
 from tests.kaggle_stub.world import CAPACITY, QUOTA
+from tests.logs import logged
 
 TASK = "lumbar-mr"
 SLUG = TASKS[TASK].slug
@@ -56,7 +56,7 @@ def world(stub):
 
 @pytest.fixture
 def said():
-    with logged_lines() as lines:
+    with logged("kaggle") as lines:
         yield lines
 
 

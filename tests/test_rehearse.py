@@ -16,7 +16,7 @@ from osteograde.kaggle.metadata import parse_source
 from osteograde.kaggle.rehearse import WatchedRun
 from osteograde.tasks import TASKS
 from osteograde.tasks.limits import SESSION, limits_of
-from tests.kaggle_stub.log_lines import logged_lines
+from tests.logs import logged
 from tests.tiny import random_bundle
 
 TASK = "knee-xray"
@@ -47,7 +47,7 @@ def script(weights, tmp_path) -> Path:
 
 def play(script: Path, data: Path, weights: Path, **options) -> tuple[list[str], list[str]]:
     """(faults, lines of the log)."""
-    with logged_lines() as lines:
+    with logged("kaggle") as lines:
         return rehearse.rehearse(TASK, script, data, weights, **options), lines
 
 
