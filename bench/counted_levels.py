@@ -8,8 +8,8 @@ apart by their order alone ("order") and by the rhythm of the spine ("rhythm").
 * usual; severe: the canal is closed at one level; transitional: the disc below L5/S1 is as tall as the others;
 * tall: the body of the third lumbar vertebra is twice as tall; no L5/S1, no L1/L2: the image ends before that level.
 
-Spines of four or six lumbar vertebrae look like those of five in images without ribs: levels are counted up from the
-lowest disc, so they are the usual kind with a vertebra less or more above.
+* four, six: so many lumbar vertebrae. Levels are counted up from the lowest disc in any case, as an image without ribs
+  allows nothing else; the sizes of the bodies and discs above change.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -74,7 +75,10 @@ def drawn(kind: str, seed: int, index: int) -> tuple[Volume, dict[str, np.ndarra
     if kind == "severe":
         stenosis[CANAL[int(body.integers(len(CANAL)))]] = 1.0
     make: Callable[..., Spine] = partial(spine, stenosis, body)
-    patient = make(s1_s2_mm=8.5) if kind == "transitional" else make(tall=ABOVE + 2) if kind == "tall" else make()
+    unusual: dict[str, dict[str, Any]] = {
+        "transitional": {"s1_s2_mm": 8.5}, "tall": {"tall": ABOVE + 2}, "four": {"lumbar": 4}, "six": {"lumbar": 6},
+    }  # fmt: skip
+    patient = make(**unusual.get(kind, {}))
     volume = shown(patient, scan)
     if kind.startswith("no"):
         volume = cut(volume, patient, above=kind == "no L1/L2")
@@ -94,7 +98,7 @@ def main() -> None:
     canal = next(locator for locator in TASK.locators if locator.name == "canal")
     ways = {"order": replace(canal, level_rhythm=None), "rhythm": canal}
     print(f"{'kind':<14}{'by':<8}{'right':>7}{'wrong':>7}{'not found':>11}{'not shown, claimed':>20}{'in doubt':>10}")
-    for kind in ("usual", "severe", "transitional", "tall", "no L5/S1", "no L1/L2"):
+    for kind in ("usual", "severe", "transitional", "tall", "four", "six", "no L5/S1", "no L1/L2"):
         counts: dict[str, Counter[str]] = {way: Counter() for way in ways}
         for index in range(args.studies):
             volume, true = drawn(kind, args.seed, index)

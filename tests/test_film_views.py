@@ -86,6 +86,8 @@ def test_the_name_of_a_projection_tells_it(tmp_path):
         ("L KNEE LAT", {"lateral_view"}),
         ("knee_skyline", {"other_view"}),
         ("Patella axial", {"other_view"}),
+        ("PATELLA VIEW", {"other_view"}),
+        ("PATELLA", set()),
         ("KNEE AP", set()),
         ("BILATERAL KNEES STANDING", set()),
         ("Knee AP and lateral", {"view_in_doubt"}),
@@ -98,6 +100,19 @@ def test_descriptions_tell_the_view(tmp_path, keyword, text, expected):
 
 def test_a_view_position_decides_where_a_description_names_several(tmp_path):
     assert codes(tmp_path, ViewPosition="AP", SeriesDescription="KNEE AP LAT") == set()
+
+
+@pytest.mark.parametrize(
+    ("tags", "expected"),
+    [({"BodyPartExamined": "KNEE LAT"}, {"lateral_view"}),
+     ({"ImageType": ["ORIGINAL", "PRIMARY", "LATERAL"]}, {"lateral_view"}),
+     ({"ImageType": ["ORIGINAL", "PRIMARY", ""]}, set()),
+     ({"PositionerPrimaryAngle": "-90"}, {"lateral_view"}),
+     ({"PositionerPrimaryAngle": "0"}, set()),
+     ({"PositionerPrimaryAngle": "5"}, set())],
+)  # fmt: skip
+def test_tags_that_are_seldom_asked_tell_the_view_too(tmp_path, tags, expected):
+    assert codes(tmp_path, **tags) == expected
 
 
 @pytest.mark.parametrize(

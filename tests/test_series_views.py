@@ -81,6 +81,11 @@ def test_the_words_of_a_description_tell_the_plane(plane, texts):
         ("T2", {"echo_ms": 9.0, "repetition_ms": 600.0, "protocol": "t2_tse_sag"}),
         ("STIR", {"contrast": "STIR"}),
         ("localizer", {"image_type": ("ORIGINAL", "PRIMARY", "LOCALIZER")}),
+        ("STIR", {"description": "SAG IR"}),
+        ("STIR", {"description": "SAG IR", "repetition_ms": 4000.0, "echo_ms": 60.0}),
+        ("T1", {"description": "SAG IR", "inversion_ms": 800.0, "repetition_ms": 2000.0, "echo_ms": 10.0}),
+        ("T1", {"sequence_name": "T1_TSE"}),
+        ("T2", {"sequence_name": "*tse2d1_15", "repetition_ms": 3500.0, "echo_ms": 100.0}),
     ],
     ids=str,
 )

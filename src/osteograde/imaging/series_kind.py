@@ -33,6 +33,7 @@ _STIR = re.compile(
     r"(?:(?<![a-z])|\b(?:sag|ax|tra|cor)|t2w?)"
     r"(?:stir|tirm|ir[- ]?fse|ir[- ]?tse|fse[- ]?ir|tse[- ]?ir|short[- ]?tau)"
 )
+_INVERSION = re.compile(r"\b(?:sag|ax|tra|cor|2d)?[- ]?ir\b")
 _FLAIR = re.compile(r"flair|dark[- ]?fl")
 _STAR = re.compile(
     r"t[ -]?2[ -]?(?:\*|star|ffe|gre|fl2d|fl3d|me2d|me3d)|\b(?:medic|merge|mffe|m-ffe|gre|cosmic|hemo\w*)\b"
@@ -71,7 +72,12 @@ def kind_of_series(told: Acquisition) -> str:
     for text in (told.description, told.protocol):
         if kind := kind_of_words(text):
             return kind
-    return _CONTRASTS.get(told.contrast) or _kind_of_times(told)
+    known = _CONTRASTS.get(told.contrast) or kind_of_words(told.sequence_name)
+    if known:
+        return known
+    if told.inversion_ms is None and any(_INVERSION.search(_plain(text)) for text in (told.description, told.protocol)):
+        return STIR  # of a spine: an inversion for T1 or FLAIR is called so
+    return _kind_of_times(told)
 
 
 def kind_of_words(text: str) -> str:

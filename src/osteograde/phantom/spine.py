@@ -89,17 +89,24 @@ def bump(s: np.ndarray, centre: float, half: float, edge: float) -> np.ndarray:
 
 
 def spine(
-    stenosis: Mapping[str, float], rng: np.random.Generator, *, s1_s2_mm: float | None = None, tall: int | None = None
+    stenosis: Mapping[str, float],
+    rng: np.random.Generator,
+    *,
+    s1_s2_mm: float | None = None,
+    tall: int | None = None,
+    lumbar: int = len(LEVELS),
 ) -> Spine:
     """Draw a spine whose canal, foramina and recesses are narrowed by ``stenosis``, landmark -> 0 (wide) to 1 (closed).
 
     s1_s2_mm: height of the disc below L5/S1, which is rudimentary unless the spine is transitional. tall: number of a
-    vertebral body, from the head, that is twice as tall as usual.
+    vertebral body, from the head, that is twice as tall as usual. lumbar: number of lumbar vertebrae; with six of them
+    the thoracic ones, which are smaller, begin one higher. Levels are counted up from L5/S1 in any case.
     """
     size = rng.normal(1.0, 0.06)
     count = ABOVE + len(LEVELS) + BELOW
-    bodies = size * (np.linspace(24.5, 27.5, count + 1) + rng.normal(0, 0.6, count + 1))
-    heights = size * (np.linspace(6.5, 10.5, count) + rng.normal(0, 0.8, count))
+    more = lumbar - len(LEVELS)
+    bodies = size * (_growing(24.5, 27.5, count + 1, more) + rng.normal(0, 0.6, count + 1))
+    heights = size * (_growing(6.5, 10.5, count, more) + rng.normal(0, 0.8, count))
     heights[-1] = rng.uniform(2, 4)
     heights[-1] = heights[-1] if s1_s2_mm is None else s1_s2_mm
     if tall is not None:
@@ -132,6 +139,11 @@ def spine(
     tables = _tables(s, discs, heights, bodies, stenosis, body, rng)
     tables = {name: table.astype(np.float32) for name, table in tables.items()}
     return Spine(s0, curve, tangent, midline, discs, heights, tables, dict(stenosis), body)
+
+
+def _growing(least: float, most: float, count: int, more: int) -> np.ndarray:
+    """(count,) sizes that rise evenly towards the feet, and are reached ``more`` places earlier, the last one kept."""
+    return np.interp(np.arange(count) + more, np.arange(count), np.linspace(least, most, count))
 
 
 def _tables(s, discs, heights, bodies, stenosis, body, rng) -> dict[str, np.ndarray]:

@@ -41,7 +41,8 @@ _BOTH_WORDS = _words("both bilateral bilaterale bilat beide beider beidseits bei
 _WORDS = dict.fromkeys(_RIGHT_WORDS, RIGHT) | dict.fromkeys(_LEFT_WORDS, LEFT) | dict.fromkeys(_BOTH_WORDS, BOTH)
 _SHORT = {"r": RIGHT, "l": LEFT, "rt": RIGHT, "lt": LEFT, "rgt": RIGHT, "lft": LEFT,
           "rhs": RIGHT, "lhs": LEFT, "rk": RIGHT, "lk": LEFT, "rkn": RIGHT, "lkn": LEFT,
-          "dex": RIGHT, "dext": RIGHT, "sin": LEFT}  # fmt: skip
+          "dex": RIGHT, "dext": RIGHT, "sin": LEFT, "sx": LEFT}  # fmt: skip
+_SMALL = {"dx": RIGHT}  # in capitals it is the modality of a digital radiograph
 _SHORT_BESIDE = {  # abbreviations that mean a side only beside a word of their language
     "knie": {"re": RIGHT, "li": LEFT}, "genou": {"d": RIGHT, "dt": RIGHT, "g": LEFT},
     "rodilla": {"d": RIGHT, "dcha": RIGHT, "i": LEFT, "izda": LEFT},
@@ -64,7 +65,7 @@ _FILLER = frozenset(_SHOWN) | frozenset(  # says what is shown and how, not of w
 _VISIT_WORDS = (
     "visit visite visita besuch timepoint followup fu month months mth year years yr week weeks session ses day days"
 )
-_VISIT = re.compile(rf"(v|t|tp|m|mo|y|w|wk|{_VISIT_WORDS.replace(' ', '|')})\d{{1,3}}|\d{{1,3}}(m|mo|mth|y|yr|w|wk|d)"
+_VISIT = re.compile(rf"(v|t|tp|d|m|mo|y|w|wk|{_VISIT_WORDS.replace(' ', '|')})\d{{1,3}}|\d{{1,3}}(m|mo|mth|y|yr|w|wk|d)"
                     rf"|(pre|post)?\d{{1,3}}({_VISIT_WORDS.replace(' ', '|')}|m|mo|y|w|d)")  # fmt: skip
 _VISIT_ALONE = frozenset(
     _words(
@@ -164,7 +165,10 @@ def _side(pieces: Sequence[_Piece]) -> tuple[str, bool, int]:
 
 def _patient(own: Sequence[_Piece], above: Sequence[Sequence[_Piece]], place: int, sided: bool) -> str:
     stem = _identity(own, place)
-    folder = next((found for pieces in above if (found := _identity(pieces, len(pieces), folder=True))), [])
+    told = [found for pieces in above if (found := _identity(pieces, len(pieces), folder=True))]
+    # P001/2019/L is P001; a folder that may be a year names the patient only where no other folder does
+    folder = next((found for found in told if not all(_YEAR.fullmatch(piece.text) for piece in found)), [])
+    folder = folder or next(iter(told), [])
     if folder and (not stem or (any(piece.strong for piece in folder) and not any(piece.strong for piece in stem))):
         return _joined(folder)
     visited = any(piece.kind == "visit" for piece in own)
@@ -223,6 +227,8 @@ def _of_word(word: str, short: dict[str, str]) -> list[_Piece]:
         return [_Piece("side", _WORDS[low], weight=_SIDE_SURE)]
     if low in short:
         return [_Piece("side", short[low], weight=_SIDE_LETTER)]
+    if word in _SMALL:
+        return [_Piece("side", _SMALL[word], weight=_SIDE_PREFIX)]
     if low in _FILLER:
         return []
     if low in _VISIT_ALONE or low in _VISIT_BEFORE_NUMBER or _VISIT.fullmatch(low):

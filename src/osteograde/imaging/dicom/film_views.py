@@ -40,6 +40,8 @@ _OTHER = _set(
     "LAO RAO LPO RPO MLO LMO INFEROSUPERIOR SUPEROINFERIOR INFERO SUPERO SCHRAEG SCHRAG TUNEL CAUDOCRANIAL "
     "CRANIOCAUDAL PLANTODORSAL DORSOPLANTAR SWIMMERS"
 )
+_PATELLA, _A_VIEW = _set("PATELLA PATELLAR PATELLE PATELLAE ROTULA"), _set("VIEW VIEWS PROJECTION")
+_SIDEWAYS_DEGREES = (60.0, 120.0)  # of the beam against the front: between them the view is lateral
 _NEUTRAL = _set(  # words beside a view that say nothing of it
     "JOINT LEG LEGS BILATERAL BILAT BIL BOTH LEFT RIGHT LT RT L R B STANDING STAND STEHEND WEIGHT BEARING WB "
     "WEIGHTBEARING ERECT SUPINE FLEX FLEXION FLEXED FIXED STRESS EXTENSION EXT UNSPECIFIED UNKNOWN UNK NONE "
@@ -73,7 +75,8 @@ def film_codes(dataset: Dataset) -> list[str]:
     "view_in_doubt" (descriptions that name frontal and other views at once, and nothing else that decides).
     """
     said = [_view_of_position(dataset), *_views_of_codes(dataset), _view_of_orientation(dataset)]
-    said += [_view_of_words(text_of(dataset, keyword)) for keyword in _DESCRIPTIONS]
+    said += [_view_of_words(text_of(dataset, keyword)) for keyword in (*_DESCRIPTIONS, "BodyPartExamined")]
+    said += [_view_of_words(" ".join(texts_of(dataset, "ImageType")[2:])), _view_of_angle(dataset)]
     if not any(said):
         said += [view for view in _views_of_examination(dataset) if view != DOUBT]
     codes = [CODES[view] for view in (LATERAL, OTHER) if view in said]
@@ -113,6 +116,8 @@ def _view_of_words(text: str) -> str:
     """The view that a free text names, "doubt" where it names a frontal and another one, "" where it names none."""
     words = {part for word in _tokens(text) for part in (word, *word.split("-"))}
     found = [view for view, known in ((LATERAL, _LATERAL), (OTHER, _OTHER)) if words & known]
+    if words & _PATELLA and words & _A_VIEW:  # "patella view" is the skyline view; a patella alone is what is shown
+        found.append(OTHER)
     if found and words & _FRONTAL:
         return DOUBT
     return found[0] if found else FRONTAL if words & _FRONTAL else ""
@@ -149,6 +154,16 @@ def _view_of_orientation(dataset: Dataset) -> str:
     if along_row[:1] in ("F", "H") and down_column[:1] in ("A", "P"):
         return LATERAL
     return OTHER if along_row[:1] in ("L", "R") and down_column[:1] in ("A", "P") else ""
+
+
+def _view_of_angle(dataset: Dataset) -> str:
+    """A beam that comes from the side (PositionerPrimaryAngle, PS3.3 C.8.7.5) makes a lateral view; 0 tells nothing,
+    since it is written where nobody measured."""
+    try:
+        degrees = abs(float(dataset.get("PositionerPrimaryAngle") or 0.0))
+    except (*DAMAGE, TypeError):
+        return ""
+    return LATERAL if _SIDEWAYS_DEGREES[0] <= degrees <= _SIDEWAYS_DEGREES[1] else ""
 
 
 def _items(dataset: Dataset, keyword: str) -> Iterable[Dataset]:
