@@ -204,7 +204,7 @@ def test_close_names_help() -> None:
 
 
 def test_configs_that_fit_no_net_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"expected one of \['faster_rcnn', 'grader', 'heatmap', 'unet'\]"):
+    with pytest.raises(ValueError, match=r"expected one of \['faster_rcnn', 'grader', 'heatmap', 'siamese', 'unet'\]"):
         build_net({"kind": "transformer"})
     with pytest.raises(ValueError, match="no argument \\['depth'\\]"):
         build_net({"kind": "heatmap", "encoder_name": "lcnet_035", "channels": 1, "depth": 3})
