@@ -25,12 +25,14 @@ CONFIGS: list[dict[str, Any]] = [
     {"kind": "unet", "encoder_name": "lcnet_035", "channels": 2, "width": 8, "stride": 2, "stages": 4},
     {"kind": "grader", "backbone": "lcnet_035", "crops": 2, "stages": 5},
     {"kind": "grader", "backbone": "torchvision/mobilenet_v3_small", "crops": 1, "neighbours": True},
+    {"kind": "siamese", "width": 8},
 ]
-LOCATORS = [config for config in CONFIGS if config["kind"] != "grader"]
+GRADERS = ("grader", "siamese")
+LOCATORS = [config for config in CONFIGS if config["kind"] not in GRADERS]
 
 
 def name(config: dict[str, Any]) -> str:
-    return f"{config['kind']}-{config.get('encoder_name') or config.get('backbone') or config['variant']}"
+    return f"{config['kind']}-{config.get('encoder_name') or config.get('backbone') or config.get('variant', '')}"
 
 
 @pytest.fixture(autouse=True)
@@ -45,10 +47,10 @@ def no_connections(monkeypatch: pytest.MonkeyPatch) -> None:
 def answer(net: nn.Module, config: dict[str, Any]) -> torch.Tensor:
     torch.manual_seed(1)
     with torch.inference_mode():
-        if config["kind"] != "grader":
+        if config["kind"] not in GRADERS:
             return net.maps(torch.rand(2, 4, 64, 64))  # type: ignore[operator]
-        views = config["crops"]
-        return net([torch.rand(2, 3, 32, 32) for _ in range(views)], torch.ones(2, views, dtype=torch.bool))
+        views = config.get("crops", 2)
+        return net([torch.rand(2, 3, 64, 64) for _ in range(views)], torch.ones(2, views, dtype=torch.bool))
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=name)
@@ -202,7 +204,7 @@ def test_close_names_help() -> None:
 
 
 def test_configs_that_fit_no_net_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"expected one of \['faster_rcnn', 'grader', 'heatmap', 'unet'\]"):
+    with pytest.raises(ValueError, match=r"expected one of \['faster_rcnn', 'grader', 'heatmap', 'siamese', 'unet'\]"):
         build_net({"kind": "transformer"})
     with pytest.raises(ValueError, match="no argument \\['depth'\\]"):
         build_net({"kind": "heatmap", "encoder_name": "lcnet_035", "channels": 1, "depth": 3})
@@ -210,7 +212,7 @@ def test_configs_that_fit_no_net_are_refused() -> None:
         build_net({"kind": "faster_rcnn", "variant": "yolo", "channels": 1})
     with pytest.raises(ValueError, match="stride"):
         build_net({"kind": "heatmap", "encoder_name": "lcnet_035", "channels": 1, "stride": 3})
-    assert set(KINDS) == {"heatmap", "faster_rcnn", "grader", "unet"}
+    assert set(KINDS) == {"heatmap", "faster_rcnn", "grader", "siamese", "unet"}
 
 
 @pytest.mark.slow

@@ -158,6 +158,12 @@ def mirrored(roi: Roi, axis: int) -> Roi:
     return replace(roi, to_mm=roi.to_mm @ _flip(axis, roi.shape[axis]))
 
 
+def moved(roi: Roi, offset_mm: tuple[float, float]) -> Roi:
+    """The same box moved within its own plane by (down, right) mm along its index axes."""
+    down, right = (mm / step for mm, step in zip(offset_mm, roi.spacing_mm[1:], strict=True))
+    return replace(roi, to_mm=roi.to_mm @ _shift((0.0, down, right)))
+
+
 def lateral_axis(roi: Roi) -> int:
     """The index axis of a box that runs most nearly from right to left."""
     return int(np.argmax(np.abs(roi.to_mm[0, :3]) / roi.spacing_mm))

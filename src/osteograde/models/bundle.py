@@ -25,6 +25,7 @@ from osteograde.models.locators.faster_rcnn import FasterRcnnLocator
 from osteograde.models.locators.heatmap import HeatmapLocator
 from osteograde.models.locators.unet import UnetLocator
 from osteograde.models.manifest import MANIFEST, Manifest, NetFile, read_manifest, sha256, write_manifest
+from osteograde.models.siamese import SiameseNet
 from osteograde.tasks.spec import Grader, Pixels, Task
 
 __all__ = ["MANIFEST", "read_manifest", "sha256", "write_manifest"]  # beside what is defined here
@@ -216,6 +217,7 @@ KINDS: Mapping[str, Callable[..., nn.Module]] = {
     "faster_rcnn": FasterRcnnLocator,
     "unet": UnetLocator,
     "grader": GraderNet,
+    "siamese": SiameseNet,
 }
 
 EARLIER_NAMES = {"views": "crops", "findings": "head_outputs"}  # of arguments, as shipped manifests have them

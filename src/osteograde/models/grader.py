@@ -17,6 +17,7 @@ from osteograde.models.backbones import classifier_body
 
 _FURTHEST = 16  # slices further than this from the crop's centre share one position
 _NORMALISE = {"fixed": (0.5, 0.25), "imagenet": (0.449, 0.226)}  # mean, deviation; ImageNet: means over its channels
+NORMALISATIONS = ("crop", *_NORMALISE)
 _FLATTEST = 0.02  # smallest standard deviation a crop is divided by: noise of an empty crop is not blown up
 
 
@@ -52,8 +53,8 @@ class GraderNet(nn.Module):
         super().__init__()
         if pool not in ("attention", "mean", "centre"):
             raise UserError(f"pool is {pool!r}; expected 'attention', 'mean' or 'centre'")
-        if normalise not in ("crop", *_NORMALISE):
-            raise UserError(f"normalise is {normalise!r}; expected 'crop' or one of {sorted(_NORMALISE)}")
+        if normalise not in NORMALISATIONS:
+            raise UserError(f"normalise is {normalise!r}; expected one of {sorted(NORMALISATIONS)}")
         self.config: dict[str, Any] = {
             "kind": "grader",
             "backbone": backbone,
@@ -116,7 +117,7 @@ class GraderNet(nn.Module):
 
     def images(self, crop: torch.Tensor) -> torch.Tensor:
         """(B, D, H, W) in 0..1 -> (B D, channels, H, W): every slice of one crop as the encoder reads it."""
-        slices = _normalised(crop.float(), self.normalise)
+        slices = normalised(crop.float(), self.normalise)
         images = _with_neighbours(slices) if self.neighbours else slices[:, :, None]
         return images.flatten(0, 1)
 
@@ -154,7 +155,8 @@ class GraderNet(nn.Module):
         return torch.einsum("bs,bst->bt", weight, tokens.float())
 
 
-def _normalised(crops: torch.Tensor, how: str) -> torch.Tensor:
+def normalised(crops: torch.Tensor, how: str) -> torch.Tensor:
+    """Grey values (..., D, H, W) in 0..1 as an encoder reads them; how: one of ``NORMALISATIONS``."""
     if how in _NORMALISE:
         mean_grey, deviation_grey = _NORMALISE[how]
         return (crops - mean_grey) / deviation_grey

@@ -130,7 +130,15 @@ def box_around(
     stack = stacks[min(near)[-1]]
     shape = (crop.slices, *sides(pixels))
     roi = geometry.roi_on(stack, onto_a_slice(stack, point_mm), spacing_mm(crop.field_mm, pixels), shape)
-    return stack, canonical(roi, side)
+    return stack, beside(canonical(roi, side), crop)
+
+
+def beside(roi: Roi, crop: Crop) -> Roi:
+    """A box around a landmark, moved and mirrored as its crop says; a box of a crop about the landmark is returned as
+    it is."""
+    if any(crop.offset_mm):
+        roi = geometry.moved(roi, crop.offset_mm)
+    return geometry.mirrored(roi, geometry.lateral_axis(roi)) if crop.mirrored else roi
 
 
 def onto_a_slice(stack: Volume, point_mm: np.ndarray) -> np.ndarray:

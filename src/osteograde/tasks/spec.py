@@ -225,13 +225,17 @@ class Site:
 class Crop:
     """What a grader sees of one view around a site: slices and in-plane field in mm; the recipe chooses the pixels.
 
-    name: unique within the grader; two crops may come from one view.
+    name: unique within the grader; two crops may come from one view. offset_mm: (down, right) of the middle of the crop
+    from the site's landmark, in the image as the grader reads it, where left sites are mirrored. mirrored: the crop is
+    read mirrored once more, as the medial half of a joint is to be compared with the lateral one.
     """
 
     name: str
     view: str
     slices: int
     field_mm: float
+    offset_mm: tuple[float, float] = (0.0, 0.0)
+    mirrored: bool = False
 
 
 YES_NO, CLASSES, GRADES = "yes_no", "classes", "grades"  # kinds of heads
