@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 INFERENCE = {
     "TASK", "--data", "--weights", "--out", "--device", "--limit", "--workers", "--time-budget", "--max-unread",
-    "--overlays", "--explain",
+    "--points", "--overlays", "--explain",
 }  # fmt: skip
 TRAIN = {"TASK", "--data", "--out", "--recipe", "--folds", "--device", "--resume", "--reuse", "--debug"}
 FROZEN = {

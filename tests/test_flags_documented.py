@@ -19,6 +19,7 @@ OF_ONE_WORD = {"absent", "deadline", "stopped"}  # codes that a form alone does 
 NO_CODES = {
     "b_value", "n_frames", "tag_v2",  # attributes of libraries and values
     "on_prior", "row_id", "test_images",  # fields, columns and folders
+    "study_id", "x_mm", "y_mm", "z_mm",  # columns of landmarks
 }  # fmt: skip
 
 

@@ -407,7 +407,7 @@ def test_the_kernel_alone_writes_the_same_bytes_as_inference(task, devices, weig
     assert infer(task, data, own, tmp_path / "home.csv", device="cpu") == 0
     made = working / "submission.csv"
     assert made.read_bytes() == (tmp_path / "home.csv").read_bytes()
-    for beside in ("flags", "findings"):
+    for beside in ("flags", "points", "findings"):
         name = f"home.{beside}.csv"
         if (tmp_path / name).is_file():
             assert (working / f"submission.{beside}.csv").read_bytes() == (tmp_path / name).read_bytes()

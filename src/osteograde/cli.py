@@ -85,6 +85,9 @@ def add_grade_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-unread", type=_count, default=0, metavar="N", help="exit 1 if more studies than this fall to the prior"
     )
+    parser.add_argument(
+        "--points", type=Path, metavar="FILE", help="grade at these landmarks (a points.csv) and look for the others"
+    )
     parser.add_argument("--overlays", type=Path, metavar="DIR", help="draw points and crops on slices into DIR")
     parser.add_argument("--explain", type=Path, metavar="DIR", help="draw a Grad-CAM map of every graded site into DIR")
 
@@ -183,6 +186,8 @@ def grade(args: argparse.Namespace) -> int:
             raise UserError(f"{path}: no such folder or file; --data names folders with tables and images, or images")
     if args.out.is_dir() or not args.out.parent.is_dir():
         raise UserError(f"--out {args.out}: name a file in a folder that exists, such as submission.csv")
+    if args.points is not None:
+        check_file("--points", args.points)
     if args.weights is not None:
         cli.check_weights(args.weights, args.task)
     from osteograde import grade_command

@@ -53,6 +53,7 @@ def main(args: argparse.Namespace) -> int:
             workers=args.workers,
             time_budget_hours=args.time_budget,
             max_unread=args.max_unread,
+            points=args.points,
             drawers=drawers,
         )
 
@@ -75,16 +76,20 @@ def infer(
     workers: int = 0,
     time_budget_hours: float | None = None,
     max_unread: int = 0,
+    points: Path | None = None,
     drawers: Sequence[Drawer] = (),
 ) -> int:
     """Grade ``data`` with ``weights`` into ``out``; returns the exit code (1: more than max_unread studies unread).
 
-    data: a folder, a single file, or several of them, which share one submission. drawers: each is called with every
-    finished study and the nets that graded it. UserError or OSError: the user's mistake, found before any work; a
+    data: a folder, a single file, or several of them, which share one submission. points: a table of landmarks
+    that are given and not looked for. drawers: each is called with every finished study and the nets that graded it.
+    UserError or OSError: the user's mistake, found before any work; a
     submission already at ``out`` is untouched. OSError at the end: the last submission could not be written; the one
     before it is in place.
     """
-    job = run.prepare(task, data, weights, device=device, limit=limit, workers=workers, hours=time_budget_hours)
+    job = run.prepare(
+        task, data, weights, device=device, limit=limit, workers=workers, hours=time_budget_hours, points=points
+    )
     submission = run.start(job, out)
     hint = looks_like.hint(job.task.name, looks_like.guess_of_studies(as_paths(data), job.studies))
     if hint:

@@ -218,7 +218,8 @@ class MergedRows:
 
 
 def merged_summary(parts: Sequence[RunSummary], order: Sequence[str], rows: Mapping[str, Sequence[str]]) -> RunSummary:
-    """All summaries as one. order: ids of the studies, which flags and findings follow. Seconds add up."""
+    """All summaries as one. order: ids of the studies, which the tables beside the submission follow. Seconds add
+    up."""
     whole, place = RunSummary(), {name: i for i, name in enumerate(order)}
     place_of_row = {row: place[study] for study, own in rows.items() for row in own}
     for part in parts:
@@ -228,10 +229,12 @@ def merged_summary(parts: Sequence[RunSummary], order: Sequence[str], rows: Mapp
         whole.faults += part.faults
         whole.flags += part.flags
         whole.findings += part.findings
+        whole.points += part.points
         for name, seconds in part.seconds.items():
             whole.seconds[name] += seconds
     whole.flags.sort(key=lambda flag: place_of_row[flag[0]])
     whole.findings.sort(key=lambda finding: place_of_row[finding[0]])
+    whole.points.sort(key=lambda row: place[row[0]])
     return whole
 
 
@@ -277,6 +280,7 @@ def read_progress(folder: Path) -> Progress:
     summary.seconds = defaultdict(float, facts["seconds"])
     summary.flags = [(row, reason, count) for row, reason, count in facts["flags"]]
     summary.findings = [(row, tuple(values)) for row, values in facts["findings"]]
+    summary.points = [tuple(cells) for cells in facts.get("points", ())]
     return Progress(tuple(facts["done"]), summary)
 
 

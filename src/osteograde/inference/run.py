@@ -37,6 +37,7 @@ import torch
 from osteograde.errors import UserError
 from osteograde.inference import submission as submissions
 from osteograde.inference.deadline import Budget, Effort
+from osteograde.inference.points_file import with_given_points
 from osteograde.inference.submission import Result, RunningSubmission, RunSummary
 from osteograde.models import bundle as bundles
 from osteograde.models.bundle import Bundle
@@ -92,12 +93,13 @@ def prepare(
     limit: int = 0,
     workers: int = 0,
     hours: float | None = None,
+    points: Path | None = None,
 ) -> Job:
     """Check task, data and weights (every hash), and list the studies of the test part. Nothing is written.
 
     data: a folder, a single file, or several of them. limit: only the first so many studies, 0: all. hours: time
-    budget, counted from now. UserError or OSError: the user's mistake. Only weights that are whole and yet do not fit
-    their own manifest are found out later.
+    budget, counted from now. points: a table of landmarks that are given and not looked for. UserError or OSError: the
+    user's mistake. Only weights that are whole and yet do not fit their own manifest are found out later.
     """
     ends = None if hours is None else time.monotonic() + hours * 3600
     chosen = None if device == "auto" else pick(device)  # looking for a GPU takes seconds: after the priors
@@ -109,9 +111,10 @@ def prepare(
     if known.name != task:
         raise UserError(f"{weights}: weights are of task {known.name!r}, asked for {task!r}")
     studies, folder = _studies(known, data), places.only_folder(data)
+    studies = studies[:limit] if limit else studies
     return Job(
         task=known,
-        studies=studies[:limit] if limit else studies,
+        studies=studies if points is None else with_given_points(known, studies, Path(points)),
         weights=Path(weights),
         manifest=manifest,
         template=(() if limit or folder is None else submissions.template_ids(folder)) or (),

@@ -2,8 +2,8 @@
 
 submission.csv is written whole or not at all, with the same bytes for the same numbers, and can be checked against a
 template. submission.flags.csv lists rows that a person should look at before believing them, and why; it holds no
-patient data. submission.findings.csv holds answers of the auxiliary heads of graders, for tasks that have
-any.
+patient data. submission.points.csv holds the landmarks that the rows stand on (points_file.py).
+submission.findings.csv holds answers of the auxiliary heads of graders, for tasks that have any.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 
 from osteograde.errors import UserError
 from osteograde.imaging import files
+from osteograde.inference.points_file import PointRow, points_path, rows_of, write_points
 from osteograde.pipeline import predict
 from osteograde.pipeline.load import Loaded
 from osteograde.tasks import tables
@@ -271,8 +272,8 @@ class RunSummary:
     """What happened in a run: for the log, the flags file and the benchmark.
 
     unread: studies of which nothing could be read. on_prior: targets whose rows hold the class prior. rows: of the
-    studies that are done. faults: code -> how often. seconds: stage -> seconds spent. flags, findings: rows of the
-    tables beside the submission.
+    studies that are done. faults: code -> how often. seconds: stage -> seconds spent. flags, findings, points: rows of
+    the tables beside the submission.
     """
 
     studies: int = 0
@@ -283,13 +284,14 @@ class RunSummary:
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     flags: list[Flag] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
+    points: list[PointRow] = field(default_factory=list)
 
 
 class RunningSubmission:
     """The submission of a run under way: class priors at first, replaced study by study, written whole each time.
 
     Rows are those of the template, in its order, and then those of studies that a stale template does not know. The
-    tables of flags and findings lie beside the submission and are written with it.
+    tables of flags, landmarks and findings lie beside the submission and are written with it.
 
     done: number of studies graded so far; they are the first ones of ``studies``. saved: ids of those whose rows are
     on disk.
@@ -315,6 +317,7 @@ class RunningSubmission:
         self.rows |= dict(zip(self.task.rows(study.id, study.targets), table, strict=True))
         self.done += 1
         summary.findings += findings_of(self.task, study.id, result.graded)
+        summary.points += rows_of(self.task, result.loaded, result.points)
         flags = flags_of(self.task, result.loaded, result.points, result.graded)
         if result.loaded.readable and _nothing_found(self.task, study, flags):
             flags += [(row, NOTHING_FOUND, 1) for row in self.task.rows(study.id, study.targets)]
@@ -345,15 +348,16 @@ class RunningSubmission:
 
 
 def write_beside(task: Task, summary: RunSummary, out: Path) -> None:
-    """Write the tables beside the submission: flags, and findings of tasks that have any."""
+    """Write the tables beside the submission: flags, landmarks, and findings of tasks that have any."""
     write_flags(flags_path(out), summary.flags)
+    write_points(points_path(out), summary.points)
     if columns := finding_names(task):
         write_findings(findings_path(out), columns, summary.findings)
 
 
 def written_files(task: Task, out: Path) -> list[Path]:
     """What a run writes: the submission and the tables beside it."""
-    return [out, flags_path(out), *([findings_path(out)] if finding_names(task) else [])]
+    return [out, flags_path(out), points_path(out), *([findings_path(out)] if finding_names(task) else [])]
 
 
 def summary_lines(summary: RunSummary, done: int) -> list[str]:

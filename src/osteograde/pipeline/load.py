@@ -21,8 +21,24 @@ from osteograde.tasks.spec import Mark, Point, Series, Study, Task, View
 
 SIDE_MM = 200.0  # an image of one side alone is put this far from the patient's midline: all of it lies on that side
 SLICE_MM = 4.0  # thickness of images that have none, as radiographs and single pictures
+WITHOUT_SLICE = "point_without_slice"  # code: a point was given on a slice that was not read
 ASSUMED = "size_assumed"  # code: the pixels of an image have no size in mm, the view's usual width is taken
 _SIGN = {"right": -1.0, "": 0.0, "left": 1.0}
+
+
+@dataclass(frozen=True, eq=False)
+class FileGrid:
+    """The pixels of one stack as its files have them, before the stack was turned to its view's directions.
+
+    names: per slice, the stem of its file, or its number where several slices lie in one file. to_mm: (4, 4) from index
+    (slice, row, column, 1) to LPS mm. shape: (Z, Y, X).
+    """
+
+    view: str
+    series: str
+    names: tuple[str, ...]
+    to_mm: np.ndarray
+    shape: tuple[int, int, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +46,8 @@ class Loaded:
     """What could be read of a study.
 
     volumes: view -> stacks of bytes (uint8). faults: how often something was lost or assumed, by code. marks: annotated
-    landmarks in mm, of slices that were read. absent: landmarks known not to be in the study.
+    landmarks in mm, of slices that were read. absent: landmarks known not to be in the study. given: landmarks that
+    are not looked for, since their place is given. grids: of the stacks that were read.
     """
 
     study: Study
@@ -38,6 +55,8 @@ class Loaded:
     faults: Counter[str] = field(default_factory=Counter)
     marks: Mapping[str, Point] = field(default_factory=dict)
     absent: frozenset[str] = frozenset()
+    given: Mapping[str, Point] = field(default_factory=dict)
+    grids: tuple[FileGrid, ...] = ()
 
     @property
     def readable(self) -> bool:
@@ -50,6 +69,8 @@ def load_study(study: Study, task: Task, *, map: Callable[..., Iterable] = map) 
     volumes: dict[str, list[Volume]] = {view.name: [] for view in task.views}
     faults: Counter[str] = Counter(study.notes)
     marks: dict[str, Point] = {}
+    given = dict(study.given)
+    grids: list[FileGrid] = []
     found: list[tuple[Series, Shown, bool]] = []
     for series in study.series:
         described = task.view(series.view) if series.view else task.views[0]  # a folder that no table names
@@ -68,10 +89,23 @@ def load_study(study: Study, task: Task, *, map: Callable[..., Iterable] = map) 
         if is_unsized:
             stacks = [_sized(stack, _usual_mm(task, volumes, one.view)) for stack in stacks]
         marks |= marks_in_mm(study.marks, series.id, stacks)
+        given |= marks_in_mm(study.given_marks, series.id, stacks)
+        grids += [_grid_of(one.view, series.id, stack) for stack in stacks]
         volumes[one.view] += _seen(task.view(one.view), stacks, faults)
     faults.update({f"{view.name}:absent": 1 for view in task.views if view.required and not volumes[view.name]})
     absent = frozenset(mark.landmark for mark in study.marks if np.isnan(mark.x))
-    return Loaded(study, {name: tuple(stacks) for name, stacks in volumes.items()}, faults, marks, absent)
+    if lost := sum(mark.landmark not in given for mark in study.given_marks):
+        faults[WITHOUT_SLICE] += lost
+    seen = {name: tuple(stacks) for name, stacks in volumes.items()}
+    return Loaded(study, seen, faults, marks, absent, given, tuple(grids))
+
+
+def _grid_of(view: str, series: str, stack: Volume) -> FileGrid:
+    depth, height, width = stack.voxels.shape
+    names = stack.names
+    if len(set(names)) < depth and stack.instances:
+        names = tuple("" if number is None else str(number) for number in stack.instances)
+    return FileGrid(view, series, names, stack.to_mm, (depth, height, width))
 
 
 def _serving(

@@ -304,14 +304,18 @@ def locate_all(
 ) -> tuple[list[dict[str, Point]], list[dict[str, Point]]]:
     """Every locator in order, each given what the earlier ones found.
 
-    Returns (found, filled) per study: the points that the nets found, and these with the landmarks that geometry can
-    tell from them.
+    Returns (found, filled) per study: the points that the nets found or that were given (``Loaded.given``), and these
+    with the landmarks that geometry can tell from them. A locator all of whose landmarks are given is not run.
     """
     found: list[dict[str, Point]] = [{} for _ in studies]
     filled: list[dict[str, Point]] = [{} for _ in studies]
     for locator in task.locators:
-        for i, new in enumerate(locate(locator, studies, filled, locators[locator.name])):
-            found[i] |= new
+        names = {landmark.name for landmark in locator.landmarks}
+        asked = [i for i, study in enumerate(studies) if not names <= set(study.given)]
+        chosen, known = [studies[i] for i in asked], [filled[i] for i in asked]
+        new = dict(zip(asked, locate(locator, chosen, known, locators[locator.name]), strict=True))
+        for i, study in enumerate(studies):
+            found[i] |= new.get(i, {}) | {name: point for name, point in study.given.items() if name in names}
             filled[i] = dict(task.fill_missing_landmarks(found[i]))
     return found, filled
 

@@ -81,7 +81,8 @@ class Study:
     labels: target -> class index; unlabelled targets are absent. marks: annotated landmarks. targets: those of the
     task's targets that this study has; none = all. head_labels: auxiliary head -> target -> index of its class (of a
     yes/no head 1 or 0); unlabelled targets are absent. notes: codes of what was assumed about its rows when names and
-    headers were read, such as "side_assumed"; they are reported as flags of each row.
+    headers were read, such as "side_assumed"; they are reported as flags of each row. given, given_marks: landmarks
+    whose place is given by hand, in mm or as pixels, and is not looked for in the images.
     """
 
     id: str
@@ -92,6 +93,8 @@ class Study:
     targets: tuple[str, ...] = ()
     head_labels: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    given: Mapping[str, Point] = field(default_factory=dict)
+    given_marks: tuple[Mark, ...] = ()
 
 
 Pixels = int | Sequence[int]  # the side of a square crop, or its (H, W)
