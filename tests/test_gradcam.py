@@ -1,11 +1,18 @@
 """Grad-CAM against a public implementation, against the formula spelled out, and what it leaves behind."""
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import pytest
+import timm
 import torch
 from torch import nn
 from torch.nn import functional
+from torchvision.models import SwinTransformer
+from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformerBlockV2
 
+from osteograde.models.backbones import adapt_first_conv, replace_module
 from osteograde.models.gradcam import fold_cam, raw_cam, scaled
 from osteograde.models.grader import GraderNet
 
@@ -177,11 +184,80 @@ def test_sites_without_any_view_have_no_map():
     assert float(maps[0].abs().max()) == 0
 
 
-@pytest.mark.parametrize("backbone", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
-def test_nets_without_maps_are_refused(backbone):
-    net = grader(backbone=backbone, pixels=64)
+class ReadsOneCorner(nn.Module):
+    """In place of the layer from whose output the map is made: hides the tokens of all but one corner of the image."""
+
+    def __init__(self, layer: nn.Module, tokens: torch.Tensor) -> None:
+        super().__init__()
+        self.layer = layer
+        self.register_buffer("seen", tokens)
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return self.layer(values) * self.seen
+
+
+GRID = 4  # rows and columns of tokens
+
+
+def upper_right(first_tokens: int | None) -> torch.Tensor:
+    """1 at the tokens of the upper right quarter of the grid, and at the first ones, which belong to no patch.
+    None: the tokens are kept in rows and columns."""
+    grid = torch.zeros(GRID, GRID, 1)
+    grid[: GRID // 2, GRID // 2 :] = 1
+    return grid if first_tokens is None else torch.cat([torch.ones(first_tokens, 1), grid.flatten(0, 1)])
+
+
+TRANSFORMERS: dict[str, tuple[Callable[[], nn.Module], str, int | None, int]] = {
+    # a small one of the kind, the layer that is read last, tokens before those of the patches, pixels of a token
+    "class token": (partial(timm.create_model, "test_vit", img_size=64), "blocks.5.norm1", 1, 16),
+    "two tokens": (
+        partial(timm.create_model, "deit_tiny_distilled_patch16_224", img_size=64, depth=2), "blocks.1.norm1", 2, 16
+    ),
+    "mean of the tokens": (
+        partial(timm.create_model, "test_vit", img_size=64, class_token=False, global_pool="avg"), "norm", 0, 16
+    ),
+    "swin of timm": (
+        partial(timm.create_model, "swin_tiny_patch4_window7_224", img_size=128, embed_dim=24, depths=(1, 1, 1, 1)),
+        "norm", None, 32,
+    ),
+    "swin of torchvision": (
+        partial(SwinTransformer, [4, 4], 24, [1] * 4, [3] * 4, [4, 4], block=SwinTransformerBlockV2,
+                downsample_layer=PatchMergingV2),
+        "norm", None, 32,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", sorted(TRANSFORMERS))
+def test_the_map_of_a_transformer_that_reads_one_corner_points_there(kind):
+    make, where, first_tokens, pixels_of_a_token = TRANSFORMERS[kind]
+    torch.manual_seed(0)
+    net = GraderNet("test_resnet", 1, classes=2, normalise="fixed").eval()
+    encoder = make()
+    layer, pixels = encoder.get_submodule(where), GRID * pixels_of_a_token
+    replace_module(encoder, where, ReadsOneCorner(layer, upper_right(first_tokens)))
+    net.encoder = encoder
+    adapt_first_conv(encoder, 1)
+    images, half = crops([(4, 1, pixels, pixels)]), pixels // 2
+    net.token[0] = nn.Linear(encoder(images[0]).shape[-1], 128)
+    answers = [raw_cam(net, images, torch.ones(4, 1, dtype=torch.bool), torch.full((4,), k))[0][:, 0] for k in (0, 1)]
+    assert max(float(cam.amax()) for cam in answers) > 0
+    for cam in answers:
+        blurred = pixels_of_a_token // 2  # the map is enlarged bilinearly
+        inside = cam[:, : half + blurred, half - blurred :].sum()
+        assert float(cam.sum()) == pytest.approx(float(inside), rel=1e-5)
+
+
+def test_tokens_that_make_one_pixel_are_no_map():
+    net = GraderNet("torchvision/swin_t", 1).eval()
+    with pytest.raises(ValueError, match="no map larger than one pixel"):
+        fold_cam([net], crops([(1, 1, 32, 32)]), torch.ones(1, 1, dtype=torch.bool), torch.tensor([0]))
+
+
+def test_a_net_whose_tokens_have_no_known_place_is_refused():
+    net = GraderNet("mvitv2_tiny", 1, pixels=224).eval()
     with pytest.raises(ValueError, match="Grad-CAM of"):
-        fold_cam([net], crops([(1, 1, 64, 64)]), torch.ones(1, 1, dtype=torch.bool), torch.tensor([0]))
+        fold_cam([net], crops([(1, 1, 224, 224)]), torch.ones(1, 1, dtype=torch.bool), torch.tensor([0]))
 
 
 def test_a_net_in_training_mode_is_refused():
