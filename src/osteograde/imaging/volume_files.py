@@ -160,7 +160,7 @@ def _nifti(contents: bytes, codes: Counter[str]) -> tuple[np.ndarray, np.ndarray
     voxels = _values(contents, start, kind, shape)
     slope, offset = (float(v) for v in field("scale"))
     if np.isfinite([slope, offset]).all() and slope != 0 and (slope, offset) != (1.0, 0.0):
-        voxels = voxels.astype(np.float32 if kind.itemsize < 4 else np.float64) * slope + offset
+        voxels = voxels.astype(np.dtype("f4" if kind.itemsize < 4 else "f8")) * slope + offset
     ras = _nifti_affine(field, pixdim, shape)
     ras[:3] *= _NIFTI_UNITS_MM.get(field("units")[0] & 7, 1.0)
     lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ ras
@@ -191,10 +191,10 @@ def _nifti_affine(field: Callable[[str], tuple[Any, ...]], pixdim: list[float], 
             [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
             [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c],
         ])  # fmt: skip
-        to_ras[:3, :3] = turn * steps * np.array([1, 1, -1 if pixdim[0] < 0 else 1])
+        to_ras[:3, :3] = turn * steps * np.array([1.0, 1.0, -1.0 if pixdim[0] < 0 else 1.0])
         to_ras[:3, 3] = origin
         return to_ras
-    to_ras[:3, :3] = np.diag(steps * np.array([-1, 1, 1]))
+    to_ras[:3, :3] = np.diag(steps * np.array([-1.0, 1.0, 1.0]))
     to_ras[:3, 3] = -to_ras[:3, :3] @ ((np.array(shape) - 1) / 2)
     return to_ras
 
