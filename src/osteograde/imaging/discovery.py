@@ -18,6 +18,8 @@ from pathlib import Path
 
 from osteograde.imaging.file_kind import DICOM_IMAGE, DICOM_OTHER, PICTURE, kind_of_file
 from osteograde.imaging.image_files import DICOM_SUFFIXES, SUFFIXES
+from osteograde.imaging.volume_files import SUFFIXES as VOLUME_SUFFIXES
+from osteograde.imaging.volume_files import is_volume_file
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +48,7 @@ COPY = "unfinished or backup copies"
 NO_IMAGE = "DICOM objects without an image"
 LOOP = "links to folders that are read already"
 DEAD = "links that lead nowhere"
+VOLUME = "volumes in one file"
 SPECIAL = "pipes, devices or files that may not be read"
 PLAIN = "other files"
 
@@ -53,16 +56,18 @@ PLAIN = "other files"
 @dataclass(frozen=True, eq=False)
 class Found:
     """What lies below a folder. files: the images in order of their paths. dicom: those of them that are DICOM files.
-    passed: path -> why it is not used; a folder that is passed over counts once."""
+    volumes: NIfTI and MetaImage files, which only some tasks read. passed: path -> why it is not used; a folder that is
+    passed over counts once, and volumes count until a task names them as ``used``."""
 
     root: Path
     files: tuple[Path, ...] = ()
     dicom: frozenset[Path] = frozenset()
     passed: dict[Path, str] = field(default_factory=dict)
+    volumes: tuple[Path, ...] = ()
 
     def tell(self, used: Sequence[Path] = ()) -> None:
-        """Log one line that counts what is not used, by reason; nothing where all is. used: files that were read as
-        tables."""
+        """Log one line that counts what is not used, by reason; nothing where all is. used: files that are used all
+        the same, as tables or volumes."""
         read = {path.resolve() for path in used}
         reasons: dict[str, Counter[str]] = defaultdict(Counter)
         for path, why in self.passed.items():
@@ -107,7 +112,8 @@ def _sorted_out(root: Path, files: Iterable[Path], passed: dict[Path, str]) -> F
             found.append(path)
             dicom |= {path} if is_dicom else set()
     order = sorted(found, key=lambda path: _sort_key(path, root))
-    return Found(root, tuple(order), frozenset(dicom), passed)
+    volumes = sorted((path for path, why in passed.items() if why == VOLUME), key=lambda path: _sort_key(path, root))
+    return Found(root, tuple(order), frozenset(dicom), passed, tuple(volumes))
 
 
 def find_images(root: Path) -> list[Path]:
@@ -118,7 +124,7 @@ def find_images(root: Path) -> list[Path]:
 def has_images(root: Path) -> bool:
     """Whether a folder holds any image; it is read no further than the first one."""
     passed: dict[Path, str] = {}
-    return any(not _judge(path)[0] for path in _walk(Path(root), passed))
+    return any(_judge(path)[0] in ("", VOLUME) for path in _walk(Path(root), passed))
 
 
 def _sort_key(path: Path, root: Path) -> tuple[tuple[str, ...], str]:
@@ -182,6 +188,8 @@ def _judge(path: Path) -> tuple[str, bool]:
     suffix = path.suffix.lower()
     if suffix in _TEXT:
         return PLAIN, False
+    if is_volume_file(path):
+        return VOLUME, False
     kind = kind_of_file(path)
     if kind in (PICTURE, DICOM_IMAGE):
         return "", kind == DICOM_IMAGE
@@ -204,10 +212,12 @@ def _is_fork(path: Path) -> bool:
 def stem_of(path: Path) -> str:
     """The name of a file without its ending; the last part of a UID, or any other number, is no ending.
 
-    >>> stem_of(Path("a.b.png")), stem_of(Path("MR.1.3.12.7")), stem_of(Path("7.acr")), stem_of(Path("IM0001"))
-    ('a.b', 'MR.1.3.12.7', '7', 'IM0001')
+    >>> stem_of(Path("a.b.png")), stem_of(Path("MR.1.3.12.7")), stem_of(Path("7.acr")), stem_of(Path("1_t2.nii.gz"))
+    ('a.b', 'MR.1.3.12.7', '7', '1_t2')
     """
     name, suffix = path.name, path.suffix
+    if ending := next((one for one in VOLUME_SUFFIXES if name.lower().endswith(one)), ""):
+        return name[: -len(ending)]
     if suffix.lower() in SUFFIXES or suffix.lower() in DICOM_SUFFIXES or suffix in GROUP_SUFFIXES:
         return name[: -len(suffix)]
     return name

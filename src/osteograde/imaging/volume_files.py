@@ -156,7 +156,7 @@ def _nifti(contents: bytes, codes: Counter[str]) -> tuple[np.ndarray, np.ndarray
     if field("datatype")[0] not in _NIFTI_TYPES:
         raise UnreadableImage("unsupported_pixels")
     kind = np.dtype(order + _NIFTI_TYPES[field("datatype")[0]])
-    start = int(field("vox_offset")[0]) or (352 if version == 1 else 544)
+    start = int(field("start")[0]) or (352 if version == 1 else 544)
     voxels = _values(contents, start, kind, shape)
     slope, offset = (float(v) for v in field("scale"))
     if np.isfinite([slope, offset]).all() and slope != 0 and (slope, offset) != (1.0, 0.0):
@@ -168,9 +168,9 @@ def _nifti(contents: bytes, codes: Counter[str]) -> tuple[np.ndarray, np.ndarray
 
 
 _NIFTI_PLACES: dict[int, dict[str, tuple[int, str]]] = {  # name -> (byte, struct format)
-    1: {"dim": (40, "8h"), "datatype": (70, "h"), "pixdim": (76, "8f"), "vox_offset": (108, "f"), "scale": (112, "2f"),
+    1: {"dim": (40, "8h"), "datatype": (70, "h"), "pixdim": (76, "8f"), "start": (108, "f"), "scale": (112, "2f"),
         "units": (123, "B"), "codes": (252, "2h"), "quatern": (256, "6f"), "srow": (280, "12f")},
-    2: {"dim": (16, "8q"), "datatype": (12, "h"), "pixdim": (104, "8d"), "vox_offset": (168, "q"), "scale": (176, "2d"),
+    2: {"dim": (16, "8q"), "datatype": (12, "h"), "pixdim": (104, "8d"), "start": (168, "q"), "scale": (176, "2d"),
         "units": (500, "i"), "codes": (344, "2i"), "quatern": (352, "6d"), "srow": (400, "12d")},
 }  # fmt: skip
 

@@ -22,6 +22,7 @@ from osteograde.errors import UserError
 from osteograde.imaging import image_files
 from osteograde.imaging.geometry import Roi, Volume, apply, grown, lateral_axis, to_index
 from osteograde.imaging.resample import crop_stack
+from osteograde.imaging.volume_files import is_volume_file, read_volume
 from osteograde.learning.augment import Move, draw_move, move_points, resample, sampling_grid, shade, still
 from osteograde.learning.recipe import LocatorPlan
 from osteograde.models.locators.base import LocatorBatch
@@ -311,8 +312,24 @@ def label_volume(study: Study, volume: Volume) -> Volume | None:
     series = next((candidate for candidate in study.series if candidate.id == volume.series), None)
     if series is None or not series.masks:
         return None
+    if is_volume_file(series.masks[0]):
+        return _label_file(series)
     paths = _by_slice(series)
     return replace(volume, voxels=np.stack([_labels(paths[name], volume.voxels.shape[1:]) for name in volume.names]))
+
+
+def _label_file(series: Series) -> Volume:
+    """The classes of a volume of labels, where it lies itself: it has a place in the patient, as its image has."""
+    try:
+        labels = read_volume(series.masks[0])
+    except image_files.UnreadableImage as error:
+        raise UserError(
+            f"{series.masks[0]}: labels cannot be read ({error.code}); replace or remove the file"
+        ) from None
+    classes = np.zeros(labels.voxels.shape, np.uint8) if series.label_classes else labels.voxels.astype(np.uint8)
+    for first, last, number in series.label_classes:
+        classes[(labels.voxels >= first) & (labels.voxels <= last)] = number
+    return replace(labels, voxels=classes)
 
 
 def _by_slice(series: Series) -> dict[str, Path]:

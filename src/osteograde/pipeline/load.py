@@ -15,6 +15,7 @@ from osteograde.imaging.dicom.volumes import UNSIZED
 from osteograde.imaging.film_polarity import is_background_bright, is_negative_crop
 from osteograde.imaging.geometry import LEFT, Volume, apply, oriented, roi_at
 from osteograde.imaging.resample import average_thin_slices
+from osteograde.imaging.volume_files import is_volume_file, read_volume, slices_first
 from osteograde.imaging.windowing import window
 from osteograde.pipeline.series_views import Shown, shown_views, surest
 from osteograde.tasks.spec import Mark, Point, Series, Study, Task, View
@@ -152,6 +153,10 @@ def load_series(series: Series, view: View, *, map: Callable[..., Iterable] = ma
     if not series.files:
         return read_series(series.folder, default_directions=directions, map=map)
     centre_mm = LEFT * SIDE_MM * _SIGN[series.side]
+    if is_volume_file(series.files[0]):
+        codes: Counter[str] = Counter()
+        volumes = [slices_first(read_volume(file, codes), directions[0]) for file in series.files]
+        return [replace(volume, series=series.id) for volume in volumes], codes
     if image_files.is_image(series.files[0]):
         stacks, codes = _images(series, view, directions, centre_mm)
         return [replace(stack, series=series.id) for stack in stacks], codes

@@ -47,7 +47,8 @@ class Series:
     view: name of a ``View``; "" where no table names it. files: image files or radiographs; none: every DICOM file of
     ``folder``. spacing_mm: (slice, row, column) of image files, which have no pixel size of their own; None where it is
     unknown (``View.width_mm`` is assumed). side: "right" or "left" where the whole image shows that side of the patient
-    only. masks: label images (segmentations) of ``files``, one for each, in the same order.
+    only. masks: label images (segmentations) of ``files``, one for each, in the same order. label_classes: (first
+    label, last label, class) of label images that number every structure; () where the labels are the classes.
     """
 
     id: str
@@ -57,6 +58,7 @@ class Series:
     spacing_mm: tuple[float, float, float] | None = None
     side: str = ""
     masks: tuple[Path, ...] = ()
+    label_classes: tuple[tuple[int, int, int], ...] = ()
 
 
 @dataclass(frozen=True)

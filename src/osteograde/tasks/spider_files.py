@@ -2,6 +2,7 @@
 
 * ``<patient>_t1.*`` and ``<patient>_t2.*`` are two views of one study, ``<patient>``;
 * ``<patient>_t2_SPACE.*`` is a study of its own, and so is the stack of ``<patient>_t2_SPACE_slice<k>.*``;
+* the same names with .mha or .nii.gz are whole volumes, as the set is published: images/1_t2.mha, masks/1_t2.mha;
 * any other picture or DICOM file is a study of its own, taken for T2; a folder of DICOM files is one study.
 
 Tables (overview.csv, gradings.csv, boxes.csv) are looked for beside the images; without them pictures are taken to be
@@ -26,6 +27,9 @@ import pandas as pd
 from osteograde.errors import UserError
 from osteograde.imaging import image_files
 from osteograde.imaging.discovery import Found, look_at, look_through, part_folder, stem_of, unique_names
+from osteograde.imaging.geometry import LEFT
+from osteograde.imaging.volume_files import SUFFIXES as VOLUME_SUFFIXES
+from osteograde.imaging.volume_files import read_volume, slices_first
 from osteograde.tasks.names import PATIENTS, People, read_people
 from osteograde.tasks.spec import Mark, Series, Study
 from osteograde.tasks.spine import LEVELS
@@ -38,6 +42,7 @@ GRADES = ("1", "2", "3", "4", "5")
 FINDINGS = {"narrowing": "disc narrowing", "bulging": "disc bulging"}  # yes/no heads and their columns
 MASKS = "masks"  # folder of label images, never images to grade
 _NAMED = re.compile(r"^(?P<patient>[0-9A-Za-z]+)_(?P<view>t1|t2)(?P<space>_SPACE)?(?:_slice(?P<slice>[0-9]+))?$")
+ALSO_CALLED = {"gradings.csv": "radiological_gradings.csv"}  # as the set is published
 KEYS = {
     "overview.csv": ("new_file_name",),
     "gradings.csv": ("patient", "ivd label"),
@@ -90,15 +95,20 @@ def read_files(root: Path, files: Sequence[Path]) -> list[Study]:
 def _studies(root: Path, found: Found, apart: Collection[Path] = ()) -> list[Study]:
     """The images as studies. apart: folders of which not all DICOM files are meant."""
     folder = found.root
-    found.tell(used=[root / name for name in (*COLUMNS, "SOURCE.json", PATIENTS)])
-    files = [file for file in found.files if MASKS not in file.relative_to(folder).parts[:-1]]
-    if len(files) < len(found.files):
-        log.info("%s: %d label images in folders called %s", folder, len(found.files) - len(files), MASKS)
+    tables = (*COLUMNS, *ALSO_CALLED.values(), "SOURCE.json", PATIENTS)
+    found.tell(used=[*(root / name for name in tables), *found.volumes])
+    every = (*found.files, *found.volumes)
+    files = [file for file in every if MASKS not in file.relative_to(folder).parts[:-1]]
+    if len(files) < len(every):
+        log.info("%s: %d label images in folders called %s", folder, len(every) - len(files), MASKS)
     if not files:
-        raise UserError(f"{folder}: no image files (png, jpg, webp, tif, bmp, dcm); give the folder that holds them")
+        raise UserError(
+            f"{folder}: no image files (png, jpg, webp, tif, bmp, dcm, mha, nii); give the folder that holds them"
+        )
     pictures = [file for file in files if file not in found.dicom]
-    first = {(file.parent, file.stem): file for file in reversed(pictures)}  # one of 1_t2.png and 1_t2.jpg is named so
-    named = [file for file in pictures if _match(file) and first[file.parent, file.stem] == file]
+    # one of 1_t2.png and 1_t2.jpg is named so
+    first = {(file.parent, stem_of(file)): file for file in reversed(pictures)}
+    named = [file for file in pictures if _match(file) and first[file.parent, stem_of(file)] == file]
     odd = sorted({*pictures} - {*named})
     placed = [
         *_named(named, _spacing(_table(root, "overview.csv"))),
@@ -131,14 +141,14 @@ def _named(files: Sequence[Path], spacing: Mapping[str, tuple[float, float, floa
 
     Views of a patient may lie in different folders; where one file name comes twice, each folder has its own patients.
     """
-    count = Counter(file.stem for file in files)
+    count = Counter(stem_of(file) for file in files)
     groups: dict[tuple[str, str], list[tuple[Path, str]]] = defaultdict(list)
     for file in files:
         if told := _match(file):
             ending = f"_t2_SPACE{'_stack' if told['slice'] else ''}" if told["space"] else ""
             groups[told["patient"] + ending, told["patient"]].append((file, told["view"]))
     for (name, patient), group in groups.items():
-        twice = any(count[file.stem] > 1 for file, _ in group)
+        twice = any(count[stem_of(file)] > 1 for file, _ in group)
         parts: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
         for file, view in group:
             parts[str(file.parent) if twice else ""][view].append(file)
@@ -149,7 +159,11 @@ def _named(files: Sequence[Path], spacing: Mapping[str, tuple[float, float, floa
 
 def _series(view: str, files: list[Path], spacing: Mapping[str, tuple[float, float, float]]) -> Series:
     ordered = sorted(files, key=lambda file: (int((_match(file) or {"slice": 0})["slice"] or 0), file.name))
-    name = re.sub(r"_slice[0-9]+$", "", ordered[0].stem)
+    name = re.sub(r"_slice[0-9]+$", "", stem_of(ordered[0]))
+    if ordered[0].name.lower().endswith(VOLUME_SUFFIXES):
+        mask = ordered[0].parents[1] / MASKS / ordered[0].name
+        numbered = (mask,) if mask.is_file() else ()
+        return Series(name, view, ordered[0].parent, (ordered[0],), masks=numbered, label_classes=LABEL_CLASSES)
     masks = tuple(file.parents[1] / MASKS / f"{file.stem}.png" for file in ordered)
     known = all(mask.is_file() for mask in masks)
     return Series(name, view, ordered[0].parent, tuple(ordered), spacing.get(name), masks=masks if known else ())
@@ -258,7 +272,8 @@ def _table(root: Path, name: str) -> pd.DataFrame | None:
     UserError where it is broken. Above the images, a table of that name without its columns is something else's.
     """
     ids, needed, others = COLUMNS[name]
-    for path in (folder / name for folder in (root, *root.resolve().parents[:2])):
+    names = (name, ALSO_CALLED.get(name, name))
+    for path in (folder / one for folder in (root, *root.resolve().parents[:2]) for one in names):
         if path.is_file() and (path.parent == root or _has_columns(path, (*ids, *needed, *others))):
             table = read_table(path, (*ids, *needed, *others), ids)
             for column in (*needed, *others):
@@ -296,6 +311,9 @@ def labels(path: Path) -> dict[str, dict[str, int]]:
 
 
 DISC, VERTEBRA, CANAL = 1, 2, 3
+# As the set is published: vertebrae are numbered from L5 up, those cut off by the image from 101 on, discs from L5/S1.
+CANAL_LABEL, DISC_LABEL = 100, 201
+LABEL_CLASSES = ((1, 25, VERTEBRA), (CANAL_LABEL, CANAL_LABEL, CANAL), (101, 125, VERTEBRA), (DISC_LABEL, 225, DISC))
 SMALL = 0.3  # a component below this share of the median disc's area is a fragment
 
 
@@ -320,6 +338,8 @@ def of_masks(series: Series) -> list[Mark]:
 
     The slice is the one with most canal in it: the midline, as the data set's own slices are near it.
     """
+    if series.masks[0].name.lower().endswith(VOLUME_SUFFIXES):
+        return _of_label_file(series)
     masks = [image_files.read_pixels(path) for path in series.masks]
     middle = int(np.argmax([(mask == CANAL).sum() for mask in masks]))
     discs = discs_of(masks[middle])
@@ -327,6 +347,23 @@ def of_masks(series: Series) -> list[Mark]:
         Mark(landmark(series.view, level), series.id, series.files[middle].stem, float(x), float(y))
         for level, (x, y) in zip(reversed(LEVELS), discs, strict=False)
     ]
+
+
+def _of_label_file(series: Series) -> list[Mark]:
+    """The same of a volume whose discs are numbered, so that no level has to be counted."""
+    try:
+        labels = slices_first(read_volume(series.masks[0]), LEFT).voxels
+    except image_files.UnreadableImage as error:
+        path = series.masks[0]
+        raise UserError(f"{path}: labels cannot be read ({error.code}); replace or remove the file") from None
+    middle = int(np.argmax((labels == CANAL_LABEL).sum((1, 2))))
+    found = []
+    for number, level in enumerate(reversed(LEVELS)):
+        rows, columns = np.nonzero(labels[middle] == DISC_LABEL + number)
+        if len(rows):
+            x, y = (float(side.min() + side.max()) / 2 for side in (columns, rows))
+            found.append(Mark(landmark(series.view, level), series.id, str(middle), x, y))
+    return found
 
 
 def discs_of(mask: np.ndarray) -> list[tuple[float, float]]:
