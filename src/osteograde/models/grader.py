@@ -16,7 +16,7 @@ from osteograde.errors import UserError
 from osteograde.models.backbones import classifier_body
 
 _FURTHEST = 16  # slices further than this from the crop's centre share one position
-_NORMALISE = {"fixed": (0.5, 0.25), "imagenet": (0.449, 0.226)}  # mean, deviation; ImageNet: means over its channels
+NORMALISE = {"fixed": (0.5, 0.25), "imagenet": (0.449, 0.226)}  # mean, deviation; ImageNet: means over its channels
 _FLATTEST = 0.02  # smallest standard deviation a crop is divided by: noise of an empty crop is not blown up
 
 
@@ -52,8 +52,8 @@ class GraderNet(nn.Module):
         super().__init__()
         if pool not in ("attention", "mean", "centre"):
             raise UserError(f"pool is {pool!r}; expected 'attention', 'mean' or 'centre'")
-        if normalise not in ("crop", *_NORMALISE):
-            raise UserError(f"normalise is {normalise!r}; expected 'crop' or one of {sorted(_NORMALISE)}")
+        if normalise not in ("crop", *NORMALISE):
+            raise UserError(f"normalise is {normalise!r}; expected 'crop' or one of {sorted(NORMALISE)}")
         self.config: dict[str, Any] = {
             "kind": "grader",
             "backbone": backbone,
@@ -155,8 +155,8 @@ class GraderNet(nn.Module):
 
 
 def _normalised(crops: torch.Tensor, how: str) -> torch.Tensor:
-    if how in _NORMALISE:
-        mean_grey, deviation_grey = _NORMALISE[how]
+    if how in NORMALISE:
+        mean_grey, deviation_grey = NORMALISE[how]
         return (crops - mean_grey) / deviation_grey
     deviation, mean = torch.std_mean(crops, (-3, -2, -1), keepdim=True, correction=0)
     return (crops - mean) / deviation.clamp_min(_FLATTEST)
