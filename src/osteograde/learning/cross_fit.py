@@ -167,7 +167,7 @@ def _train_fold(run: Run, stage: Stage, net: Net, k: int, shared: BuildNet | Non
     held_out = stage.data(run.split.held_out(run.everything, k), plan)
     job = _job(run, net, k, net.work_name(k))
     loss = stage.loss(plan)
-    build = shared or partial(pretrained.net_of, plan, data, loss, job)
+    build = shared or partial(pretrained.net_of, plan, data, loss, job, net.member)
     return loop.train(build, plan, data, held_out, loss, job, resume=run.resume)
 
 
@@ -190,7 +190,7 @@ def train_shared_epochs(run: Run, stage: Stage, net: Net, together: tuple[int, .
     data = stage.data(run.split.training(run.everything, *together), plan)
     job = _job(run, net, together[0], net.work_name(f"common-{together[0]}"), together)
     loss = stage.loss(plan)
-    build = partial(pretrained.net_of, plan, data, loss, job)
+    build = partial(pretrained.net_of, plan, data, loss, job, net.member)
     return loop.train(build, plan, data, None, loss, job, resume=run.resume)
 
 

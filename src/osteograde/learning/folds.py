@@ -13,9 +13,10 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold
 
 from osteograde.errors import UserError
+from osteograde.learning.recipe import Recipe
+from osteograde.models.manifest import MANIFEST
 from osteograde.tasks.spec import Grader, Study, Task
 from osteograde.tasks.tables import cells_of, some
 
@@ -92,6 +93,8 @@ def _rarity(grader: Grader, study: Study, last: int) -> str:
 
 def assign(task: Task, studies: Sequence[Study], count: int, seed: int) -> Split:
     """Split studies into ``count`` folds. UserError where there are fewer patients than folds."""
+    from sklearn.model_selection import StratifiedGroupKFold  # a second to import, for new folds alone
+
     patients = sorted({study.patient for study in studies})
     if len(patients) < count:
         raise UserError(f"{len(patients)} patients cannot fill {count} folds; give more data or fewer folds")
@@ -105,6 +108,31 @@ def assign(task: Task, studies: Sequence[Study], count: int, seed: int) -> Split
         for k, (_, held) in enumerate(splitter.split(np.zeros(len(ordered)), keys, [s.patient for s in ordered])):
             fold.update({ordered[i].id: k for i in held})
     return Split({study.id: fold[study.id] for study in studies}, {study.id: study.patient for study in studies})
+
+
+def like(split: Split, studies: Sequence[Study]) -> Split:
+    """The folds of other studies, each in the fold that ``split`` has its patient in. UserError for a new patient."""
+    fold_of = {patient: split.fold[study] for study, patient in split.patient.items()}
+    if new := sorted({study.patient for study in studies} - fold_of.keys()):
+        raise UserError(
+            f"folds: {len(new)} patients of this run are not in the folds of the weights that its nets start from: "
+            f"{some(new)}; nobody can tell whether those nets have seen them"
+        )
+    fold = {study.id: fold_of[study.patient] for study in studies}
+    return Split(fold, {study.id: study.patient for study in studies})
+
+
+def chosen(recipe: Recipe, only: Sequence[int] | None) -> tuple[int, ...]:
+    """The folds that a run trains: those asked for, or all. UserError for a fold that the recipe does not have."""
+    if bad := [k for k in only or () if not 0 <= k < recipe.scope.folds]:
+        raise UserError(f"--folds {bad}: recipe {recipe.name!r} has folds 0 to {recipe.scope.folds - 1}")
+    return tuple(range(recipe.scope.folds)) if only is None else tuple(only)
+
+
+def refuse_finished(out: Path) -> None:
+    """UserError where a folder holds finished weights, which a run that does not resume would replace."""
+    if (out / FILE).is_file() and (out / MANIFEST).is_file():
+        raise UserError(f"{out}: finished weights are here; give another --out, or --resume to add folds to them")
 
 
 def save(split: Split, path: Path) -> None:

@@ -1,126 +1,326 @@
-"""The starting weights of a net: random ones, a download of timm or torchvision, or a file.
+"""The starting weights of a net: random ones, a download, a package, a file, or a net of ours (``starting.py``).
 
+Every source says how its nets read images: as (x - mean) / deviation of values from 0 to 1, which is not how our nets
+read them. What differs is put into the first layer, so a net computes what its source computes of the same image.
 Only training uses this; a finished net is rebuilt from its config alone.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import timm
 import torch
+import torchvision
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
 from osteograde.errors import UserError
+from osteograde.learning import starting
 from osteograde.learning.loop import Data, Job, Loss
-from osteograde.learning.recipe import IMAGENET, AnyPlan, Plan, Recipe, Start
-from osteograde.learning.recipes.starting_weights import EXTRA_VARIANCE
+from osteograde.learning.recipe import AnyPlan, Plan, Recipe, Start
+from osteograde.learning.starting import Source
+from osteograde.models import backbones, bundle
 from osteograde.models.bundle import build_net
+from osteograde.models.grader import NORMALISE
+from osteograde.models.locators.faster_rcnn import VARIANTS
 
-FOLDER = "OSTEOGRADE_PRETRAINED"  # environment variable: the folder that holds files of starting weights
-DEFAULT_FOLDER = Path("..") / "shared" / "weights"
-INPUT_SCALE = 0.5  # the files expect -1..1, deviation about a half; our crops come with deviation 1
 BATCHES = 8  # through which the statistics of normalisation are measured
+CROP_DEVIATION = 0.25  # of the grey values of an image, which graders of normalise "crop" read as 1
+PREDICTOR = "roi_heads.box_predictor."  # of a detector: has one output a class, so it starts anew
 
 log = logging.getLogger("osteograde.learning")
 
 
-def net_of(plan: Plan, data: Data, loss: Loss, job: Job) -> nn.Module:
-    """The net of a plan with its starting weights. UserError where the plan names a file that is not there.
+@dataclass(frozen=True)
+class Reading:
+    """A net reads a grey or colour value x of 0..1 as (x - mean) / deviation; one number for each channel, or for all.
 
-    Where the batch norms of the file were folded into its convolutions, the statistics of the net's own batch norms are
-    measured on ``data``; ``loss`` is then called to run the net.
+    mean None: of each crop, its own.
     """
-    weights = plan.start.weights
-    if weights in ("", IMAGENET):
-        return build_net(plan.net, pretrained=weights == IMAGENET)
+
+    mean: tuple[float, ...] | None
+    deviation: tuple[float, ...]
+
+
+SIGNED = Reading((0.5,), (0.5,))  # -1..1, as TensorFlow's nets
+RGB = Reading((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # as torchvision's nets
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """The tensors of a source and how its net reads images.
+
+    eps: of its batch norms, None where it is the trunk's. ordered: whether the tensors lie in the order of the layers.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    reading: Reading
+    eps: float | None = None
+    ordered: bool = True
+
+
+# Files whose tensors come from TensorFlow, by their names; of all other files the reading is that of the trunk in timm
+# or torchvision. The first was trained with an eps that is not that of the trunks which read it.
+KNOWN_FILES = {
+    "mobilenet_v2_0.35_float_bn_from_teachablemachine.npz": (SIGNED, 1e-3),
+    "mobilenet_v2_torchvision_from_tf2_ptq.npz": (SIGNED, None),
+}
+
+
+def net_of(plan: Plan, data: Data, loss: Loss, job: Job, member: int = 0) -> nn.Module:
+    """The net of a plan with its starting weights. UserError where they are not there or do not fit.
+
+    member: the place of the net among the members of its ensemble. Where the batch norms of the source were folded into
+    its convolutions, the statistics of the net's own batch norms are measured on ``data``; ``loss`` is then called to
+    run the net.
+    """
+    source = starting.source_of(plan.start.weights)
     net = build_net(plan.net)
-    tensors = read_tensors(weights)
-    trunk: Any = net.encoder
-    fill_trunk(trunk, tensors, extra_variance=EXTRA_VARIANCE.get(weights, 0.0))
-    if is_folded(tensors):
-        measure_batch_norms(net, trunk, data, plan, loss, job)
+    if source.kind == starting.NONE:
+        return net
+    if source.kind == starting.WEIGHTS:
+        fill_from_ours(net, source, starting.kind_of(plan), job.stage, job.fold, member)
+        return net
+    given = given_by(source, plan, net)
+    fill(net, given, source)
+    if is_folded(given.tensors):
+        measure_batch_norms(net, trunk_of(net)[1], data, plan, loss, job)
     return net
 
 
-def path_of(name: str) -> Path:
-    """Where a file of starting weights is looked for."""
-    return Path(os.environ.get(FOLDER, DEFAULT_FOLDER)) / name
+def check_fit(recipe: Recipe, k: int) -> None:
+    """UserError where the starting weights of a recipe do not fit its nets; what has to be downloaded is.
+
+    k: a fold that is trained. This is for before any other work: it takes seconds, downloads aside.
+    """
+    for kind, stage, member, plan, source in starting.starts(recipe):
+        if source.kind == starting.NONE:
+            continue
+        net = build_net(plan.net)
+        if source.kind == starting.WEIGHTS:
+            fill_from_ours(net, source, kind, stage, k, member)
+        else:
+            fill(net, given_by(source, plan, net), source)
 
 
 def without_missing_weights(recipe: Recipe) -> Recipe:
-    """The recipe with random starting weights where a file of starting weights is not there; logs which ones."""
+    """The recipe with random starting weights where a package or a file is not there; logs which ones."""
 
     def available(stage: str, plan: AnyPlan) -> AnyPlan:
-        weights = plan.start.weights
-        if weights in ("", IMAGENET) or path_of(weights).is_file():
-            return plan
-        log.info(
-            f"{stage}: {path_of(weights)} is not there; training starts from random weights "
-            f"(set {FOLDER} to the folder that holds the file)"
-        )
-        return replace(plan, start=Start(shared_epochs=plan.start.shared_epochs))  # nothing random is worth freezing
+        try:
+            starting.check_plan(plan, starting.source_of(plan.start.weights))
+        except UserError as error:
+            log.info(f"{stage}: {error}; training starts from random weights")
+            return replace(
+                plan, start=Start(shared_epochs=plan.start.shared_epochs)
+            )  # nothing random is worth freezing
+        return plan
 
     return recipe.map_plans(available)
 
 
-def check_weights(recipe: Recipe) -> None:
-    """UserError where a file of starting weights that the recipe names is not there, before any other work."""
-    for plans in recipe.plans().values():
-        for plan in plans:
-            if plan.start.weights not in ("", IMAGENET):
-                _existing(plan.start.weights)
+def trunk_of(net: Any) -> tuple[str, nn.Module]:
+    """The part of a net that a classifier's weights fit, and its name in the net with a dot behind it."""
+    if hasattr(net, "detector"):
+        return "detector.backbone.body.", net.detector.backbone.body
+    return "encoder.", net.encoder
 
 
-def _existing(name: str) -> Path:
-    path = path_of(name)
-    if not path.is_file():
+def reading_of(config: Mapping[str, Any]) -> Reading:
+    """How a net of ours reads images."""
+    if config["kind"] == "faster_rcnn":
+        return Reading((0.5,), (0.25,))
+    if config["kind"] != "grader":
+        return Reading((0.0,), (1.0,))
+    how = config.get("normalise", "crop")
+    if how == "crop":
+        return Reading(None, (CROP_DEVIATION,))
+    mean, deviation = NORMALISE[how]
+    return Reading((mean,), (deviation,))
+
+
+def given_by(source: Source, plan: Plan, net: Any) -> Given:
+    """The tensors of a source other than a net of ours. UserError where they cannot be had."""
+    if source.kind == starting.PIP:
+        return Given(read_tensors(starting.package_file(source)), SIGNED)
+    if source.kind == starting.FILE:
+        path = starting.given_file(source)
+        known = KNOWN_FILES.get(path.name)
+        reading, eps = known if known else (library_reading(plan.net), None)
+        return Given(read_tensors(path), reading, eps, ordered=path.suffix != ".safetensors")  # sorted by name there
+    try:
+        return coco(plan.net) if source.kind == starting.COCO else imagenet(plan.net)
+    except (OSError, RuntimeError) as error:  # no connection; timm has no weights of this name
         raise UserError(
-            f"{path}: no such starting weights; set {FOLDER} to the folder that holds them, or take a recipe with "
-            "other ones (Start(weights='imagenet') downloads, Start() starts from random weights)"
-        )
-    return path
+            f'starting weights "{source.kind}" of {starting.trunk_name(plan)}: {" ".join(str(error).split())[:200]}; '
+            f"connect this machine, or put the file into {starting.download_folders()[0]}"
+        ) from error
 
 
-def read_tensors(name: str) -> dict[str, torch.Tensor]:
-    """The tensors of an .npz of starting weights in the folder OSTEOGRADE_PRETRAINED. UserError if it is not there."""
-    with np.load(_existing(name), allow_pickle=False) as archive:
-        return {key: torch.from_numpy(archive[key]) for key in archive.files}
+def imagenet(config: Mapping[str, Any]) -> Given:
+    """The trunk of a config with the ImageNet weights of timm or torchvision."""
+    if config["kind"] == "faster_rcnn":
+        net = torchvision.models.get_model(VARIANTS[config["variant"]][1], weights="DEFAULT")
+        tensors = {key.removeprefix("features."): value for key, value in net.state_dict().items()}
+    elif config["kind"] == "grader":
+        sizes = {name: config[name] for name in ("stages", "pixels") if name in config}
+        net, _ = backbones.classifier_body(config["backbone"], 3, True, **sizes)
+        tensors = net.state_dict()
+    else:
+        net = backbones.encoder(config["encoder_name"], 3, True, stages=config.get("stages", 0))
+        tensors = net.state_dict()
+    return Given(tensors, library_reading(config), eps_of(net))
 
 
-def fill_trunk(trunk: nn.Module, tensors: Mapping[str, torch.Tensor], *, extra_variance: float = 0.0) -> None:
-    """Copy starting weights into a trunk that reads grey images. UserError where any of its tensors gets none.
+def coco(config: Mapping[str, Any]) -> Given:
+    """The whole detector of torchvision, trained on COCO."""
+    make, _ = VARIANTS[config["variant"]]
+    net = make(weights="DEFAULT")
+    return Given(net.state_dict(), RGB)
 
-    Tensors are matched by name, or by their order, which is that of the layers, where a library names them otherwise.
-    Graders (one channel, deviation 1) take half the sum of the colours' filters. Locators (three neighbouring slices
-    and the lateral coordinate, all 0..1) share that sum between the slices; the shift from 0..1 to -1..1 goes into the
-    first batch norm. extra_variance: added to the variances of the file's batch norms, because they were trained with
-    a larger eps than the trunk's.
+
+def library_reading(config: Mapping[str, Any]) -> Reading:
+    """How timm's or torchvision's net of a config's trunk reads images."""
+    name = str(config.get("backbone") or config.get("encoder_name") or "")
+    if name.startswith("torchvision/"):
+        chosen: Any = torchvision.models.get_model_weights(name.removeprefix("torchvision/"))
+        preset = chosen.DEFAULT.transforms()
+        return Reading(tuple(preset.mean), tuple(preset.std))
+    known = timm.models.get_pretrained_cfg(name, allow_unregistered=True) if name else None
+    return Reading(tuple(known.mean), tuple(known.std)) if known else RGB
+
+
+def eps_of(net: nn.Module) -> float | None:
+    """The eps of the batch norms of a net, None where it has none."""
+    return next((module.eps for module in net.modules() if isinstance(module, nn.BatchNorm2d)), None)
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of an .npz, .safetensors or .pth file. UserError where it cannot be read."""
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as archive:
+                return {key: torch.from_numpy(archive[key]) for key in archive.files}
+        if path.suffix == ".safetensors":
+            return {
+                key: value.float() if value.is_floating_point() else value for key, value in load_file(path).items()
+            }
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, ValueError, OSError, EOFError, RuntimeError) as error:
+        raise UserError(f"{path}: starting weights cannot be read ({error}); fetch the file again") from error
+
+
+def fill_from_ours(net: nn.Module, source: Source, kind: str, stage: str, k: int, member: int) -> None:
+    """Start from the net of the same fold in a weights folder.
+
+    Where both nets have the same tensors, all are taken, else those of the trunk alone. UserError where the trunks are
+    not the same, or where the file is not the one that its manifest names.
+    """
+    folder, manifest, name = starting.net_file(source, kind, stage, k, member)
+    path, entry = folder / name, manifest.files[name]
+    if bundle.sha256(path) != entry.sha256:
+        raise UserError(f"{path}: not the file that its manifest names; it was changed or cut short, fetch it again")
+    tensors = read_tensors(path)
+    own = net.state_dict()
+    same_net = tensors.keys() == own.keys() and all(tensors[key].shape == own[key].shape for key in own)
+    prefix, trunk = trunk_of(net)
+    config: Any = net.config
+    given = Given(
+        {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)},
+        reading_of(entry.net),
+        ordered=False,
+    )
+    try:
+        fill_trunk(trunk, given, reading_of(config))
+    except UserError as error:
+        raise UserError(f"starting weights {path}: {error}") from error
+    if same_net:
+        heads = {key: value for key, value in tensors.items() if not key.startswith(prefix)}
+        net.load_state_dict(heads, strict=False)
+
+
+def fill(net: Any, given: Given, source: Source) -> None:
+    """Copy the tensors of a source other than a net of ours into a net. UserError where they do not fit."""
+    part: nn.Module = trunk_of(net)[1]
+    if source.kind == starting.COCO:
+        part = net.detector
+        anew = {key: value for key, value in part.state_dict().items() if key.startswith(PREDICTOR)}
+        given = replace(given, tensors={**given.tensors, **anew})
+    try:
+        fill_trunk(part, given, reading_of(net.config))
+    except UserError as error:
+        raise UserError(f"starting weights {source.kind}:{source.name}: {error}") from error
+
+
+def fill_trunk(trunk: nn.Module, given: Given, reading: Reading) -> None:
+    """Copy the tensors of a source into a trunk that reads grey images. UserError where any of its tensors gets none.
+
+    Tensors are matched by name, or by their order where a library names them otherwise. reading: of the trunk. How the
+    source reads images, and that it reads colours, goes into the first convolution and what follows it.
     """
     own = {key: value for key, value in trunk.state_dict().items() if not key.endswith("num_batches_tracked")}
-    given = {key: value for key, value in tensors.items() if not key.endswith("num_batches_tracked")}
-    if not set(own) <= set(given):
-        given = dict(zip(own, given.values(), strict=False))
+    tensors = {key: value for key, value in given.tensors.items() if not key.endswith("num_batches_tracked")}
+    if given.ordered and not set(own) <= set(tensors):
+        tensors = dict(zip(own, tensors.values(), strict=False))
     first = next(key for key, value in own.items() if value.ndim == 4)
-    if first in given and given[first].shape[1] == 3 and own[first].shape[1] != 3:
-        grey = given[first].sum(1, keepdim=True)
-        if own[first].shape[1] == 1:
-            given[first] = grey * INPUT_SCALE
-        else:
-            given[first] = torch.cat([grey.repeat(1, 3, 1, 1) * (2 / 3), torch.zeros_like(own[first][:, 3:])], 1)
-            mean = next(key for key in own if key.endswith("running_mean"))
-            given[mean] = given[mean] + grey.sum((1, 2, 3))
-    wrong = sorted(key for key, value in own.items() if key not in given or given[key].shape != value.shape)
+    if first in tensors and tensors[first].ndim == 4:
+        filters, shift = first_filters(tensors[first], own[first].shape[1], given.reading, reading)
+        tensors[first] = filters
+        bias = first.removesuffix("weight") + "bias"
+        mean = next((key for key in own if key.endswith("running_mean")), "")
+        if bias in own and bias in tensors:
+            tensors[bias] = tensors[bias] + shift
+        elif mean in tensors and tensors[mean].shape == shift.shape:
+            tensors[mean] = tensors[mean] - shift
+    wrong = [
+        f"{key} is {tuple(tensors[key].shape) if key in tensors else 'not there'}, expected {tuple(value.shape)}"
+        for key, value in own.items()
+        if key not in tensors or tensors[key].shape != value.shape
+    ]
     if wrong:
-        raise UserError(f"starting weights do not fit the trunk: {len(wrong)} tensors, first {wrong[:3]}")
-    given |= {key: value + extra_variance for key, value in given.items() if key.endswith("running_var")}
-    trunk.load_state_dict({**trunk.state_dict(), **{key: given[key] for key in own}})
+        raise UserError(f"they do not fit the trunk: {len(wrong)} of {len(own)} tensors, first {wrong[0]}")
+    own_eps = eps_of(trunk)
+    if given.eps is not None and own_eps is not None:  # a batch norm divides by sqrt(variance + eps)
+        more = given.eps - own_eps
+        tensors |= {key: value + more for key, value in tensors.items() if key.endswith("running_var")}
+    trunk.load_state_dict({**trunk.state_dict(), **{key: tensors[key] for key in own}})
+
+
+def first_filters(
+    filters: torch.Tensor, channels: int, theirs: Reading, ours: Reading
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first convolution (O, C, h, w) of a source for a net that reads ``channels`` channels in another way.
+
+    Returns filters (O, channels, h, w), and what is added to the answer of each (O,). One channel of three is the sum
+    of the colours. Four, which are three neighbouring slices and the lateral coordinate, share that sum between the
+    slices. UserError for any other pair of numbers.
+    """
+    count = filters.shape[1]
+    if not (count == channels or (count == 3 and channels in (1, 4))):
+        raise UserError(f"they read {count} channels, the net reads {channels}; only 3 to 1 and 3 to 4 are known")
+    if theirs.mean is None and ours.mean is None:  # nets of ours that whiten each crop
+        return filters, filters.new_zeros(len(filters))
+    deviation, mean = (filters.new_tensor(values).expand(count)
+                       for values in (theirs.deviation, theirs.mean or ours.mean or (0.0,)))  # fmt: skip
+    # A crop that is whitened by its own mean is taken for an image whose mean is that which the source expects.
+    own_mean = filters.new_tensor(ours.mean).expand(count) if ours.mean is not None else mean.mean().expand(count)
+    own_deviation = filters.new_tensor(ours.deviation).expand(count)
+    scaled = filters * (own_deviation / deviation)[:, None, None]
+    shift = (filters * ((own_mean - mean) / deviation)[:, None, None]).sum((1, 2, 3))
+    if count == channels:
+        return scaled, shift
+    grey = scaled.sum(1, keepdim=True)
+    if channels == 1:
+        return grey, shift
+    return torch.cat([grey.repeat(1, 3, 1, 1) / 3, torch.zeros_like(grey)], 1), shift
 
 
 def is_folded(tensors: Mapping[str, torch.Tensor]) -> bool:

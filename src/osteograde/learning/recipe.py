@@ -19,6 +19,7 @@ from osteograde.errors import UserError
 from osteograde.tasks.spec import Grader, Locator, Pixels, Study, Task, sides
 
 IMAGENET = "imagenet"  # ``Start.weights``: download the trunk's ImageNet weights
+NOT_IN_DEBUG = (IMAGENET, "coco", "weights")  # starts that --debug leaves out: downloads, and nets of other folds
 NO_CLIP = 1e9  # ``Training.clip``: a norm that no gradient comes near
 
 SyntheticStudies = Callable[[Sequence[Study], Path, np.random.Generator, float], list[Study]]
@@ -80,7 +81,7 @@ class Start:
     several folds, on the studies that none of them holds out; each of the folds continues from that net.
     """
 
-    weights: str = ""  # of the trunk: a file of OSTEOGRADE_PRETRAINED, "imagenet" to download, or "": random
+    weights: str = ""  # "imagenet", "coco", "pip:NAME", "weights:DIR", "file:PATH", or random: see ``starting``
     frozen: tuple[str, ...] = ()  # modules of the trunk that keep their starting weights and statistics
     head_epochs: int = 0  # first epochs in which the head alone is trained, at ``head_lr``
     head_lr: float = 0.0
@@ -121,14 +122,15 @@ class Plan:
     def shrunk(self) -> Self:
         """Two epochs of two steps on images of at most 64 pixels, each technique in one epoch at most.
 
-        Nothing is downloaded: a net that would start from ImageNet starts from random weights, with nothing frozen.
+        Nothing is downloaded: a net that would start from ImageNet or COCO starts from random weights, with nothing
+        frozen. So does one that would start from a weights folder, which has other folds than these two.
         """
         start = replace(
             self.start,
             head_epochs=min(self.start.head_epochs, 1),
             shared_epochs=min(self.start.shared_epochs, 1),
         )
-        if start.weights == IMAGENET:
+        if start.weights.partition(":")[0] in NOT_IN_DEBUG:
             start = replace(start, weights="", frozen=(), head_epochs=0)
         return replace(
             self,

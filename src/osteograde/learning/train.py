@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from osteograde.errors import UserError
-from osteograde.learning import cross_fit, data_faults, evaluate, folds, out_of_fold
+from osteograde.learning import cross_fit, data_faults, evaluate, folds, out_of_fold, starting
 from osteograde.learning.cross_fit import Run
 from osteograde.learning.out_of_fold import OutOfFold
 from osteograde.learning.recipe import Recipe
@@ -40,17 +40,18 @@ def train(
     only: Sequence[int] | None,
     device: torch.device,
     resume: bool,
+    studies: Sequence[Study] | None = None,
 ) -> dict[str, Any]:
     """Train the folds of every locator and grader into a weights folder; returns the out-of-fold scores.
 
     data: a folder of labelled studies. only: the folds to train, all if None. resume: go on from what an earlier call
-    left in ``out``. Raises UserError for the user's mistakes, before any net is trained: folds that the recipe does
-    not have, finished weights in ``out``, or folds there that are of other studies.
+    left in ``out``. studies: what is in ``data``, if it has been read already. Raises UserError for the user's
+    mistakes, before any net is trained: folds that the recipe does not have, finished weights in ``out``, or folds
+    there that are of other studies.
     """
-    chosen = tuple(range(recipe.scope.folds)) if only is None else tuple(only)
-    if bad := [k for k in chosen if not 0 <= k < recipe.scope.folds]:
-        raise UserError(f"--folds {bad}: recipe {recipe.name!r} has folds 0 to {recipe.scope.folds - 1}")
-    studies = _chosen_patients(sorted(recipe.task.read(data, "train"), key=lambda study: study.id), recipe)
+    chosen = folds.chosen(recipe, only)
+    given = recipe.task.read(data, "train") if studies is None else studies
+    studies = _chosen_patients(sorted(given, key=lambda study: study.id), recipe)
     split = _split(recipe, studies, out, resume=resume)
     run = Run(recipe, studies, _synthetic(recipe, studies, out), split, chosen, out, device, resume)
     lost = _read_all(run)
@@ -90,15 +91,21 @@ def _split(recipe: Recipe, studies: Sequence[Study], out: Path, *, resume: bool)
     """The folds of this run: read where they were written before, never repaired or exchanged."""
     path = out / folds.FILE
     if path.is_file():
-        if not resume and (out / bundle.MANIFEST).is_file():
-            raise UserError(f"{out}: finished weights are here; give another --out, or --resume to add folds to them")
+        if not resume:
+            folds.refuse_finished(out)
         split = folds.load(path, studies)
         if split.count != recipe.scope.folds:
             raise UserError(
                 f"{path}: {split.count} folds, recipe {recipe.name!r} has {recipe.scope.folds}; use a new --out"
             )
+        starting.check_folds(recipe, split)
     else:
-        split = folds.assign(recipe.task, studies, recipe.scope.folds, recipe.scope.seed)
+        started = starting.folders(recipe)
+        if started:  # a net may start from one of the same fold only
+            split = folds.like(folds.read(started[0] / folds.FILE), studies)
+        else:
+            split = folds.assign(recipe.task, studies, recipe.scope.folds, recipe.scope.seed)
+        starting.check_folds(recipe, split)
         folds.save(split, path)
     folds.keep(out)
     return split

@@ -6,6 +6,7 @@ Shape legend: N images, C input channels, H W pixels, F features.
 from __future__ import annotations
 
 import difflib
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -45,7 +46,7 @@ def encoder(
     ``pyramid_shape``. Raises ValueError for a name timm does not know.
     """
     _known(name)
-    options: dict[str, Any] = {"pretrained": pretrained, "features_only": True, "in_chans": in_channels}
+    options: dict[str, Any] = {"features_only": True, "in_chans": in_channels, **_download(name, pretrained)}
     if not stages:
         return timm.create_model(name, **options)
     options["out_indices"] = tuple(range(stages))
@@ -85,9 +86,19 @@ def classifier_body(
         return PooledPyramid(pyramid), pyramid_shape(pyramid)[0][-1]
     cfg = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
     options: dict[str, Any] = {"img_size": pixels} if pixels and cfg is not None and cfg.fixed_input_size else {}
-    body = timm.create_model(name, pretrained=pretrained, num_classes=0, in_chans=in_channels, **options)
+    options |= _download(name, pretrained)
+    body = timm.create_model(name, num_classes=0, in_chans=in_channels, **options)
     features: Any = getattr(body, "head_hidden_size", None) or body.num_features
     return body, int(features)
+
+
+def _download(name: str, pretrained: bool) -> dict[str, Any]:
+    """Options of timm for the ImageNet weights of a net: where torch's folder of downloads has the file, from there."""
+    cfg = timm.models.get_pretrained_cfg(name, allow_unregistered=True) if pretrained else None
+    if cfg is None or not isinstance(cfg.url, str):
+        return {"pretrained": pretrained}
+    kept = Path(torch.hub.get_dir()) / "checkpoints" / cfg.url.rpartition("/")[2]
+    return {"pretrained": True, **({"pretrained_cfg_overlay": {"file": str(kept)}} if kept.is_file() else {})}
 
 
 def _known(name: str) -> None:

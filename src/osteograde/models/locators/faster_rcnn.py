@@ -18,7 +18,7 @@ from osteograde.errors import UserError
 from osteograde.models.backbones import adapt_first_conv
 from osteograde.models.locators.base import LocatorBatch, heatmap_loss, start_of, target_parts
 
-_VARIANTS = {  # name: (detector, the classifier whose ImageNet weights fit its trunk)
+VARIANTS = {  # name: (detector, the classifier whose ImageNet weights fit its trunk)
     "resnet50_v2": (fasterrcnn_resnet50_fpn_v2, "resnet50"),
     "mobilenet": (fasterrcnn_mobilenet_v3_large_fpn, "mobilenet_v3_large"),
 }
@@ -55,8 +55,8 @@ class FasterRcnnLocator(nn.Module):
         pretrained: bool = False,
     ) -> None:
         super().__init__()
-        if variant not in _VARIANTS:
-            raise UserError(f"Faster R-CNN variant {variant!r}; expected one of {sorted(_VARIANTS)}")
+        if variant not in VARIANTS:
+            raise UserError(f"Faster R-CNN variant {variant!r}; expected one of {sorted(VARIANTS)}")
         self.config: dict[str, Any] = {
             "kind": "faster_rcnn",
             "variant": variant,
@@ -67,7 +67,7 @@ class FasterRcnnLocator(nn.Module):
             "proposals": proposals,
         }
         self.channels, self.stride, self.box_px = channels, stride, (float(box_px[0]), float(box_px[1]))
-        make, trunk = _VARIANTS[variant]
+        make, trunk = VARIANTS[variant]
         self.detector = make(
             weights=None,
             weights_backbone=None,
