@@ -174,6 +174,14 @@ RECIPE = Recipe(
         "foraminal": (replace(GRADER, synthetic_epochs=1),),
     },
 )
+STAGED = replace(  # each grader and locator starts from the other one; the first grader is used as it starts
+    RECIPE,
+    locators={"canal": LOCATOR, "foramen": replace(LOCATOR, start=Start(stage="canal"))},
+    graders={
+        "spinal": (replace(GRADER, training=replace(TRAINING, epochs=0), start=Start(stage="foraminal")),),
+        "foraminal": (SHARED,),
+    },
+)
 ALL = tuple(range(RECIPE.scope.folds))
 
 
@@ -185,14 +193,14 @@ def split_of(studies: Sequence[Study], shift: int = 0) -> folds.Split:
 
 
 def run(
-    witness: Witness, out: Path, *, resume: bool = False, only=ALL, studies=STUDIES, made=MADE
+    witness: Witness, out: Path, *, resume: bool = False, only=ALL, studies=STUDIES, made=MADE, recipe=RECIPE
 ) -> tuple[Answers, Answers]:
     """(landmarks, grades) of every held-out study, from nets that are trained or lie in ``out`` already."""
     if not (out / folds.FILE).is_file():
         folds.save(split_of(studies), out / folds.FILE)
-    split = train._split(RECIPE, studies, out, resume=resume)
+    split = train._split(recipe, studies, out, resume=resume)
     (out / "work" / "nets").mkdir(parents=True, exist_ok=True)
-    own = Run(RECIPE, studies, made, split, tuple(only), out, CPU, resume)
+    own = Run(recipe, studies, made, split, tuple(only), out, CPU, resume)
     with logged("learning", stop=witness.stops):
         found, points = out_of_fold.locate_out_of_fold(own)
         graded = out_of_fold.grade_out_of_fold(own, found, points)
@@ -215,6 +223,31 @@ def test_no_net_of_any_stage_member_or_shared_start_answers_about_what_it_has_se
     check(witness, points, graded)
     for name in ("canal", "spinal"):
         assert any(line.startswith(f"{name} folds 0, 1, 2 ") for line in witness.lines)  # they share a start
+
+
+def test_nets_that_start_from_another_stage_have_seen_what_it_saw_and_leak_nothing(witness, tmp_path):
+    points, graded = run(witness, tmp_path, recipe=STAGED)
+    check(witness, points, graded)
+    trained = list(dict.fromkeys(line.split()[0] for line in witness.lines if " epoch " in line))
+    assert trained == ["canal", "foramen", "foraminal"]  # and spinal, which is used as it starts, behind foraminal
+    fold = split_of(STUDIES).fold
+    for study in fold:
+        others = {one for one in fold if fold[one] != fold[study]}
+        spinal = [answer for target, answer in graded[study].items() if target.startswith("spinal")]
+        assert spinal and all(others <= witness.origin(answer)[1] for answer in spinal)
+
+
+def test_reused_nets_of_other_stages_leak_nothing_and_a_net_is_not_reused_without_the_one_it_starts_from(
+    witness, tmp_path
+):
+    run(witness, tmp_path / "earlier", recipe=STAGED)
+    taken = reuse_nets(tmp_path / "earlier", tmp_path / "later", STAGED, without=("foraminal",))
+    assert {name.split("/")[1] for name in taken} == {"canal", "foramen", "spinal"}
+    check(witness, *run(witness, tmp_path / "later", resume=True, recipe=STAGED))
+    other = replace(STAGED.graders["foraminal"][0], label_smoothing=0.1)
+    changed = replace(STAGED, graders={**STAGED.graders, "foraminal": (other,)})
+    taken = reuse_nets(tmp_path / "earlier", tmp_path / "changed", changed)
+    assert {name.split("/")[1] for name in taken} == {"canal", "foramen"}
 
 
 def test_nets_have_seen_all_that_they_are_not_asked_about(witness, tmp_path):

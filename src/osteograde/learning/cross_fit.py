@@ -21,6 +21,7 @@ from osteograde.learning import folds, loop, pretrained
 from osteograde.learning.cache import cached
 from osteograde.learning.loop import Data, Job, Loss
 from osteograde.learning.recipe import GraderPlan, Plan, Recipe
+from osteograde.learning.stage_start import net_from_stage
 from osteograde.models import bundle
 from osteograde.pipeline.load import Loaded
 from osteograde.tasks.spec import Study
@@ -167,8 +168,18 @@ def _train_fold(run: Run, stage: Stage, net: Net, k: int, shared: BuildNet | Non
     held_out = stage.data(run.split.held_out(run.everything, k), plan)
     job = _job(run, net, k, net.work_name(k))
     loss = stage.loss(plan)
-    build = shared or partial(pretrained.net_of, plan, data, loss, job, net.member)
+    build = shared or _from_stage(run, net, k) or partial(pretrained.net_of, plan, data, loss, job, net.member)
     return loop.train(build, plan, data, held_out, loss, job, resume=run.resume)
+
+
+def _from_stage(run: Run, net: Net, k: int) -> BuildNet | None:
+    """What makes a net that starts from the net of another stage of the same fold; None for other nets."""
+    stage = net.plan.start.stage
+    if not stage:
+        return None
+    member = run.recipe.source_member(net.kind, net.plan, net.member)
+    config = run.recipe.plans()[net.kind, stage][member].net
+    return partial(net_from_stage, net.plan.net, run.out / net_name(net.kind, stage, k, member), config)
 
 
 def sharing_folds(count: int, k: int) -> tuple[int, ...]:

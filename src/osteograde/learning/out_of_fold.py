@@ -100,7 +100,7 @@ def locate_out_of_fold(run: Run) -> tuple[dict[str, dict[str, Point]], dict[str,
     held_out = [study for k in run.folds for study in run.split.held_out(run.everything, k)]
     found: dict[str, dict[str, Point]] = {study.id: {} for study in held_out}
     points: dict[str, dict[str, Point]] = {study.id: {} for study in held_out}
-    for locator in task.locators:
+    for locator in run.recipe.locators_in_order:
         plan = run.recipe.locators[locator.name]
         used = [*run.studies[:: plan.subsample], *run.synthetic]
         stored = locator_data.store(locator, plan, _one_by_one(run, used), run.work / "locate")
@@ -122,7 +122,7 @@ def grade_out_of_fold(run: Run, found: Mapping[str, Points], points: Mapping[str
     given = {study.id for study in run.studies}
     graded: dict[str, dict[str, np.ndarray]] = {study: {} for study in points if study in given}
     errors = errors_mm(run, found)
-    for grader in run.recipe.task_as_read.graders:
+    for grader in run.recipe.graders_in_order:
         members = run.recipe.graders[grader.name]
         stored = _stored_crops(run, grader, members, points)
         landmarks = {site.landmark for site in grader.sites}

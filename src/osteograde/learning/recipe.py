@@ -20,6 +20,7 @@ from osteograde.tasks.spec import Grader, Locator, Pixels, Study, Task, sides
 
 IMAGENET = "imagenet"  # ``Start.weights``: download the trunk's ImageNet weights
 NOT_IN_DEBUG = (IMAGENET, "coco", "weights")  # starts that --debug leaves out: downloads, and nets of other folds
+TRUNK_KEYS = ("kind", "backbone", "encoder_name", "variant", "stages", "neighbours")  # of a net's config
 NO_CLIP = 1e9  # ``Training.clip``: a norm that no gradient comes near
 
 SyntheticStudies = Callable[[Sequence[Study], Path, np.random.Generator, float], list[Study]]
@@ -44,7 +45,10 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Training:
-    """The optimisation of one net. An epoch is one pass over the data, or ``steps`` steps where that is above 0."""
+    """The optimisation of one net. An epoch is one pass over the data, or ``steps`` steps where that is above 0.
+
+    With 0 epochs the net is used as it starts.
+    """
 
     epochs: int
     batch: int  # locators: regions; graders: studies
@@ -77,8 +81,10 @@ class Schedule:
 class Start:
     """What a net starts from, and which parts of it are trained from when on.
 
-    The trunk is the net's ``encoder``, the head is all the rest. shared_epochs: the first epochs are trained once for
-    several folds, on the studies that none of them holds out; each of the folds continues from that net.
+    The trunk is the net's ``encoder``, the head is all the rest. stage: another locator (for a locator) or grader (for
+    a grader) of the recipe, whose net of the same fold gives the whole trunk, and of the head what has the same shape;
+    it is trained first. shared_epochs: the first epochs are trained once for several folds, on the studies that none of
+    them holds out; each of the folds continues from that net.
     """
 
     weights: str = ""  # "imagenet", "coco", "pip:NAME", "weights:DIR", "file:PATH", or random: see ``starting``
@@ -86,6 +92,7 @@ class Start:
     head_epochs: int = 0  # first epochs in which the head alone is trained, at ``head_lr``
     head_lr: float = 0.0
     shared_epochs: int = 0
+    stage: str = ""
 
 
 @dataclass(frozen=True)
@@ -102,7 +109,9 @@ class Plan:
 
     net: the config for ``models.bundle.build_net``; what follows from the task is filled in by ``for_locator`` and
     ``for_grader``. pixels: rows and columns of the images that the net reads, or one number for both. Raises UserError
-    for stochastic weight averaging together with early stopping, because each of them chooses the net that is kept.
+    for stochastic weight averaging together with early stopping, because each of them chooses the net that is kept; and
+    for a start from another stage together with starting weights, or with epochs that folds share, because that stage's
+    net of one fold has seen what the other folds hold out.
     """
 
     net: Mapping[str, Any]
@@ -117,6 +126,12 @@ class Plan:
             raise UserError(
                 f"plan of {self.net.get('kind', 'a net')}: swa keeps the mean of all cycles, patience "
                 f"{self.training.patience} the best epoch; choose one of them"
+            )
+        if self.start.stage and (self.start.weights or self.start.shared_epochs):
+            other = f"weights {self.start.weights!r}" if self.start.weights else "shared_epochs"
+            raise UserError(
+                f"plan of {self.net.get('kind', 'a net')}: it starts from stage {self.start.stage!r}, so {other} "
+                "cannot be used as well; choose one of them"
             )
 
     def shrunk(self) -> Self:
@@ -135,7 +150,9 @@ class Plan:
         return replace(
             self,
             pixels=_small_pixels(self.pixels),
-            training=replace(self.training, epochs=2, steps=2, batch=min(self.training.batch, 2)),
+            training=replace(
+                self.training, epochs=min(self.training.epochs, 2), steps=2, batch=min(self.training.batch, 2)
+            ),
             schedule=replace(self.schedule, restarts={}, milestones=()),
             start=start,
         )
@@ -203,8 +220,8 @@ class Recipe:
     graders: the plans of the members of each grader's ensemble; every fold gets one net of each, and their
     probabilities are averaged. A plan may be repeated: its nets then differ by their random seed. synthetic: makes
     further studies out of the given ones, called with (studies, folder, random generator, share of the full number).
-    Raises UserError where names are not those of the task, a plan is of the wrong kind, or members read images of
-    different sizes or different crops.
+    Raises UserError where names are not those of the task, a plan is of the wrong kind, members read images of
+    different sizes or different crops, or a net cannot start from the stage that its plan names.
     """
 
     name: str
@@ -232,6 +249,7 @@ class Recipe:
                 raise UserError(f"recipe {self.name!r}: locator {name!r} is a {type(plan).__name__}, not LocatorPlan")
         for name, members in self.graders.items():
             self._check_members(name, members)
+        self._check_starts()
 
     def _check_members(self, name: str, members: Sequence[GraderPlan]) -> None:
         if not isinstance(members, tuple) or not members or not all(isinstance(plan, GraderPlan) for plan in members):
@@ -255,6 +273,61 @@ class Recipe:
                 f"recipe {self.name!r}: grader {name!r}: a net of {bad[0]} crops cannot read {read[0]}; "
                 "give the plan to for_grader after its crops were chosen"
             )
+
+    def _check_starts(self) -> None:
+        """UserError where a net cannot start from the stage that its plan names: unknown, another trunk, or a cycle."""
+        for (kind, stage), members in self.plans().items():
+            for member, plan in enumerate(members):
+                if not plan.start.stage:
+                    continue
+                where = f"recipe {self.name!r}: {stage!r} starts from stage {plan.start.stage!r}"
+                known = [name for its_kind, name in self.plans() if its_kind == kind]
+                if plan.start.stage not in known:
+                    raise UserError(f"{where}, which is none of {known}")
+                source = self.plans()[kind, plan.start.stage][self.source_member(kind, plan, member)]
+                for key in TRUNK_KEYS:
+                    if plan.net.get(key) != source.net.get(key):
+                        raise UserError(
+                            f"{where}, whose net has {key} {source.net.get(key)!r}, not {plan.net.get(key)!r}; "
+                            "both need the same trunk"
+                        )
+        _ = self.locators_in_order, self.graders_in_order  # refuse cycles
+
+    def source_member(self, kind: str, plan: Plan, member: int) -> int:
+        """Which member of the stage that a plan starts from gives its net: the one in the same place, else the last."""
+        return min(member, len(self.plans()[kind, plan.start.stage]) - 1)
+
+    @property
+    def locators_in_order(self) -> tuple[Locator, ...]:
+        """The locators in the order of training: each behind those that it looks around or starts from."""
+        finder = {landmark.name: one.name for one in self.task.locators for landmark in one.landmarks}
+        after = {
+            one.name: {finder[name] for name in one.needs if name in finder} | {self.locators[one.name].start.stage}
+            for one in self.task.locators
+        }
+        by_name = {one.name: one for one in self.task.locators}
+        return tuple(by_name[name] for name in self._in_order(after))
+
+    @property
+    def graders_in_order(self) -> tuple[Grader, ...]:
+        """The graders with the crops that their nets read, in the order of training: each behind those that its members
+        start from."""
+        by_name = {one.name: one for one in self.task_as_read.graders}
+        after = {name: {plan.start.stage for plan in self.graders[name]} for name in by_name}
+        return tuple(by_name[name] for name in self._in_order(after))
+
+    def _in_order(self, after: Mapping[str, set[str]]) -> list[str]:
+        """Names in the given order, but each behind those that must come first ("" for none). UserError for a cycle."""
+        order: list[str] = []
+        while len(order) < len(after):
+            ready = (name for name in after if name not in order and after[name] <= {*order, ""})
+            if (found := next(ready, None)) is None:
+                waiting = [name for name in after if name not in order]
+                raise UserError(
+                    f"recipe {self.name!r}: {waiting} wait for one another to be trained; start one elsewhere"
+                )
+            order.append(found)
+        return order
 
     def plans(self) -> dict[tuple[str, str], tuple[Plan, ...]]:
         """{(folder of the nets, stage): plans of the nets of a fold} of all locators, then of all graders."""

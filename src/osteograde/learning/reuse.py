@@ -11,7 +11,7 @@ from typing import Any
 
 from osteograde.errors import UserError
 from osteograde.learning import folds
-from osteograde.learning.cross_fit import Net, nets_of, repeats
+from osteograde.learning.cross_fit import Net, net_name, nets_of, repeats
 from osteograde.learning.recipe import GraderPlan, LocatorPlan, Plan, Recipe, Scope, Training
 from osteograde.models import bundle
 
@@ -45,14 +45,26 @@ def reuse_nets(weights: Path, out: Path, recipe: Recipe, *, without: Collection[
         raise UserError(f"{own}: not the folds of {weights}; a net may have seen what it would be judged on")
     folds.keep(out)
     crops = {grader.name: [crop.name for crop in grader.crops] for grader in recipe.task.graders}
-    same = [
-        net
-        for (kind, stage), plans in recipe.plans().items()
-        if stage not in without
-        for net in nets_of(kind, stage, plans)
-        if is_same(net, known[LISTED_AS[kind]].get(stage, []), crops.get(stage, ()))
-    ]
+    nets = [net for (kind, stage), plans in recipe.plans().items() for net in nets_of(kind, stage, plans)]
+    alike = {
+        net.file(0)
+        for net in nets
+        if is_same(net, known[LISTED_AS[net.kind]].get(net.stage, []), crops.get(net.stage, ()))
+    }
+    same = [net for net in nets if net.stage not in without and alike >= _files_behind(recipe, net)]
     return [net.file(k) for net in same for k in range(recipe.scope.folds) if _copy(weights, out, net, k)]
+
+
+def _files_behind(recipe: Recipe, net: Net) -> set[str]:
+    """The files, in fold 0, of a net and of all nets of the recipe that it comes from: the one that it starts from, the
+    one that this one starts from, and so on."""
+    files, plan = {net.file(0)}, net.plan
+    member = net.member
+    while plan.start.stage:
+        stage, member = plan.start.stage, recipe.source_member(net.kind, plan, member)
+        files.add(net_name(net.kind, stage, 0, member))
+        plan = recipe.plans()[net.kind, stage][member]
+    return files
 
 
 def _copy(weights: Path, out: Path, net: Net, k: int) -> bool:
