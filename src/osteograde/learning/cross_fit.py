@@ -167,8 +167,15 @@ def _train_fold(run: Run, stage: Stage, net: Net, k: int, shared: BuildNet | Non
     held_out = stage.data(run.split.held_out(run.everything, k), plan)
     job = _job(run, net, k, net.work_name(k))
     loss = stage.loss(plan)
-    build = shared or partial(pretrained.net_of, plan, data, loss, job)
+    build = shared or partial(_new_net, plan, data, loss, job)
     return loop.train(build, plan, data, held_out, loss, job, resume=run.resume)
+
+
+def _new_net(plan: Plan, data: Data, loss: Loss, job: Job) -> nn.Module:
+    """The net of a plan as it starts, which knows of its training data alone."""
+    net = pretrained.net_of(plan, data, loss, job)
+    data.fit(net)
+    return net
 
 
 def sharing_folds(count: int, k: int) -> tuple[int, ...]:
@@ -190,7 +197,7 @@ def train_shared_epochs(run: Run, stage: Stage, net: Net, together: tuple[int, .
     data = stage.data(run.split.training(run.everything, *together), plan)
     job = _job(run, net, together[0], net.work_name(f"common-{together[0]}"), together)
     loss = stage.loss(plan)
-    build = partial(pretrained.net_of, plan, data, loss, job)
+    build = partial(_new_net, plan, data, loss, job)
     return loop.train(build, plan, data, None, loss, job, resume=run.resume)
 
 
