@@ -372,6 +372,13 @@ def test_a_table_speaks_of_patients_studies_and_sides(tmp_path: Path) -> None:
     assert three.covariates == {"age": {"": 70.0}}
 
 
+def test_a_whole_number_is_the_same_category_with_and_without_decimals(tmp_path: Path) -> None:
+    field = Covariate("tesla", CATEGORY, ("1.5", "3.0"))
+    (tmp_path / "covariates.csv").write_text("study,tesla\n001_a,3\n002_a,3.0\n003_a,1.5\n")
+    studies = tables.with_covariates(knees(), (tmp_path,), [field], SITES, strict=True)
+    assert [tables.value_of(field, study, "left") for study in studies] == [1, 1, 0]
+
+
 def test_targets_may_be_named_and_count_more_than_a_row_of_all(tmp_path: Path) -> None:
     (one, *_) = read(tmp_path, "study,target,kl\n001_a,,0\n001_a,LEFT,2\n")
     assert tables.value_of(KL, one, "left") == 2 and tables.value_of(KL, one, "right") == 0

@@ -55,9 +55,18 @@ def values_of(covariates: Iterable[Covariate], rows: Sequence[tuple[Study, str]]
 
 
 def _index(covariate: Covariate, value: float | str) -> float:
-    names = [name.casefold() for name in covariate.categories]
-    text = tables.id_text(str(value)).casefold()
+    names, text = [*_spelled(covariate)], _key(str(value))
     return float(names.index(text)) if text in names else math.nan
+
+
+def _spelled(covariate: Covariate) -> dict[str, str]:
+    """What a cell may say, as ``_key`` has it -> the category."""
+    return {_key(name): name for name in covariate.categories}
+
+
+def _key(text: str) -> str:
+    """A category without case, and a whole number without its decimals: 3.0 and 3 are the same."""
+    return tables.id_text(text).casefold()
 
 
 def read_known(
@@ -192,14 +201,13 @@ def _targets(
 def _cells(path: Path, covariate: Covariate, column: pd.Series) -> list[float | str | None]:
     """The values of a column, None where unknown; those that are no number, or no known category, are counted."""
     if covariate.kind == CATEGORY:
-        names = {name.casefold(): name for name in covariate.categories}
-        texts = [tables.id_text(cell) for cell in column]
-        if odd := Counter(text for text in texts if text and text.casefold() not in names):
+        names = _spelled(covariate)
+        if odd := Counter(cell for cell in column if cell and _key(cell) not in names):
             log.warning(
                 "%s: %d cells of %s are none of %s and count as unknown: %s",
                 path, odd.total(), covariate.name, ", ".join(covariate.categories), tables.some(sorted(odd)),
             )  # fmt: skip
-        return [names.get(text.casefold(), text) or None for text in texts]
+        return [names.get(_key(cell), cell) or None for cell in column]
     values = tables.numbers(column).copy()
     values[~np.isfinite(values)] = np.nan
     bad = (column != "") & np.isnan(values)
