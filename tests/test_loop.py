@@ -37,6 +37,9 @@ class Line:
         noise = torch.from_numpy(rng.normal(0, 0.05 * augment, x.shape).astype(np.float32))
         return x, 2 * x - 1 + noise
 
+    def fit(self, net):
+        pass
+
     def in_epoch(self, epoch):
         return self
 

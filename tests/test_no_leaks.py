@@ -83,6 +83,9 @@ class Samples:
     def for_plan(self, plan: GraderPlan) -> "Samples":
         return replace(self, synthetic_from=plan.training.epochs - plan.synthetic_epochs)
 
+    def fit(self, net):
+        pass
+
     def in_epoch(self, epoch: int) -> "Samples":
         return self if epoch >= self.synthetic_from else self.without_synthetic()
 

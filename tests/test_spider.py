@@ -14,6 +14,7 @@ from osteograde.pipeline.load import load_study
 from osteograde.tasks import spider_files
 from osteograde.tasks import spider_files as spider_marks
 from osteograde.tasks import spider_mr as spider_rois
+from osteograde.tasks.covariates import value_of
 from osteograde.tasks.spec import Point
 from osteograde.tasks.spider_files import landmark
 from osteograde.tasks.spider_mr import FIELD_MM, TASK
@@ -51,6 +52,22 @@ def read(root: Path, part: str = "test"):
 
 
 # Which files make a study
+
+
+def test_covariates_are_those_of_the_overview_where_covariates_csv_does_not_say_otherwise(tmp_path):
+    for name in ("7_t1", "7_t2", "8_t2", "9_t2"):
+        picture(tmp_path / f"{name}.png")
+    (tmp_path / "overview.csv").write_text(
+        "new_file_name,Sex,birth_date,MagneticFieldStrength,Manufacturer,PixelSpacing,SliceThickness,"
+        'SpacingBetweenSlices\n7_t1,F ,,1.5,SIEMENS,"[1, 1]",4,4\n7_t2,F ,61.0,3.0,Philips Healthcare,"[1, 1]",4,4\n'
+        '8_t2,,,,,"[1, 1]",4,4\n'
+    )
+    (tmp_path / "covariates.csv").write_text("patient,sex,age\n7,M,\n8,,33\n")
+    studies = read(tmp_path)
+    told = [{one.name: value_of(one, studies[name], "l4_l5") for one in TASK.covariates} for name in ("7", "8", "9")]
+    assert told[0] == {"sex": 1, "age": 61, "field_tesla": 1, "maker": 1}
+    assert told[1]["age"] == 33 and np.isnan([told[1][name] for name in ("sex", "field_tesla", "maker")]).all()
+    assert np.isnan([*told[2].values()]).all()
 
 
 def test_t1_and_t2_of_a_patient_are_two_views_of_one_study(tmp_path):

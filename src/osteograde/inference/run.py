@@ -280,7 +280,8 @@ def _grade_chunk(
         log.warning(_UNKNOWN_IMAGES, bundle.manifest.domain["name"], domain.OUT_OF_DOMAIN)
     for study in loaded:
         summary.unread += not study.readable
-        summary.faults.update(study.faults)
+        for faults in (study.faults, *study.target_faults.values()):
+            summary.faults.update(faults)
     return [Result(*parts) for parts in zip(loaded, points, graded, strict=True)]
 
 

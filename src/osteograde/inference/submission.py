@@ -191,7 +191,8 @@ def flags_of(task: Task, loaded: Loaded, points: Mapping[str, Point], graded: Ma
     study, found = loaded.study, []
     for target in task.targets_of(study.targets):
         row = f"{study.id}_{target}"
-        found += [(row, code, count) for code, count in sorted(loaded.faults.items())]
+        faults = {**loaded.faults, **loaded.target_faults.get(target, {})}
+        found += [(row, code, count) for code, count in sorted(faults.items())]
         found += [(row, LEVELS_IN_DOUBT, 1)] if any(point.in_doubt for point in points.values()) else []
         found += [(row, reason, 1) for reason in _doubts(task, sites[target], points, graded)]
     return found

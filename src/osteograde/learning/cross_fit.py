@@ -168,18 +168,21 @@ def _train_fold(run: Run, stage: Stage, net: Net, k: int, shared: BuildNet | Non
     held_out = stage.data(run.split.held_out(run.everything, k), plan)
     job = _job(run, net, k, net.work_name(k))
     loss = stage.loss(plan)
-    build = shared or _from_stage(run, net, k) or partial(pretrained.net_of, plan, data, loss, job, net.member)
+    build = shared or partial(_new_net, run, net, k, data, loss, job)
     return loop.train(build, plan, data, held_out, loss, job, resume=run.resume)
 
 
-def _from_stage(run: Run, net: Net, k: int) -> BuildNet | None:
-    """What makes a net that starts from the net of another stage of the same fold; None for other nets."""
+def _new_net(run: Run, net: Net, k: int, data: Data, loss: Loss, job: Job) -> nn.Module:
+    """The net of a plan as it starts, which knows of its training data alone."""
     stage = net.plan.start.stage
-    if not stage:
-        return None
-    member = run.recipe.source_member(net.kind, net.plan, net.member)
-    config = run.recipe.plans()[net.kind, stage][member].net
-    return partial(net_from_stage, net.plan.net, run.out / net_name(net.kind, stage, k, member), config)
+    if stage:  # from the net of another stage of the same fold
+        member = run.recipe.source_member(net.kind, net.plan, net.member)
+        config = run.recipe.plans()[net.kind, stage][member].net
+        made = net_from_stage(net.plan.net, run.out / net_name(net.kind, stage, k, member), config)
+    else:
+        made = pretrained.net_of(net.plan, data, loss, job, net.member)
+    data.fit(made)
+    return made
 
 
 def sharing_folds(count: int, k: int) -> tuple[int, ...]:
@@ -201,7 +204,7 @@ def train_shared_epochs(run: Run, stage: Stage, net: Net, together: tuple[int, .
     data = stage.data(run.split.training(run.everything, *together), plan)
     job = _job(run, net, together[0], net.work_name(f"common-{together[0]}"), together)
     loss = stage.loss(plan)
-    build = partial(pretrained.net_of, plan, data, loss, job, net.member)
+    build = partial(_new_net, run, net, together[0], data, loss, job)
     return loop.train(build, plan, data, None, loss, job, resume=run.resume)
 
 

@@ -8,21 +8,24 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
 from osteograde.errors import UserError
 from osteograde.imaging.geometry import Roi, Volume, grown
 from osteograde.imaging.resample import crop_stack
 from osteograde.learning.augment import Move, draw_move, resample, shade, still
 from osteograde.learning.recipe import GraderPlan
+from osteograde.models.covariates import features_of
 from osteograde.pipeline.crops import site_boxes
 from osteograde.pipeline.load import Loaded
+from osteograde.tasks.covariates import values_of
 from osteograde.tasks.spec import Crop, Grader, Points, Site, Study, Task, sides
 
 log = logging.getLogger("osteograde.learning")
@@ -36,7 +39,7 @@ STRIDE = 16  # sides of smaller batches are multiples of this
 class GraderBatch:
     """crops: per crop (S, D, H, W); present (S, C); labels (S,), -1 = unlabelled; study (S,): which sites belong
     together, counted from 0; head_labels (S, heads): class index, -1 = unlabelled; weight (S,): how much a site
-    counts."""
+    counts; covariates: name -> (S,), NaN = unknown, those that the plan's net reads."""
 
     crops: tuple[torch.Tensor, ...]
     present: torch.Tensor
@@ -44,6 +47,7 @@ class GraderBatch:
     study: torch.Tensor
     head_labels: torch.Tensor
     weight: torch.Tensor
+    covariates: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +70,16 @@ class GraderData:
     studies: tuple[str, ...]
     synthetic: frozenset[str] = frozenset()  # those of the studies that are synthetic
     share: float = 1.0  # of the pixels' sides that batches have, over the same millimetres
+    covariates: Mapping[str, np.ndarray] = field(default_factory=dict)  # of the task: name -> (N,), NaN = unknown
+
+    def fit(self, net: nn.Module) -> None:
+        """Give the net what it must know of its training data before the first step: the mean and deviation of its
+        covariates and the categories that occur, over the given studies of this part of the data alone. Nothing where
+        its starting weights brought these along."""
+        if (features := features_of(net)) is not None and not features.occurs.any():
+            given = [study for study in self.studies if study not in self.synthetic]
+            rows = np.concatenate([np.zeros(0, int), *(self.rows_of[study] for study in given)])
+            features.fit({name: values[rows] for name, values in self.covariates.items()})
 
     def for_plan(self, plan: GraderPlan) -> GraderData:
         """The same crops as another member of the ensemble is trained on them."""
@@ -135,7 +149,20 @@ class GraderData:
             head_labels=torch.from_numpy(self.head_labels[rows]).to(device),
             weight=torch.from_numpy(self.class_weight[self.labels[rows]].astype(np.float32)).to(device),
             study=torch.from_numpy(np.repeat(np.arange(len(picked)), [len(p) for p in picked])).to(device),
+            covariates=self._covariates(rows, rng, device, augment=augment),
         )
+
+    def _covariates(
+        self, rows: np.ndarray, rng: np.random.Generator, device: torch.device, *, augment: bool
+    ) -> dict[str, torch.Tensor]:
+        """Those of some rows that the plan's net reads; each value hidden at random if ``augment``."""
+        read = {}
+        for name in self.plan.covariates:
+            values = self.covariates[name][rows]
+            if augment:
+                values = np.where(rng.random(len(rows)) < self.plan.drop_covariate, np.float32(np.nan), values)
+            read[name] = torch.from_numpy(values).to(device)
+        return read
 
     def _draw_errors(self, rng: np.random.Generator, count: int, augment: bool) -> np.ndarray:
         if not (augment and self.plan.measured_errors and len(self.errors_mm)):
@@ -190,6 +217,7 @@ def store(
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{grader.name}.{crop.name}.u8" for crop in grader.crops]
     rows: list[_Row] = []
+    of_rows: list[tuple[Study, str]] = []
     with ExitStack() as opened:
         files = [opened.enter_context(path.open("wb")) for path in paths]
         for loaded, points in studies:
@@ -198,6 +226,7 @@ def store(
                 if site.target in boxes and site.target in loaded.study.labels:
                     present, to_index = _write(grader, boxes[site.target], margin, shapes, files)
                     rows.append(_row(grader, loaded.study, site, present, to_index))
+                    of_rows.append((loaded.study, site.target))
     if not rows:
         raise UserError(f"grader {grader.name!r}: no labelled site can be seen in any study; nothing to learn")
     labels = np.array([row.label for row in rows], np.int64)
@@ -225,6 +254,7 @@ def store(
         ),
         errors_mm=np.zeros((0, 3)),
         studies=tuple(rows_of),
+        covariates=values_of(task.covariates, of_rows),
     )
 
 

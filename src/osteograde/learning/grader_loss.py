@@ -25,7 +25,8 @@ def grader_loss(grader: Grader, recipe: Recipe, plan: GraderPlan) -> Loss:
     class_weights = torch.tensor(recipe.task.class_weights)
 
     def loss(net: nn.Module, batch: GraderBatch) -> torch.Tensor:
-        outputs = net(list(batch.crops), batch.present).float()
+        covariates = (batch.covariates,) if batch.covariates else ()
+        outputs = net(list(batch.crops), batch.present, *covariates).float()
         weights = class_weights.to(outputs.device)
         logits, head_logits = grader.split_heads(outputs, len(weights))
         aim = targets_of(batch.labels, len(weights), plan.loss, plan.label_smoothing)

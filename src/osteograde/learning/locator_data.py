@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn.functional import grid_sample
 
 from osteograde.errors import UserError
@@ -71,6 +72,9 @@ class LocatorData:
     def of(self, studies: set[str]) -> LocatorData:
         """The part of the data that belongs to these studies."""
         return replace(self, items=tuple(item for item in self.items if item.study in studies))
+
+    def fit(self, net: nn.Module) -> None:
+        """Nothing: the net of a locator knows images alone."""
 
     def in_epoch(self, epoch: int) -> LocatorData:
         """All of the data: the plan of a locator uses the same regions and image sizes in every epoch."""

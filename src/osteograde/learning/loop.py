@@ -44,6 +44,10 @@ class Data(Protocol):
         self, indices: Sequence[int] | np.ndarray, rng: np.random.Generator, device: torch.device, *, augment: bool
     ) -> Any: ...
 
+    def fit(self, net: nn.Module) -> None:
+        """Give a new net what it must know of its training data before the first step; most nets need nothing."""
+        ...
+
     def in_epoch(self, epoch: int) -> Data:
         """The data as the plan uses them in an epoch, counted from 0: some samples only, or smaller images."""
         ...

@@ -164,7 +164,7 @@ def cached_predictions(
     """What the nets of a fold predict for studies, given the landmarks so far; read from a file on ``--resume``.
 
     The file lies beside the checkpoints. It is used only if its key is the same: the key is a hash of the files of the
-    nets, the studies, the landmarks, the pixels and the number of test-time views.
+    nets, the studies, their covariates, the landmarks, the pixels and the number of test-time views.
     """
     run, nets = stage.run, stage.nets
     files = [bundle.sha256(run.out / net.file(fold.k)) for net in nets]
@@ -172,7 +172,8 @@ def cached_predictions(
         study.id: {name: (*p.mm.tolist(), p.confidence) for name, p in points[study.id].items()} for study in studies
     }
     tta = run.recipe.tta if nets[0].kind == "grade" else 1
-    inputs = json.dumps([VERSION, files, tta, nets[0].plan.pixels, given], sort_keys=True)
+    known = {study.id: study.covariates for study in studies if study.covariates}
+    inputs = json.dumps([VERSION, files, tta, nets[0].plan.pixels, given, *([known] if known else [])], sort_keys=True)
     key = hashlib.sha256(inputs.encode()).hexdigest()
     path = run.work / "predictions" / f"{nets[0].work_name(fold.k)}.json"
     if run.resume and path.is_file():

@@ -88,7 +88,7 @@ class Start:
     """
 
     weights: str = ""  # "imagenet", "coco", "pip:NAME", "weights:DIR", "file:PATH", or random: see ``starting``
-    frozen: tuple[str, ...] = ()  # modules of the trunk that keep their starting weights and statistics
+    frozen: tuple[str, ...] = ()  # modules of the trunk that keep their starting weights and statistics; "": all of it
     head_epochs: int = 0  # first epochs in which the head alone is trained, at ``head_lr``
     head_lr: float = 0.0
     shared_epochs: int = 0
@@ -177,6 +177,8 @@ class GraderPlan(Plan):
     loss: what the net should answer: "classes", the label, or "ordinal", probabilities that fall off with the squared
     distance between grades (Diaz and Marathe, CVPR 2019). synthetic_epochs: in so many last epochs the synthetic
     studies of the recipe are used as well. crops: names of the grader's crops that the net reads; none named = all.
+    covariates: names of the task's covariates that the net reads. drop_covariate: each known value is hidden with this
+    probability in training, so that the net learns to grade without it.
     """
 
     crops: tuple[str, ...] = ()
@@ -187,6 +189,8 @@ class GraderPlan(Plan):
     synthetic_epochs: int = 0
     drop_view: float = 0.15  # probability of hiding one view of a site that has another one
     measured_errors: bool = True  # move crops by errors that the locators made on held-out studies
+    covariates: tuple[str, ...] = ()
+    drop_covariate: float = 0.0
 
     def shrunk(self) -> Self:
         """See ``Plan.shrunk``."""
@@ -272,6 +276,12 @@ class Recipe:
             raise UserError(
                 f"recipe {self.name!r}: grader {name!r}: a net of {bad[0]} crops cannot read {read[0]}; "
                 "give the plan to for_grader after its crops were chosen"
+            )
+        known = [covariate.name for covariate in self.task.covariates]
+        if lost := sorted({one for plan in members for one in plan.covariates} - {*known}):
+            raise UserError(
+                f"recipe {self.name!r}: grader {name!r} reads covariates {lost}; task {self.task.name!r} has "
+                f"{known or 'none'}"
             )
 
     def _check_starts(self) -> None:
@@ -384,9 +394,12 @@ def for_locator(plan: LocatorPlan, locator: Locator) -> LocatorPlan:
 
 
 def for_grader(plan: GraderPlan, grader: Grader, task: Task) -> GraderPlan:
-    """The plan with what follows from the task: the crops that the net reads, and what it answers."""
-    net = {**plan.net, "crops": len(grader.reading(plan.crops).crops), "classes": len(task.classes)}
-    return replace(plan, net=net | ({"head_outputs": grader.head_outputs} if grader.heads else {}))
+    """The plan with what follows from the task: the crops and covariates that the net reads, and what it answers."""
+    net = {name: value for name, value in plan.net.items() if name != "covariates"}
+    net |= {"crops": len(grader.reading(plan.crops).crops), "classes": len(task.classes)}
+    net |= {"head_outputs": grader.head_outputs} if grader.heads else {}
+    read = [asdict(covariate) for covariate in task.covariates if covariate.name in plan.covariates]
+    return replace(plan, net=net | ({"covariates": read} if read else {}))
 
 
 def _small_pixels(pixels: Pixels) -> Pixels:

@@ -80,9 +80,14 @@ def place(folder: Path, name: str) -> Path:
 
 
 def save_net(net: nn.Module, path: Path, *, half: bool = True) -> None:
-    """Write the tensors of a net; floating point ones in fp16, which is what every score is measured with."""
+    """Write the tensors of a net; floating point ones in fp16, which is what every score is measured with. Modules that
+    say ``full_precision`` keep theirs."""
+    full = tuple(f"{name}." for name, module in net.named_modules() if getattr(module, "full_precision", False))
     tensors = {
-        key: (value.half() if half and value.is_floating_point() else value).detach().cpu().contiguous()
+        key: (value.half() if half and value.is_floating_point() and not key.startswith(full) else value)
+        .detach()
+        .cpu()
+        .contiguous()
         for key, value in net.state_dict().items()
     }
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -30,20 +30,26 @@ from torch.nn import functional
 from torchvision.models import SwinTransformer
 
 from osteograde.errors import UserError
+from osteograde.models.covariates import Values
 from osteograde.models.grader import GraderNet
 
 
 def fold_cam(
-    nets: Sequence[GraderNet], crops: Sequence[torch.Tensor], present: torch.Tensor, target: torch.Tensor
+    nets: Sequence[GraderNet],
+    crops: Sequence[torch.Tensor],
+    present: torch.Tensor,
+    target: torch.Tensor,
+    covariates: Sequence[Values] = (),
 ) -> list[torch.Tensor]:
     """Per crop a map (B, D, H, W) in 0..1 of the evidence for class ``target`` (B,), the mean over the nets of several
-    folds; crops and present as the nets take them.
+    folds; crops and present as the nets take them, and for each net the covariates that it reads; none: unknown.
 
     Maps are averaged first and scaled together after: the largest value over all crops and slices of a site is 1, or
     all are 0. Absent crops are 0. ValueError for a net in training mode, and for one whose encoder makes no maps that
     are known here: convolutional nets, ViT and Swin of timm, and Swin of torchvision have some.
     """
-    folds = [raw_cam(net, crops, present, target) for net in nets]
+    known = covariates or [{}] * len(nets)
+    folds = [raw_cam(net, crops, present, target, values) for net, values in zip(nets, known, strict=True)]
     return scaled([torch.stack(views).mean(0) for views in zip(*folds, strict=True)])
 
 
@@ -55,7 +61,11 @@ def scaled(maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def raw_cam(
-    net: GraderNet, crops: Sequence[torch.Tensor], present: torch.Tensor, target: torch.Tensor
+    net: GraderNet,
+    crops: Sequence[torch.Tensor],
+    present: torch.Tensor,
+    target: torch.Tensor,
+    covariates: Values | None = None,
 ) -> list[torch.Tensor]:
     """Per crop the map (B, D, H, W) >= 0 in units of the logit, brought to the crop's size bilinearly.
 
@@ -68,9 +78,10 @@ def raw_cam(
         # even where every weight is frozen.
         views = [crop.detach().clone().requires_grad_() for crop in crops]
         shown = present.detach().clone()
+        known = ({name: values.detach().clone() for name, values in covariates.items()},) if covariates else ()
         source = map_source(net.encoder)
         with _last_maps(net.encoder, source) as found:
-            logits = net(views, shown)
+            logits = net(views, shown, *known)
         chosen = logits.gather(1, target.detach().clone().to(logits.device)[:, None]).sum()
         gradients = torch.autograd.grad(chosen, found) if found else ()
     maps = [torch.zeros(crop.shape, dtype=torch.float32, device=crop.device) for crop in crops]

@@ -6,7 +6,7 @@ S slices of all crops together, F encoder features, T token width, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ from torch import nn
 
 from osteograde.errors import UserError
 from osteograde.models.backbones import classifier_body
+from osteograde.models.covariates import WIDTH as COVARIATE_WIDTH
+from osteograde.models.covariates import CovariateFeatures, Values
 
 _FURTHEST = 16  # slices further than this from the crop's centre share one position
 NORMALISE = {"fixed": (0.5, 0.25), "imagenet": (0.449, 0.226)}  # mean, deviation; ImageNet: means over its channels
@@ -31,7 +33,8 @@ class GraderNet(nn.Module):
     head_outputs: logits of the auxiliary heads, behind those of the K classes.
     normalise: "crop" (each crop to mean 0 and deviation 1), "fixed" (0..1 to about -2..2) or "imagenet" (the mean and
     deviation of ImageNet's grey values, which torchvision's weights expect). width: 0 = the encoder's features are the
-    tokens as they are, and the net is its trunk with one linear layer.
+    tokens as they are, and the net is its trunk with one linear layer. covariates: what is read beside the crops, dicts
+    with the fields of ``spec.Covariate``; their features stand beside the pooled ones before the last layer.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class GraderNet(nn.Module):
         neighbours: bool = False,
         normalise: str = "crop",
         head_outputs: int = 0,
+        covariates: Sequence[Mapping[str, Any]] = (),
         pretrained: bool = False,
     ) -> None:
         super().__init__()
@@ -68,6 +72,7 @@ class GraderNet(nn.Module):
             "neighbours": neighbours,
             "normalise": normalise,
             "head_outputs": head_outputs,
+            **({"covariates": [dict(one) for one in covariates]} if covariates else {}),
         }
         self.crops, self.pool = crops, pool
         self.neighbours, self.normalise = neighbours, normalise
@@ -86,11 +91,15 @@ class GraderNet(nn.Module):
             self.attend, self.gate = nn.Linear(width, 64), nn.Linear(width, 64)
             self.score = nn.Linear(64, 1)
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(width, classes + head_outputs)
+        self.covariates = CovariateFeatures(covariates) if covariates else None
+        self.head = nn.Linear(width + (COVARIATE_WIDTH if covariates else 0), classes + head_outputs)
 
-    def forward(self, crops: Sequence[torch.Tensor], present: torch.Tensor) -> torch.Tensor:
-        """crops: V tensors (B, D_v, H, W) in 0..1; present (B, V) bool -> (B, K + head_outputs). ValueError for another
-        number of crops than the net was made for."""
+    def forward(
+        self, crops: Sequence[torch.Tensor], present: torch.Tensor, covariates: Values | None = None
+    ) -> torch.Tensor:
+        """crops: V tensors (B, D_v, H, W) in 0..1; present (B, V) bool -> (B, K + head_outputs). covariates: name ->
+        (B,), NaN or absent where unknown; a net that reads none of them ignores them. ValueError for another number of
+        crops than the net was made for."""
         if len(crops) != self.crops or tuple(present.shape) != (len(present), self.crops):
             raise ValueError(
                 f"got {len(crops)} crops of a site and present {tuple(present.shape)}; expected {self.crops} crops"
@@ -100,7 +109,10 @@ class GraderNet(nn.Module):
             tokens.append(self._tokens(v, crop, present[:, v]))
             mask.append(self._counted(crop.shape[1], present[:, v]))
         pooled = self._pooled(torch.cat(tokens, 1), torch.cat(mask, 1))
-        return self.head(self.dropout(pooled.to(self.head.weight.dtype)))
+        pooled = self.dropout(pooled.to(self.head.weight.dtype))
+        if self.covariates is not None:
+            pooled = torch.cat([pooled, self.covariates(covariates or {}, len(pooled)).to(pooled)], 1)
+        return self.head(pooled)
 
     def _tokens(self, view: int, crop: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
         """(B, D, H, W) -> (B, D, T); rows of absent crops are 0."""

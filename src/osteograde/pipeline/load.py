@@ -49,6 +49,7 @@ class Loaded:
     volumes: view -> stacks of bytes (uint8). faults: how often something was lost or assumed, by code. marks: annotated
     landmarks in mm, of slices that were read. absent: landmarks known not to be in the study. given: landmarks that
     are not looked for, since their place is given. grids: of the stacks that were read.
+    target_faults: what is in doubt about single targets, by target and code.
     """
 
     study: Study
@@ -58,6 +59,7 @@ class Loaded:
     absent: frozenset[str] = frozenset()
     given: Mapping[str, Point] = field(default_factory=dict)
     grids: tuple[FileGrid, ...] = ()
+    target_faults: dict[str, Counter[str]] = field(default_factory=dict)
 
     @property
     def readable(self) -> bool:

@@ -23,7 +23,7 @@ from torch import nn
 from osteograde.imaging.geometry import Roi, Volume, apply, to_index
 from osteograde.models.locators.base import candidates, in_order, probabilities, refined, stack_peaks
 from osteograde.models.locators.levels import Chain
-from osteograde.pipeline import levels
+from osteograde.pipeline import covariates, levels
 from osteograde.pipeline.calibration import Calibration
 from osteograde.pipeline.crops import (
     SIGN,
@@ -331,14 +331,18 @@ def grade(
 ) -> list[dict[str, np.ndarray]]:
     """The probabilities that one grader gives to every site that can be seen, per study: target -> (K + F,), the
     classes and then the outputs of each of the grader's heads. views: how many test-time augmentations are averaged. A
-    site that could not be computed is counted in its study's faults."""
+    site that could not be computed is counted in its study's faults, and doubts about the covariates of a graded one in
+    the faults of its target."""
     graded: list[dict[str, np.ndarray]] = [{} for _ in studies]
     boxes = [site_boxes(grader, loaded.volumes, points[i], nets.pixels) for i, loaded in enumerate(studies)]
     seen = [(i, target) for i, found in enumerate(boxes) for target in found]
     for batch in _batched(seen, lambda _: 1, CROPS_PER_BATCH, nets.device):
         work = partial(_grade_batch, grader, views)
-        results = with_memory_fallback(work, [boxes[i][target] for i, target in batch], nets)
-        for (i, target), result in zip(batch, results, strict=True):
+        rows = [(studies[i].study, target) for i, target in batch]
+        results = with_memory_fallback(
+            work, [(row, boxes[i][row[1]]) for (i, _), row in zip(batch, rows, strict=True)], nets
+        )
+        for (i, target), result, doubts in zip(batch, results, covariates.doubts_of(nets.nets, rows), strict=True):
             if result is None or np.isnan(result).all():
                 _count_lost(result, studies[i], grader.name)
                 continue
@@ -346,24 +350,27 @@ def grade(
                 classes = len(result) - grader.head_outputs
                 result[:classes] = nets.calibration(result[:classes])
             graded[i][target] = result
+            if doubts:
+                studies[i].target_faults[target] = doubts
     return graded
 
 
 @torch.inference_mode()
 def _grade_batch(
-    grader: Grader, views: int, boxes: Sequence[Mapping[str, tuple[Volume, Roi]]], nets: Nets
+    grader: Grader, views: int, sites: Sequence[tuple[covariates.Row, Mapping[str, tuple[Volume, Roi]]]], nets: Nets
 ) -> list[np.ndarray]:
-    """(K + F,) probabilities of each site, whose boxes are given by crop name: the mean over test-time augmentations
-    and folds; NaN where none is finite."""
-    members = []
+    """(K + F,) probabilities of each site, whose study and target and boxes by crop name are given: the mean over
+    test-time augmentations and folds; NaN where none is finite."""
+    members, rows = [], [row for row, _ in sites]
     for tta in ttas(grader, views):
         turned_boxes = {
             str(k): {name: (volume, turned(box, *tta)) for name, (volume, box) in site.items()}
-            for k, site in enumerate(boxes)
+            for k, (_, site) in enumerate(sites)
         }
         crops = site_crops(grader, turned_boxes, nets.pixels, nets.device)
         for net in nets.nets:
-            logits = logits_of(partial(net, list(crops.images), crops.present), nets.device)
+            known = covariates.inputs_of(net, rows, nets.device)
+            logits = logits_of(partial(net, list(crops.images), crops.present, *known), nets.device)
             members.append(head_probabilities(grader, logits))
     return list(_finite_mean(np.array(members)))
 

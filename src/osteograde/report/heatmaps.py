@@ -22,9 +22,10 @@ from osteograde.imaging.geometry import Roi, Volume, apply, to_index
 from osteograde.inference.submission import Result
 from osteograde.models.bundle import Bundle
 from osteograde.models.gradcam import fold_cam
+from osteograde.pipeline.covariates import inputs_of
 from osteograde.pipeline.crops import site_boxes, site_crops
 from osteograde.report.overlays import COLOURS, FONT, corners
-from osteograde.tasks.spec import Grader, Pixels, Site
+from osteograde.tasks.spec import Grader, Pixels, Site, Study
 
 SITES_PER_BATCH = 8  # the activations of so many sites are held in memory at once
 STRONGEST = 0.65  # opacity of the map where it is 1
@@ -58,12 +59,14 @@ def explained(
     device: torch.device,
     classes: Mapping[str, int],
     *,
+    study: Study,
     height: int = 240,
 ) -> dict[str, list[Shown]]:
     """{target: a picture per crop that can be seen} of the evidence for class ``classes[target]`` at each site.
 
     boxes: as ``pipeline.crops.site_boxes`` gives them; targets of it that ``classes`` does not name are left out.
-    nets: folds, whose maps are averaged. height: of the film pictures, in pixels.
+    nets: folds, whose maps are averaged. study: whose covariates the nets are told, where they read any. height: of the
+    film pictures, in pixels.
     """
     targets = [target for target in boxes if target in classes]
     pictures_of: dict[str, list[Shown]] = {}
@@ -71,7 +74,9 @@ def explained(
         part = {target: dict(boxes[target]) for target in targets[start : start + SITES_PER_BATCH]}
         crops = site_crops(grader, part, pixels, device)
         class_indices = torch.tensor([classes[target] for target in crops.targets], device=device)
-        maps = [view.cpu().numpy() for view in fold_cam(nets, crops.images, crops.present, class_indices)]
+        rows = [(study, target) for target in crops.targets]
+        known = [next(iter(inputs_of(net, rows, device)), {}) for net in nets]
+        maps = [view.cpu().numpy() for view in fold_cam(nets, crops.images, crops.present, class_indices, known)]
         images = [view.cpu().numpy() for view in crops.images]
         for s, target in enumerate(crops.targets):
             pictures_of[target] = [
@@ -187,7 +192,7 @@ def pictures(result: Result, bundle: Bundle) -> dict[str, np.ndarray]:
             target: int(np.argmax(_grades(result, bundle, target))) for target in boxes if target in result.graded
         }
         nets = bundle.graders[grader.name]
-        shown = explained(grader, boxes, nets, pixels, bundle.device, classes, height=HEIGHT)
+        shown = explained(grader, boxes, nets, pixels, bundle.device, classes, study=result.loaded.study, height=HEIGHT)
         for site in grader.sites:
             if site.target in shown:
                 pictures_of[site.target] = _picture(result, bundle, site, shown[site.target])

@@ -90,6 +90,7 @@ def _pictures(
                 pixels,
                 CPU,
                 {target: int(classes[row_of[target]]) for target in boxes},
+                study=loaded.study,
                 height=HEIGHT,
             )
             for classes in (graded.probs.argmax(1), graded.label)

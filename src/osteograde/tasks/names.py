@@ -317,13 +317,13 @@ def read_people(folders: Sequence[Path]) -> People:
     side = next((name for name in _SIDE_COLUMNS if name in header), "")
     table = tables.read_table(path, [*chosen, *filter(None, [side])], ids=())
     tables.refuse_conflicts(path, table, chosen[:1])
-    table["side"] = [_side_of_cell(cell) for cell in table[side]] if side else ""
+    table["side"] = [side_of_cell(cell) for cell in table[side]] if side else ""
     tables.refuse(path, table, table["side"] == "?", side or "side", "no side, expected left, right or both")
     keys = table[chosen[0]].str.replace("\\", "/").str.removeprefix("./")
     return People(path, dict(zip(keys, zip(table[chosen[1]], table["side"], strict=True), strict=True)))
 
 
-def _side_of_cell(cell: str) -> str:
+def side_of_cell(cell: str) -> str:
     """The side that a cell names; "" where it is empty, "?" where it names none."""
     low = cell.strip().lower()
     return (_SIDE_CODES.get(low) or _SHORT.get(low) or _WORDS.get(low) or "?") if low else ""

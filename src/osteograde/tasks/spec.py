@@ -84,7 +84,9 @@ class Study:
     task's targets that this study has; none = all. head_labels: auxiliary head -> target -> index of its class (of a
     yes/no head 1 or 0); unlabelled targets are absent. notes: codes of what was assumed about its rows when names and
     headers were read, such as "side_assumed"; they are reported as flags of each row. given, given_marks: landmarks
-    whose place is given by hand, in mm or as pixels, and is not looked for in the images.
+    whose place is given by hand, in mm or as pixels, and is not looked for in the images. covariates: covariate ->
+    target -> its number or category; the target "" stands for all targets that have no value of their own; what is
+    unknown is absent.
     """
 
     id: str
@@ -97,6 +99,38 @@ class Study:
     notes: tuple[str, ...] = ()
     given: Mapping[str, Point] = field(default_factory=dict)
     given_marks: tuple[Mark, ...] = ()
+    covariates: Mapping[str, Mapping[str, float | str]] = field(default_factory=dict)
+
+
+NUMBER, CATEGORY = "number", "category"  # kinds of covariates
+KEY_COLUMNS = ("study", "study_id", "patient", "patient_id", "side", "target")  # of covariates.csv: no covariates
+
+
+@dataclass(frozen=True)
+class Covariate:
+    """Something known of a patient or a site beside the images, which a grader may read: age, sex, an earlier grade.
+
+    kind: NUMBER or CATEGORY. categories: names of the values that a category may have, in any order; none of a number.
+    ValueError for another kind, a name that is empty or a key column of covariates.csv, or categories that do not fit
+    the kind.
+    """
+
+    name: str
+    kind: str = NUMBER
+    categories: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.name.strip() or self.name.lower() in KEY_COLUMNS:
+            raise ValueError(f"a covariate is called {self.name!r}; expected a name that is none of {KEY_COLUMNS}")
+        if self.kind not in (NUMBER, CATEGORY):
+            raise ValueError(f"covariate {self.name!r} is of kind {self.kind!r}; expected {NUMBER} or {CATEGORY}")
+        named = [name.casefold() for name in self.categories]
+        fits = len(named) >= 2 and len(set(named)) == len(named) if self.kind == CATEGORY else not named
+        if not fits:
+            raise ValueError(
+                f"covariate {self.name!r} of kind {self.kind} names categories {self.categories}; "
+                f"expected none for {NUMBER}, at least two different ones for {CATEGORY}"
+            )
 
 
 Pixels = int | Sequence[int]  # the side of a square crop, or its (H, W)
@@ -391,7 +425,8 @@ class Task:
     targets only (``Study.targets``). assumed_side: code of the notes of studies whose side was assumed, "" where that
     never happens; weights that can tell the side of an image then do. patient_of: the patient whose study an id names;
     patients are resampled whole. read_files: studies to be graded of single files below a folder; None where the task
-    takes whole folders alone.
+    takes whole folders alone. covariates: what its studies may tell beside the images; every grader's plan chooses
+    those that its net reads.
     """
 
     name: str
@@ -410,6 +445,7 @@ class Task:
     patient_of: Callable[[str], str] = str
     read_files: Callable[[Path, Sequence[Path]], list[Study]] | None = None
     competition: Competition | None = None
+    covariates: tuple[Covariate, ...] = ()
 
     @property
     def slug(self) -> str:
@@ -433,6 +469,9 @@ class Task:
             raise ValueError(f"{self.name}: every target of the prior must be graded once; look at {odd[:5]}")
         for grader in self.graders:
             self._check_grader(grader, views, found)
+        called = [covariate.name.lower() for covariate in self.covariates]
+        if twice := sorted({name for name in called if called.count(name) > 1}):
+            raise ValueError(f"{self.name}: several covariates are called {twice}; give each a name of its own")
 
     def _check_locator(self, locator: Locator, views: set[str], found: set[str]) -> None:
         where = f"{self.name}: locator {locator.name!r}"

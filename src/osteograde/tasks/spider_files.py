@@ -30,10 +30,21 @@ from osteograde.imaging.discovery import Found, look_at, look_through, part_fold
 from osteograde.imaging.geometry import LEFT
 from osteograde.imaging.volume_files import SUFFIXES as VOLUME_SUFFIXES
 from osteograde.imaging.volume_files import read_volume, slices_first
+from osteograde.tasks.covariates import FILE as COVARIATES_FILE
 from osteograde.tasks.names import PATIENTS, People, read_people
-from osteograde.tasks.spec import Mark, Series, Study
+from osteograde.tasks.spec import CATEGORY, Covariate, Mark, Series, Study
 from osteograde.tasks.spine import LEVELS
-from osteograde.tasks.tables import cells_of, matched, numbers, read_table, refuse, refuse_conflicts, row_grades, some
+from osteograde.tasks.tables import (
+    cells_of,
+    header_of,
+    matched,
+    numbers,
+    read_table,
+    refuse,
+    refuse_conflicts,
+    row_grades,
+    some,
+)
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +63,18 @@ COLUMNS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] 
     "overview.csv": (("new_file_name", "pixelspacing"), (), ("slicethickness", "spacingbetweenslices")),
     "gradings.csv": (("patient",), ("ivd label",), ("pfirrman grade", *FINDINGS.values())),
     "boxes.csv": (("slice",), ("ivd_label", "x0", "y0", "x1", "y1"), ()),
+}
+COVARIATES = (  # of a scan or its patient, as overview.csv and covariates.csv may have them
+    Covariate("sex", CATEGORY, ("F", "M")),
+    Covariate("age"),
+    Covariate("field_tesla", CATEGORY, ("1.5", "3.0")),
+    Covariate("maker", CATEGORY, ("Siemens", "Philips")),
+)
+_COVARIATE_COLUMNS = {  # of overview.csv; what it calls a date of birth is an age in years
+    "sex": "sex",
+    "birth_date": "age",
+    "magneticfieldstrength": "field_tesla",
+    "manufacturer": "maker",
 }
 
 
@@ -95,7 +118,7 @@ def read_files(root: Path, files: Sequence[Path]) -> list[Study]:
 def _studies(root: Path, found: Found, apart: Collection[Path] = ()) -> list[Study]:
     """The images as studies. apart: folders of which not all DICOM files are meant."""
     folder = found.root
-    tables = (*COLUMNS, *ALSO_CALLED.values(), "SOURCE.json", PATIENTS)
+    tables = (*COLUMNS, *ALSO_CALLED.values(), "SOURCE.json", PATIENTS, COVARIATES_FILE)
     found.tell(used=[*(root / name for name in tables), *found.volumes])
     every = (*found.files, *found.volumes)
     files = [file for file in every if MASKS not in file.relative_to(folder).parts[:-1]]
@@ -116,8 +139,10 @@ def _studies(root: Path, found: Found, apart: Collection[Path] = ()) -> list[Stu
         *_dicom([file for file in files if file in found.dicom], folder, {*apart, *(file.parent for file in pictures)}),
     ]
     called = unique_names([place for place, _ in placed], folder)
+    told = _scan_covariates(root)
     studies = [
-        replace(study, id=name, patient=study.patient or name) for (_, study), name in zip(placed, called, strict=True)
+        replace(study, id=name, patient=study.patient or name, covariates=_covariates_of(study, told))
+        for (_, study), name in zip(placed, called, strict=True)
     ]
     return _with_patients(studies, read_people((root, folder)))
 
@@ -211,7 +236,7 @@ def _known(root: Path, studies: Sequence[Study]) -> list[Study]:
             own += marks.get(series.id, []) if not series.masks else of_masks(series)
         labels, head_labels = grades.get(study.patient, ({}, {}))
         if own or labels:
-            found.append(Study(study.id, study.patient, study.series, labels, tuple(own), head_labels=head_labels))
+            found.append(replace(study, labels=labels, marks=tuple(own), head_labels=head_labels))
     return found
 
 
@@ -266,23 +291,64 @@ def _spacing(table: pd.DataFrame | None) -> dict[str, tuple[float, float, float]
     return found
 
 
+def _scan_covariates(root: Path) -> dict[str, dict[str, float | str]]:
+    """series -> covariate -> value, of those columns of overview.csv that are there; empty cells are absent."""
+    path = _path(root, "overview.csv")
+    if path is None:
+        return {}
+    header = [name.lower() for name in header_of(path)]
+    columns = [column for column in _COVARIATE_COLUMNS if header.count(column) == 1]
+    key = KEYS["overview.csv"][0]
+    found: dict[str, dict[str, float | str]] = {}
+    for row in read_table(path, (key, *columns), (key,)).to_dict("records") if columns else []:
+        cells = {_COVARIATE_COLUMNS[column]: _told(column, row[column]) for column in columns}
+        found.setdefault(row[key], {name: value for name, value in cells.items() if value is not None})
+    return found
+
+
+def _told(column: str, cell: str) -> float | str | None:
+    """What a cell of overview.csv says; None where it says nothing."""
+    if column == "birth_date":
+        years = numbers(pd.Series([cell]))[0]
+        return float(years) if np.isfinite(years) else None
+    return (cell.split(maxsplit=1)[0] if column == "manufacturer" and cell else cell) or None
+
+
+def _covariates_of(study: Study, told: Mapping[str, Mapping[str, float | str]]) -> dict[str, dict[str, float | str]]:
+    """covariate -> value of all targets, by the first of the study's series that says it."""
+    found: dict[str, dict[str, float | str]] = {}
+    for series in study.series:
+        for name, value in told.get(series.id, {}).items():
+            found.setdefault(name, {"": value})
+    return found
+
+
 def _table(root: Path, name: str) -> pd.DataFrame | None:
     """A table of the data set beside the images or up to two folders above them; None where there is none.
 
-    UserError where it is broken. Above the images, a table of that name without its columns is something else's.
+    UserError where it is broken.
     """
+    path = _path(root, name)
+    if path is None:
+        return None
     ids, needed, others = COLUMNS[name]
+    table = read_table(path, (*ids, *needed, *others), ids)
+    for column in (*needed, *others):
+        values = numbers(table[column])
+        if column in needed:
+            refuse(path, table, pd.Series(np.isnan(values), table.index), column, "not a number")
+        table[column] = values
+    refuse_conflicts(path, table.drop_duplicates(), KEYS[name])
+    return table.drop_duplicates()
+
+
+def _path(root: Path, name: str) -> Path | None:
+    """Where a table lies, beside the images or above them; above, one without its columns is something else's."""
+    columns = [column for part in COLUMNS[name] for column in part]
     names = (name, ALSO_CALLED.get(name, name))
     for path in (folder / one for folder in (root, *root.resolve().parents[:2]) for one in names):
-        if path.is_file() and (path.parent == root or _has_columns(path, (*ids, *needed, *others))):
-            table = read_table(path, (*ids, *needed, *others), ids)
-            for column in (*needed, *others):
-                values = numbers(table[column])
-                if column in needed:
-                    refuse(path, table, pd.Series(np.isnan(values), table.index), column, "not a number")
-                table[column] = values
-            refuse_conflicts(path, table.drop_duplicates(), KEYS[name])
-            return table.drop_duplicates()
+        if path.is_file() and (path.parent == root or _has_columns(path, columns)):
+            return path
     return None
 
 

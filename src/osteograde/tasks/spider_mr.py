@@ -17,6 +17,7 @@ import numpy as np
 from osteograde.imaging import geometry
 from osteograde.imaging.geometry import Roi, Volume
 from osteograde.tasks import spider_files
+from osteograde.tasks.covariates import read_files_known, read_known
 from osteograde.tasks.metrics import OrdinalMetric
 from osteograde.tasks.priors import normalised
 from osteograde.tasks.regions import along_the_line, largest_stack, onto_a_slice, whole_stack_region
@@ -152,10 +153,11 @@ TASK = Task(
         ),
     ),
     prior={level: normalised(COUNTS[level]) for level in LEVELS},
-    read=spider_files.read,
+    read=partial(read_known, spider_files.read, spider_files.COVARIATES, SITES),
     read_labels=spider_files.labels,
     metric=OrdinalMetric(LEVELS, spider_files.GRADES),
     fill_missing_landmarks=fill_missing_landmarks,
     patient_of=spider_files.patient_of,
-    read_files=spider_files.read_files,
+    read_files=partial(read_files_known, spider_files.read_files, spider_files.COVARIATES, SITES),
+    covariates=spider_files.COVARIATES,
 )

@@ -102,6 +102,14 @@ def read_table(path: Path, columns: Sequence[str], ids: Sequence[str], *, whole:
     return once
 
 
+def header_of(path: Path) -> list[str]:
+    """The names of the columns, stripped. UserError where the file cannot be read, is empty or is no table."""
+    rows = cells_of(path)
+    if not rows:
+        raise UserError(f"{path}: empty; the first line must name the columns")
+    return [name.strip() for name in rows[0][1]]
+
+
 def cells_of(path: Path) -> list[tuple[int, list[str]]]:
     """(line, cells) of every row that is not blank, the header first.
 
