@@ -122,7 +122,7 @@ def grade_out_of_fold(run: Run, found: Mapping[str, Points], points: Mapping[str
     given = {study.id for study in run.studies}
     graded: dict[str, dict[str, np.ndarray]] = {study: {} for study in points if study in given}
     errors = errors_mm(run, found)
-    for grader in run.recipe.task.graders:
+    for grader in run.recipe.task_as_read.graders:
         members = run.recipe.graders[grader.name]
         stored = _stored_crops(run, grader, members, points)
         landmarks = {site.landmark for site in grader.sites}

@@ -157,9 +157,10 @@ class GraderPlan(Plan):
 
     loss: what the net should answer: "classes", the label, or "ordinal", probabilities that fall off with the squared
     distance between grades (Diaz and Marathe, CVPR 2019). synthetic_epochs: in so many last epochs the synthetic
-    studies of the recipe are used as well.
+    studies of the recipe are used as well. crops: names of the grader's crops that the net reads; none named = all.
     """
 
+    crops: tuple[str, ...] = ()
     loss: str = "classes"
     label_smoothing: float = 0.0
     class_weight_power: float = 0.0  # classes count by their frequency to the power of minus this
@@ -201,7 +202,7 @@ class Recipe:
     probabilities are averaged. A plan may be repeated: its nets then differ by their random seed. synthetic: makes
     further studies out of the given ones, called with (studies, folder, random generator, share of the full number).
     Raises UserError where names are not those of the task, a plan is of the wrong kind, or members read images of
-    different sizes.
+    different sizes or different crops.
     """
 
     name: str
@@ -240,6 +241,18 @@ class Recipe:
                 f"recipe {self.name!r}: grader {name!r}: the first member reads {members[0].pixels} pixels, another "
                 f"one {odd[0]}; all members of an ensemble read the same crops"
             )
+        grader = next(one for one in self.task.graders if one.name == name)
+        read = [tuple(crop.name for crop in grader.reading(plan.crops).crops) for plan in members]
+        if other := [crops for crops in read if crops != read[0]]:
+            raise UserError(
+                f"recipe {self.name!r}: grader {name!r}: the first member reads the crops {read[0]}, another one "
+                f"{other[0]}; all members of an ensemble read the same crops"
+            )
+        if bad := [plan.net["crops"] for plan in members if plan.net.get("crops", len(read[0])) != len(read[0])]:
+            raise UserError(
+                f"recipe {self.name!r}: grader {name!r}: a net of {bad[0]} crops cannot read {read[0]}; "
+                "give the plan to for_grader after its crops were chosen"
+            )
 
     def plans(self) -> dict[tuple[str, str], tuple[Plan, ...]]:
         """{(folder of the nets, stage): plans of the nets of a fold} of all locators, then of all graders."""
@@ -252,6 +265,11 @@ class Recipe:
     def pixels(self) -> dict[str, Pixels]:
         """Locator or grader -> pixels that its nets read."""
         return {stage: plans[0].pixels for (_, stage), plans in self.plans().items()}
+
+    @property
+    def task_as_read(self) -> Task:
+        """The task with graders that have the crops that the nets of this recipe read, and no others."""
+        return self.task.reading({name: members[0].crops for name, members in self.graders.items()})
 
     def map_plans(self, change: PlanChange) -> Recipe:
         """The recipe with every plan changed."""
@@ -292,7 +310,7 @@ def for_locator(plan: LocatorPlan, locator: Locator) -> LocatorPlan:
 
 def for_grader(plan: GraderPlan, grader: Grader, task: Task) -> GraderPlan:
     """The plan with what follows from the task: the crops that the net reads, and what it answers."""
-    net = {**plan.net, "crops": len(grader.crops), "classes": len(task.classes)}
+    net = {**plan.net, "crops": len(grader.reading(plan.crops).crops), "classes": len(task.classes)}
     return replace(plan, net=net | ({"head_outputs": grader.head_outputs} if grader.heads else {}))
 
 

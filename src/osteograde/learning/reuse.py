@@ -44,12 +44,13 @@ def reuse_nets(weights: Path, out: Path, recipe: Recipe, *, without: Collection[
     elif not folds.holds(own, weights / folds.FILE):
         raise UserError(f"{own}: not the folds of {weights}; a net may have seen what it would be judged on")
     folds.keep(out)
+    crops = {grader.name: [crop.name for crop in grader.crops] for grader in recipe.task.graders}
     same = [
         net
         for (kind, stage), plans in recipe.plans().items()
         if stage not in without
         for net in nets_of(kind, stage, plans)
-        if is_same(net, known[LISTED_AS[kind]].get(stage, []))
+        if is_same(net, known[LISTED_AS[kind]].get(stage, []), crops.get(stage, ()))
     ]
     return [net.file(k) for net in same for k in range(recipe.scope.folds) if _copy(weights, out, net, k)]
 
@@ -65,17 +66,29 @@ def _copy(weights: Path, out: Path, net: Net, k: int) -> bool:
     return True
 
 
-def is_same(net: Net, listed: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> bool:
+def is_same(net: Net, listed: Sequence[Mapping[str, Any]] | Mapping[str, Any], crops: Sequence[str] = ()) -> bool:
     """Whether a net is trained as a manifest says of the net in its place, with the same random seed.
 
-    listed: the plan of a locator, or the plans of a grader's members.
+    listed: the plan of a locator, or the plans of a grader's members. crops: names of all crops of a grader, by which a
+    plan that names none is compared with one that does.
     """
-    plain = [complete(one, PLANS[net.kind]) for one in ([listed] if isinstance(listed, Mapping) else listed)]
+    plain = [
+        _naming_crops(complete(one, PLANS[net.kind]), crops)
+        for one in ([listed] if isinstance(listed, Mapping) else listed)
+    ]
     return (
         net.member < len(plain)
-        and plain[net.member] == json.loads(json.dumps(asdict(net.plan)))
+        and plain[net.member] == _naming_crops(json.loads(json.dumps(asdict(net.plan))), crops)
         and repeats(plain, net.member) == net.repeat
     )
+
+
+def _naming_crops(plain: PlainPlan, crops: Sequence[str]) -> PlainPlan:
+    """A plan with the names of the crops that its net reads: those it names, else as many first ones as its net has."""
+    if not crops:
+        return plain
+    named = plain["crops"] or crops[: plain["net"].get("crops", len(crops))]
+    return {**plain, "crops": sorted(named, key=list(crops).index)}
 
 
 def complete(plain: Mapping[str, Any], kind: type[Plan]) -> PlainPlan:

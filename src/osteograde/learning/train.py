@@ -77,7 +77,7 @@ def train(
 
 def _read_all(run: Run) -> data_faults.DataFaults:
     """Decode every file of the run, once, into the cache; log what is lost. UserError where most labels are."""
-    lost = data_faults.data_faults(run.recipe.task, (run.loaded([study])[0] for study in run.studies))
+    lost = data_faults.data_faults(run.recipe.task_as_read, (run.loaded([study])[0] for study in run.studies))
     for study in run.synthetic:
         run.loaded([study])
     for line in data_faults.lines_of(lost):
@@ -204,6 +204,7 @@ def seal(run: Run, data: Path, scores: Mapping[str, Any], calibrations: Mapping[
         calibration={group: calibration.plain() for group, calibration in calibrations.items()},
         precision="fp16 on file, fp32 on a CPU, fp16 autocast on CUDA",
         versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        crops={grader.name: tuple(crop.name for crop in grader.crops) for grader in recipe.task_as_read.graders},
         data=provenance(data, recipe),
     )
     bundle.write_manifest(run.out, manifest)

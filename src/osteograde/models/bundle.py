@@ -26,7 +26,7 @@ from osteograde.models.locators.heatmap import HeatmapLocator
 from osteograde.models.locators.unet import UnetLocator
 from osteograde.models.manifest import MANIFEST, Manifest, NetFile, read_manifest, sha256, write_manifest
 from osteograde.models.siamese import SiameseNet
-from osteograde.tasks.spec import Pixels, Task
+from osteograde.tasks.spec import Grader, Pixels, Task
 
 __all__ = ["MANIFEST", "read_manifest", "sha256", "write_manifest"]  # beside what is defined here
 
@@ -148,13 +148,42 @@ def verify(folder: Path) -> Manifest:
 
 
 def task_of(folder: Path, manifest: Manifest, tasks: Mapping[str, Task]) -> Task:
-    """The task that weights were trained for. UserError where this version has none with their targets."""
+    """The task that weights were trained for, with graders that have the crops that the nets read and no others.
+    UserError where this version has none with their targets, or not these crops."""
     name = manifest.task
     if name not in tasks:
         raise UserError(f"{folder}: weights are of task {name!r}; known tasks: {sorted(tasks)}")
     if sorted(manifest.prior) != sorted(tasks[name].targets):
         raise UserError(f"{folder}: its targets are not those of task {name!r}; train again with this version")
-    return tasks[name]
+    return as_read(tasks[name], manifest, folder)
+
+
+def as_read(task: Task, manifest: Manifest, folder: Path) -> Task:
+    """A task with graders that have the crops that the nets of a weights folder read, and no others.
+
+    The manifest names them. Where it does not, a net of n crops reads the first n of its grader. UserError where the
+    crops are not those of the grader, or nets of one grader read different numbers of them.
+    """
+    return task.reading({grader.name: _crops_read(grader, manifest, folder) for grader in task.graders})
+
+
+def _crops_read(grader: Grader, manifest: Manifest, folder: Path) -> tuple[str, ...]:
+    """The names of the crops of a grader that the nets of a folder read."""
+    numbers = {
+        name: int(entry.net[key])
+        for name, entry in manifest.files.items()
+        for key in ("crops", *(old for old, new in EARLIER_NAMES.items() if new == "crops"))
+        if name.startswith(f"grade/{grader.name}/") and key in entry.net
+    }
+    all_names = tuple(crop.name for crop in grader.crops)
+    named = manifest.crops.get(grader.name, ())
+    names = named or all_names[: max(numbers.values(), default=len(all_names))]
+    if odd := {name: number for name, number in numbers.items() if number != len(names)}:
+        raise UserError(
+            f"{folder}: {next(iter(odd))} reads {next(iter(odd.values()))} crops, grader {grader.name!r} has "
+            f"{names if named else all_names} for it; train again with this version"
+        )
+    return names
 
 
 def load(folder: Path, tasks: Mapping[str, Task], device: torch.device, manifest: Manifest | None = None) -> Bundle:

@@ -62,10 +62,11 @@ class Manifest:
     stage -> side, or (height, width), of what its nets read. test_views: views that test-time augmentation averages.
     prior: target -> probability of each class in the training data. recipe: ``Recipe.plain()`` of the training, only
     ever compared or shown. calibration: grader -> ``Calibration.plain()``. versions: package -> version it was trained
-    with. data: source and licence of the training data. domain: what the weights know of images, where they know one
-    kind alone (``pipeline.domain.Domain.plain()``). checks: of the image itself, where the weights have them: file,
-    sha256 and bytes of their tensors, grader whose crops and encoder they use, and the numbers of
-    ``pipeline.image_checks``.
+    with. crops: grader -> names of those of its crops that its nets read; folders of older versions do not say it, and
+    ``bundle.as_read`` knows what they read. data: source and licence of the training data. domain: what the weights
+    know of images, where they know one kind alone (``pipeline.domain.Domain.plain()``). checks: of the image itself,
+    where the weights have them: file, sha256 and bytes of their tensors, grader whose crops and encoder they use, and
+    the numbers of ``pipeline.image_checks``.
     """
 
     task: str
@@ -82,6 +83,7 @@ class Manifest:
     data: Mapping[str, str] = field(default_factory=dict)
     domain: Mapping[str, Any] = field(default_factory=dict)
     checks: Mapping[str, Any] = field(default_factory=dict)
+    crops: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     use: str = USE
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -92,6 +94,7 @@ class Manifest:
             "task": self.task,
             "recipe": self.recipe,
             "pixels": self.pixels,
+            "crops": self.crops or None,
             "test_views": self.test_views,
             "files": {name: asdict(entry) for name, entry in self.files.items()},
             "folds": asdict(self.folds) if self.folds else None,
@@ -165,6 +168,7 @@ def parse_manifest(facts: Mapping[str, Any], path: Path) -> Manifest:
         data=top.get("data", {}).mapping(_Value.text),
         domain=top.get("domain", {}).mapping(_anything),
         checks=_image_checks(top.get("checks", {})),
+        crops=top.get("crops", {}).mapping(lambda value: tuple(one.text() for one in value.items())),
         use=top.get("use", USE).text(),
         extra={key: value for key, value in facts.items() if key not in known},
     )

@@ -8,12 +8,14 @@ prior, so no name is typed twice.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from osteograde.errors import UserError
 from osteograde.imaging.geometry import Roi, Volume
 from osteograde.tasks.spine import Rhythm
 
@@ -295,6 +297,19 @@ class Grader:
         """How many outputs the net has behind the target's classes."""
         return sum(len(head.columns) for head in self.heads)
 
+    def reading(self, names: Sequence[str]) -> Grader:
+        """This grader with the named crops alone, in its own order; the grader itself where none or all are named.
+
+        A site of which no named crop can be seen is not graded. UserError for a name that is none of its crops.
+        """
+        known = [crop.name for crop in self.crops]
+        if unknown := [name for name in names if name not in known]:
+            raise UserError(f"grader {self.name!r} has no crop {unknown[0]!r}; its crops are {known}")
+        if not names or set(names) == set(known):
+            return self
+        chosen = tuple(crop for crop in self.crops if crop.name in names)
+        return replace(self, crops=chosen, regions=partial(_chosen_boxes, self.regions, frozenset(names)))
+
     def split_heads(self, outputs: Any, classes: int) -> tuple[Any, tuple[Any, ...]]:
         """(..., K + head_outputs) as (the K classes, each head's own part), of an array or a tensor."""
         parts, start = [], classes
@@ -302,6 +317,20 @@ class Grader:
             parts.append(outputs[..., start : start + len(head.columns)])
             start += len(head.columns)
         return outputs[..., :classes], tuple(parts)
+
+
+def _chosen_boxes(
+    regions: Callable[[Volumes, Points, Pixels], Boxes],
+    names: frozenset[str],
+    volumes: Volumes,
+    points: Points,
+    pixels: Pixels,
+) -> Boxes:
+    """The boxes of a grader without those of crops that are not named."""
+    return {
+        target: {name: box for name, box in boxes.items() if name in names}
+        for target, boxes in regions(volumes, points, pixels).items()
+    }
 
 
 Labels = Mapping[str, Mapping[str, int]]  # study -> target -> class index; unlabelled targets are absent
@@ -424,6 +453,12 @@ class Task:
             raise ValueError(f"{where} has several heads called {twice}; give each a name of its own")
         if lost := {name for site in grader.sites for name in site.landmarks} - found:
             raise ValueError(f"{where} needs {sorted(lost)}, which no locator finds")
+
+    def reading(self, crops: Mapping[str, Sequence[str]]) -> Task:
+        """This task with graders that read the named crops alone: grader -> names, as ``Grader.reading`` takes them.
+        The task itself where that changes nothing."""
+        graders = tuple(grader.reading(crops.get(grader.name, ())) for grader in self.graders)
+        return self if graders == self.graders else replace(self, graders=graders)
 
     def view(self, name: str) -> View:
         return next(view for view in self.views if view.name == name)
