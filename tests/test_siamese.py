@@ -10,9 +10,12 @@ import torch
 
 from osteograde.errors import UserError
 from osteograde.imaging.geometry import Volume, apply, to_index
+from osteograde.learning import recipes
 from osteograde.models.bundle import build_net
 from osteograde.models.gradcam import fold_cam
 from osteograde.models.siamese import SMALLEST, SiameseNet
+from osteograde.pipeline.crops import ttas
+from osteograde.tasks.knee_xray import TASK
 from osteograde.tasks.regions import box_around
 from osteograde.tasks.spec import Crop
 
@@ -123,3 +126,22 @@ def test_a_crop_without_offset_is_the_box_that_it_always_was():
         assert np.array_equal(plain[1].to_mm, still[1].to_mm)
         middle = to_index(volume, plain[1].centre_mm)[1:]
         assert middle == pytest.approx([200, 200])
+
+
+def test_the_shipped_grader_reads_the_joint_alone_and_the_parts_lie_beside_it():
+    (grader,) = TASK.graders
+    assert [crop.name for crop in grader.crops] == ["joint", "lateral", "medial"]
+    assert recipes.RECIPES["knee-xray"]().graders["kl"][0].crops == ("joint",)
+    lateral, medial = grader.crops[1:]
+    # 128 of 300 pixels of 0.4 mm, at either edge, from the row at a third of the height on (Tiulpin et al. 2018)
+    assert lateral.field_mm == medial.field_mm == pytest.approx(128 * 0.4)
+    assert lateral.offset_mm == pytest.approx(((100 + 64 - 150) * 0.4, (64 - 150) * 0.4))
+    assert medial.offset_mm == pytest.approx((lateral.offset_mm[0], -lateral.offset_mm[1]))
+    assert medial.mirrored and not lateral.mirrored
+
+
+def test_parts_beside_a_joint_are_never_mirrored_but_the_whole_joint_is():
+    (grader,) = TASK.graders
+    assert grader.reading(("joint",)).mirror_images and len(ttas(grader.reading(("joint",)), 6)) == 6
+    parts = grader.reading(("lateral", "medial"))
+    assert not parts.mirror_images and not any(mirror for _, _, mirror in ttas(parts, 6))

@@ -276,7 +276,7 @@ def _row(grader: Grader, study: Study, site: Site, present: list[bool], to_index
         to_index=to_index,
         label=study.labels[site.target],
         head_labels=[study.head_labels.get(head.name, {}).get(site.target, -1) for head in grader.heads],
-        mirrorable=site.side == "" or grader.laterality_invariant,
+        mirrorable=site.side == "" or grader.mirror_images,
     )
 
 

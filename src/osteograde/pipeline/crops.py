@@ -126,6 +126,6 @@ TTAS = ((0.0, 1.0), (6.0, 1.06), (-6.0, 0.96), (0.0, 1.1))
 
 def ttas(grader: Grader, count: int) -> list[tuple[float, float, bool]]:
     """(degrees, scale, mirrored) of the first ``count`` test-time augmentations of a crop, the crop as it is first;
-    where mirror images are graded alike, each is seen both ways."""
-    ways = (False, True) if grader.laterality_invariant else (False,)
+    where mirror images may be read, each is seen both ways."""
+    ways = (False, True) if grader.mirror_images else (False,)
     return [(degrees, scale, mirror) for degrees, scale in TTAS for mirror in ways][:count]

@@ -39,7 +39,15 @@ COUNTS = (3253, 1495, 2175, 1086, 251)
 
 JOINTS = tuple(Landmark(side, channel="joint", side=side) for side in SIDES)
 SITES = tuple(Site(side, "kellgren_lawrence", "", side, (side,)) for side in SIDES)
-CROPS = (Crop("joint", VIEW, 1, CROP_MM),)
+
+# The parts beside the joint's middle that Tiulpin et al. compare: squares of 51.2 mm, at the side of a 120 mm image and
+# from a third of its height on. A right knee as it is hung, and a left one mirrored, has its lateral side on the left.
+PART_MM, BESIDE_MM, BELOW_MM = 51.2, 34.4, 5.6
+CROPS = (
+    Crop("joint", VIEW, 1, CROP_MM),
+    Crop("lateral", VIEW, 1, PART_MM, offset_mm=(BELOW_MM, -BESIDE_MM)),
+    Crop("medial", VIEW, 1, PART_MM, offset_mm=(BELOW_MM, BESIDE_MM), mirrored=True),
+)
 
 
 TASK = Task(

@@ -332,6 +332,12 @@ class Grader:
     study_loss: Callable[[Any, Any, Any], Any] | None = None
 
     @property
+    def mirror_images(self) -> bool:
+        """Whether the mirror image of every crop is a crop of a site that is graded alike. That of a crop beside its
+        landmark is not: it would be a crop of the site's other part."""
+        return self.laterality_invariant and not any(crop.offset_mm[1] or crop.mirrored for crop in self.crops)
+
+    @property
     def head_outputs(self) -> int:
         """How many outputs the net has behind the target's classes."""
         return sum(len(head.columns) for head in self.heads)

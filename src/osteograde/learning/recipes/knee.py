@@ -29,7 +29,8 @@ folds.csv: copy that of the first into the new --out of the others before they a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 from osteograde.learning.recipe import (
@@ -76,10 +77,10 @@ def knee_xray() -> Recipe:
         synthetic_epochs=2,
         measured_errors=False,
     )  # fmt: skip
-    return _knee("knee-xray", grader, tta=6)
+    return _knee("knee-xray", [grader], tta=6)
 
 
-def _knee(name: str, plan: GraderPlan, *, tta: int) -> Recipe:
+def _knee(name: str, plans: Sequence[GraderPlan], *, tta: int, crops: tuple[str, ...] = ("joint",)) -> Recipe:
     """The locator is the same for every grader: small heatmaps of crops and composed films."""
     task = TASKS["knee-xray"]
     (locator,), (grader,) = task.locators, task.graders
@@ -98,7 +99,7 @@ def _knee(name: str, plan: GraderPlan, *, tta: int) -> Recipe:
         name=name,
         task=task,
         locators={locator.name: for_locator(locator_plan, locator)},
-        graders={grader.name: (for_grader(plan, grader, task),)},
+        graders={grader.name: tuple(for_grader(replace(plan, crops=crops), grader, task) for plan in plans)},
         tta=tta,
         synthetic=films,
         calibrate=True,
@@ -158,7 +159,7 @@ def published(name: str) -> Recipe:
         drop_view=0,
         measured_errors=False,
     )  # fmt: skip
-    return _knee(name, grader, tta=2)
+    return _knee(name, [grader], tta=2)
 
 
 PUBLISHED: dict[str, Callable[[], Recipe]] = {name: partial(published, name) for name in PUBLISHED_BACKBONES}
