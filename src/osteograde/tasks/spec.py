@@ -17,6 +17,7 @@ import numpy as np
 
 from osteograde.errors import UserError
 from osteograde.imaging.geometry import Roi, Volume
+from osteograde.tasks.census import Census
 from osteograde.tasks.spine import Rhythm
 
 Volumes = Mapping[str, Sequence[Volume]]  # view -> stacks, each oriented along the view's directions
@@ -389,7 +390,7 @@ class Task:
     targets only (``Study.targets``). assumed_side: code of the notes of studies whose side was assumed, "" where that
     never happens; weights that can tell the side of an image then do. patient_of: the patient whose study an id names;
     patients are resampled whole. read_files: studies to be graded of single files below a folder; None where the task
-    takes whole folders alone.
+    takes whole folders alone. inspect: counts what the tables and headers of a folder hold; None: not for this task.
     """
 
     name: str
@@ -408,6 +409,7 @@ class Task:
     patient_of: Callable[[str], str] = str
     read_files: Callable[[Path, Sequence[Path]], list[Study]] | None = None
     competition: Competition | None = None
+    inspect: Callable[[Path], Census] | None = None
 
     @property
     def slug(self) -> str:
