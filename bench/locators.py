@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,11 +23,8 @@ import pandas as pd
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-import average_precision as precision
-
 from osteograde.imaging.geometry import apply, to_index
+from osteograde.learning import average_precision as precision
 from osteograde.learning import evaluate, folds
 from osteograde.learning.locator_data import UNKNOWN, cut_labels, label_volume
 from osteograde.models import bundle

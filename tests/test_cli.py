@@ -30,6 +30,7 @@ FROZEN = {
     "score": {"TASK", "--data", "--submission", "--bootstrap"},
     "ensemble": {"TASK", "--members", "--data"},
     "report": {"WEIGHTS_DIR", "--data", "--out"},
+    "inspect": {"TASK", "--data", "--out"},
     "validate": {"--submission", "--template"},
     "doctor": set(),
     "kernel build": {"TASK", "--weights", "--mount", "--images"},

@@ -146,6 +146,11 @@ def parser() -> argparse.ArgumentParser:
     told.add_argument("--data", type=Path, metavar="DIR", help="the labelled studies: shows the worst cases as well")
     told.add_argument("--out", type=Path, default=Path("report.html"), metavar="report.html")
 
+    seen = _command(commands, "inspect", inspect, "count what the tables and headers of a folder hold, before training")
+    seen.add_argument("task", metavar="TASK")
+    seen.add_argument("--data", type=Path, required=True, metavar="DIR")
+    seen.add_argument("--out", type=Path, default=Path("inspect"), metavar="DIR", help="default: inspect")
+
     checked = _command(commands, "validate", validate, "exit 0, or a list of what is wrong with a submission")
     checked.add_argument("--submission", type=Path, required=True, metavar="FILE")
     checked.add_argument("--template", type=Path, required=True, metavar="sample_submission.csv")
@@ -254,6 +259,29 @@ def report(args: argparse.Namespace) -> int:
 
     page.write(args.weights, args.out, TASKS, data=args.data, made=datetime.now())
     print(args.out)
+    return 0
+
+
+def inspect(args: argparse.Namespace) -> int:
+    check_name(args.task)
+    if not args.data.is_dir():
+        raise UserError(f"{args.data}: no such folder; --data is the folder that holds the tables and the images")
+    from datetime import datetime
+
+    from osteograde.logs import to_stdout
+    from osteograde.report import inspect as inspection
+    from osteograde.tasks import TASKS
+
+    count = TASKS[args.task].inspect
+    if count is None:
+        known = sorted(name for name, task in TASKS.items() if task.inspect is not None)
+        raise UserError(f"{args.task}: nothing is counted for this task; inspect knows {', '.join(known)}")
+    to_stdout()
+    census = count(args.data)
+    title = f"{args.task}: what {args.data.resolve().name} holds"
+    written = inspection.write(census, title, args.out, datetime.now())
+    print(*inspection.lines(census.facts), sep="\n")
+    print(f"written: {', '.join(map(str, written))}")
     return 0
 
 

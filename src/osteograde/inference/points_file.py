@@ -200,7 +200,7 @@ def _numbers(cells: Mapping[str, str], columns: Sequence[str], where: str) -> li
 
 
 def _names_of(text: str, where: str) -> dict[str, float]:
-    """ "a:0.7;b:0.3" as shares by name; none where nothing is known of them."""
+    """The shares by name of a text such as a:0.7;b:0.3; none where nothing is known of them."""
     names: dict[str, float] = {}
     for part in text.split(";") if text and text != "unknown" else ():
         name, _, share = part.partition(":")

@@ -17,6 +17,7 @@ import numpy as np
 
 from osteograde.errors import UserError
 from osteograde.imaging.geometry import Roi, Volume
+from osteograde.tasks.census import Census
 from osteograde.tasks.spine import Rhythm
 
 Volumes = Mapping[str, Sequence[Volume]]  # view -> stacks, each oriented along the view's directions
@@ -433,6 +434,7 @@ class Task:
     patients are resampled whole. read_files: studies to be graded of single files below a folder; None where the task
     takes whole folders alone. covariates: what its studies may tell beside the images; every grader's plan chooses
     those that its net reads.
+    inspect: counts what the tables and headers of a folder hold; None: not for this task.
     """
 
     name: str
@@ -452,6 +454,7 @@ class Task:
     read_files: Callable[[Path, Sequence[Path]], list[Study]] | None = None
     competition: Competition | None = None
     covariates: tuple[Covariate, ...] = ()
+    inspect: Callable[[Path], Census] | None = None
 
     @property
     def slug(self) -> str:

@@ -1,16 +1,11 @@
 """Box precision and recall against the definition written out, and by hand."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
-
-import average_precision
+from osteograde.learning import average_precision
 
 
 def slow(images, threshold):
