@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 INFERENCE = {
     "TASK", "--data", "--weights", "--out", "--device", "--limit", "--workers", "--time-budget", "--max-unread",
-    "--points", "--overlays", "--explain",
+    "--points", "--overlays", "--explain", "--explain-method",
 }  # fmt: skip
 TRAIN = {"TASK", "--data", "--out", "--recipe", "--folds", "--device", "--resume", "--reuse", "--debug"}
 FROZEN = {
@@ -76,6 +76,13 @@ def test_inference_needs_no_argument():
     assert (args.task, args.data, args.weights) == ("lumbar-mr", None, None)
     assert (args.out, args.device, args.limit, args.max_unread) == (Path("submission.csv"), "auto", 0, 0)
     assert (args.workers, args.time_budget, args.overlays, args.explain) == (0, None, None, None)
+    assert args.explain_method == "gradcam"
+
+
+def test_every_method_of_maps_can_be_asked_for():
+    from osteograde.models.explain import METHODS
+
+    assert tuple(METHODS) == cli.EXPLAIN_METHODS
 
 
 def test_training_reads_fold_numbers():

@@ -20,7 +20,7 @@ from osteograde.learning.grader_loss import grader_loss
 from osteograde.learning.recipe import GraderPlan, LocatorPlan, Recipe, Scope, Training, for_grader, for_locator
 from osteograde.models import bundle
 from osteograde.models.covariates import LIMIT, CovariateFeatures, features_of
-from osteograde.models.gradcam import fold_cam
+from osteograde.models.explain import fold_maps
 from osteograde.models.grader import GraderNet
 from osteograde.pipeline.covariates import NEW_VALUE, UNKNOWN, doubts_of, inputs_of
 from osteograde.tasks import covariates as tables
@@ -153,7 +153,7 @@ def test_grad_cam_is_told_the_covariates() -> None:
     study = Study("s", "p", (), covariates={"age": {"": 50.0}})
     with torch.inference_mode():
         known = inputs_of(made, [(study, "left")] * 2, torch.device("cpu"))
-        maps = fold_cam([made], crops, present, torch.tensor([0, 1]), known)
+        maps = fold_maps([made], crops, present, torch.tensor([0, 1]), covariates=known)
     assert len(known) == 1 and maps[0].shape == crops[0].shape
 
 

@@ -13,7 +13,8 @@ from torchvision.models import SwinTransformer
 from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformerBlockV2
 
 from osteograde.models.backbones import adapt_first_conv, replace_module
-from osteograde.models.gradcam import fold_cam, raw_cam, scaled
+from osteograde.models.explain import fold_maps, scaled
+from osteograde.models.gradcam import raw_cam
 from osteograde.models.grader import GraderNet
 
 BACKBONES = [
@@ -66,7 +67,7 @@ def test_it_equals_the_public_implementation(layer):
     (images,), target = crops([(3, 1, 96, 96)]), torch.tensor([0, 3, 2])
     with public.GradCAM(OneImage(net), [getattr(net.encoder, layer)]) as theirs:
         expected = theirs(images, [ClassifierOutputTarget(int(k)) for k in target])
-    ours = fold_cam([net], [images], torch.ones(3, 1, dtype=torch.bool), target)[0][:, 0].numpy()
+    ours = fold_maps([net], [images], torch.ones(3, 1, dtype=torch.bool), target)[0][:, 0].numpy()
     assert expected.max() > 0.9
     span = lambda maps: maps - maps.min((1, 2), keepdims=True)  # noqa: E731  theirs also shifts each minimum to 0
     ours = span(ours) / span(ours).max((1, 2), keepdims=True)
@@ -114,7 +115,7 @@ def test_several_views_and_slices_equal_the_formula_spelled_out():
         assert top > 0
         for own, other in zip(maps, expected, strict=True):
             assert np.abs(own[b].numpy() - other).max() < 1e-4 * top
-    joint = fold_cam([net], views, present, target)
+    joint = fold_maps([net], views, present, target)
     assert torch.stack([view.flatten(1).amax(1) for view in joint]).amax(0).tolist() == [1, 1, 1]
     assert min(float(view.min()) for view in joint) >= 0
     assert float(joint[0][1].abs().max()) == float(joint[1][2].abs().max()) == 0  # absent views
@@ -141,7 +142,7 @@ def test_it_leaves_nothing_behind(frozen):
     views, yes = crops([(2, 2, 64, 64)]), torch.ones(2, 1, dtype=torch.bool)
     before = net(views, yes).detach()
     with torch.inference_mode():  # where the pipeline calls it from
-        maps = fold_cam([net], [view.clone() for view in views], yes, torch.tensor([0, 1]))
+        maps = fold_maps([net], [view.clone() for view in views], yes, torch.tensor([0, 1]))
         assert not torch.is_grad_enabled()
     assert not any(view.requires_grad for view in maps)
     assert all(parameter.grad is None for parameter in net.parameters())
@@ -163,7 +164,7 @@ def test_folds_are_averaged_before_they_are_scaled():
     nets, views = [grader(seed=0), grader(seed=5)], crops([(2, 3, 64, 64)])
     yes, target = torch.ones(2, 1, dtype=torch.bool), torch.tensor([3, 1])
     mean = [(raw_cam(net, views, yes, target)[0] / 2) for net in nets]
-    torch.testing.assert_close(fold_cam(nets, views, yes, target)[0], scaled([mean[0] + mean[1]])[0])
+    torch.testing.assert_close(fold_maps(nets, views, yes, target)[0], scaled([mean[0] + mean[1]])[0])
 
 
 def test_a_map_of_zeros_stays_zero():
@@ -175,12 +176,12 @@ def test_a_map_of_zeros_stays_zero():
 
 def test_the_middle_slice_alone_is_lit_where_only_it_is_pooled():
     net = grader(pool="centre")
-    maps = fold_cam([net], crops([(1, 5, 64, 64)]), torch.ones(1, 1, dtype=torch.bool), torch.tensor([1]))[0]
+    maps = fold_maps([net], crops([(1, 5, 64, 64)]), torch.ones(1, 1, dtype=torch.bool), torch.tensor([1]))[0]
     assert [float(view.max()) > 0 for view in maps[0]] == [False, False, True, False, False]
 
 
 def test_sites_without_any_view_have_no_map():
-    maps = fold_cam([grader()], crops([(2, 2, 64, 64)]), torch.zeros(2, 1, dtype=torch.bool), torch.tensor([0, 1]))
+    maps = fold_maps([grader()], crops([(2, 2, 64, 64)]), torch.zeros(2, 1, dtype=torch.bool), torch.tensor([0, 1]))
     assert float(maps[0].abs().max()) == 0
 
 
@@ -251,15 +252,15 @@ def test_the_map_of_a_transformer_that_reads_one_corner_points_there(kind):
 def test_tokens_that_make_one_pixel_are_no_map():
     net = GraderNet("torchvision/swin_t", 1).eval()
     with pytest.raises(ValueError, match="no map larger than one pixel"):
-        fold_cam([net], crops([(1, 1, 32, 32)]), torch.ones(1, 1, dtype=torch.bool), torch.tensor([0]))
+        fold_maps([net], crops([(1, 1, 32, 32)]), torch.ones(1, 1, dtype=torch.bool), torch.tensor([0]))
 
 
 def test_a_net_whose_tokens_have_no_known_place_is_refused():
     net = GraderNet("mvitv2_tiny", 1, pixels=224).eval()
     with pytest.raises(ValueError, match="Grad-CAM of"):
-        fold_cam([net], crops([(1, 1, 224, 224)]), torch.ones(1, 1, dtype=torch.bool), torch.tensor([0]))
+        fold_maps([net], crops([(1, 1, 224, 224)]), torch.ones(1, 1, dtype=torch.bool), torch.tensor([0]))
 
 
 def test_a_net_in_training_mode_is_refused():
     with pytest.raises(ValueError, match="training mode"):
-        fold_cam([grader().train()], crops([(1, 1, 64, 64)]), torch.ones(1, 1, dtype=torch.bool), torch.tensor([0]))
+        fold_maps([grader().train()], crops([(1, 1, 64, 64)]), torch.ones(1, 1, dtype=torch.bool), torch.tensor([0]))

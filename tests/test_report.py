@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from osteograde import cli, phantom
 from osteograde.imaging.geometry import Volume, apply, mirrored, roi_on, to_index
 from osteograde.models import bundle
-from osteograde.models.gradcam import fold_cam
+from osteograde.models.explain import fold_maps
 from osteograde.models.manifest import Manifest
 from osteograde.pipeline.crops import site_boxes, site_crops, turned
 from osteograde.pipeline.load import load_study
@@ -236,7 +236,7 @@ def test_a_map_is_made_by_the_fold_that_held_the_study_out(data, judged):
     for k in ("0", "1"):
         name = f"grade/{group.name}/fold{k}.safetensors"
         net = bundle.load_net(judged / name, evidence.manifest.files[name].net)
-        maps[k] = fold_cam([net], crops.images, crops.present, torch.tensor([graded.probs[case.row].argmax()]))
+        maps[k] = fold_maps([net], crops.images, crops.present, torch.tensor([graded.probs[case.row].argmax()]))
     views = [v for v, spec in enumerate(group.crops) if spec.view in box[target]]
     own, other = maps[folds[study]], maps["1" if folds[study] == "0" else "0"]
     for v, shown in zip(views, case.predicted, strict=True):

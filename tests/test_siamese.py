@@ -12,7 +12,7 @@ from osteograde.errors import UserError
 from osteograde.imaging.geometry import Volume, apply, to_index
 from osteograde.learning import recipes
 from osteograde.models.bundle import build_net
-from osteograde.models.gradcam import fold_cam
+from osteograde.models.explain import fold_maps
 from osteograde.models.siamese import SMALLEST, SiameseNet
 from osteograde.pipeline.crops import ttas
 from osteograde.tasks.knee_xray import TASK
@@ -71,7 +71,7 @@ def test_an_absent_crop_has_no_influence():
 
 def test_attention_maps_have_the_size_of_their_crops():
     net = net_of()
-    maps = fold_cam([net], [images(), images(seed=2)], BOTH, torch.tensor([0, 3, 4]))
+    maps = fold_maps([net], [images(), images(seed=2)], BOTH, torch.tensor([0, 3, 4]))
     assert [tuple(one.shape) for one in maps] == [(3, 1, 64, 64)] * 2
     assert max(float(one.max()) for one in maps) == 1
 

@@ -22,6 +22,7 @@ from osteograde.kaggle import cli
 from osteograde.tasks import NAMES, check_name
 
 DEFAULT_TASK = "lumbar-mr"
+EXPLAIN_METHODS = ("gradcam", "saliency", "smoothgrad")  # those of models/explain.py, which is imported later
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # what only a user can make room for
 
 
@@ -89,7 +90,10 @@ def add_grade_options(parser: argparse.ArgumentParser) -> None:
         "--points", type=Path, metavar="FILE", help="grade at these landmarks (a points.csv) and look for the others"
     )
     parser.add_argument("--overlays", type=Path, metavar="DIR", help="draw points and crops on slices into DIR")
-    parser.add_argument("--explain", type=Path, metavar="DIR", help="draw a Grad-CAM map of every graded site into DIR")
+    parser.add_argument("--explain", type=Path, metavar="DIR", help="draw a map of the evidence of every graded site")
+    parser.add_argument(
+        "--explain-method", choices=EXPLAIN_METHODS, default=EXPLAIN_METHODS[0], help="of --explain; default: gradcam"
+    )
 
 
 def train_parser() -> argparse.ArgumentParser:

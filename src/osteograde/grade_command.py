@@ -40,7 +40,7 @@ def main(args: argparse.Namespace) -> int:
     logs.to_stdout()
     weights = args.weights or shipped_weights(args.task)
     drawers = [overlays.overlay_drawer(args.overlays)] if args.overlays else []
-    drawers += [heatmaps.heatmap_drawer(args.explain)] if args.explain else []
+    drawers += [heatmaps.heatmap_drawer(args.explain, args.explain_method)] if args.explain else []
 
     def grade(data: Paths) -> int:
         return infer(

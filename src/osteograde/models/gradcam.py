@@ -34,32 +34,6 @@ from osteograde.models.covariates import Values
 from osteograde.models.grader import GraderNet
 
 
-def fold_cam(
-    nets: Sequence[GraderNet],
-    crops: Sequence[torch.Tensor],
-    present: torch.Tensor,
-    target: torch.Tensor,
-    covariates: Sequence[Values] = (),
-) -> list[torch.Tensor]:
-    """Per crop a map (B, D, H, W) in 0..1 of the evidence for class ``target`` (B,), the mean over the nets of several
-    folds; crops and present as the nets take them, and for each net the covariates that it reads; none: unknown.
-
-    Maps are averaged first and scaled together after: the largest value over all crops and slices of a site is 1, or
-    all are 0. Absent crops are 0. ValueError for a net in training mode, and for one whose encoder makes no maps that
-    are known here: convolutional nets, ViT and Swin of timm, and Swin of torchvision have some.
-    """
-    known = covariates or [{}] * len(nets)
-    folds = [raw_cam(net, crops, present, target, values) for net, values in zip(nets, known, strict=True)]
-    return scaled([torch.stack(views).mean(0) for views in zip(*folds, strict=True)])
-
-
-def scaled(maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Maps (B, D, H, W) >= 0 of all crops, divided by the largest value of each site; sites without one stay 0."""
-    top = torch.stack([view.flatten(1).amax(1) for view in maps]).amax(0)
-    top = torch.where(top > 0, top, torch.ones_like(top))
-    return [view / top[:, None, None, None] for view in maps]
-
-
 def raw_cam(
     net: GraderNet,
     crops: Sequence[torch.Tensor],
@@ -67,9 +41,12 @@ def raw_cam(
     target: torch.Tensor,
     covariates: Values | None = None,
 ) -> list[torch.Tensor]:
-    """Per crop the map (B, D, H, W) >= 0 in units of the logit, brought to the crop's size bilinearly.
+    """Per crop the map (B, D, H, W) >= 0 in units of the logit of class ``target`` (B,), brought to the crop's size
+    bilinearly. crops and present as the net takes them; absent crops are 0.
 
     The net, its gradients and the caller's gradient mode are left as they were; it may be called in inference mode.
+    ValueError for a net in training mode, and for one whose encoder makes no maps that are known here: convolutional
+    nets, ViT and Swin of timm, and Swin of torchvision have some.
     """
     if net.training:
         raise ValueError("Grad-CAM of a net in training mode: its batch would mix the sites; call net.eval() first")

@@ -1,4 +1,4 @@
-"""Grad-CAM maps as pictures: a crop as the net read it, the map over it, and the map over the whole slice.
+"""Maps of evidence (models/explain.py) as pictures: a crop as the net read it, and the map over it and over the slice.
 
 A map lies on the grid of the crop's box, whose position in patient mm is known. Putting it onto the slice is therefore
 a change of coordinates, and needs no offset, scale or mirror flag. Shapes: D slices, H W pixels; images are BGR bytes.
@@ -21,7 +21,7 @@ from scipy.ndimage import map_coordinates
 from osteograde.imaging.geometry import Roi, Volume, apply, to_index
 from osteograde.inference.submission import Result
 from osteograde.models.bundle import Bundle
-from osteograde.models.gradcam import fold_cam
+from osteograde.models.explain import fold_maps
 from osteograde.pipeline.covariates import inputs_of
 from osteograde.pipeline.crops import site_boxes, site_crops
 from osteograde.report.overlays import COLOURS, FONT, corners
@@ -61,12 +61,13 @@ def explained(
     *,
     study: Study,
     height: int = 240,
+    method: str = "gradcam",
 ) -> dict[str, list[Shown]]:
     """{target: a picture per crop that can be seen} of the evidence for class ``classes[target]`` at each site.
 
     boxes: as ``pipeline.crops.site_boxes`` gives them; targets of it that ``classes`` does not name are left out.
     nets: folds, whose maps are averaged. study: whose covariates the nets are told, where they read any. height: of the
-    film pictures, in pixels.
+    film pictures, in pixels. method: one of ``models.explain.METHODS``.
     """
     targets = [target for target in boxes if target in classes]
     pictures_of: dict[str, list[Shown]] = {}
@@ -76,7 +77,8 @@ def explained(
         class_indices = torch.tensor([classes[target] for target in crops.targets], device=device)
         rows = [(study, target) for target in crops.targets]
         known = [next(iter(inputs_of(net, rows, device)), {}) for net in nets]
-        maps = [view.cpu().numpy() for view in fold_cam(nets, crops.images, crops.present, class_indices, known)]
+        found = fold_maps(nets, crops.images, crops.present, class_indices, method, known)
+        maps = [view.cpu().numpy() for view in found]
         images = [view.cpu().numpy() for view in crops.images]
         for s, target in enumerate(crops.targets):
             pictures_of[target] = [
@@ -171,18 +173,19 @@ HEIGHT = 260  # pixels of a panel
 TITLE = 40
 
 
-def heatmap_drawer(folder: Path) -> Callable[[Result, Bundle], None]:
-    """A function that draws a finished study: one FOLDER/<study>_<target>.png per graded site."""
+def heatmap_drawer(folder: Path, method: str = "gradcam") -> Callable[[Result, Bundle], None]:
+    """A function that draws a finished study: one FOLDER/<study>_<target>.png per graded site. method: one of
+    ``models.explain.METHODS``."""
     folder.mkdir(parents=True, exist_ok=True)
 
     def draw(result: Result, bundle: Bundle) -> None:
-        for target, image in pictures(result, bundle).items():
+        for target, image in pictures(result, bundle, method).items():
             cv2.imwrite(str(folder / f"{result.loaded.study.id}_{target}.png"), image)
 
     return draw
 
 
-def pictures(result: Result, bundle: Bundle) -> dict[str, np.ndarray]:
+def pictures(result: Result, bundle: Bundle, method: str = "gradcam") -> dict[str, np.ndarray]:
     """{target: (H, W, 3) BGR} of the sites that were graded. The maps are means over the folds."""
     pictures_of: dict[str, np.ndarray] = {}
     for grader in bundle.task.graders:
@@ -192,7 +195,8 @@ def pictures(result: Result, bundle: Bundle) -> dict[str, np.ndarray]:
             target: int(np.argmax(_grades(result, bundle, target))) for target in boxes if target in result.graded
         }
         nets = bundle.graders[grader.name]
-        shown = explained(grader, boxes, nets, pixels, bundle.device, classes, study=result.loaded.study, height=HEIGHT)
+        study, device = result.loaded.study, bundle.device
+        shown = explained(grader, boxes, nets, pixels, device, classes, study=study, height=HEIGHT, method=method)
         for site in grader.sites:
             if site.target in shown:
                 pictures_of[site.target] = _picture(result, bundle, site, shown[site.target])
