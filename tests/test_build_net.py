@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from osteograde.errors import UserError
 from osteograde.models.backbones import adapt_first_conv, classifier_body, encoder, pyramid_shape
 from osteograde.models.bundle import KINDS, build_net
 from osteograde.models.locators.base import LocatorBatch
@@ -162,6 +163,25 @@ def test_maps_have_the_stride_asked_for_whatever_the_encoder(stride: int) -> Non
         net = HeatmapLocator(encoder_name, 3, stride=stride, stages=2).eval()
         with torch.inference_mode():
             assert tuple(net.maps(torch.rand(1, 4, 96, 64)).shape) == (1, 3, 96 // stride, 64 // stride)
+
+
+def test_the_first_features_of_a_torchvision_net_are_those_of_the_whole_net() -> None:
+    whole, _ = classifier_body("torchvision/mobilenet_v2", 1)
+    part, features = classifier_body("torchvision/mobilenet_v2", 1, stages=14)
+    tensors = whole.state_dict()
+    own = part.state_dict()
+    assert features == 96 and own.keys() < tensors.keys()
+    part.load_state_dict({key: tensors[key] for key in own})
+    images = torch.rand(2, 1, 64, 96)
+    with torch.no_grad():
+        expected = whole.eval().features[:14](images).mean((-2, -1))  # type: ignore[index, operator]
+        torch.testing.assert_close(part.eval()(images), expected)
+
+
+@pytest.mark.parametrize(("name", "stages"), [("mobilenet_v2", 19), ("resnet18", 2)])
+def test_features_that_a_torchvision_net_does_not_have_are_refused(name: str, stages: int) -> None:
+    with pytest.raises(UserError, match=f"stages={stages}, but it has"):
+        classifier_body(f"torchvision/{name}", 1, stages=stages)
 
 
 def test_fewer_stages_build_fewer_weights() -> None:

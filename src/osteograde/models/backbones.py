@@ -33,6 +33,17 @@ class PooledPyramid(nn.Module):
         return self.pyramid(images)[-1].mean((-2, -1))
 
 
+class FirstFeatures(nn.Module):
+    """(N, C, H, W) -> (N, F): the first modules of a sequence of features, averaged over the image."""
+
+    def __init__(self, features: nn.Sequential) -> None:
+        super().__init__()
+        self.features = features
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.features(images).mean((-2, -1))
+
+
 def encoder(
     name: str,
     in_channels: int,
@@ -73,13 +84,13 @@ def classifier_body(
     """A net without its last layer: (N, C, H, W) -> (N, F), and F.
 
     name: any timm name, or "torchvision/<name>" for a torchvision classifier with one linear head. stages: average
-    the first stages of the pyramid instead (timm only; a fraction of the parameters). pixels: the crop's side, needed
+    the first stages of the pyramid instead (a fraction of the parameters); of torchvision's nets the first modules of
+    ``features``, with the names they have in the whole net, so that its weights fit. pixels: the crop's side, needed
     by nets built for one size (ViT, Swin of timm). Raises ValueError for names that neither library knows.
     """
     if name.startswith(_TORCHVISION):
-        if stages:
-            raise UserError(f"{name!r}: stages={stages} needs a timm backbone; use stages=0 or a timm name")
-        return _torchvision_body(name.removeprefix(_TORCHVISION), in_channels, pretrained)
+        body, features = _torchvision_body(name.removeprefix(_TORCHVISION), in_channels, pretrained)
+        return _first_features(name, body, in_channels, stages) if stages else (body, features)
     _known(name)
     if stages:
         pyramid = encoder(name, in_channels, pretrained, stages=stages)
@@ -127,6 +138,19 @@ def _torchvision_body(name: str, in_channels: int, pretrained: bool) -> tuple[nn
     replace_module(body, heads[0], nn.Identity())
     adapt_first_conv(body, in_channels)
     return body, features
+
+
+def _first_features(name: str, body: nn.Module, in_channels: int, stages: int) -> tuple[nn.Module, int]:
+    """The first ``stages`` modules of a torchvision net, and how many features they have."""
+    features = getattr(body, "features", None)
+    if not isinstance(features, nn.Sequential) or not 0 < stages < len(features):
+        count = f"{len(features)} modules" if isinstance(features, nn.Sequential) else "no sequence of features"
+        raise UserError(f"{name!r}: stages={stages}, but it has {count}; use stages=0, fewer of them, or a timm name")
+    kept = features[:stages]
+    was_training = kept.training
+    with torch.no_grad():
+        channels = kept.eval()(torch.zeros(1, in_channels, 64, 64)).shape[1]
+    return FirstFeatures(kept.train(was_training)), channels
 
 
 def adapt_first_conv(net: nn.Module, in_channels: int) -> None:

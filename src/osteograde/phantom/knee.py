@@ -46,8 +46,12 @@ def anatomy(grade: int, rng: np.random.Generator) -> Anatomy:
 
 
 def knee(grade: int, rng: np.random.Generator, pixels: int = 299) -> np.ndarray:
-    """Draw a right knee: (pixels, pixels) uint8, 140 mm wide, the joint at the centre."""
-    joint = anatomy(grade, rng)
+    """Draw a right knee of a grade: (pixels, pixels) uint8, 140 mm wide, the joint at the centre."""
+    return radiograph(anatomy(grade, rng), rng, pixels)
+
+
+def radiograph(joint: Anatomy, rng: np.random.Generator, pixels: int = 299) -> np.ndarray:
+    """Draw a right knee of a given anatomy: (pixels, pixels) uint8, 140 mm wide, the joint at the centre."""
     femur, tibia = _filled(_femur(joint), pixels), _filled(_tibia(joint), pixels)
     bones = [
         femur,
