@@ -241,7 +241,7 @@ def _meta_header(contents: bytes) -> tuple[dict[str, str], int]:
         at = end + 1
         if equals:
             header[name.strip().lower()] = text.strip()
-        if name.strip().lower() == "elementdatafile":
+        if equals and name.strip().lower() == "elementdatafile":
             return header, at
     raise UnreadableImage("not_an_image")
 
