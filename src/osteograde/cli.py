@@ -106,6 +106,7 @@ def train_parser() -> argparse.ArgumentParser:
 def add_train_options(parser: argparse.ArgumentParser) -> None:
     """The options of train_folds.py and ``osteograde train``."""
     parser.add_argument("task", metavar="TASK")
+    parser.add_argument("--list", action=_ListOnly, help="print the recipes of the task, one a line, and stop")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR")
     parser.add_argument("--out", type=Path, required=True, metavar="WEIGHTS_DIR")
     parser.add_argument("--recipe", metavar="NAME", help="default: the task's own recipe")
@@ -206,6 +207,11 @@ def grade(args: argparse.Namespace) -> int:
 
 def train(args: argparse.Namespace) -> int:
     check_name(args.task)
+    if args.list:
+        from osteograde.learning.recipes import catalogue
+
+        print(*catalogue.lines(args.task), sep="\n")
+        return 0
     from osteograde import train_command
 
     return train_command.main(args)
@@ -329,6 +335,18 @@ def _command(commands, name: str, function: Callable[[argparse.Namespace], int],
 def _add_device(parser: argparse.ArgumentParser) -> None:
     text = "auto (default), cpu, cuda or cuda:N"
     parser.add_argument("--device", type=_device, default="auto", metavar="DEVICE", help=text)
+
+
+class _ListOnly(argparse.Action):
+    """A switch with which no other option has to be given."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**{**kwargs, "nargs": 0, "default": False})
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        setattr(namespace, self.dest, True)
+        for action in parser._actions:
+            action.required = action.required and not action.option_strings
 
 
 def _device(text: str) -> str:

@@ -24,12 +24,12 @@ ROOM_GIB, ROOM_DEBUG_GIB = 1.0, 0.1  # free disk that a run should find: decoded
 
 def main(args: argparse.Namespace) -> int:
     """Do what the options of ``cli.add_train_options`` ask for; the exit code is returned."""
-    from osteograde.learning.recipes import RECIPES
-
     name = args.recipe or args.task
     check_name(name, args.task)
     if not args.data.is_dir():
         raise UserError(f"{args.data}: no such folder; --data is the folder that holds the tables and the images")
+    from osteograde.learning.recipes import RECIPES
+
     recipe = RECIPES[name]()
     if args.debug:
         recipe = recipe.shrunk()

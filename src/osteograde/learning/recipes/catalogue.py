@@ -1,0 +1,65 @@
+"""What is known of each recipe, for ``train_folds.py TASK --list``. Nothing here is imported with torch or numpy.
+
+hours: of a whole training, only where one was timed, with the machine. score: out-of-fold on real images unless it says
+otherwise, only of nets that this recipe made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from osteograde.learning.recipes import NAMES
+
+CPU, GPU, GPU_16 = "2 CPU cores", "one GPU", "one GPU of 16 GB"
+NOT_MEASURED = "not measured"
+
+
+@dataclass(frozen=True)
+class About:
+    """One recipe in words: what is trained, the machine it is sized for, the time it took there, and its score."""
+
+    what: str
+    machine: str
+    hours: str = NOT_MEASURED
+    score: str = NOT_MEASURED
+
+
+def _published(net: str) -> About:
+    return About(f"{net} of the published ensemble of eight (Pi et al. 2023)", GPU_16)
+
+
+ABOUT: dict[str, About] = {
+    "lumbar-mr": About("heatmap locators on ResNet-18, ConvNeXt-Nano graders on 2.5-D crops", GPU),
+    "lumbar-mr-small": About(
+        "small MobileNetV4 locators and graders; makes the shipped weights",
+        CPU,
+        hours="0.8, shared",
+        score="official score 0.198 on 64 phantoms, prior 0.886",
+    ),
+    "seed-frcnn-swin": About("published two-stage baseline: Faster R-CNN R50-FPN v2, Swin-V2-T", GPU),
+    "spider": About("heatmap locator and two graders on EfficientNet-Lite0", CPU),
+    "spider-unet": About("discs, vertebrae and canal segmented by a U-Net, the same graders", CPU),
+    "spider-faster-rcnn": About("boxes of Faster R-CNN with a MobileNetV3 pyramid, the same graders", CPU),
+    "knee-xray": About("EfficientNet-Lite0 on 103 x 140 mm around the joint line", CPU),
+    "knee-densenet161": _published("DenseNet-161"),
+    "knee-efficientnet-b5": _published("EfficientNet-B5"),
+    "knee-efficientnet-v2-s": _published("EfficientNetV2-S"),
+    "knee-regnet-y-8gf": _published("RegNetY-8GF"),
+    "knee-resnet101": _published("ResNet-101"),
+    "knee-resnext50": _published("ResNeXt-50"),
+    "knee-shufflenet-v2-x2": _published("ShuffleNetV2 x2.0"),
+    "knee-wide-resnet50-2": _published("Wide ResNet-50-2"),
+}
+
+
+def lines(task: str) -> Iterator[str]:
+    """One line a recipe of a task: its name, what it is, the machine, hours and score; the task's default first."""
+    names = sorted(
+        (name for name, its_task in NAMES.items() if its_task == task), key=lambda name: (name != task, name)
+    )
+    width = max(map(len, names))
+    for name in names:
+        about = ABOUT.get(name, About("not described", NOT_MEASURED))
+        mark = " (default)" if name == task else ""
+        yield f"{name:<{width}}  {about.what}{mark}; for {about.machine}; hours: {about.hours}; score: {about.score}"
