@@ -172,6 +172,9 @@ def grade_scores(run: Run, oof: OutOfFold, priors: Mapping[int, Mapping]) -> dic
         "prior": {study: predict.probability_rows(task, {}, own[study]) for study in labels},
     }
     scores: dict[str, Any] = {"studies": len(held)}
+    if run.recipe.scope.annotated_points:
+        rows = sum(len(graded) for graded in oof.graded.values())
+        scores |= {"rows": rows, "rows_at_annotated_points": out_of_fold.graded_at_annotated(run, oof)}
     for name, table in tables.items():
         scores[name] = {part: _plain(value) for part, value in task.metric.score(labels, table).items()}
     statistic = task.metric.bootstrap_statistic(labels, tables["model"])
@@ -253,4 +256,9 @@ def table(scores: Mapping[str, Any]) -> str:
     for name, part, value, (low, high) in evaluate.head_lines(scores.get("findings", {})):
         cells = ["-" if one is None else f"{one:.4f}" for one in (value, low, high)]
         lines.append(f"{f'{part} of {name}':<22}{cells[0]:>9}{f'{cells[1]} - {cells[2]}':>20}{'-':>9}")
+    if "rows_at_annotated_points" in grade:
+        lines.append(
+            f"debug run: {grade['rows_at_annotated_points']} of {grade['rows']} rows were graded at annotated points, "
+            "because nothing was found there; these scores say only that everything runs"
+        )
     return "\n".join([*lines, *scores.get("warnings", [])])
