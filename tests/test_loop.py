@@ -43,6 +43,9 @@ class Line:
     def in_epoch(self, epoch):
         return self
 
+    def order(self, rng, count):
+        return loop.every_sample(len(self), rng, count)
+
 
 def net() -> nn.Module:
     return nn.Sequential(nn.Linear(1, 8), nn.ReLU(), nn.Dropout(0.1), nn.Linear(8, 1))
@@ -197,6 +200,20 @@ def test_a_run_killed_after_the_head_s_epochs_and_resumed_ends_the_same(tmp_path
     for stop in (1, 2, 4):
         run_to(tmp_path / str(stop), stop, resume=False)
         assert torch.equal(run_to(tmp_path / str(stop), 5, resume=True), whole)
+
+
+def test_patience_of_all_epochs_keeps_the_best_epoch_and_never_stops(tmp_path):
+    values = [1.0, 0.2, 0.9, 0.8, 0.7, 0.6]
+    plan = changed(PLAN, epochs=6, patience=6, ema=0.0, milestones=(9,))
+
+    def judged(model, batch):
+        return torch.tensor(batch) if isinstance(batch, float) else loss(model, batch)
+
+    with logged("learning") as lines:
+        best = loop.train(net, plan, Line(), Scripted(values), judged, job(tmp_path), resume=False)
+    assert len(lines) == 6
+    second = loop.train(net, changed(plan, epochs=2, patience=0), Line(), None, loss, job(tmp_path / "b"), resume=False)
+    assert torch.equal(weights(best), weights(second))
 
 
 class Scripted:

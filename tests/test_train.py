@@ -61,6 +61,9 @@ def test_killed_in_the_middle_and_resumed_every_file_ends_the_same(data, tmp_pat
     assert all(len(nets) == 2 for nets in {**loaded.locators, **loaded.graders}.values())
     check_tables(whole, data)
     assert "median mm" in train.table(scores)
+    assert (
+        scores["grade"]["rows_at_annotated_points"] == scores["grade"]["rows"] == 4 * 25
+    )  # debug locators find nothing
     with pytest.raises(ValueError, match="finished weights are here"):
         run(data, whole)
 

@@ -117,9 +117,11 @@ def grade_out_of_fold(run: Run, found: Mapping[str, Points], points: Mapping[str
     """Train every grader; returns {study: {target: class probabilities (K,)}} of every held-out study.
 
     Graders are trained on crops around annotated landmarks, and around out-of-fold ones where none is annotated. They
-    are judged on crops around out-of-fold landmarks alone.
+    are judged on crops around out-of-fold landmarks alone; where the scope of the recipe says so, on crops around
+    annotated ones where none was found.
     """
     given = {study.id for study in run.studies}
+    judged = _with_annotated(run, points) if run.recipe.scope.annotated_points else points
     graded: dict[str, dict[str, np.ndarray]] = {study: {} for study in points if study in given}
     errors = errors_mm(run, found)
     for grader in run.recipe.graders_in_order:
@@ -130,10 +132,29 @@ def grade_out_of_fold(run: Run, found: Mapping[str, Points], points: Mapping[str
         stage = GraderStage(run, grader, nets_of("grade", grader.name, members), stored)
         for fold in cross_fit(run, stage):
             studies = [study for study in fold.held_out if study.id in given]
-            predicted = cached_predictions(stage, fold, studies, points)
+            predicted = cached_predictions(stage, fold, studies, judged)
             for study, targets in zip(studies, predicted, strict=True):
                 graded[study.id] |= {target: np.array(values) for target, values in targets.items()}
     return graded
+
+
+def _with_annotated(run: Run, points: Mapping[str, Points]) -> dict[str, Points]:
+    """The landmarks of every held-out study, annotated ones in place of those that were not found."""
+    task, by_id = run.recipe.task, {study.id: study for study in run.everything}
+    return {
+        study: dict(task.fill_missing_landmarks({**run.loaded([by_id[study]])[0].marks, **found}))
+        for study, found in points.items()
+    }
+
+
+def graded_at_annotated(run: Run, oof: OutOfFold) -> int:
+    """How many rows were graded although no landmark of their site was found; only a debug run has any."""
+    return sum(
+        site.target in graded and not set(site.landmarks) & set(oof.points[study])
+        for study, graded in oof.graded.items()
+        for grader in run.recipe.task.graders
+        for site in grader.sites
+    )
 
 
 def _stored_crops(run: Run, grader: Grader, members: Sequence[GraderPlan], points: Mapping[str, Points]) -> GraderData:

@@ -164,7 +164,7 @@ def grade_scores(run: Run, oof: OutOfFold, priors: Mapping[int, Mapping]) -> dic
     The prior of a study is counted on the training studies of its fold, so it is out-of-fold as well.
     """
     task = run.recipe.task
-    held = [study for study in run.studies if study.id in oof.graded]
+    held = [study for study in run.studies if study.id in oof.graded and study.labels]
     labels = {study.id: study.labels for study in held}
     own = {study.id: priors[run.split.fold[study.id]] for study in held}
     tables = {
@@ -172,6 +172,9 @@ def grade_scores(run: Run, oof: OutOfFold, priors: Mapping[int, Mapping]) -> dic
         "prior": {study: predict.probability_rows(task, {}, own[study]) for study in labels},
     }
     scores: dict[str, Any] = {"studies": len(held)}
+    if run.recipe.scope.annotated_points:
+        rows = sum(len(graded) for graded in oof.graded.values())
+        scores |= {"rows": rows, "rows_at_annotated_points": out_of_fold.graded_at_annotated(run, oof)}
     for name, table in tables.items():
         scores[name] = {part: _plain(value) for part, value in task.metric.score(labels, table).items()}
     statistic = task.metric.bootstrap_statistic(labels, tables["model"])
@@ -253,4 +256,9 @@ def table(scores: Mapping[str, Any]) -> str:
     for name, part, value, (low, high) in evaluate.head_lines(scores.get("findings", {})):
         cells = ["-" if one is None else f"{one:.4f}" for one in (value, low, high)]
         lines.append(f"{f'{part} of {name}':<22}{cells[0]:>9}{f'{cells[1]} - {cells[2]}':>20}{'-':>9}")
+    if "rows_at_annotated_points" in grade:
+        lines.append(
+            f"debug run: {grade['rows_at_annotated_points']} of {grade['rows']} rows were graded at annotated points, "
+            "because nothing was found there; these scores say only that everything runs"
+        )
     return "\n".join([*lines, *scores.get("warnings", [])])
