@@ -20,6 +20,7 @@ from osteograde.learning import cross_fit, folds, train
 from osteograde.learning.grader_data import GraderData
 from osteograde.learning.grader_loss import grader_loss
 from osteograde.learning.recipe import GraderPlan, LocatorPlan, Recipe, Scope, Training, for_grader, for_locator
+from osteograde.learning.stage_start import net_from_stage
 from osteograde.models import bundle
 from osteograde.models.covariates import LIMIT, CovariateFeatures, features_of
 from osteograde.models.explain import fold_maps
@@ -77,6 +78,7 @@ def fitted(**values: list[float]) -> GraderNet:
     assert features is not None
     features.fit({name: np.array(column) for name, column in values.items()})
     torch.nn.init.normal_(features.embed.weight)
+    torch.nn.init.normal_(made.covariate_head.weight)
     return made
 
 
@@ -221,6 +223,30 @@ def test_synthetic_studies_are_not_measured() -> None:
     made = replace(stored(values, labels), synthetic=frozenset({"s6", "s7"}))
     values["age"][6:] = 1e6
     assert float(buffers(made)[0][0]) == pytest.approx(np.nanmean(values["age"][:6]), rel=1e-5)
+
+
+def test_a_net_with_covariates_starts_as_the_net_without_them_that_it_is_made_of(tmp_path: Path) -> None:
+    plain = net(covariates=()).eval()
+    torch.nn.init.normal_(plain.head.weight)
+    bundle.save_net(plain, tmp_path / "plain.safetensors", half=False)
+    made = net_from_stage(net().config, tmp_path / "plain.safetensors", plain.config).eval()
+    crops, present = images(3)
+    told = tensors(age=[1.0, 2.0, NAN])
+    with torch.no_grad():
+        assert torch.equal(made(crops, present, told), plain(crops, present))
+
+
+def test_figures_of_other_covariates_in_starting_weights_are_measured_anew(tmp_path: Path) -> None:
+    """One number each, so that every tensor fits: nothing but the checksum tells them apart."""
+    nets = [net(covariates=[{"name": name, "kind": "number", "categories": ()}]) for name in ("age", "bmi")]
+    data = stored({"age": np.full(4, 60.0, np.float32), "bmi": np.full(4, 25.0, np.float32)}, np.zeros(4))
+    data.fit(nets[0])
+    bundle.save_net(nets[0], tmp_path / "age.safetensors")
+    for other, mean in ((nets[0], 60), (nets[1], 25)):
+        started = net_from_stage(other.config, tmp_path / "age.safetensors", nets[0].config)
+        data.fit(started)
+        features = features_of(started)
+        assert features is not None and float(features.mean[0]) == mean
 
 
 def test_what_starting_weights_measured_is_kept() -> None:
