@@ -14,15 +14,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from osteograde.errors import UserError
-from osteograde.learning import cross_fit, folds
+from osteograde.imaging.geometry import Volume, roi_at
+from osteograde.inference.submission import flags_of
+from osteograde.learning import cross_fit, folds, train
 from osteograde.learning.grader_data import GraderData
 from osteograde.learning.grader_loss import grader_loss
 from osteograde.learning.recipe import GraderPlan, LocatorPlan, Recipe, Scope, Training, for_grader, for_locator
+from osteograde.learning.stage_start import net_from_stage
 from osteograde.models import bundle
 from osteograde.models.covariates import LIMIT, CovariateFeatures, features_of
 from osteograde.models.explain import fold_maps
 from osteograde.models.grader import GraderNet
+from osteograde.pipeline import predict
 from osteograde.pipeline.covariates import NEW_VALUE, UNKNOWN, doubts_of, inputs_of
+from osteograde.pipeline.load import Loaded
 from osteograde.tasks import covariates as tables
 from osteograde.tasks.metrics import OrdinalMetric
 from osteograde.tasks.spec import CATEGORY, Covariate, Crop, Grader, Landmark, Locator, Site, Study, Task, View
@@ -73,6 +78,7 @@ def fitted(**values: list[float]) -> GraderNet:
     assert features is not None
     features.fit({name: np.array(column) for name, column in values.items()})
     torch.nn.init.normal_(features.embed.weight)
+    torch.nn.init.normal_(made.covariate_head.weight)
     return made
 
 
@@ -219,6 +225,30 @@ def test_synthetic_studies_are_not_measured() -> None:
     assert float(buffers(made)[0][0]) == pytest.approx(np.nanmean(values["age"][:6]), rel=1e-5)
 
 
+def test_a_net_with_covariates_starts_as_the_net_without_them_that_it_is_made_of(tmp_path: Path) -> None:
+    plain = net(covariates=()).eval()
+    torch.nn.init.normal_(plain.head.weight)
+    bundle.save_net(plain, tmp_path / "plain.safetensors", half=False)
+    made = net_from_stage(net().config, tmp_path / "plain.safetensors", plain.config).eval()
+    crops, present = images(3)
+    told = tensors(age=[1.0, 2.0, NAN])
+    with torch.no_grad():
+        assert torch.equal(made(crops, present, told), plain(crops, present))
+
+
+def test_figures_of_other_covariates_in_starting_weights_are_measured_anew(tmp_path: Path) -> None:
+    """One number each, so that every tensor fits: nothing but the checksum tells them apart."""
+    nets = [net(covariates=[{"name": name, "kind": "number", "categories": ()}]) for name in ("age", "bmi")]
+    data = stored({"age": np.full(4, 60.0, np.float32), "bmi": np.full(4, 25.0, np.float32)}, np.zeros(4))
+    data.fit(nets[0])
+    bundle.save_net(nets[0], tmp_path / "age.safetensors")
+    for other, mean in ((nets[0], 60), (nets[1], 25)):
+        started = net_from_stage(other.config, tmp_path / "age.safetensors", nets[0].config)
+        data.fit(started)
+        features = features_of(started)
+        assert features is not None and float(features.mean[0]) == mean
+
+
 def test_what_starting_weights_measured_is_kept() -> None:
     rng = np.random.default_rng(0)
     made = fitted(age=[10, 20], sex=[0], kl=[0])
@@ -346,6 +376,16 @@ def test_rows_are_stored_with_what_is_known_of_their_own_target() -> None:
     np.testing.assert_array_equal(values["sex"], [np.nan, 1])
 
 
+def test_a_recipe_of_covariates_that_no_study_has_is_refused_before_any_work(tmp_path: Path) -> None:
+    locator = LocatorPlan(net={"kind": "heatmap"}, pixels=32, training=Training(epochs=1, batch=1, lr=1e-3))
+    studies = [Study("s", "p", (), {"left": 1}, covariates={"age": {"": 5.0}, "sex": {"": "?"}, "kl": {"right": "1"}})]
+    task = replace(TASK, read=lambda root, part: studies)
+    recipe = Recipe("r", task, {"joint": for_locator(locator, LOCATOR)}, {"knee": (PLAN,)})
+    with pytest.raises(UserError, match=r"reads \['sex', 'kl'\], which no labelled study has; put a table covariates"):
+        train.train(recipe, tmp_path, tmp_path / "w", only=None, device=torch.device("cpu"), resume=False)
+    assert not (tmp_path / "w").exists()
+
+
 # covariates.csv
 
 
@@ -450,3 +490,23 @@ def test_rows_of_which_nothing_is_known_and_values_never_seen_are_flagged() -> N
     assert found["unseen"] == Counter({UNKNOWN: 1, NEW_VALUE: 1})
     assert found["no category"] == Counter({NEW_VALUE: 1})
     assert doubts_of([net(covariates=())], rows) == [Counter()] * len(rows)
+
+
+def test_a_graded_row_uses_its_own_values_and_is_flagged_where_nothing_is_known() -> None:
+    grid = roi_at(np.zeros(3), np.array(TASK.views[0].directions), np.array([4.0, 1.0, 1.0]), (1, 40, 40))
+    picture = np.random.default_rng(0).integers(0, 255, (1, 40, 40)).astype(np.uint8)
+    volume = Volume(picture, grid.to_mm)
+    box = roi_at(np.zeros(3), volume.axes, np.array([4.0, 1.25, 1.25]), (1, 32, 32))
+    grader = replace(GRADER, regions=lambda volumes, points, pixels: {side: {"near": (volume, box)} for side in SIDES})
+    study = Study("s", "p", (), covariates={"kl": {"right": "2"}})
+    loaded = Loaded(study, {"plain": (volume,)}, Counter({"plain:a_loss": 1}))
+    made = [fitted(age=[50, 60], sex=[0, 1], kl=[0, 2]), net(covariates=())]
+    nets = predict.Nets([one.eval() for one in made], 32, torch.device("cpu"))
+    (graded,) = predict.grade(grader, [loaded], [{}], nets)
+    assert not np.allclose(graded["right"], graded["left"])  # of one image: the left side is mirrored nowhere here
+    assert loaded.target_faults == {"left": Counter({UNKNOWN: 1})}
+    flags = flags_of(TASK, loaded, {}, graded)
+    assert ("s_left", UNKNOWN, 1) in flags and not any(row == "s_right" and code == UNKNOWN for row, code, _ in flags)
+    assert {row for row, code, _ in flags if code == "plain:a_loss"} == {"s_right", "s_left"}
+    (unknown,) = predict.grade(grader, [replace(loaded, study=replace(study, covariates={}))], [{}], nets)
+    assert np.allclose(unknown["right"], unknown["left"]) and np.allclose(unknown["left"], graded["left"])

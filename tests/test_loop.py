@@ -298,12 +298,15 @@ class Trunked(nn.Module):
         return self.head(self.encoder(x))
 
 
-def test_frozen_modules_keep_their_weights_and_statistics_and_the_others_learn(tmp_path):
-    plan = changed(PLAN, frozen=("low",), ema=0.0)
-    data, begun = Line(), {}
+@pytest.mark.parametrize(("frozen", "part"), [("low", "encoder.low."), ("", "encoder.")])
+def test_frozen_modules_keep_their_weights_and_statistics_and_the_others_learn(tmp_path, frozen, part):
+    """ "" freezes the whole trunk, of which no gradient is computed then."""
+    plan = changed(PLAN, frozen=(frozen,), ema=0.0)
+    data, begun, graphs = Line(), {}, []
 
     def make():
         made = Trunked()
+        made.encoder.register_forward_hook(lambda module, inputs, output: graphs.append(output.requires_grad))
         begun.update({key: value.clone() for key, value in made.state_dict().items()})
         return made
 
@@ -311,7 +314,8 @@ def test_frozen_modules_keep_their_weights_and_statistics_and_the_others_learn(t
     for key, value in trained.state_dict().items():
         if key.endswith("num_batches_tracked"):
             continue
-        assert torch.equal(value, begun[key]) == key.startswith("encoder.low."), key
+        assert torch.equal(value, begun[key]) == key.startswith(part), key
+    assert graphs and all(has_graph == (frozen != "") for has_graph in graphs)
 
 
 def test_every_epoch_is_trained_on_its_own_data_in_as_many_steps(tmp_path):

@@ -63,6 +63,11 @@ def gather(task: Task, folders: Sequence[Path], data: Path) -> OofTables:
     fold.
     """
     _check_count(folders)
+    return side_by_side(task, folders, data)
+
+
+def side_by_side(task: Task, folders: Sequence[Path], data: Path) -> OofTables:
+    """The same of one folder or more."""
     digests = {folder: _digest(task, folder) for folder in folders}
     if odd := [str(folder) for folder in folders if digests[folder] != digests[folders[0]]]:
         raise UserError(

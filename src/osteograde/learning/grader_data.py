@@ -83,7 +83,7 @@ class GraderData:
         """Give the net what it must know of its training data before the first step: the mean and deviation of its
         covariates and the categories that occur, over the given studies of this part of the data alone. Nothing where
         its starting weights brought these along."""
-        if (features := features_of(net)) is not None and not features.occurs.any():
+        if (features := features_of(net)) is not None and not features.is_measured:
             given = [study for study in self.studies if study not in self.synthetic]
             rows = np.concatenate([np.zeros(0, int), *(self.rows_of[study] for study in given)])
             features.fit({name: values[rows] for name, values in self.covariates.items()})

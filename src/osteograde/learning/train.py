@@ -22,6 +22,7 @@ from osteograde.models import bundle
 from osteograde.models.manifest import Manifest, Scores, TrainedFolds
 from osteograde.pipeline import predict
 from osteograde.pipeline.calibration import Calibration, cross_fitted
+from osteograde.tasks.covariates import FILE, values_of
 from osteograde.tasks.metrics import groups_of, interval
 from osteograde.tasks.priors import weighted_prior
 from osteograde.tasks.spec import Points, Study
@@ -46,12 +47,13 @@ def train(
 
     data: a folder of labelled studies. only: the folds to train, all if None. resume: go on from what an earlier call
     left in ``out``. studies: what is in ``data``, if it has been read already. Raises UserError for the user's
-    mistakes, before any net is trained: folds that the recipe does not have, finished weights in ``out``, or folds
-    there that are of other studies.
+    mistakes, before any net is trained: folds that the recipe does not have, covariates that no study has, finished
+    weights in ``out``, or folds there that are of other studies.
     """
     chosen = folds.chosen(recipe, only)
     given = recipe.task.read(data, "train") if studies is None else studies
     studies = _chosen_patients(sorted(given, key=lambda study: study.id), recipe)
+    _refuse_unknown_covariates(recipe, studies, data)
     split = _split(recipe, studies, out, resume=resume)
     run = Run(recipe, studies, _synthetic(recipe, studies, out), split, chosen, out, device, resume)
     lost = _read_all(run)
@@ -74,6 +76,18 @@ def train(
         scores["findings"] = findings
     seal(run, data, scores, calibrations)
     return {**scores, "warnings": data_faults.warning_of(lost)}
+
+
+def _refuse_unknown_covariates(recipe: Recipe, studies: Sequence[Study], data: Path) -> None:
+    """UserError where no study knows a covariate that a net of the recipe would be trained on."""
+    read = {name for members in recipe.graders.values() for plan in members for name in plan.covariates}
+    rows = [(study, target) for study in studies for target in study.labels]
+    known = values_of([one for one in recipe.task.covariates if one.name in read], rows)
+    if lost := [name for name, values in known.items() if not np.isfinite(values).any()]:
+        raise UserError(
+            f"{data}: recipe {recipe.name!r} reads {lost}, which no labelled study has; put a table {FILE} with the "
+            f"columns study or patient and {', '.join(lost)} there, or take a recipe that reads images alone"
+        )
 
 
 def _read_all(run: Run) -> data_faults.DataFaults:

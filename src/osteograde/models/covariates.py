@@ -9,6 +9,7 @@ Shape legend: B sites, C covariates, P possible values (one of a number, one of 
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,6 +37,7 @@ class CovariateFeatures(nn.Module):
     mean: torch.Tensor  # (C,) of known training values; 0 of categories
     deviation: torch.Tensor  # (C,) 1 of categories and of numbers that do not vary
     occurs: torch.Tensor  # (P,) whether training sites had the category, or the number at all
+    measured: torch.Tensor  # (C,) of which covariates these are the figures, as checksums; 0: not measured yet
 
     def __init__(self, covariates: Sequence[Mapping[str, Any]]) -> None:
         super().__init__()
@@ -43,10 +45,16 @@ class CovariateFeatures(nn.Module):
         self.register_buffer("mean", torch.zeros(len(self.reads)))
         self.register_buffer("deviation", torch.ones(len(self.reads)))
         self.register_buffer("occurs", torch.zeros(sum(map(_possible, self.reads)), dtype=torch.bool))
+        self.register_buffer("measured", torch.zeros(len(self.reads), dtype=torch.int64))
         columns = len(self.occurs) + len(self.reads)  # a missing indicator each
         self.embed = nn.Linear(columns, WIDTH)
         with torch.no_grad():  # where nothing is ever missing in training, the indicators stay without effect
             self.embed.weight[:, len(self.occurs) :] = 0
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether ``fit`` was called, here or where the weights come from, with these very covariates."""
+        return self.measured.tolist() == [_checksum(one) for one in self.reads]
 
     @torch.no_grad()
     def fit(self, values: Mapping[str, np.ndarray]) -> None:
@@ -65,6 +73,8 @@ class CovariateFeatures(nn.Module):
             else:
                 counts = np.bincount(given.astype(int), minlength=len(covariate.categories))
                 self.occurs[own] = torch.from_numpy(counts > 0).to(self.occurs.device)
+                self.mean[c], self.deviation[c] = 0.0, 1.0
+            self.measured[c] = _checksum(covariate)
 
     def forward(self, values: Values, count: int) -> torch.Tensor:
         """(B, WIDTH) of ``count`` = B sites."""
@@ -93,6 +103,10 @@ class CovariateFeatures(nn.Module):
 
 def _possible(covariate: Covariate) -> int:
     return len(covariate.categories) if covariate.kind == CATEGORY else 1
+
+
+def _checksum(covariate: Covariate) -> int:
+    return zlib.crc32(repr((covariate.name, covariate.kind, covariate.categories)).encode())
 
 
 def features_of(net: nn.Module) -> CovariateFeatures | None:

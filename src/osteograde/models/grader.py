@@ -34,7 +34,8 @@ class GraderNet(nn.Module):
     normalise: "crop" (each crop to mean 0 and deviation 1), "fixed" (0..1 to about -2..2) or "imagenet" (the mean and
     deviation of ImageNet's grey values, which torchvision's weights expect). width: 0 = the encoder's features are the
     tokens as they are, and the net is its trunk with one linear layer. covariates: what is read beside the crops, dicts
-    with the fields of ``spec.Covariate``; their features stand beside the pooled ones before the last layer.
+    with the fields of ``spec.Covariate``; their features stand beside the pooled ones before the last layer, where they
+    count for nothing at first.
     """
 
     def __init__(
@@ -92,7 +93,10 @@ class GraderNet(nn.Module):
             self.score = nn.Linear(64, 1)
         self.dropout = nn.Dropout(dropout)
         self.covariates = CovariateFeatures(covariates) if covariates else None
-        self.head = nn.Linear(width + (COVARIATE_WIDTH if covariates else 0), classes + head_outputs)
+        self.head = nn.Linear(width, classes + head_outputs)
+        if covariates:  # one layer over both, in two parts: a net with covariates can start from one without
+            self.covariate_head = nn.Linear(COVARIATE_WIDTH, classes + head_outputs, bias=False)
+            nn.init.zeros_(self.covariate_head.weight)
 
     def forward(
         self, crops: Sequence[torch.Tensor], present: torch.Tensor, covariates: Values | None = None
@@ -109,10 +113,10 @@ class GraderNet(nn.Module):
             tokens.append(self._tokens(v, crop, present[:, v]))
             mask.append(self._counted(crop.shape[1], present[:, v]))
         pooled = self._pooled(torch.cat(tokens, 1), torch.cat(mask, 1))
-        pooled = self.dropout(pooled.to(self.head.weight.dtype))
-        if self.covariates is not None:
-            pooled = torch.cat([pooled, self.covariates(covariates or {}, len(pooled)).to(pooled)], 1)
-        return self.head(pooled)
+        logits = self.head(self.dropout(pooled.to(self.head.weight.dtype)))
+        if self.covariates is None:
+            return logits
+        return logits + self.covariate_head(self.covariates(covariates or {}, len(logits)))
 
     def _tokens(self, view: int, crop: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
         """(B, D, H, W) -> (B, D, T); rows of absent crops are 0."""
