@@ -22,7 +22,7 @@ INFERENCE = {
     "TASK", "--data", "--weights", "--out", "--device", "--limit", "--workers", "--time-budget", "--max-unread",
     "--points", "--overlays", "--explain", "--explain-method",
 }  # fmt: skip
-TRAIN = {"TASK", "--data", "--out", "--recipe", "--folds", "--device", "--resume", "--reuse", "--debug"}
+TRAIN = {"TASK", "--data", "--out", "--recipe", "--folds", "--device", "--resume", "--reuse", "--folds-of", "--debug"}
 FROZEN = {
     "grade": INFERENCE,
     "train": TRAIN,
