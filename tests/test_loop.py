@@ -43,6 +43,9 @@ class Line:
     def in_epoch(self, epoch):
         return self
 
+    def order(self, rng, count):
+        return loop.every_sample(len(self), rng, count)
+
 
 def net() -> nn.Module:
     return nn.Sequential(nn.Linear(1, 8), nn.ReLU(), nn.Dropout(0.1), nn.Linear(8, 1))

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from osteograde.learning import cross_fit, folds, out_of_fold, train
+from osteograde.learning import cross_fit, folds, loop, out_of_fold, train
 from osteograde.learning import pretrained as starting
 from osteograde.learning.cross_fit import Run
 from osteograde.learning.recipe import GraderPlan, LocatorPlan, Plan, Recipe, Resizing, Start, Training
@@ -88,6 +88,9 @@ class Samples:
 
     def in_epoch(self, epoch: int) -> "Samples":
         return self if epoch >= self.synthetic_from else self.without_synthetic()
+
+    def order(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        return loop.every_sample(len(self), rng, count)
 
     def with_errors(self, errors_mm: np.ndarray) -> "Samples":
         return self

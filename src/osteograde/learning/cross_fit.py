@@ -229,8 +229,10 @@ def after_shared_epochs(plan: Plan) -> Plan:
         ),
         start=replace(plan.start, head_epochs=0),
     )
-    if isinstance(plan, GraderPlan) and plan.resizing:
-        return replace(plan, resizing=replace(plan.resizing, epochs=max(0, plan.resizing.epochs - shared)))
+    if isinstance(plan, GraderPlan):
+        plan = replace(plan, heads_only_epochs=max(0, plan.heads_only_epochs - shared))
+        if plan.resizing:
+            plan = replace(plan, resizing=replace(plan.resizing, epochs=max(0, plan.resizing.epochs - shared)))
     return plan
 
 

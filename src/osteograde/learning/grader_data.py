@@ -21,8 +21,10 @@ from osteograde.errors import UserError
 from osteograde.imaging.geometry import Roi, Volume, grown
 from osteograde.imaging.resample import crop_stack
 from osteograde.learning.augment import Move, draw_move, resample, shade, still
+from osteograde.learning.loop import every_sample
 from osteograde.learning.recipe import GraderPlan
 from osteograde.models.covariates import features_of
+from osteograde.models.losses import UNLABELLED
 from osteograde.pipeline.crops import site_boxes
 from osteograde.pipeline.load import Loaded
 from osteograde.tasks.covariates import values_of
@@ -39,7 +41,9 @@ STRIDE = 16  # sides of smaller batches are multiples of this
 class GraderBatch:
     """crops: per crop (S, D, H, W); present (S, C); labels (S,), -1 = unlabelled; study (S,): which sites belong
     together, counted from 0; head_labels (S, heads): class index, -1 = unlabelled; weight (S,): how much a site
-    counts; covariates: name -> (S,), NaN = unknown, those that the plan's net reads."""
+    counts; covariates: name -> (S,), NaN = unknown, those that the plan's net reads; log_prior_shift (K,), or one 0 for
+    all: what is added to the logits of the target's classes before the loss, the logarithm of how much more often sites
+    of a class are drawn than they occur."""
 
     crops: tuple[torch.Tensor, ...]
     present: torch.Tensor
@@ -48,12 +52,13 @@ class GraderBatch:
     head_labels: torch.Tensor
     weight: torch.Tensor
     covariates: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    log_prior_shift: torch.Tensor = field(default_factory=lambda: torch.tensor(0.0))
 
 
 @dataclass(frozen=True, eq=False)
 class GraderData:
-    """The stored crops of one grader for all labelled sites of many studies; the rows of a study follow each other in
-    the order of the grader's sites."""
+    """The stored crops of one grader for all sites of many studies that have a label of the target or of a head; the
+    rows of a study follow each other in the order of the grader's sites."""
 
     grader: Grader
     plan: GraderPlan
@@ -61,16 +66,18 @@ class GraderData:
     crops: tuple[np.ndarray, ...]  # per crop (N, D', H', W') uint8, memory-mapped
     present: np.ndarray  # (N, C)
     to_index: np.ndarray  # (N, C, 3, 3): mm displacement -> displacement in stored index (d, h, w)
-    labels: np.ndarray  # (N,)
+    labels: np.ndarray  # (N,), -1 where the target has no label
     head_labels: np.ndarray  # (N, heads)
     mirrorable: np.ndarray  # (N,) sites on the midline may be mirrored
     rows_of: Mapping[str, np.ndarray]  # study -> rows
     lateral_axes: tuple[int, ...]  # per crop, the stored axis that runs right-left
     errors_mm: np.ndarray  # (M, 3) errors of locators on held-out studies; may be empty
     studies: tuple[str, ...]
+    classes: int  # K, of the target
     synthetic: frozenset[str] = frozenset()  # those of the studies that are synthetic
     share: float = 1.0  # of the pixels' sides that batches have, over the same millimetres
     covariates: Mapping[str, np.ndarray] = field(default_factory=dict)  # of the task: name -> (N,), NaN = unknown
+    balanced: bool = False  # studies are drawn so that all classes of the target are seen equally often
 
     def fit(self, net: nn.Module) -> None:
         """Give the net what it must know of its training data before the first step: the mean and deviation of its
@@ -87,10 +94,14 @@ class GraderData:
 
     def in_epoch(self, epoch: int) -> GraderData:
         """The data of an epoch, counted from 0: synthetic studies in the last ones only, smaller images in the first
-        ones, where the plan says so."""
+        ones, heads alone or balanced classes, where the plan says so."""
         plan, data = self.plan, self
         if epoch < plan.training.epochs - plan.synthetic_epochs:
             data = data.without_synthetic()
+        if epoch < plan.heads_only_epochs:
+            data = data.for_heads_only()
+        elif plan.sampling == "balanced":
+            data = data._with(balanced=True)
         return data.smaller(plan.resizing.share) if plan.resizing and epoch < plan.resizing.epochs else data
 
     def of(self, studies: set[str]) -> GraderData:
@@ -100,13 +111,66 @@ class GraderData:
         """The given studies alone."""
         return self._with(studies=tuple(study for study in self.studies if study not in self.synthetic))
 
+    def for_heads_only(self) -> GraderData:
+        """The studies that have a label of a head, without the labels of the target. UserError where there is none."""
+        has_head = (self.head_labels != UNLABELLED).any(1)
+        studies = tuple(study for study in self.studies if has_head[self.rows_of[study]].any())
+        if not studies:
+            raise UserError(
+                f"grader {self.grader.name!r}: no site has a label of {[head.name for head in self.grader.heads]}; "
+                "set heads_only_epochs to 0, or give such labels"
+            )
+        return self._with(studies=studies, labels=np.full_like(self.labels, UNLABELLED))
+
+    @cached_property
+    def class_counts(self) -> np.ndarray:
+        """(studies, K) how many sites of each class each study of this part of the data has."""
+        counts = np.zeros((len(self.studies), self.classes))
+        for i, study in enumerate(self.studies):
+            labels = self.labels[self.rows_of[study]]
+            counts[i] = np.bincount(labels[labels != UNLABELLED], minlength=self.classes)
+        return counts
+
     @cached_property
     def class_weight(self) -> np.ndarray:
-        """(K,) how much a site of each class counts: mean 1 over this part of the data."""
-        rows = np.concatenate([self.rows_of[study] for study in self.studies])
-        counts = np.bincount(self.labels[rows], minlength=self.labels.max() + 1)
+        """(K,) how much a site of each class counts: mean 1 over the labelled sites of this part of the data."""
+        counts = self.class_counts.sum(0)
         weight = np.maximum(counts, 1.0) ** -self.plan.class_weight_power
-        return weight / (weight[self.labels[rows]]).mean()
+        return weight / (counts @ weight / counts.sum()) if counts.any() else np.ones_like(weight)
+
+    @cached_property
+    def draw_probability(self) -> np.ndarray:
+        """(studies,) of balanced sampling: in proportion to the sum over a study's sites of one over the frequency of
+        their class. Studies without a label of the target, which take part for their heads, are drawn as they occur.
+
+        With one site a study all classes are drawn equally often, with more of them as nearly so as whole studies can.
+        """
+        counts, present = self.class_counts, self.class_counts.sum(0) > 0
+        labelled = counts.any(1)
+        mass = counts[:, present] @ (1 / counts[:, present].sum(0)) / max(present.sum(), 1)
+        return np.where(labelled, mass * labelled.sum(), 1.0) / len(self.studies)
+
+    @cached_property
+    def log_prior_shift(self) -> np.ndarray:
+        """(K,) logarithm of how much more often sites of a class are drawn than they occur; 0 for absent classes."""
+        occurring, drawn = self.class_counts.sum(0), self.draw_probability @ self.class_counts
+        if not self.balanced or not occurring.any():
+            return np.zeros(self.classes)
+        share = (drawn / drawn.sum()) / np.maximum(occurring / occurring.sum(), 1e-12)
+        return np.log(np.where(occurring > 0, share, 1.0))
+
+    def order(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """(count,) indices of the studies of an epoch in random order: each equally often, or of balanced classes.
+
+        Balanced ones are drawn by systematic sampling, class by class: how often a study is drawn differs by less than
+        one from what is expected, and so does, with one site a study, how often a class is.
+        """
+        if not self.balanced:
+            return every_sample(len(self), rng, count)
+        place = np.lexsort((rng.random(len(self)), self.class_counts.argmax(1)))
+        ends = np.cumsum(self.draw_probability[place]) * count
+        drawn = np.searchsorted(ends, rng.random() + np.arange(count), side="right")
+        return rng.permutation(place[np.minimum(drawn, len(self) - 1)])
 
     def with_errors(self, errors_mm: np.ndarray) -> GraderData:
         return self._with(errors_mm=np.asarray(errors_mm, float).reshape(-1, 3))
@@ -142,14 +206,16 @@ class GraderData:
         mirror = self.mirrorable[rows] & (rng.random(len(rows)) < 0.5) & augment & self.plan.augmentation.mirror
         crops = tuple(self._crop(c, rows, errors, mirror, rng, device, augment=augment) for c in range(len(self.crops)))
         present = self._hide(self.present[rows], rng) if augment else self.present[rows]
+        weight = self.class_weight[np.maximum(self.labels[rows], 0)].astype(np.float32)
         return GraderBatch(
             crops=crops,
             present=torch.from_numpy(present).to(device),
             labels=torch.from_numpy(self.labels[rows]).to(device),
             head_labels=torch.from_numpy(self.head_labels[rows]).to(device),
-            weight=torch.from_numpy(self.class_weight[self.labels[rows]].astype(np.float32)).to(device),
+            weight=torch.from_numpy(weight).to(device),
             study=torch.from_numpy(np.repeat(np.arange(len(picked)), [len(p) for p in picked])).to(device),
             covariates=self._covariates(rows, rng, device, augment=augment),
+            log_prior_shift=torch.from_numpy(self.log_prior_shift.astype(np.float32)).to(device),
         )
 
     def _covariates(
@@ -208,9 +274,9 @@ class GraderData:
 def store(
     grader: Grader, task: Task, plan: GraderPlan, studies: Iterable[tuple[Loaded, Points]], folder: Path
 ) -> GraderData:
-    """Cut the crops of every labelled site around the given points, with a margin, into arrays on disk.
+    """Cut the crops of every site with a label around the given points, with a margin, into arrays on disk.
 
-    ValueError where no labelled site can be seen in any study.
+    A label of the target or of a head. ValueError where no site with a label of the target can be seen in any study.
     """
     margin, (height, width) = _margin(plan), sides(plan.pixels)
     shapes = [(crop.slices + 2 * _slice_margin(crop), height + 2 * margin, width + 2 * margin) for crop in grader.crops]
@@ -223,18 +289,20 @@ def store(
         for loaded, points in studies:
             boxes = site_boxes(grader, loaded.volumes, points, plan.pixels)
             for site in grader.sites:
-                if site.target in boxes and site.target in loaded.study.labels:
+                if site.target in boxes and _has_label(grader, loaded.study, site):
                     present, to_index = _write(grader, boxes[site.target], margin, shapes, files)
                     rows.append(_row(grader, loaded.study, site, present, to_index))
                     of_rows.append((loaded.study, site.target))
-    if not rows:
-        raise UserError(f"grader {grader.name!r}: no labelled site can be seen in any study; nothing to learn")
     labels = np.array([row.label for row in rows], np.int64)
+    if not (labels != UNLABELLED).any():
+        raise UserError(f"grader {grader.name!r}: no labelled site can be seen in any study; nothing to learn")
     rows_of: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
         rows_of.setdefault(row.study, []).append(i)
+    known = labels[labels != UNLABELLED]
+    heads_only = f", {len(rows) - len(known)} with labels of heads alone" if len(known) < len(rows) else ""
     log.info(
-        "%s: %d sites of %d studies, classes %s", grader.name, len(rows), len(rows_of), np.bincount(labels).tolist()
+        f"{grader.name}: {len(rows)} sites of {len(rows_of)} studies, classes {np.bincount(known).tolist()}{heads_only}"
     )
     return GraderData(
         grader=grader,
@@ -255,6 +323,14 @@ def store(
         errors_mm=np.zeros((0, 3)),
         studies=tuple(rows_of),
         covariates=values_of(task.covariates, of_rows),
+        classes=len(task.classes),
+    )
+
+
+def _has_label(grader: Grader, study: Study, site: Site) -> bool:
+    """Whether anything can be learnt from a site: a label of the target or of a head."""
+    return site.target in study.labels or any(
+        site.target in study.head_labels.get(head.name, {}) for head in grader.heads
     )
 
 
@@ -274,7 +350,7 @@ def _row(grader: Grader, study: Study, site: Site, present: list[bool], to_index
         study=study.id,
         present=present,
         to_index=to_index,
-        label=study.labels[site.target],
+        label=study.labels.get(site.target, UNLABELLED),
         head_labels=[study.head_labels.get(head.name, {}).get(site.target, -1) for head in grader.heads],
         mirrorable=site.side == "" or grader.mirror_images,
     )

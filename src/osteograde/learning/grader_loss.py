@@ -13,14 +13,12 @@ from osteograde.learning.recipe import GraderPlan, Recipe
 from osteograde.models.losses import UNLABELLED, binary_cross_entropy, target_cross_entropy, targets_of
 from osteograde.tasks.spec import GRADES, YES_NO, Grader, Head
 
-HEADS_WEIGHT = 0.5  # of the auxiliary heads together
-
 
 def grader_loss(grader: Grader, recipe: Recipe, plan: GraderPlan) -> Loss:
     """The loss that a plan of a grader learns by, as a function of the net and a ``GraderBatch``.
 
     Cross entropy weighted by the task's class weights and by the weight of the site, plus the auxiliary heads, plus
-    ``Grader.study_loss`` where the grader has one.
+    ``Grader.study_loss`` where the grader has one. Sites without a label of the target count for their heads alone.
     """
     class_weights = torch.tensor(recipe.task.class_weights)
 
@@ -29,10 +27,11 @@ def grader_loss(grader: Grader, recipe: Recipe, plan: GraderPlan) -> Loss:
         outputs = net(list(batch.crops), batch.present, *covariates).float()
         weights = class_weights.to(outputs.device)
         logits, head_logits = grader.split_heads(outputs, len(weights))
+        logits = logits + batch.log_prior_shift
         aim = targets_of(batch.labels, len(weights), plan.loss, plan.label_smoothing)
-        value = target_cross_entropy(logits, aim, weights[batch.labels] * batch.weight)
+        value = target_cross_entropy(logits, aim, weights[batch.labels.clamp_min(0)] * batch.weight)
         if grader.heads:
-            value = value + HEADS_WEIGHT * heads_loss(grader.heads, head_logits, batch.head_labels)
+            value = value + plan.head_weight * heads_loss(grader.heads, head_logits, batch.head_labels)
         if grader.study_loss is not None:
             value = value + grader.study_loss(*by_study(logits, batch, len(grader.sites)), weights)
         return value

@@ -25,6 +25,7 @@ from osteograde.imaging.geometry import Roi, Volume, apply, grown, lateral_axis,
 from osteograde.imaging.resample import crop_stack
 from osteograde.imaging.volume_files import is_volume_file, read_volume
 from osteograde.learning.augment import Move, draw_move, move_points, resample, sampling_grid, shade, still
+from osteograde.learning.loop import every_sample
 from osteograde.learning.recipe import LocatorPlan
 from osteograde.models.locators.base import LocatorBatch
 from osteograde.pipeline.crops import LATERAL_SCALE_MM, SIGN, region_grids
@@ -79,6 +80,10 @@ class LocatorData:
     def in_epoch(self, epoch: int) -> LocatorData:
         """All of the data: the plan of a locator uses the same regions and image sizes in every epoch."""
         return self
+
+    def order(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """(count,) indices of the samples of an epoch, each equally often."""
+        return every_sample(len(self), rng, count)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -240,12 +245,14 @@ def _outside(points: np.ndarray, depths: Sequence[int], size: tuple[int, int]) -
 def store(locator: Locator, plan: LocatorPlan, studies: Iterable[Loaded], folder: Path) -> LocatorData:
     """Cut the regions of a locator in the studies, around annotated points and with a margin, into one array on disk.
 
-    Where the net learns from label images, they are cut alike into a second one. ValueError where no study has both an
-    annotated landmark and a region that shows it.
+    Where the net learns from label images, they are cut alike into a second one. For a net that is used as it starts
+    nothing is cut. ValueError where no study has both an annotated landmark and a region that shows it.
     """
     pixels = max(sides(plan.pixels))
     margin = round(MARGIN * pixels)
     side = pixels + 2 * margin
+    if not plan.training.epochs:
+        return LocatorData(locator, plan, (), np.zeros((0, side, side), np.uint8), ())
     folder.mkdir(parents=True, exist_ok=True)
     items: list[Stored] = []
     landmarks: tuple[Landmark, ...] = ()

@@ -52,6 +52,15 @@ class Data(Protocol):
         """The data as the plan uses them in an epoch, counted from 0: some samples only, or smaller images."""
         ...
 
+    def order(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """(count,) indices of the samples of an epoch, in the order of training."""
+        ...
+
+
+def every_sample(samples: int, rng: np.random.Generator, count: int) -> np.ndarray:
+    """(count,) indices in random order, each of ``samples`` equally often, or once more than others."""
+    return rng.permutation(count) % samples
+
 
 Loss = Callable[[nn.Module, Any], torch.Tensor]
 
@@ -143,7 +152,7 @@ def train(
         is_last = progress.epoch == training.epochs
         if held_out is not None and (training.patience or is_last):  # measuring it earlier would only take time
             report.held_out = evaluate(progress.average, held_out, plan, loss, job)
-        if training.patience:
+        if training.patience and progress.epoch > plan.first_judged_epoch:
             _compare_with_best(progress, report.held_out, training)
         _save(job.checkpoint, progress)
         _log_epoch(job, progress.epoch, training.epochs, report)
@@ -205,7 +214,7 @@ class Batches:
     def __init__(self, data: Data, plan: Plan, job: Job, epoch: int, steps: int) -> None:
         self.data, self.job, self.epoch, self.steps = data, job, epoch, steps
         self.size = plan.training.batch
-        self.order = job.rng(epoch).permutation(max(len(data), steps * self.size)) % len(data)
+        self.order = data.order(job.rng(epoch), max(len(data), steps * self.size))
         self.waited = 0.0  # seconds in which the net had nothing to do
 
     def _make(self, step: int) -> Any:

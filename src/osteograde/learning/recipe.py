@@ -135,6 +135,11 @@ class Plan:
                 "cannot be used as well; choose one of them"
             )
 
+    @property
+    def first_judged_epoch(self) -> int:
+        """The first epoch, counted from 0, that early stopping judges by its held-out loss."""
+        return 0
+
     def shrunk(self) -> Self:
         """Two epochs of two steps on images of at most 64 pixels, each technique in one epoch at most.
 
@@ -180,6 +185,13 @@ class GraderPlan(Plan):
     studies of the recipe are used as well. crops: names of the grader's crops that the net reads; none named = all.
     covariates: names of the task's covariates that the net reads. drop_covariate: each known value is hidden with this
     probability in training, so that the net learns to grade without it.
+    sampling: "natural", every study once an epoch, or "balanced": studies are drawn so that every class of the target
+    is seen equally often, and the loss corrects for it, so that the net's answers are probabilities for the classes as
+    frequent as they are in the data (logit adjustment, Menon et al., ICLR 2021). head_weight: of the loss of the
+    auxiliary heads together, the loss of the target counting 1. heads_only_epochs: in so many first epochs the target
+    is not learnt but the heads alone, on all sites that have a label of a head; afterwards both are. A site without a
+    label of the target always takes part for its heads. Raises UserError for another sampling, or for one that weighs
+    classes twice.
     """
 
     crops: tuple[str, ...] = ()
@@ -192,11 +204,34 @@ class GraderPlan(Plan):
     measured_errors: bool = True  # move crops by errors that the locators made on held-out studies
     covariates: tuple[str, ...] = ()
     drop_covariate: float = 0.0
+    sampling: str = "natural"
+    head_weight: float = 0.5
+    heads_only_epochs: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sampling not in ("natural", "balanced"):
+            raise UserError(f"sampling {self.sampling!r} is unknown; known: 'natural', 'balanced'")
+        if self.sampling == "balanced" and self.class_weight_power:
+            raise UserError(
+                f"balanced sampling and class_weight_power {self.class_weight_power} would both make rare classes "
+                "count more; choose one of them"
+            )
 
     def shrunk(self) -> Self:
         """See ``Plan.shrunk``."""
         resizing = self.resizing and replace(self.resizing, epochs=min(self.resizing.epochs, 1))
-        return replace(super().shrunk(), resizing=resizing, synthetic_epochs=min(self.synthetic_epochs, 1))
+        return replace(
+            super().shrunk(),
+            resizing=resizing,
+            synthetic_epochs=min(self.synthetic_epochs, 1),
+            heads_only_epochs=min(self.heads_only_epochs, 1),
+        )
+
+    @property
+    def first_judged_epoch(self) -> int:
+        """See ``Plan.first_judged_epoch``: not before the target is learnt."""
+        return self.heads_only_epochs
 
 
 AnyPlan = TypeVar("AnyPlan", bound=Plan)
@@ -267,6 +302,8 @@ class Recipe:
                 f"one {odd[0]}; all members of an ensemble read the same crops"
             )
         grader = next(one for one in self.task.graders if one.name == name)
+        if not grader.heads and any(plan.heads_only_epochs for plan in members):
+            raise UserError(f"recipe {self.name!r}: grader {name!r} has no heads that heads_only_epochs could learn")
         read = [tuple(crop.name for crop in grader.reading(plan.crops).crops) for plan in members]
         if other := [crops for crops in read if crops != read[0]]:
             raise UserError(

@@ -164,7 +164,7 @@ def grade_scores(run: Run, oof: OutOfFold, priors: Mapping[int, Mapping]) -> dic
     The prior of a study is counted on the training studies of its fold, so it is out-of-fold as well.
     """
     task = run.recipe.task
-    held = [study for study in run.studies if study.id in oof.graded]
+    held = [study for study in run.studies if study.id in oof.graded and study.labels]
     labels = {study.id: study.labels for study in held}
     own = {study.id: priors[run.split.fold[study.id]] for study in held}
     tables = {
