@@ -22,7 +22,10 @@ INFERENCE = {
     "TASK", "--data", "--weights", "--out", "--device", "--limit", "--workers", "--time-budget", "--max-unread",
     "--points", "--overlays", "--explain", "--explain-method",
 }  # fmt: skip
-TRAIN = {"TASK", "--list", "--data", "--out", "--recipe", "--folds", "--device", "--resume", "--reuse", "--debug"}
+TRAIN = {
+    "TASK", "--list", "--data", "--out", "--recipe", "--folds", "--device", "--resume", "--reuse", "--folds-of",
+    "--debug",
+}  # fmt: skip
 FROZEN = {
     "grade": INFERENCE,
     "train": TRAIN,

@@ -11,6 +11,7 @@ import pytest
 from osteograde.kaggle import build_kernel, client, credentials, download, metadata, submit, upload
 from osteograde.kaggle.client import Refused, Reply, RetryLater
 from osteograde.models import bundle
+from osteograde.pipeline import ensemble
 from tests.kaggle_stub import ACCOUNT, SECRET
 from tests.kaggle_stub.weights import hashed_weights
 
@@ -31,7 +32,7 @@ def built(tmp_path_factory, weights) -> Path:
 
 
 def test_flat_weights_are_read_as_those_in_folders(weights, tmp_path):
-    for name, path in upload.to_send(weights, bundle.verify(weights)).items():
+    for name, path in upload.to_send(ensemble.verify(weights)).items():
         shutil.copy(path, tmp_path / name)
     assert bundle.verify(tmp_path) == bundle.verify(weights)
     (tmp_path / bundle.flat("locate/canal/fold0.safetensors")).write_bytes(b"other")
@@ -178,7 +179,7 @@ def test_what_only_speaks_of_credentials_is_not_refused(text, tmp_path):
 
 def test_nothing_in_the_shipped_weights_looks_like_a_secret():
     for folder in sorted(path.parent for path in (ROOT / "weights").glob("*/manifest.json")):
-        credentials.refuse_secrets(upload.to_send(folder, bundle.verify(folder)).values(), known=[])
+        credentials.refuse_secrets(upload.to_send(ensemble.verify(folder)).values(), known=[])
 
 
 def test_a_secret_across_two_blocks_is_found(tmp_path, monkeypatch):

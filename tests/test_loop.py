@@ -77,6 +77,22 @@ def test_it_learns(tmp_path):
     assert loop.evaluate(trained, Line(), PLAN, loss, job(tmp_path)) < 0.05
 
 
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_on_a_cpu_products_are_in_bfloat16_where_the_plan_says_so_and_it_still_learns(tmp_path, bfloat16):
+    kinds = set()
+
+    def told(model, batch):
+        model[0].register_forward_hook(lambda module, inputs, output: kinds.add((module.training, output.dtype)))
+        return loss(model, batch)
+
+    plan, data = changed(PLAN, epochs=60, bfloat16=bfloat16), Line()
+    trained = loop.train(net, plan, data, data, told, job(tmp_path), resume=False)
+    half = torch.bfloat16 if bfloat16 else torch.float32
+    assert kinds == {(True, half), (False, torch.float32)}  # what is kept is judged in full precision
+    assert all(value.dtype == torch.float32 for value in trained.state_dict().values())
+    assert loop.evaluate(trained, data, PLAN, loss, job(tmp_path)) < 0.05
+
+
 @pytest.mark.parametrize("changes", [{}, {"patience": 3}, {"restarts": {1: 0.5, 3: 0.25}, "swa": True}])
 def test_killed_in_any_epoch_and_resumed_it_ends_the_same(tmp_path, changes):
     plan = changed(PLAN, **changes)

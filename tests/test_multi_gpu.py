@@ -13,6 +13,7 @@ from osteograde.inference import multi_gpu, run, submission
 from osteograde.inference.multi_gpu import WorkOrder
 from osteograde.inference.submission import RunSummary
 from osteograde.models.manifest import Manifest
+from osteograde.pipeline import ensemble
 from osteograde.tasks import TASKS
 from tests.tiny import random_bundle
 
@@ -69,7 +70,8 @@ def grade(names, tmp_path, devices=("cuda:0", "cuda:1")) -> tuple[RunSummary, di
         type(study)(study.id, study.patient, study.series, targets=("left",))
         for study in TASKS[TASK].read(data, "test")
     ]
-    job = run.Job(TASKS[TASK], studies, data, manifest, ends=time.monotonic() + 3600)
+    weights = ensemble.Weights(data, "mean", (ensemble.Member("m", data, "", manifest),))
+    job = run.Job(TASKS[TASK], studies, weights, ends=time.monotonic() + 3600)
     out = tmp_path / "submission.csv"
     summary = multi_gpu.infer_on_devices(job, data, out, devices, poll_s=0.01)
     return summary, {row: values[0] for row, values in submission.read_submission(out).items()}

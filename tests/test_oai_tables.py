@@ -216,4 +216,3 @@ def test_the_phantom_tables_have_the_quirks_of_the_real_ones(tmp_path):
     }
     assert len(said) < len(truth)
     assert 0.1 < labelled.rows["progressed"].mean() < 0.6
-

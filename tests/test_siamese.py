@@ -10,7 +10,8 @@ import torch
 
 from osteograde.errors import UserError
 from osteograde.imaging.geometry import Volume, apply, to_index
-from osteograde.learning import recipes
+from osteograde.learning import loop, recipes
+from osteograde.learning.cross_fit import nets_of
 from osteograde.models.bundle import build_net
 from osteograde.models.explain import fold_maps
 from osteograde.models.siamese import SMALLEST, SiameseNet
@@ -145,3 +146,19 @@ def test_parts_beside_a_joint_are_never_mirrored_but_the_whole_joint_is():
     assert grader.reading(("joint",)).mirror_images and len(ttas(grader.reading(("joint",)), 6)) == 6
     parts = grader.reading(("lateral", "medial"))
     assert not parts.mirror_images and not any(mirror for _, _, mirror in ttas(parts, 6))
+
+
+def test_the_recipe_is_the_published_one_with_three_nets_that_differ_by_their_seed():
+    recipe = recipes.RECIPES["knee-siamese"]()
+    plans = recipe.graders["kl"]
+    assert len(plans) == 3 and len({net.repeat for net in nets_of("grade", "kl", plans)}) == 3
+    plan = plans[0]
+    assert sum(parameter.numel() for parameter in build_net(dict(plan.net)).parameters()) == 595_077
+    assert (plan.crops, plan.pixels, plan.sampling) == (("lateral", "medial"), 128, "balanced")
+    training = plan.training
+    assert (training.optimiser, training.batch, training.weight_decay) == ("adam", 64, 1e-4)
+    assert training.epochs * training.steps * training.batch == 100 * 32_000
+    assert {loop.rate(plan, step, training.steps) for step in (0, 25_000, 49_999)} == {1e-2}
+    assert not plan.augmentation.mirror and recipe.tta == 1
+    small = recipes.RECIPES["knee-siamese-small"]().graders["kl"]
+    assert len(small) == 1 and small[0].net == plan.net and small[0].crops == plan.crops

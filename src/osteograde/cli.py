@@ -117,6 +117,10 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
         "--reuse", type=Path, nargs="+", default=[], metavar="WEIGHTS_DIR",
         help="use its folds, and its nets where the plans are the same; resumes",
     )  # fmt: skip
+    parser.add_argument(
+        "--folds-of", type=Path, metavar="WEIGHTS_DIR",
+        help="use its folds, as members of an ensemble need; no net is copied",
+    )  # fmt: skip
     parser.add_argument("--debug", action="store_true", help="a few minutes on a CPU, from nothing to weights")
 
 

@@ -22,7 +22,7 @@ from osteograde.inference.submission import (
     summary_lines,
     written_files,
 )
-from osteograde.models.bundle import Bundle
+from osteograde.pipeline.ensemble import Voters
 from osteograde.report import heatmaps, overlays
 from osteograde.tasks import looks_like
 from osteograde.tasks.places import Paths, as_paths, only_folder
@@ -32,7 +32,7 @@ SHIPPED = Path(__file__).resolve().parents[2] / "weights"  # of a checkout
 PHANTOMS = 3  # studies made on the spot where no data are given
 PHANTOM_SEED = 20261121
 
-Drawer = Callable[[Result, Bundle], None]
+Drawer = Callable[[Result, Voters], None]
 
 
 def main(args: argparse.Namespace) -> int:
@@ -124,7 +124,7 @@ def draw_pictures(chunk: run.Chunk, drawers: Sequence[Drawer], summary: RunSumma
     for result in chunk.results:
         for draw in drawers:
             try:
-                draw(result, chunk.bundle)
+                draw(result, chunk.voters)
             except (OSError, torch.OutOfMemoryError, torch.AcceleratorError):
                 summary.faults["picture_not_written"] += 1
 

@@ -36,7 +36,7 @@ def main(args: argparse.Namespace) -> int:
     check_run(args, recipe)
     studies = recipe.task.read(args.data, "train")
     # torch and what stands on it: imported once nothing is known to be missing
-    from osteograde.learning import pretrained, train
+    from osteograde.learning import folds, pretrained, train
     from osteograde.learning.reuse import reuse_nets
     from osteograde.models.device import keep_all_freed_memory, pick
 
@@ -50,6 +50,8 @@ def main(args: argparse.Namespace) -> int:
     for weights in args.reuse:
         copied = reuse_nets(weights, args.out, recipe)
         log.info(f"reused from {weights}: folds.csv and {len(copied)} nets")
+    if args.folds_of:
+        folds.take(args.folds_of, args.out)
     resume = args.resume or bool(args.reuse)
     try:
         scores = train.train(
@@ -73,6 +75,8 @@ def check_run(args: argparse.Namespace, recipe: Recipe) -> None:
             raise UserError(
                 f"--reuse {weights}: no {folds.FILE} in it; name a weights folder that train_folds.py wrote"
             )
+    if args.folds_of:
+        folds.check_taken(args.folds_of, args.out, recipe, debug=args.debug)
     check_out(args.out, ROOM_DEBUG_GIB if args.debug else ROOM_GIB)
     if args.resume or args.reuse:
         return  # nets that are there already need no starting weights

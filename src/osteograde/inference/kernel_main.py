@@ -26,6 +26,8 @@ from osteograde.imaging.discovery import has_images
 from osteograde.inference import multi_gpu, run, submission
 from osteograde.inference.submission import RunSummary
 from osteograde.models import bundle, device
+from osteograde.models.manifest import ENSEMBLE
+from osteograde.pipeline import ensemble
 from osteograde.tasks import TASKS
 from osteograde.tasks.limits import limits_of
 from osteograde.tasks.spec import Task
@@ -113,11 +115,15 @@ def mounts(root: Path) -> list[Path]:
 
 
 def find_weights(root: Path, task: str, manifest_sha256: str = "") -> Path:
-    """The folder of the only manifest.json of ``task`` (and of that sha256, if given)."""
-    found = []
-    for path in search(root, bundle.MANIFEST):
+    """The folder of the only manifest.json or ensemble.json of ``task`` (and of that sha256, if given).
+
+    A manifest of a member in a folder of its own below ensemble.json is not counted, unless its hash is asked for.
+    """
+    found, ensembles = [], [path.parent for path in search(root, ENSEMBLE)]
+    for path in (*search(root, bundle.MANIFEST), *search(root, ENSEMBLE)):
         facts = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(facts, dict) and facts.get("task") == task:
+        within = path.name != ENSEMBLE and any(folder in path.parents for folder in ensembles)
+        if isinstance(facts, dict) and facts.get("task") == task and (manifest_sha256 or not within):
             found.append(path)
     if manifest_sha256:
         found = [path for path in found if bundle.sha256(path) == manifest_sha256]
@@ -153,7 +159,8 @@ def preflight(data: Path, weights: Path, working: Path) -> list[str]:
     kaggle = {name: os.environ.get(name, "") for name in ("KAGGLE_KERNEL_RUN_TYPE", "KAGGLE_IS_COMPETITION_RERUN")}
     log.info(f"{os.cpu_count()} CPUs, {shutil.disk_usage(working).free / 2**30:.0f} GiB free, {kaggle}")
     log.info(f"data {data}")
-    log.info(f"weights {weights}, manifest {bundle.sha256(weights / bundle.MANIFEST)[:12]}")
+    said = ensemble.read(weights)
+    log.info(f"weights {weights}, {said.path.name} {bundle.sha256(said.path)[:12]}, {len(said.members)} members")
     return chosen
 
 

@@ -98,7 +98,7 @@ def infer_on_devices(
     threads = max(1, min(8, (os.cpu_count() or 1) // len(devices)))
     ids = [study.id for study in job.studies]
     orders = [
-        WorkOrder(job.task.name, tuple(map(str, as_paths(data))), str(job.weights), device, own, 0.0, threads)
+        WorkOrder(job.task.name, tuple(map(str, as_paths(data))), str(job.weights.folder), device, own, 0.0, threads)
         for device, own in zip(devices, deal(ids, len(devices)), strict=False)
     ]
     with tempfile.TemporaryDirectory(prefix="osteograde-") as home:

@@ -39,12 +39,11 @@ from osteograde.inference import submission as submissions
 from osteograde.inference.deadline import Budget, Effort
 from osteograde.inference.points_file import with_given_points
 from osteograde.inference.submission import Result, RunningSubmission, RunSummary
-from osteograde.models import bundle as bundles
 from osteograde.models.bundle import Bundle
 from osteograde.models.device import keep_freed_memory, pick
-from osteograde.models.manifest import Manifest
-from osteograde.pipeline import calibration, domain, image_checks, levels, predict
+from osteograde.pipeline import calibration, domain, ensemble, image_checks, levels, predict
 from osteograde.pipeline.crops import region_grids
+from osteograde.pipeline.ensemble import Voters
 from osteograde.pipeline.load import Loaded, load_study
 from osteograde.tasks import TASKS, looks_like, places
 from osteograde.tasks.places import Paths
@@ -67,8 +66,7 @@ class Job:
 
     task: Task
     studies: Sequence[Study]
-    weights: Path
-    manifest: Manifest
+    weights: ensemble.Weights
     template: Sequence[str] = ()
     device: torch.device | None = None
     ends: float | None = None
@@ -81,7 +79,7 @@ class Chunk:
     """Studies that were graded together, and the nets that graded them."""
 
     results: Sequence[Result]
-    bundle: Bundle
+    voters: Voters
 
 
 def prepare(
@@ -106,8 +104,8 @@ def prepare(
     if task not in TASKS:
         raise UserError(f"unknown task {task!r}; known: {sorted(TASKS)}")
     places.check_places(places.as_paths(data))
-    manifest = bundles.verify(Path(weights))
-    known = bundles.task_of(Path(weights), manifest, TASKS)
+    voters = ensemble.verify(Path(weights))
+    known = ensemble.task_of(voters, TASKS)
     if known.name != task:
         raise UserError(f"{weights}: weights are of task {known.name!r}, asked for {task!r}")
     studies, folder = _studies(known, data), places.only_folder(data)
@@ -115,8 +113,7 @@ def prepare(
     return Job(
         task=known,
         studies=studies if points is None else with_given_points(known, studies, Path(points)),
-        weights=Path(weights),
-        manifest=manifest,
+        weights=voters,
         template=(() if limit or folder is None else submissions.template_ids(folder)) or (),
         device=chosen,
         ends=ends,
@@ -137,7 +134,7 @@ def _studies(task: Task, data: Paths) -> list[Study]:
 
 def start(job: Job, out: Path) -> RunningSubmission:
     """Write a full, valid submission of class priors to ``out`` and return it. OSError where it cannot be written."""
-    submission = RunningSubmission(job.task, job.manifest.prior, job.studies, Path(out), job.template)
+    submission = RunningSubmission(job.task, job.weights.prior, job.studies, Path(out), job.template)
     submission.write()
     return submission
 
@@ -177,30 +174,29 @@ def _written_chunks(job: Job, submission: RunningSubmission) -> Generator[Chunk,
 def _chunks_on_any_device(job: Job, submission: RunningSubmission) -> Iterator[Chunk]:
     """Finished chunks. A GPU that is lost is not used again: the CPU does the rest."""
     budget = _budget(job)
-    load = partial(bundles.load, job.weights, TASKS, manifest=job.manifest)
-    bundle = load(job.device or pick("auto"))
+    load = partial(ensemble.load, job.weights, TASKS)
+    voters = load(job.device or pick("auto"))
     while True:
         left, most = submission.studies[submission.done :], job.chunk or CHUNK
         try:
-            for results in graded_chunks(bundle, left, budget, submission.summary, workers=job.workers, most=most):
-                yield Chunk(results, bundle)
+            for results in graded_chunks(voters, left, budget, submission.summary, workers=job.workers, most=most):
+                yield Chunk(results, voters)
             return
         except torch.AcceleratorError:
-            if bundle.device.type == "cpu":
+            if voters.device.type == "cpu":
                 raise
             submission.summary.faults["device_lost"] += 1
-            bundle = load(torch.device("cpu"))
+            voters = load(torch.device("cpu"))
 
 
 def _budget(job: Job) -> Budget:
     """What may be spent: the time that is left, and at most the views and folds of the weights."""
-    folds = Counter(name.rpartition("/")[0] for name in job.manifest.files)
     left = None if job.ends is None else job.ends - time.monotonic()
-    return Budget(left, views=job.manifest.test_views, folds=max(folds.values()))
+    return Budget(left, views=job.weights.test_views, folds=job.weights.folds)
 
 
 def graded_chunks(
-    bundle: Bundle,
+    voters: Voters,
     studies: Sequence[Study],
     budget: Budget,
     summary: RunSummary,
@@ -219,7 +215,7 @@ def graded_chunks(
         size = budget.chunk(most)
         # Nothing can be graded while the first chunk is read: it is a small one.
         chunk = studies[start : start + (size if start else -(-size // FIRST))]
-        return chunk, ahead.submit(_read, chunk, bundle.task, pool) if chunk else None
+        return chunk, ahead.submit(_read, chunk, voters.task, pool) if chunk else None
 
     try:
         done, (chunk, reading) = 0, fetch(0)
@@ -235,7 +231,7 @@ def graded_chunks(
             summary.seconds["waiting to read"] += time.monotonic() - begun
             done += len(chunk)
             chunk, reading = fetch(done)
-            yield _grade_chunk(bundle, loaded, read_s, effort, budget, summary)
+            yield _grade_chunk(voters, loaded, read_s, effort, budget, summary)
     finally:  # told to stop, or late: what is still being read is not waited for
         for executor in (ahead, pool):
             executor.shutdown(wait=False, cancel_futures=True)
@@ -261,12 +257,12 @@ def _load(study: Study, task: Task, pool: ThreadPoolExecutor) -> Loaded:
 
 
 def _grade_chunk(
-    bundle: Bundle, loaded: list[Loaded], read_s: float, effort: Effort, budget: Budget, summary: RunSummary
+    voters: Voters, loaded: list[Loaded], read_s: float, effort: Effort, budget: Budget, summary: RunSummary
 ) -> list[Result]:
     """Grade studies that were read, and count what it took: seconds in the budget and the summary, faults too."""
     begun = time.monotonic()
-    apart = [[study] for study in loaded] if bundle.device.type == "cpu" else [loaded]
-    done = map_single_threaded(partial(_answers, bundle, effort), apart)
+    apart = [[study] for study in loaded] if voters.device.type == "cpu" else [loaded]
+    done = map_single_threaded(partial(_answers, voters, effort), apart)
     points = [one for found, _, _ in done for one in found]
     graded = [one for _, answers, _ in done for one in answers]
     locate_thread_s, grade_thread_s = np.sum([seconds for _, _, seconds in done], axis=0)
@@ -277,7 +273,8 @@ def _grade_chunk(
         summary.seconds[name] += seconds
     budget.record(len(loaded), effort, **{f"{name}_s": seconds for name, seconds in spent.items()})
     if not summary.faults[domain.OUT_OF_DOMAIN] and any(study.faults[domain.OUT_OF_DOMAIN] for study in loaded):
-        log.warning(_UNKNOWN_IMAGES, bundle.manifest.domain["name"], domain.OUT_OF_DOMAIN)
+        known = dict.fromkeys(m.manifest.domain["name"] for m in voters.members if m.manifest.domain)
+        log.warning(_UNKNOWN_IMAGES, " and ".join(known), domain.OUT_OF_DOMAIN)
     for study in loaded:
         summary.unread += not study.readable
         for faults in (study.faults, *study.target_faults.values()):
@@ -286,23 +283,44 @@ def _grade_chunk(
 
 
 def _answers(
-    bundle: Bundle, effort: Effort, loaded: Sequence[Loaded]
+    voters: Voters, effort: Effort, loaded: Sequence[Loaded]
 ) -> tuple[list[dict[str, Point]], list[dict[str, np.ndarray]], tuple[float, float]]:
-    """(points, probabilities) of each study that goes through the nets together, and the seconds of both stages."""
+    """(points, probabilities) of each study that goes through the nets together, and the seconds of both stages.
+
+    Members with the same locators share what these find. The points are those of the first member.
+    """
+    found: dict[str, list[dict[str, Point]]] = {}
+    answers, locate_s, grade_s = [], 0.0, 0.0
+    for member in voters.members:
+        begun = time.monotonic()
+        if member.locators_key not in found:
+            _, found[member.locators_key] = predict.locate_all(member.task, loaded, nets_of(member, "locate", effort))
+        located = time.monotonic()
+        answers.append(_graded(member, effort, loaded, found[member.locators_key]))
+        locate_s, grade_s = locate_s + located - begun, grade_s + time.monotonic() - located
+    points = found[voters.members[0].locators_key]
     begun = time.monotonic()
-    locators = nets_of(bundle, "locate", effort)
-    _, points = predict.locate_all(bundle.task, loaded, locators)
-    located = time.monotonic()
+    looks = next((member for member in voters.members if member.manifest.checks), voters.members[0])
+    for i, study in enumerate(loaded):
+        _look(looks, study, found[looks.locators_key][i], nets_of(looks, "grade", effort))
+    graded = [ensemble.voted(voters, of_study) for of_study in zip(*answers, strict=True)]
+    return points, graded, (locate_s, grade_s + time.monotonic() - begun)
+
+
+def _graded(
+    bundle: Bundle, effort: Effort, loaded: Sequence[Loaded], points: Sequence[Mapping[str, Point]]
+) -> list[dict[str, np.ndarray]]:
+    """What the graders of one bundle say of each study, whose landmarks are given: target -> (K + F,)."""
     graded: list[dict[str, np.ndarray]] = [{} for _ in loaded]
-    graders = nets_of(bundle, "grade", effort)
+    graders, locators = nets_of(bundle, "grade", effort), nets_of(bundle, "locate", effort)
+    views = min(effort.views, bundle.test_views)
     for group in bundle.task.graders:
-        for i, new in enumerate(predict.grade(group, loaded, points, graders[group.name], views=effort.views)):
+        for i, new in enumerate(predict.grade(group, loaded, points, graders[group.name], views=views)):
             graded[i] |= new
     for i, study in enumerate(loaded):
         graded[i] = levels.mixed_over_names(bundle.task, points[i], graded[i], bundle.prior)
         graded[i] = _believed(bundle, study, points[i], locators, graded[i])
-        _look(bundle, study, points[i], graders)
-    return points, graded, (located - begun, time.monotonic() - located)
+    return graded
 
 
 _UNKNOWN_IMAGES = (

@@ -14,7 +14,8 @@ from pathlib import Path
 import osteograde
 from osteograde.errors import UserError
 from osteograde.kaggle import metadata
-from osteograde.models import bundle
+from osteograde.models.manifest import sha256
+from osteograde.pipeline import ensemble
 from osteograde.tasks import TASKS
 
 ENTRY = "osteograde.inference.kernel_main"
@@ -161,7 +162,7 @@ def _setting(path: Path, text: str, name: str) -> re.Match[str]:
 def _pin(task: str, weights: Path | None) -> str:
     if weights is None:
         return ""
-    made_for = bundle.verify(weights).task
-    if made_for != task:
-        raise UserError(f"{weights}: weights of {made_for!r}, expected {task!r}; give --weights made for this task")
-    return bundle.sha256(weights / bundle.MANIFEST)
+    checked = ensemble.verify(weights)
+    if checked.task != task:
+        raise UserError(f"{weights}: weights of {checked.task!r}, expected {task!r}; give --weights made for this task")
+    return sha256(checked.path)

@@ -193,9 +193,9 @@ def rehearse(args: argparse.Namespace) -> int:
 
 def check_weights(folder: Path, task: str = "") -> None:
     """UserError where a folder holds no weights, or those of another task: before torch is imported, which is slow."""
-    from osteograde.models.manifest import read_manifest
+    from osteograde.models.manifest import is_plain, read_ensemble, read_manifest
 
-    found = read_manifest(folder).task
+    found = read_manifest(folder).task if is_plain(folder) else read_ensemble(folder).task
     if task and found != task:
         raise UserError(f"{folder}: weights are of task {found!r}, asked for {task!r}")
 

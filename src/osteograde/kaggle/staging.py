@@ -14,7 +14,7 @@ import numpy as np
 from osteograde.errors import UserError
 from osteograde.inference import submission
 from osteograde.kaggle import upload
-from osteograde.models import bundle
+from osteograde.pipeline import ensemble
 from osteograde.tasks.spec import Study, Task
 
 DESCRIPTIONS = "series_descriptions.csv"
@@ -130,5 +130,5 @@ def template(task: Task, studies: Sequence[Study], out: Path) -> None:
 def lay_weights(weights: Path, out: Path, put: Put) -> None:
     """The files that an upload sends, flat as it sends them. UserError for damaged weights."""
     out.mkdir(parents=True)
-    for name, path in upload.to_send(weights, bundle.verify(weights)).items():
+    for name, path in upload.to_send(ensemble.verify(weights)).items():
         put(path, out / name)

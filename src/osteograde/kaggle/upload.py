@@ -1,7 +1,8 @@
 """Upload weights to a private data set or model: create it or add a version, wait until it is ready, compare the files.
 
 Files lie flat there (locate/canal/fold0.safetensors is locate__canal__fold0.safetensors): the client would drop
-folders, or pack them into archives which the service may or may not unpack. ``models.bundle`` reads both forms.
+folders, or pack them into archives which the service may or may not unpack. ``models.manifest.place`` finds
+both forms.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from osteograde.errors import UserError
 from osteograde.kaggle import client, credentials, record
 from osteograde.kaggle.client import Refused, RetryLater, logger
 from osteograde.kaggle.metadata import Source, parse_source
-from osteograde.models import bundle
-from osteograde.models.manifest import Manifest
+from osteograde.models.manifest import flat, sha256
+from osteograde.pipeline import ensemble
 
 PATIENCE_S = 3600.0
 POLL_S = 10.0
@@ -39,31 +40,38 @@ def upload(
     weights, a bad name or a secret, before anything is sent; Refused if the service refuses, or holds other files than
     were sent; RetryLater if it is busy or not ready in time.
     """
-    manifest = bundle.verify(weights)
+    checked = ensemble.verify(weights)
     target = parse_source(to)
     if target.version:
         raise UserError(f"{to}: an upload makes the version itself; leave {target.version} out")
-    files = to_send(weights, manifest)
+    files = to_send(checked)
     credentials.refuse_secrets(files.values())
     with tempfile.TemporaryDirectory(prefix="osteograde-") as folder:
-        stage(Path(folder), files, target, manifest.task)
+        stage(Path(folder), files, target, checked.task)
         before = version_of(target)
         after = f" after version {before}" if before else ""
         logger.info("%d files, %.1f MiB -> %s%s", len(files), total(files) / 2**20, target.ref, after)
-        notes = f"manifest {bundle.sha256(weights / bundle.MANIFEST)[:12]}"
+        notes = f"manifest {sha256(checked.path)[:12]}"
         (_send_model if target.is_model else _send_set)(target, Path(folder), before, notes)
     version = wait(target, before, poll_s=poll_s, patience_s=patience_s)
     compare(target.at(version), {name: path.stat().st_size for name, path in files.items()})
     logger.info("%s version %d: all %d files there, names and sizes as sent", target.ref, version, len(files))
-    facts = {"source": str(target.at(version)), "manifest": bundle.sha256(weights / bundle.MANIFEST)}
-    record.keep_record(manifest.task, "weights", facts, records)
+    facts = {"source": str(target.at(version)), "manifest": sha256(checked.path)}
+    record.keep_record(checked.task, "weights", facts, records)
     return target.at(version)
 
 
-def to_send(weights: Path, manifest: Manifest) -> dict[str, Path]:
-    """Name there -> file here: the manifest, what it names, the model card; never the caches of training."""
-    names = [bundle.MANIFEST, *manifest.hashes, *([CARD] if (weights / CARD).is_file() else [])]
-    return {bundle.flat(name): bundle.place(weights, name) for name in names}
+def to_send(weights: ensemble.Weights) -> dict[str, Path]:
+    """Name there -> file here: the manifest, what it names, the model card; never the caches of training.
+
+    Of an ensemble: ensemble.json, and those files of every member, with its name before theirs.
+    """
+    files = ensemble.files(weights)
+    cards = {weights.folder: CARD} if len(weights.members) > 1 else {}
+    for member in weights.members:
+        cards.setdefault(member.folder, f"{member.name}/{CARD}" if len(weights.members) > 1 else CARD)
+    files |= {name: folder / CARD for folder, name in cards.items() if (folder / CARD).is_file()}
+    return {flat(name): path for name, path in files.items()}
 
 
 def total(files: Mapping[str, Path]) -> int:

@@ -24,6 +24,7 @@ import numpy as np
 from osteograde.errors import UserError
 from osteograde.learning import folds
 from osteograde.models import bundle
+from osteograde.models.manifest import ENSEMBLE
 from osteograde.pipeline import voting
 from osteograde.tasks import tables
 from osteograde.tasks.metrics import groups_of, interval
@@ -142,7 +143,7 @@ def _study(task: Task, row: str) -> str:
 
 
 BOOTSTRAP = 1000
-FILE = "ensemble.json"
+FILE = ENSEMBLE
 _DIGITS = 12  # scores are compared to so many decimals
 
 

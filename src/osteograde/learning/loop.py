@@ -301,7 +301,7 @@ def _step(progress: Progress, batch: Any, loss: Loss, training: Training, title:
     net, optimiser, scaler = progress.net, progress.optimiser, progress.scaler
     device = next(net.parameters()).device.type
     optimiser.zero_grad(set_to_none=True)
-    with torch.autocast(device, torch.float16, enabled=device == "cuda"):
+    with _half_precision(device, training):
         value = loss(net, batch)
     if not torch.isfinite(value):
         raise Diverged(
@@ -314,6 +314,13 @@ def _step(progress: Progress, batch: Any, loss: Loss, training: Training, title:
     scaler.step(optimiser)
     scaler.update()
     return value.item()
+
+
+def _half_precision(device: str, training: Training) -> torch.autocast:
+    """The context in which a net is run in training: float16 on CUDA, bfloat16 on a CPU where the plan asks for it."""
+    if device == "cuda":
+        return torch.autocast(device, torch.float16)
+    return torch.autocast(device, torch.bfloat16, enabled=training.bfloat16)
 
 
 @torch.no_grad()

@@ -61,6 +61,7 @@ class Training:
     ema: float = 0.99  # decay of the moving average of the weights, which is the net that is kept; 0: the weights
     patience: int = 0  # bad epochs after which training stops and the best epoch's net is kept; 0: off
     min_delta: float = 0.0  # an epoch is bad only if its held-out loss is above the lowest one by more than this
+    bfloat16: bool = False  # products in bfloat16 on a CPU: twice as fast where it knows them. CUDA always has float16
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ hash before a net is built, requires that the tensors fit exactly, and never unp
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,17 +25,26 @@ from osteograde.models.grader import GraderNet
 from osteograde.models.locators.faster_rcnn import FasterRcnnLocator
 from osteograde.models.locators.heatmap import HeatmapLocator
 from osteograde.models.locators.unet import UnetLocator
-from osteograde.models.manifest import MANIFEST, Manifest, NetFile, read_manifest, sha256, write_manifest
+from osteograde.models.manifest import (
+    MANIFEST,
+    Manifest,
+    NetFile,
+    flat,
+    place,
+    read_manifest,
+    sha256,
+    write_manifest,
+)
 from osteograde.models.siamese import SiameseNet
 from osteograde.tasks.spec import Grader, Pixels, Task
 
-__all__ = ["MANIFEST", "read_manifest", "sha256", "write_manifest"]  # beside what is defined here
+__all__ = ["MANIFEST", "flat", "place", "read_manifest", "sha256", "write_manifest"]  # beside what is defined here
 
 
 @dataclass(frozen=True, eq=False)
 class Bundle:
     """Trained nets of a task. ``locators`` and ``graders``: stage name -> the nets of its folds, in order of fold.
-    ``check_tensors``: those of the file of the manifest's ``checks``."""
+    ``check_tensors``: those of the file of the manifest's ``checks``. ``name``: by which an ensemble calls them."""
 
     task: Task
     manifest: Manifest
@@ -42,6 +52,12 @@ class Bundle:
     graders: Mapping[str, tuple[nn.Module, ...]]
     device: torch.device
     check_tensors: Mapping[str, np.ndarray] = field(default_factory=dict)
+    name: str = ""
+
+    @property
+    def members(self) -> tuple[Bundle, ...]:
+        """Whose answers are voted on: a bundle alone is the only voter."""
+        return (self,)
 
     @property
     def prior(self) -> Mapping[str, Sequence[float]]:
@@ -62,21 +78,12 @@ class Bundle:
     def test_views(self) -> int:
         return self.manifest.test_views
 
-
-def flat(name: str) -> str:
-    """The name of a bundle's file where there are no folders: in a data set or a model on Kaggle.
-
-    >>> flat("grade/spinal/fold0.safetensors")
-    'grade__spinal__fold0.safetensors'
-    """
-    return name.replace("/", "__")
-
-
-def place(folder: Path, name: str) -> Path:
-    """The path of a file of a bundle, which lies in its folders or, as on Kaggle, flat beside the manifest."""
-    path = Path(folder) / name
-    beside = Path(folder) / flat(name)
-    return beside if beside.is_file() and not path.is_file() else path
+    @property
+    def locators_key(self) -> str:
+        """The same for bundles whose locators find the same landmarks: the hashes of their files, and what they
+        read."""
+        files = {name: entry.sha256 for name, entry in self.manifest.files.items() if name.startswith("locate/")}
+        return json.dumps([files, {stage: self.manifest.pixels[stage] for stage in self.locators}], sort_keys=True)
 
 
 def save_net(net: nn.Module, path: Path, *, half: bool = True) -> None:
@@ -134,11 +141,14 @@ def file_entry(folder: Path, name: str, config: Mapping[str, Any]) -> NetFile:
     return NetFile(sha256(path), path.stat().st_size, dict(config))
 
 
-def verify(folder: Path) -> Manifest:
-    """Check every file of a weights folder against its manifest; return the manifest. UserError names the file."""
-    manifest = read_manifest(folder)
+def verify(folder: Path, prefix: str = "") -> Manifest:
+    """Check every file of a weights folder against its manifest; return the manifest. UserError names the file.
+
+    prefix: of the names of all its files, where several weights lie in one folder.
+    """
+    manifest = read_manifest(folder, prefix)
     for name, expected in manifest.hashes.items():
-        path = place(folder, name)
+        path = place(folder, prefix + name)
         if not path.resolve().is_relative_to(Path(folder).resolve()):
             raise UserError(f"{folder}: the manifest names {name}, which is outside of the folder; do not use it")
         if not path.is_file():
@@ -191,18 +201,31 @@ def _crops_read(grader: Grader, manifest: Manifest, folder: Path) -> tuple[str, 
     return names
 
 
-def load(folder: Path, tasks: Mapping[str, Task], device: torch.device, manifest: Manifest | None = None) -> Bundle:
+def load(
+    folder: Path,
+    tasks: Mapping[str, Task],
+    device: torch.device,
+    manifest: Manifest | None = None,
+    *,
+    prefix: str = "",
+    loaded: dict[tuple[str, str], nn.Module] | None = None,
+) -> Bundle:
     """Verify all hashes, then rebuild and load every net. UserError names what does not fit.
 
-    manifest: what ``verify`` returned for this folder a moment ago; it is not verified again.
+    manifest: what ``verify`` returned for this folder a moment ago; it is not verified again. prefix: see ``verify``.
+    loaded: nets by hash and config of those that were loaded before, on the same device; they are not loaded again,
+    and new ones are added.
     """
-    manifest = verify(folder) if manifest is None else manifest
+    manifest = verify(folder, prefix) if manifest is None else manifest
     task = task_of(folder, manifest, tasks)
+    known = {} if loaded is None else loaded
     nets: dict[str, dict[str, list[nn.Module]]] = {"locate": {}, "grade": {}}
     for file, entry in sorted(manifest.files.items()):
         kind, stage, _ = file.split("/")
-        net = on_device(load_net(place(folder, file), entry.net), device)
-        nets[kind].setdefault(stage, []).append(net)
+        key = entry.sha256, json.dumps(dict(entry.net), sort_keys=True)
+        if key not in known:
+            known[key] = on_device(load_net(place(folder, prefix + file), entry.net), device)
+        nets[kind].setdefault(stage, []).append(known[key])
     wanted = {"locate": {stage.name for stage in task.locators}, "grade": {group.name for group in task.graders}}
     for kind, stages in wanted.items():
         if stages != set(nets[kind]):
@@ -213,7 +236,7 @@ def load(folder: Path, tasks: Mapping[str, Task], device: torch.device, manifest
         locators={stage: tuple(found) for stage, found in nets["locate"].items()},
         graders={stage: tuple(found) for stage, found in nets["grade"].items()},
         device=device,
-        check_tensors=load_arrays(place(folder, manifest.checks["file"])) if manifest.checks else {},
+        check_tensors=load_arrays(place(folder, prefix + manifest.checks["file"])) if manifest.checks else {},
     )
 
 

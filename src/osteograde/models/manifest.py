@@ -20,6 +20,7 @@ from osteograde.tasks.spec import Pixels
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+ENSEMBLE = "ensemble.json"  # in place of a manifest: several weights folders that answer together
 DROPPED = ("canonical_side",)
 CHECK_NUMBERS = ("rest", "sure", "unusual")  # of ``pipeline.image_checks.ImageChecks``
 USE = "research, not diagnosis"
@@ -119,6 +120,22 @@ class Manifest:
         )
 
 
+def flat(name: str) -> str:
+    """The name of a bundle's file where there are no folders: in a data set or a model on Kaggle.
+
+    >>> flat("grade/spinal/fold0.safetensors")
+    'grade__spinal__fold0.safetensors'
+    """
+    return name.replace("/", "__")
+
+
+def place(folder: Path, name: str) -> Path:
+    """The path of a file of a bundle, which lies in its folders or, as on Kaggle, flat beside the manifest."""
+    path = Path(folder) / name
+    beside = Path(folder) / flat(name)
+    return beside if beside.is_file() and not path.is_file() else path
+
+
 def sha256(path: Path) -> str:
     """Hex digest of a file."""
     with path.open("rb") as file:
@@ -130,18 +147,65 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     files.atomic_write(Path(folder) / MANIFEST, json.dumps(manifest.plain(), indent=1) + "\n")
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a weights folder. UserError where it is absent, no JSON, of another format or malformed."""
-    path = Path(folder) / MANIFEST
+def read_manifest(folder: Path, prefix: str = "") -> Manifest:
+    """The manifest of a weights folder. UserError where it is absent, no JSON, of another format or malformed.
+
+    prefix: of the names of all files of these weights, where several weights lie in one folder.
+    """
+    path = place(folder, prefix + MANIFEST)
     if not path.is_file():
         raise UserError(f"{folder}: no {MANIFEST}; a weights folder is what train_folds.py --out wrote")
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not JSON ({error}); fetch it again") from error
+    facts = _json(path)
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         raise UserError(f"{path}: format is not {FORMAT}; this version of osteograde cannot read it")
     return parse_manifest(facts, path)
+
+
+def _json(path: Path) -> Any:
+    """What a JSON file holds. UserError where it holds none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not JSON ({error}); fetch it again") from error
+
+
+@dataclass(frozen=True)
+class EnsembleMember:
+    """A member as ensemble.json names it. folder: as seen from the folder of ensemble.json."""
+
+    name: str
+    folder: str
+    manifest_sha256: str
+
+
+@dataclass(frozen=True)
+class EnsembleFile:
+    """What ensemble.json says that is needed to use it: the task, the voting rule, and who votes."""
+
+    task: str
+    rule: str
+    members: tuple[EnsembleMember, ...]
+
+
+def is_plain(folder: Path) -> bool:
+    """Whether a folder is to be read as a plain weights folder: it has a manifest, or no ensemble.json either."""
+    return place(folder, MANIFEST).is_file() or not (Path(folder) / ENSEMBLE).is_file()
+
+
+def read_ensemble(folder: Path) -> EnsembleFile:
+    """The ensemble.json of a folder. UserError where it is absent, no JSON or malformed."""
+    path = Path(folder) / ENSEMBLE
+    if not path.is_file():
+        raise UserError(f"{folder}: no {ENSEMBLE}; it is what osteograde ensemble writes")
+    top = _Value(path, "", _json(path))
+    members = tuple(
+        EnsembleMember(one["name"].text(), one["folder"].text(), one["manifest_sha256"].text())
+        for one in top["members"].items()
+    )
+    top["members"]._expect(bool(members), "at least one member")
+    for member in members:
+        top["members"]._expect(Path(member.name).name == member.name, "names of folders, without a path")
+    return EnsembleFile(top["task"].text(), top["rule"].text(), members)
 
 
 def parse_manifest(facts: Mapping[str, Any], path: Path) -> Manifest:

@@ -98,6 +98,20 @@ def _bin_name(i: int, bins: int) -> str:
     return f"over {LARGEST_MM:g} mm" if i == bins - 1 else f"{i * BIN_MM:g} to {(i + 1) * BIN_MM:g} mm"
 
 
+def probability_bars(classes: Sequence[str], probs: np.ndarray, true: int) -> str:
+    """A bar for the probability of each class as SVG, each with its number; that of the true class is orange. probs:
+    (K,), true: index of the true class."""
+    left, width, step = 90.0, 240.0, 18.0
+    parts = []
+    for k, (name, p) in enumerate(zip(classes, probs, strict=True)):
+        colour, y = ORANGE if k == true else BLUE, step * k
+        parts.append(_text(left - 6, y + 13, name, "end", colour))
+        parts.append(f'<rect x="{left}" y="{y + 3:.1f}" width="{width * p:.1f}" height="{step - 6}" fill="{colour}"/>')
+        parts.append(_text(left + width * p + 6, y + 13, f"{p:.3f}", "start", colour))
+    said = ", ".join(f"{name} {p:.3f}" for name, p in zip(classes, probs, strict=True))
+    return f'<div class="bars">{_svg(left + width + 60, step * len(classes), parts, f"Probabilities: {said}")}</div>'
+
+
 def reliability_chart(confidence: np.ndarray, right: np.ndarray, count: np.ndarray, label: str) -> str:
     """Reliability diagram: the share that is correct over the predicted probability, the diagonal of perfect
     calibration, and the rows of each bin below."""

@@ -24,8 +24,9 @@ from osteograde.models.bundle import Bundle
 from osteograde.models.explain import fold_maps
 from osteograde.pipeline.covariates import inputs_of
 from osteograde.pipeline.crops import site_boxes, site_crops
+from osteograde.pipeline.ensemble import Voters
 from osteograde.report.overlays import COLOURS, FONT, corners
-from osteograde.tasks.spec import Grader, Pixels, Site, Study
+from osteograde.tasks.spec import Grader, Pixels, Study
 
 SITES_PER_BATCH = 8  # the activations of so many sites are held in memory at once
 STRONGEST = 0.65  # opacity of the map where it is 1
@@ -36,7 +37,8 @@ class Shown:
     """One crop of one site: the slice of the crop on which the map is strongest.
 
     name: of the crop. number: which of the crop's ``slices`` is shown, from 1. crop, heat: (H, W) floats in 0..1, that
-    slice and its map. film: BGR, the map over the whole slice of the image.
+    slice and its map. film: BGR, the map over the whole slice of the image, together with those of the site's other
+    crops that lie on it.
     """
 
     name: str
@@ -81,24 +83,60 @@ def explained(
         maps = [view.cpu().numpy() for view in found]
         images = [view.cpu().numpy() for view in crops.images]
         for s, target in enumerate(crops.targets):
-            pictures_of[target] = [
-                _shown(crop.name, *part[target][crop.name], images[c][s], maps[c][s], height)
-                for c, crop in enumerate(grader.crops)
-                if crop.name in part[target]
-            ]
+            pictures_of[target] = _site_shown(
+                [
+                    _Layer(crop.name, *part[target][crop.name], images[c][s], maps[c][s])
+                    for c, crop in enumerate(grader.crops)
+                    if crop.name in part[target]
+                ],
+                height,
+            )
     return pictures_of
 
 
-def _shown(name: str, volume: Volume, roi: Roi, crop: np.ndarray, heat: np.ndarray, height: int) -> Shown:
-    """The picture of one crop. crop, heat: (D, H, W)."""
-    d = strongest(heat, volume, roi)
-    z = slice_of(volume, roi, d)
-    image, back = film(volume, z, height), projected(heat, roi, volume, z, height)
-    picture = tinted(image, back)
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """One crop of a site: its box, its pixels (D, H, W) and its map (D, H, W)."""
+
+    name: str
+    volume: Volume
+    roi: Roi
+    crop: np.ndarray
+    heat: np.ndarray
+
+    @property
+    def number(self) -> int:
+        """The slice of the box that is shown."""
+        return strongest(self.heat, self.volume, self.roi)
+
+    @property
+    def slice(self) -> int:
+        """The slice of the volume that is shown."""
+        return slice_of(self.volume, self.roi, self.number)
+
+
+def _site_shown(layers: Sequence[_Layer], height: int) -> list[Shown]:
+    """The pictures of the crops of one site. Maps of crops that are shown on the same slice of the same image are
+    merged on it, the larger one where they overlap."""
+    shown = []
+    for layer in layers:
+        together = [one for one in layers if one.volume is layer.volume and one.slice == layer.slice]
+        picture = _film_under(together, height)
+        d = layer.number
+        shown.append(Shown(layer.name, d + 1, len(layer.heat), layer.crop[d], layer.heat[d], picture))
+    return shown
+
+
+def _film_under(layers: Sequence[_Layer], height: int) -> np.ndarray:
+    """BGR: one slice of an image under the maps of crops of it, with the outline of each crop."""
+    volume, z = layers[0].volume, layers[0].slice
+    image = film(volume, z, height)
+    picture = tinted(image, np.max([projected(one.heat, one.roi, volume, z, height) for one in layers], axis=0))
     scale = np.array(image.shape) / volume.voxels.shape[1:]
-    outline = (to_index(volume, corners(roi))[:, 1:] + 0.5) * scale - 0.5
-    cv2.polylines(picture, [outline[:, ::-1].round().astype(np.int32)], True, COLOURS[""], 1, cv2.LINE_AA)
-    return Shown(name, d + 1, len(heat), crop[d], heat[d], picture)
+    for one in layers:
+        outline = (to_index(volume, corners(one.roi))[:, 1:] + 0.5) * scale - 0.5
+        cv2.polylines(picture, [outline[:, ::-1].round().astype(np.int32)], True, COLOURS[""], 1, cv2.LINE_AA)
+    return picture
 
 
 def strongest(heat_DHW: np.ndarray, volume: Volume, roi: Roi) -> int:
@@ -170,60 +208,98 @@ def pair(shown: Shown, height: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 HEIGHT = 260  # pixels of a panel
-TITLE = 40
+TITLE = 24
+BAR = 18  # pixels of a bar of the chart of probabilities
+WHITE, BLUE = (255, 255, 255), (200, 140, 60)  # BGR
 
 
-def heatmap_drawer(folder: Path, method: str = "gradcam") -> Callable[[Result, Bundle], None]:
+def heatmap_drawer(folder: Path, method: str = "gradcam") -> Callable[[Result, Voters], None]:
     """A function that draws a finished study: one FOLDER/<study>_<target>.png per graded site. method: one of
     ``models.explain.METHODS``."""
     folder.mkdir(parents=True, exist_ok=True)
 
-    def draw(result: Result, bundle: Bundle) -> None:
-        for target, image in pictures(result, bundle, method).items():
+    def draw(result: Result, voters: Voters) -> None:
+        for target, image in pictures(result, voters, method).items():
             cv2.imwrite(str(folder / f"{result.loaded.study.id}_{target}.png"), image)
 
     return draw
 
 
-def pictures(result: Result, bundle: Bundle, method: str = "gradcam") -> dict[str, np.ndarray]:
-    """{target: (H, W, 3) BGR} of the sites that were graded. The maps are means over the folds."""
-    pictures_of: dict[str, np.ndarray] = {}
-    for grader in bundle.task.graders:
-        pixels = bundle.pixels[grader.name]
+def pictures(result: Result, voters: Voters, method: str = "gradcam") -> dict[str, np.ndarray]:
+    """{target: (H, W, 3) BGR} of the sites that were graded: the chart of the probabilities, then for every member of
+    an ensemble a row for each crop that it reads. The maps are means over the folds of a member, and all show the
+    evidence for the class that the answer gives."""
+    rows_of: dict[str, list[np.ndarray]] = {}
+    for member in voters.members:
+        name = f"{member.name}: " if len(voters.members) > 1 else ""
+        for target, shown in _member_shown(result, voters, member, method).items():
+            rows_of.setdefault(target, []).extend(_row(view, name + view.slice_words) for view in shown)
+    return {
+        target: _picture(result, voters, target, rows_of[target]) for target in voters.task.targets if target in rows_of
+    }
+
+
+def _member_shown(result: Result, voters: Voters, member: Bundle, method: str) -> dict[str, list[Shown]]:
+    """{target: a picture per crop} of what one member read."""
+    found: dict[str, list[Shown]] = {}
+    for grader in member.task.graders:
+        pixels = member.pixels[grader.name]
         boxes = site_boxes(grader, result.loaded.volumes, result.points, pixels)
         classes = {
-            target: int(np.argmax(_grades(result, bundle, target))) for target in boxes if target in result.graded
+            target: int(np.argmax(_grades(result, voters, target))) for target in boxes if target in result.graded
         }
-        nets = bundle.graders[grader.name]
-        study, device = result.loaded.study, bundle.device
-        shown = explained(grader, boxes, nets, pixels, device, classes, study=study, height=HEIGHT, method=method)
-        for site in grader.sites:
-            if site.target in shown:
-                pictures_of[site.target] = _picture(result, bundle, site, shown[site.target])
-    return pictures_of
+        found |= explained(
+            grader,
+            boxes,
+            member.graders[grader.name],
+            pixels,
+            member.device,
+            classes,
+            study=result.loaded.study,
+            height=HEIGHT,
+            method=method,
+        )
+    return found
 
 
-def _grades(result: Result, bundle: Bundle, target: str) -> np.ndarray:
+def _grades(result: Result, voters: Voters, target: str) -> np.ndarray:
     """(K,) probabilities of the classes. Those of auxiliary heads, which some graders append, are left out."""
-    return result.graded[target][: len(bundle.task.classes)]
+    return result.graded[target][: len(voters.task.classes)]
 
 
-def _picture(result: Result, bundle: Bundle, site: Site, views: Sequence[Shown]) -> np.ndarray:
-    """The picture of a site: two lines of text, then a row per crop."""
-    values = _grades(result, bundle, site.target)
-    title = f"{result.loaded.study.id} {site.target}: evidence for {bundle.task.classes[int(np.argmax(values))]}"
-    chances = ", ".join(f"{name} {p:.2f}" for name, p in zip(bundle.task.classes, values, strict=True))
-    rows = [_row(view) for view in views]
+def _picture(result: Result, voters: Voters, target: str, rows: Sequence[np.ndarray]) -> np.ndarray:
+    """The picture of a site: a line of text, a bar per class, then the rows."""
+    values, classes = _grades(result, voters, target), voters.task.classes
     width = max(560, *(row.shape[1] for row in rows))
     head = np.zeros((TITLE, width, 3), np.uint8)
-    for line, text in enumerate((title, chances)):
-        cv2.putText(head, text, (6, 15 + 18 * line), FONT, 0.42, (255, 255, 255), 1, cv2.LINE_AA)
-    return np.concatenate([head, *(np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in rows)])
+    title = f"{result.loaded.study.id} {target}: evidence for {classes[int(np.argmax(values))]}"
+    cv2.putText(head, title, (6, 16), FONT, 0.42, WHITE, 1, cv2.LINE_AA)
+    return np.concatenate(
+        [
+            head,
+            bars(classes, values, width),
+            *(np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in rows),
+        ]
+    )
 
 
-def _row(view: Shown) -> np.ndarray:
+def bars(classes: Sequence[str], values: np.ndarray, width: int) -> np.ndarray:
+    """(K * BAR, width, 3) BGR: a bar for the probability of each class, with its name and its number; that of the
+    likeliest class is lighter."""
+    image = np.zeros((BAR * len(classes), width, 3), np.uint8)
+    left, longest = 130, width - 130 - 60
+    for k, (name, value) in enumerate(zip(classes, values, strict=True)):
+        colour = tuple(min(255, c + 50) for c in BLUE) if k == int(np.argmax(values)) else BLUE
+        top, end = BAR * k, left + round(longest * float(np.clip(value, 0, 1)))
+        cv2.rectangle(image, (left, top + 3), (end, top + BAR - 4), colour, -1)
+        cv2.putText(image, name, (6, top + 13), FONT, 0.4, WHITE, 1, cv2.LINE_AA)
+        cv2.putText(image, f"{value:.2f}", (end + 6, top + 13), FONT, 0.4, WHITE, 1, cv2.LINE_AA)
+    return image
+
+
+def _row(view: Shown, words: str) -> np.ndarray:
     """A row of a picture: the crop, the map over it, and the map over the whole slice."""
     panels = [*pair(view, HEIGHT), view.film]
     row = np.concatenate([np.pad(panel, ((0, 4), (0, 4), (0, 0))) for panel in panels], 1)
-    cv2.putText(row, view.slice_words, (6, 14), FONT, 0.4, (255, 255, 255), 1, cv2.LINE_AA)
+    cv2.putText(row, words, (6, 14), FONT, 0.4, WHITE, 1, cv2.LINE_AA)
     return row

@@ -15,8 +15,8 @@ import numpy as np
 
 from osteograde.imaging.geometry import Roi, Volume, apply, to_index
 from osteograde.inference.submission import Result
-from osteograde.models.bundle import Bundle
 from osteograde.pipeline.crops import site_boxes
+from osteograde.pipeline.ensemble import Voters
 from osteograde.tasks.spec import Landmark, Point, Region, Volumes
 
 CropBox = tuple[str, Volume, Roi]  # side of the site, and where one of its crops lies
@@ -27,34 +27,35 @@ FONT = cv2.FONT_HERSHEY_SIMPLEX
 FILLED_ABOVE = 0.02  # points filled in by geometry carry less confidence than any net's
 
 
-def overlay_drawer(folder: Path) -> Callable[[Result, Bundle], None]:
+def overlay_drawer(folder: Path) -> Callable[[Result, Voters], None]:
     """A function that draws a finished study: FOLDER/<study>.png."""
     folder.mkdir(parents=True, exist_ok=True)
 
-    def draw(result: Result, bundle: Bundle) -> None:
-        cv2.imwrite(str(folder / f"{result.loaded.study.id}.png"), picture(result, bundle))
+    def draw(result: Result, voters: Voters) -> None:
+        cv2.imwrite(str(folder / f"{result.loaded.study.id}.png"), picture(result, voters))
 
     return draw
 
 
-def picture(result: Result, bundle: Bundle) -> np.ndarray:
+def picture(result: Result, voters: Voters) -> np.ndarray:
     """The picture of a study: (H, W, 3) BGR uint8."""
     volumes = result.loaded.volumes
     boxes = [
         (site.side, volume, box)
-        for grader in bundle.task.graders
+        for member in voters.members
+        for grader in member.task.graders
         for site in grader.sites
-        for volume, box in site_boxes(grader, volumes, result.points, bundle.pixels[grader.name])
+        for volume, box in site_boxes(grader, volumes, result.points, member.pixels[grader.name])
         .get(site.target, {})
         .values()
     ]
     panels = [
         panel
-        for locator in bundle.task.locators
+        for locator in voters.task.locators
         for region in locator.regions(volumes, result.points)
         for panel in _region_panels(locator.name, region, volumes, result.points, boxes)
     ]
-    panels.append(_grades(result, bundle))
+    panels.append(_grades(result, voters))
     return _wrap(panels)
 
 
@@ -126,15 +127,15 @@ def corners(roi: Roi) -> np.ndarray:
     return apply(roi.to_mm, np.array(index))
 
 
-def _grades(result: Result, bundle: Bundle) -> np.ndarray:
+def _grades(result: Result, voters: Voters) -> np.ndarray:
     """The panel with the table of probabilities; targets that hold the prior are grey."""
     image = np.zeros((HEIGHT, 430, 3), np.uint8)
     cv2.putText(image, f"study {result.loaded.study.id}", (6, 14), FONT, 0.42, (255, 255, 255), 1, cv2.LINE_AA)
-    step = (HEIGHT - 24) / max(len(bundle.task.targets), 1)
-    for i, target in enumerate(bundle.task.targets):
+    step = (HEIGHT - 24) / max(len(voters.task.targets), 1)
+    for i, target in enumerate(voters.task.targets):
         seen = target in result.graded
-        values = result.graded[target] if seen else np.array(bundle.prior[target])
-        grades = values[: len(bundle.task.classes)]  # auxiliary heads follow and do not count here
+        values = result.graded[target] if seen else np.array(voters.prior[target])
+        grades = values[: len(voters.task.classes)]  # auxiliary heads follow and do not count here
         worst = RED if int(np.argmax(grades)) == len(grades) - 1 else (230, 230, 230)
         text = " ".join(f"{p:.2f}" for p in values) + f"  {target}" + ("" if seen else " (prior)")
         colour = worst if seen else (120, 120, 120)

@@ -283,6 +283,7 @@ tbody th{font-weight:400}
 svg{display:block;width:100%;height:auto;margin:0 0 .5rem}
 .case{border-top:1px solid #e6e9ed;padding:.4rem 0 .8rem}
 .case p{max-width:none}
+.bars{max-width:390px}
 .strip{display:flex;flex-wrap:wrap;gap:.6rem;margin:0 0 .6rem}
 figure{margin:0;max-width:100%}
 img{display:block;max-width:100%;height:auto;background:#000;border-radius:4px}

@@ -23,7 +23,7 @@ from osteograde.models import bundle
 from osteograde.pipeline.crops import site_boxes
 from osteograde.pipeline.load import Loaded, load_study
 from osteograde.report import heatmaps
-from osteograde.report.charts import number
+from osteograde.report.charts import number, probability_bars
 from osteograde.report.heatmaps import Shown
 from osteograde.report.oof_tables import Evidence, Graded
 from osteograde.tasks.spec import Pixels, Study
@@ -128,13 +128,10 @@ def card(case: Case, rank: int, evidence: Evidence, graded: Graded) -> str:
     """A case as HTML: the prediction, the truth, and per crop the image, the maps and the slice it is from."""
     i, classes = case.row, evidence.task.classes
     top, true = int(graded.probs[i].argmax()), int(graded.label[i])
-    chances = ", ".join(
-        f"<b>{escape(name)} {p:.3f}</b>" if k == true else f"{escape(name)} {p:.3f}"
-        for k, (name, p) in enumerate(zip(classes, graded.probs[i], strict=True))
-    )
     head = (
         f"<h3>{rank}. {escape(graded.ids[i])}</h3><p>true <b>{escape(classes[true])}</b>, "
-        f"predicted {escape(classes[top])}; {chances}; -log p {number(case.loss)}; fold {graded.fold[i]}</p>"
+        f"predicted {escape(classes[top])}; -log p {number(case.loss)}; fold {graded.fold[i]}</p>"
+        f"{probability_bars(classes, graded.probs[i], true)}"
     )
     views = [
         _figure(predicted, truth if true != top else None, classes[top], classes[true])

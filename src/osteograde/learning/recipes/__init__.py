@@ -32,6 +32,8 @@ NAMES = {  # recipe -> task
     "knee-resnext50": "knee-xray",
     "knee-shufflenet-v2-x2": "knee-xray",
     "knee-wide-resnet50-2": "knee-xray",
+    "knee-siamese": "knee-xray",
+    "knee-siamese-small": "knee-xray",
 }
 
 
@@ -49,6 +51,8 @@ def __getattr__(name: str) -> dict[str, Callable[[], Recipe]]:
         "spider-faster-rcnn": spider.spider_faster_rcnn,
         "knee-xray": knee.knee_xray,
         **knee.PUBLISHED,
+        "knee-siamese": knee.knee_siamese,
+        "knee-siamese-small": knee.knee_siamese_small,
     }
     globals()["RECIPES"] = recipes
     return recipes

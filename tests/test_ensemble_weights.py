@@ -1,0 +1,216 @@
+"""A folder with ensemble.json is a weights folder: what it answers is the vote on what its members answer."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import inference
+from osteograde import phantom
+from osteograde.errors import UserError
+from osteograde.inference import kernel_main, submission
+from osteograde.kaggle import cli, staging
+from osteograde.models import bundle
+from osteograde.models.manifest import read_manifest, write_manifest
+from osteograde.pipeline import ensemble, predict, voting
+from osteograde.report import heatmaps
+from osteograde.tasks import TASKS
+from tests.tiny import random_bundle
+
+KNEES = TASKS["knee-xray"]
+SIAMESE = {"kind": "siamese", "width": 4, "classes": 5}
+LOUD = 300.0  # scales the heads of graders: else random nets say nearly the same about everything
+
+
+def loud_grader(folder: Path, seed: int, net: dict, pixels, **facts) -> Path:
+    """Give a weights folder another grader net of random weights, and other facts in its manifest."""
+    manifest = read_manifest(folder)
+    (name,) = (name for name in manifest.files if name.startswith("grade/"))
+    torch.manual_seed(seed)
+    made = bundle.build_net(net)
+    made.head.weight.data *= LOUD
+    bundle.save_net(made, folder / name)
+    files = {**manifest.files, name: bundle.file_entry(folder, name, bundle.config_of(net))}
+    pixels = {**manifest.pixels, "kl": pixels}
+    write_manifest(folder, replace(manifest, files=files, pixels=pixels, **facts))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def members(tmp_path_factory) -> list[Path]:
+    """Three members with the same locator: their graders read other pixels, crops and test-time views."""
+    root = tmp_path_factory.mktemp("weights")
+    first = random_bundle(root / "first", "knee-xray", pixels=(64, (64, 96)))
+    net = dict(next(e.net for n, e in read_manifest(first).files.items() if n.startswith("grade/")))
+    for name in ("second", "parts"):
+        shutil.copytree(first, root / name)
+    prior = dict.fromkeys(KNEES.targets, (0.1, 0.2, 0.3, 0.25, 0.15))
+    loud_grader(first, 1, net, (64, 96))
+    loud_grader(root / "second", 2, net, (96, 96), test_views=2)
+    loud_grader(root / "parts", 3, SIAMESE, 64, crops={"kl": ("lateral", "medial")}, prior=prior)
+    return [first, root / "second", root / "parts"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    phantom.write("knee-xray", folder, studies=0, test=3, seed=5)
+    return folder
+
+
+def write_ensemble(folder: Path, members: list[Path], rule: str = "mean") -> Path:
+    """An ensemble.json as ``osteograde ensemble`` writes it, without its scores."""
+    said = [
+        {
+            "name": member.name,
+            "folder": Path("..", member.name).as_posix() if folder != member.parent else member.name,
+            "manifest_sha256": bundle.sha256(member / bundle.MANIFEST),
+        }
+        for member in members
+    ]
+    folder.mkdir(exist_ok=True)
+    (folder / "ensemble.json").write_text(json.dumps({"task": "knee-xray", "rule": rule, "members": said}))
+    return folder
+
+
+def grade(data: Path, weights: Path, out: Path, *more: str) -> dict[str, np.ndarray]:
+    words = ["knee-xray", "--data", str(data), "--weights", str(weights), "--device", "cpu", "--max-unread", "9"]
+    assert inference.main([*words, "--out", str(out), *more]) == 0
+    return submission.read_submission(out)
+
+
+@pytest.fixture(scope="module")
+def alone(members, data, tmp_path_factory) -> list[dict[str, np.ndarray]]:
+    """The submission of every member."""
+    folder = tmp_path_factory.mktemp("alone")
+    return [grade(data, member, folder / f"{member.name}.csv") for member in members]
+
+
+@pytest.mark.parametrize("rule", voting.RULES)
+def test_the_submission_is_the_vote_on_the_submissions_of_the_members(members, data, alone, tmp_path, rule):
+    rows = list(alone[0])
+    _, expected = voting.vote(np.array([[one[row] for row in rows] for one in alone]), rule)
+    assert len({tuple(one[row].argmax() for one in alone) for row in rows}) > 1  # they do not agree
+    answer = grade(data, write_ensemble(members[0].parent, members, rule), tmp_path / "s.csv")
+    assert list(answer) == rows
+    assert np.abs(np.array([answer[row] for row in rows]) - expected).max() < 1e-6
+    assert [answer[row].argmax() for row in rows] == expected.argmax(-1).tolist()
+
+
+def test_a_target_that_one_member_cannot_grade_gets_that_member_s_prior_in_the_vote(members):
+    voters = ensemble.load(ensemble.verify(write_ensemble(members[0].parent, members)), TASKS, torch.device("cpu"))
+    given = np.array([0.5, 0.2, 0.1, 0.1, 0.1])
+    graded = ensemble.voted(voters, [{"left": given}, {"left": given}, {}])
+    assert set(graded) == {"left"}
+    own = np.array(voters.members[2].prior["left"])
+    assert graded["left"] == pytest.approx((2 * given + own) / 3)
+    prior = np.mean([member.prior["left"] for member in voters.members], 0)
+    assert voters.prior["left"] == pytest.approx(prior)  # of a target that none of them can grade
+
+
+def test_equal_locators_find_the_landmarks_once_and_are_loaded_once(members, data, tmp_path, monkeypatch):
+    calls = []
+    locate_all = predict.locate_all
+    monkeypatch.setattr(predict, "locate_all", lambda *words: calls.append(1) or locate_all(*words))
+    voters = ensemble.load(ensemble.verify(write_ensemble(members[0].parent, members)), TASKS, torch.device("cpu"))
+    nets = [member.locators["joint"][0] for member in voters.members]
+    assert nets[0] is nets[1] is nets[2]
+    grade(data, members[0], tmp_path / "one.csv")
+    once = len(calls)
+    calls.clear()
+    grade(data, write_ensemble(members[0].parent, members), tmp_path / "three.csv")
+    assert len(calls) == once
+    other = Path(shutil.copytree(members[1], tmp_path / "other"))
+    manifest = read_manifest(other)
+    write_manifest(other, replace(manifest, pixels={**manifest.pixels, "joint": 96}))  # it looks more closely
+    calls.clear()
+    grade(
+        data, write_ensemble(tmp_path, [other, Path(shutil.copytree(members[0], tmp_path / "m"))]), tmp_path / "t.csv"
+    )
+    assert len(calls) == 2 * once
+
+
+def test_laid_flat_as_on_kaggle_the_kernel_finds_it_and_it_answers_the_same(members, data, tmp_path):
+    weights = write_ensemble(members[0].parent, members, "mix")
+    grade(data, weights, tmp_path / "own.csv")
+    there = tmp_path / "input" / "datasets" / "someone" / "voters"
+    there.parent.mkdir(parents=True)
+    staging.lay_weights(weights, there, shutil.copyfile)
+    assert all(path.is_file() for path in there.iterdir())  # no folders there
+    assert "first__grade__kl__fold0.safetensors" in {path.name for path in there.iterdir()}
+    found = kernel_main.find_weights(tmp_path / "input", "knee-xray", bundle.sha256(weights / "ensemble.json"))
+    assert found == there == kernel_main.find_weights(tmp_path / "input", "knee-xray")
+    grade(data, found, tmp_path / "flat.csv")
+    assert (tmp_path / "flat.csv").read_bytes() == (tmp_path / "own.csv").read_bytes()
+
+
+def test_the_kernel_takes_the_ensemble_and_not_a_member_below_it(members):
+    weights = write_ensemble(members[0].parent, members)
+    assert kernel_main.find_weights(weights, "knee-xray") == weights
+    digest = bundle.sha256(members[1] / "manifest.json")
+    assert kernel_main.find_weights(weights, "knee-xray", digest) == members[1]
+
+
+def test_pictures_show_the_chart_and_the_crops_of_every_member(members, data, tmp_path):
+    weights = write_ensemble(members[0].parent, members)
+    rows = grade(data, weights, tmp_path / "s.csv", "--explain", str(tmp_path / "e"), "--overlays", str(tmp_path / "o"))
+    assert len(list((tmp_path / "o").iterdir())) == len(KNEES.read(data, "test"))
+    picture = sorted((tmp_path / "e").iterdir())[0]
+    image = cv2.imread(str(picture))
+    crops = 1 + 1 + 2  # of the three members
+    assert image.shape[0] == heatmaps.TITLE + 5 * heatmaps.BAR + crops * (heatmaps.HEIGHT + 4)
+    chart = image[heatmaps.TITLE : heatmaps.TITLE + 5 * heatmaps.BAR]
+    lengths = [int((chart[heatmaps.BAR * k + 5, 130:] > 0).any(-1).sum()) for k in range(5)]
+    assert np.argmax(lengths) == np.argmax(rows[picture.stem])
+
+
+@pytest.fixture
+def copied(members, tmp_path) -> Path:
+    """An ensemble of two members that a test may damage."""
+    return write_ensemble(tmp_path, [Path(shutil.copytree(member, tmp_path / member.name)) for member in members[:2]])
+
+
+def test_a_member_that_is_missing_or_was_changed_is_named(copied):
+    said = json.loads((copied / "ensemble.json").read_text())
+    net = next((copied / "first" / "grade" / "kl").iterdir())
+    whole = net.read_bytes()
+    net.write_bytes(whole[:-1])
+    with pytest.raises(UserError, match=r"fold0.safetensors: sha256 is"):
+        ensemble.verify(copied)
+    net.write_bytes(whole)
+    manifest = read_manifest(copied / "second")
+    write_manifest(copied / "second", replace(manifest, test_views=1))
+    with pytest.raises(UserError, match=r"'second' was trained or changed after the ensemble was chosen"):
+        ensemble.verify(copied)
+    shutil.rmtree(copied / "second")
+    with pytest.raises(UserError, match=r"member 'second' is missing"):
+        ensemble.verify(copied)
+    for change, told in (
+        ({"rule": "loudest"}, "rule 'loudest' is unknown"),
+        ({"members": []}, "expected at least one member"),
+        ({"members": [*said["members"][:1], *said["members"][:1]]}, "members more than once"),
+        ({"members": [{**said["members"][0], "name": "../first"}]}, "without a path"),
+        ({"task": "spider", "members": said["members"][:1]}, "or of other targets than the ensemble of 'spider'"),
+    ):
+        (copied / "ensemble.json").write_text(json.dumps({**said, **change}))
+        with pytest.raises(UserError, match=told):
+            ensemble.verify(copied)
+
+
+def test_the_command_line_checks_the_task_of_an_ensemble_without_torch(copied):
+    cli.check_weights(copied, "knee-xray")
+    with pytest.raises(UserError, match="weights are of task 'knee-xray', asked for 'spider'"):
+        cli.check_weights(copied, "spider")
+
+
+def test_an_ensemble_of_one_member_answers_as_the_member_does(members, data, alone, tmp_path):
+    grade(data, members[0], tmp_path / "plain.csv")
+    grade(data, write_ensemble(members[0].parent, members[:1], "mix"), tmp_path / "one.csv")
+    assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "plain.csv").read_bytes()
