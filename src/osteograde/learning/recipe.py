@@ -434,6 +434,15 @@ def for_locator(plan: LocatorPlan, locator: Locator) -> LocatorPlan:
     return replace(plan, net={**plan.net, "channels": len(locator.channels), "in_channels": 4})
 
 
+def taught_boxes_mm(plan: LocatorPlan, locator: Locator) -> dict[str, tuple[float, float]]:
+    """{channel: (height, width) mm} of the boxes that a detector is taught around landmarks; none of other nets."""
+    if plan.net["kind"] != "faster_rcnn":
+        return {}
+    pixel_mm = locator.field_mm[1] / max(sides(plan.pixels))
+    height, width = (float(side) * pixel_mm for side in plan.net.get("box_px", (32.0, 32.0)))
+    return dict.fromkeys(locator.channels, (height, width))
+
+
 def for_grader(plan: GraderPlan, grader: Grader, task: Task) -> GraderPlan:
     """The plan with what follows from the task: the crops and covariates that the net reads, and what it answers."""
     net = {name: value for name, value in plan.net.items() if name != "covariates"}

@@ -17,15 +17,16 @@ from osteograde.errors import UserError
 from osteograde.learning import cross_fit, data_faults, evaluate, folds, out_of_fold, starting
 from osteograde.learning.cross_fit import Run
 from osteograde.learning.out_of_fold import OutOfFold
-from osteograde.learning.recipe import Recipe
+from osteograde.learning.recipe import Recipe, taught_boxes_mm
 from osteograde.models import bundle
 from osteograde.models.manifest import Manifest, Scores, TrainedFolds
 from osteograde.pipeline import predict
 from osteograde.pipeline.calibration import Calibration, cross_fitted
 from osteograde.tasks.covariates import FILE, values_of
+from osteograde.pipeline.load import Loaded
 from osteograde.tasks.metrics import groups_of, interval
 from osteograde.tasks.priors import weighted_prior
-from osteograde.tasks.spec import Points, Study
+from osteograde.tasks.spec import Locator, Points, Study
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pandas", "pydicom", "opencv-python-headless", "scikit-learn")
 log = logging.getLogger("osteograde.learning")
@@ -146,7 +147,8 @@ def _synthetic(recipe: Recipe, studies: Sequence[Study], out: Path) -> list[Stud
 
 
 def point_errors(run: Run, found: Mapping[str, Points]) -> dict[str, dict[str, float | None]]:
-    """Per locator: median and 95th percentile of the distance to the annotated points in mm, and the share found."""
+    """Per locator: median and 95th percentile of the distance to the annotated points in mm, and the share found; of
+    detectors also the precision and recall of their boxes (``evaluate.box_scores``)."""
     distances: dict[str, list[float]] = {stage.name: [] for stage in run.recipe.task.locators}
     annotated = dict.fromkeys(distances, 0)
     stage_of = {landmark.name: stage.name for stage in run.recipe.task.locators for landmark in stage.landmarks}
@@ -167,9 +169,16 @@ def point_errors(run: Run, found: Mapping[str, Points]) -> dict[str, dict[str, f
             "points": annotated[stage],
             "right_level": evaluate.right_level(stages[stage], held, found),
             "false": evaluate.false_finds(stages[stage], held, found),
+            **_box_scores(run, stages[stage], held, found),
         }
         for stage, values in distances.items()
     }
+
+
+def _box_scores(run: Run, locator: Locator, held: Sequence[Loaded], found: Mapping[str, Points]) -> dict:
+    """Precision and recall of a detector's boxes; nothing of other locators."""
+    box_mm = taught_boxes_mm(run.recipe.locators[locator.name], locator)
+    return evaluate.box_scores(locator, box_mm, held, found) if box_mm else {}
 
 
 def grade_scores(run: Run, oof: OutOfFold, priors: Mapping[int, Mapping]) -> dict[str, Any]:
@@ -198,6 +207,8 @@ def grade_scores(run: Run, oof: OutOfFold, priors: Mapping[int, Mapping]) -> dic
         part: [_plain(a), _plain(b)]
         for part, a, b in zip(task.metric.parts, np.atleast_1d(low), np.atleast_1d(high), strict=True)
     }
+    scores["classes"] = list(task.classes)
+    scores["confusion"] = evaluate.confusions(task, labels, tables["model"])
     return scores
 
 
@@ -261,6 +272,11 @@ def table(scores: Mapping[str, Any]) -> str:
         median, p95 = ("-" if row[key] is None else f"{row[key]:.2f}" for key in ("median_mm", "p95_mm"))
         level, false = ("-" if row[key] is None else f"{row[key]:.1%}" for key in ("right_level", "false"))
         lines.append(f"{stage:<14}{median:>10}{p95:>9}{row['found']:>8.1%}{row['points']:>8}{level:>8}{false:>8}")
+    for stage, row in scores["locate"].items():
+        if "ap50" in row:
+            names = {"AP at 0.5": "ap50", "AP at 0.75": "ap75", "AR over 0.50 to 0.95": "ar"}
+            told = (f"{text} {'-' if row[key] is None else f'{row[key]:.3f}'}" for text, key in names.items())
+            lines.append(f"{stage:<14}boxes: {', '.join(told)}")
     grade = scores["grade"]
     lines += ["", f"{'out-of-fold':<22}{'model':>9}{'95 % interval':>20}{'prior':>9}   ({grade['studies']} studies)"]
     for part, value in grade["model"].items():
@@ -275,4 +291,6 @@ def table(scores: Mapping[str, Any]) -> str:
             f"debug run: {grade['rows_at_annotated_points']} of {grade['rows']} rows were graded at annotated points, "
             "because nothing was found there; these scores say only that everything runs"
         )
+    if "accuracy" not in grade["model"]:  # a score that does not look at the most probable class
+        lines += ["", *evaluate.condition_lines(grade["confusion"], grade["classes"])]
     return "\n".join([*lines, *scores.get("warnings", [])])

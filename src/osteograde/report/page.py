@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from osteograde.errors import UserError
-from osteograde.learning.evaluate import head_lines
+from osteograde.learning.evaluate import class_scores, head_lines
 from osteograde.learning.reuse import current_form
 from osteograde.report import charts, summary
 from osteograde.report import worst_cases as cases
@@ -162,20 +163,33 @@ def score_table(evidence: Evidence) -> str:
 
 
 def confusion(evidence: Evidence) -> str:
-    """Confusion matrices: over all rows and, where there are several graders, one for each of them."""
+    """Precision, recall and F1 of every class, and confusion matrices: over all rows and, where there are several
+    conditions, for each of them."""
     graded = evidence.graded
     if graded is None or not graded.labelled.any():
         return _missing(graded)
     classes = evidence.task.classes
     every = np.ones(len(graded.ids), bool)
     matrices = [charts.confusion_table(summary.confusion(graded, every, len(classes)), classes, "all rows")]
-    if len(evidence.task.graders) > 1:
-        for grader in evidence.task.graders:
-            rows = np.array([evidence.sites[target][0] is grader for target in graded.targets])
-            matrix = summary.confusion(graded, rows, len(classes))
-            matrices.append(charts.confusion_table(matrix, classes, grader.name))
+    counts = {"all rows": summary.confusion(graded, every, len(classes))}
+    conditions = dict.fromkeys(site.condition for _, site in evidence.sites.values())
+    for condition in conditions if len(conditions) > 1 else ():
+        rows = np.array([evidence.sites[target][1].condition == condition for target in graded.targets])
+        counts[condition] = summary.confusion(graded, rows, len(classes))
+        matrices.append(charts.confusion_table(counts[condition], classes, condition))
     note = "<p>Predicted: the most probable class. In small print the share of the true class; shading follows it.</p>"
-    return note + f'<div class="grid">{"".join(matrices)}</div>'
+    return _class_scores(counts, classes) + note + f'<div class="grid">{"".join(matrices)}</div>'
+
+
+def _class_scores(counts: Mapping[str, np.ndarray], classes: Sequence[str]) -> str:
+    """Accuracy of each condition; precision, recall and F1 of its classes."""
+    body: list[list[object]] = []
+    for condition, matrix in counts.items():
+        right, values = class_scores(matrix)
+        for name, row, known in zip(classes, values, matrix.sum(1), strict=True):
+            body.append([condition, name, int(known), *map(number, row), number(right)])
+    head = ["condition", "class", "rows", "precision", "recall", "F1", "accuracy of the condition"]
+    return table(head, body, words=2)
 
 
 def calibration(evidence: Evidence) -> str:
@@ -209,7 +223,17 @@ def landmarks(evidence: Evidence) -> str:
         if len(errors):
             label = f"{locator.name}: {len(errors)} distances, median {number(middle, 2)} mm, 95 % {number(far, 2)} mm"
             plots.append(f"<h3>{escape(locator.name)}</h3>{charts.histogram(errors, label)}")
-    return table(["locator", "annotated", "found", "median, mm", "95th percentile, mm"], body) + "".join(plots)
+    head = ["locator", "annotated", "found", "median, mm", "95th percentile, mm"]
+    return table(head, body) + _box_table(scores) + "".join(plots)
+
+
+def _box_table(scores: Mapping[str, Mapping[str, Any]]) -> str:
+    """Precision and recall of the boxes of detectors; empty where there is none."""
+    body = [[stage, *(number(row[key]) for key in ("ap50", "ap75", "ar"))]
+            for stage, row in scores.items() if "ap50" in row]  # fmt: skip
+    head = ["boxes of", "AP at 0.5", "AP at 0.75", "AR over 0.50 to 0.95"]
+    note = "Boxes of the size that is taught, around found and annotated points, in the plane of the annotated slice."
+    return table(head, body, note) if body else ""
 
 
 def _cell(value: object) -> str:
