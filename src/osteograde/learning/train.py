@@ -22,8 +22,8 @@ from osteograde.models import bundle
 from osteograde.models.manifest import Manifest, Scores, TrainedFolds
 from osteograde.pipeline import predict
 from osteograde.pipeline.calibration import Calibration, cross_fitted
-from osteograde.tasks.covariates import FILE, values_of
 from osteograde.pipeline.load import Loaded
+from osteograde.tasks.covariates import FILE, values_of
 from osteograde.tasks.metrics import groups_of, interval
 from osteograde.tasks.priors import weighted_prior
 from osteograde.tasks.spec import Locator, Points, Study

@@ -1,4 +1,4 @@
-"""Trunks of the nets, from timm and torchvision. With pretrained=False nothing here opens a connection.
+"""Trunks of the nets: from timm, from torchvision, and MedViT. With pretrained=False nothing opens a connection.
 
 Shape legend: N images, C input channels, H W pixels, F features.
 """
@@ -17,6 +17,7 @@ from timm.models.mobilenetv3 import MobileNetV3Features
 from torch import nn
 
 from osteograde.errors import UserError
+from osteograde.models import medvit
 
 _TORCHVISION = "torchvision/"
 _IMAGENET_CLASSES = 1000
@@ -83,14 +84,20 @@ def classifier_body(
 ) -> tuple[nn.Module, int]:
     """A net without its last layer: (N, C, H, W) -> (N, F), and F.
 
-    name: any timm name, or "torchvision/<name>" for a torchvision classifier with one linear head. stages: average
-    the first stages of the pyramid instead (a fraction of the parameters); of torchvision's nets the first modules of
-    ``features``, with the names they have in the whole net, so that its weights fit. pixels: the crop's side, needed
-    by nets built for one size (ViT, Swin of timm). Raises ValueError for names that neither library knows.
+    name: any timm name, "torchvision/<name>" for a torchvision classifier with one linear head, or one of
+    ``medvit.SIZES``, of which no public starting weights can be fetched by name. stages: average the first stages of
+    the pyramid instead (a fraction of the parameters); of torchvision's nets the first modules of ``features``, with
+    the names they have in the whole net, so that its weights fit. pixels: the crop's side, needed by nets built for one
+    size (ViT, Swin of timm). Raises ValueError for names that nobody knows.
     """
     if name.startswith(_TORCHVISION):
         body, width = _torchvision_body(name.removeprefix(_TORCHVISION), in_channels, pretrained)
         return _first_features(name, body, in_channels, stages) if stages else (body, width)
+    if name in medvit.SIZES:
+        if stages or pretrained:
+            what = f"stages={stages}" if stages else "ImageNet weights"
+            raise UserError(f"backbone {name!r} has no {what}; use stages=0 and other starting weights")
+        return medvit.MedVit(name, in_channels), medvit.MedVit.features
     _known(name)
     if stages:
         pyramid = encoder(name, in_channels, pretrained, stages=stages)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 NAMES = {  # recipe -> task
     "lumbar-mr": "lumbar-mr",
     "lumbar-mr-small": "lumbar-mr",
+    "lumbar-medvit": "lumbar-mr",
     "seed-frcnn-swin": "lumbar-mr",
     "spider": "spider",
     "spider-unet": "spider",
@@ -45,6 +46,7 @@ def __getattr__(name: str) -> dict[str, Callable[[], Recipe]]:
     recipes: dict[str, Callable[[], Recipe]] = {
         "lumbar-mr": lumbar.lumbar_mr,
         "lumbar-mr-small": lumbar.lumbar_mr_small,
+        "lumbar-medvit": lumbar.lumbar_medvit,
         "seed-frcnn-swin": lumbar.seed_frcnn_swin,
         "spider": spider.spider,
         "spider-unet": spider.spider_unet,

@@ -64,6 +64,19 @@ def lumbar_mr_small() -> Recipe:
     return replace(recipe, locators={**recipe.locators, "canal": canal, "recess": recess})
 
 
+def lumbar_medvit() -> Recipe:
+    """The default's locators with graders of MedViT-small (models/medvit.py), from random weights. For a GPU.
+
+    python train_folds.py lumbar-mr --recipe lumbar-medvit --data DIR --out weights/lumbar-medvit
+    """
+    recipe = lumbar_mr()
+    graders = {
+        name: tuple(replace(plan, net={**plan.net, "backbone": "medvit_small"}) for plan in plans)
+        for name, plans in recipe.graders.items()
+    }
+    return replace(recipe, name="lumbar-medvit", graders=graders)
+
+
 def seed_frcnn_swin() -> Recipe:
     """The published two-stage baseline: Faster R-CNN R50-FPN v2 per condition, Swin-V2-T with weights 1/2/4, Adam 1e-4.
 
