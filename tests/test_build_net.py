@@ -24,6 +24,7 @@ CONFIGS: list[dict[str, Any]] = [
     {"kind": "heatmap", "encoder_name": "convnext_atto", "channels": 2, "width": 16, "stride": 2, "stages": 2},
     {"kind": "faster_rcnn", "variant": "mobilenet", "channels": 2, "box_px": [32, 24]},
     {"kind": "unet", "encoder_name": "lcnet_035", "channels": 2, "width": 8, "stride": 2, "stages": 4},
+    {"kind": "planned_unet", "channels": 2, "features": 4, "stages": 3, "patch": [32, 48]},
     {"kind": "grader", "backbone": "lcnet_035", "crops": 2, "stages": 5},
     {"kind": "grader", "backbone": "torchvision/mobilenet_v3_small", "crops": 1, "neighbours": True},
     {"kind": "siamese", "width": 8},
@@ -224,7 +225,8 @@ def test_close_names_help() -> None:
 
 
 def test_configs_that_fit_no_net_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"expected one of \['faster_rcnn', 'grader', 'heatmap', 'siamese', 'unet'\]"):
+    kinds = r"\['faster_rcnn', 'grader', 'heatmap', 'planned_unet', 'siamese', 'unet'\]"
+    with pytest.raises(ValueError, match=f"expected one of {kinds}"):
         build_net({"kind": "transformer"})
     with pytest.raises(ValueError, match="no argument \\['depth'\\]"):
         build_net({"kind": "heatmap", "encoder_name": "lcnet_035", "channels": 1, "depth": 3})
@@ -232,7 +234,7 @@ def test_configs_that_fit_no_net_are_refused() -> None:
         build_net({"kind": "faster_rcnn", "variant": "yolo", "channels": 1})
     with pytest.raises(ValueError, match="stride"):
         build_net({"kind": "heatmap", "encoder_name": "lcnet_035", "channels": 1, "stride": 3})
-    assert set(KINDS) == {"heatmap", "faster_rcnn", "grader", "siamese", "unet"}
+    assert set(KINDS) == {"heatmap", "faster_rcnn", "grader", "planned_unet", "siamese", "unet"}
 
 
 @pytest.mark.slow

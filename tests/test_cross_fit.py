@@ -41,6 +41,9 @@ class Stage:
     def loss(self, plan: Plan):
         return plan
 
+    def watch(self, plan: Plan, held_out, job):
+        return None
+
 
 def run_of(folder, only=tuple(range(5))) -> Run:
     (folder / "work" / "nets").mkdir(parents=True)
@@ -52,7 +55,7 @@ def trained(monkeypatch):
     """(job, plan, number of studies) of each call of the loop, which trains nothing."""
     calls = []
 
-    def train(build_net, plan, data, held_out, loss, job, *, resume):
+    def train(build_net, plan, data, held_out, loss, job, *, resume, after_epoch=None):
         assert loss == plan
         calls.append((job, plan, len(data)))
         return nn.Linear(1, 1)

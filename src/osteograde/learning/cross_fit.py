@@ -19,7 +19,7 @@ from torch import nn
 
 from osteograde.learning import folds, loop, pretrained
 from osteograde.learning.cache import cached
-from osteograde.learning.loop import Data, Job, Loss
+from osteograde.learning.loop import AfterEpoch, Data, Job, Loss
 from osteograde.learning.recipe import GraderPlan, Plan, Recipe
 from osteograde.learning.stage_start import net_from_stage
 from osteograde.models import bundle
@@ -125,6 +125,10 @@ class Stage(Protocol):
 
     def loss(self, plan: Plan) -> Loss: ...
 
+    def watch(self, plan: Plan, held_out: Data, job: Job) -> AfterEpoch | None:
+        """What is measured on held-out data after every epoch for the log, if anything."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class Fold:
@@ -169,7 +173,8 @@ def _train_fold(run: Run, stage: Stage, net: Net, k: int, shared: BuildNet | Non
     job = _job(run, net, k, net.work_name(k))
     loss = stage.loss(plan)
     build = shared or partial(_new_net, run, net, k, data, loss, job)
-    return loop.train(build, plan, data, held_out, loss, job, resume=run.resume)
+    watch = stage.watch(plan, held_out, job)
+    return loop.train(build, plan, data, held_out, loss, job, resume=run.resume, after_epoch=watch)
 
 
 def _new_net(run: Run, net: Net, k: int, data: Data, loss: Loss, job: Job) -> nn.Module:

@@ -46,7 +46,7 @@ class Stored:
     points: (L, 3) stored index (d, h, w), NaN where unlabelled, infinite where known to be absent. lateral: (4,) so
     that patient x minus the midline at stored index (d, h, w) is lateral[:3] @ index + lateral[3]. lateral_axis: the
     stored axis that runs right-left, 0 in a sagittal stack, 2 in an axial one. window: slices that a sample has, around
-    its centre; 0: any window of the stack.
+    its centre; 0: any window of the stack. labelled: whether its slices have label images.
     """
 
     study: str
@@ -57,6 +57,7 @@ class Stored:
     lateral_axis: int
     slice_mm: float
     window: int
+    labelled: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,13 +224,14 @@ def _slices(item: Stored, start: int, depth: int) -> np.ndarray:
 
 def _window(item: Stored, plan: LocatorPlan, rng: np.random.Generator, augment: bool) -> tuple[int, int]:
     """First and last-plus-one slice of a sample: of a region of few slices these, shifted by up to one slice if
-    ``augment``; of a whole stack a window with a landmark."""
+    ``augment``; of a whole stack a window with a landmark, or any window where the plan says so and all is labelled."""
     if item.window:
         start = SLICE_MARGIN + (int(rng.integers(-1, 2)) if augment else 0)
         return start, start + item.window
     length = min(plan.window, item.depth)
-    labelled = item.points[np.isfinite(item.points[:, 0]), 0]
-    aim = round(float(rng.choice(labelled))) if len(labelled) else int(rng.integers(item.depth))
+    known = item.points[np.isfinite(item.points[:, 0]), 0]
+    anywhere = not len(known) or (augment and plan.any_window and item.labelled)
+    aim = int(rng.integers(item.depth)) if anywhere else round(float(rng.choice(known)))
     offset = int(rng.integers(length)) if augment else length // 2
     start = int(np.clip(aim - offset, 0, item.depth - length))
     return start, start + length
@@ -272,7 +274,9 @@ def store(locator: Locator, plan: LocatorPlan, studies: Iterable[Loaded], folder
                 crop = crop_stack(region.volume, grid, torch.device("cpu")) * 255
                 file.write(crop.round().to(torch.uint8).numpy().tobytes())
                 if labels_file:
-                    labels_file.write(cut_labels(label_volume(loaded.study, region.volume), grid).tobytes())
+                    labels = label_volume(loaded.study, region.volume)
+                    item = replace(item, labelled=labels is not None)
+                    labels_file.write(cut_labels(labels, grid).tobytes())
                 written += item.depth
                 items.append(item)
     if not items:
@@ -305,7 +309,7 @@ def _stored(region: Region, grid: Roi, loaded: Loaded, start: int) -> Stored:
 
 
 UNKNOWN = 255  # in bytes; -1 in a batch
-SEGMENTING = frozenset({"unet"})  # kinds of locators that learn from label images
+SEGMENTING = frozenset({"unet", "planned_unet"})  # kinds of locators that learn from label images
 
 
 def learns_from_masks(plan: LocatorPlan) -> bool:

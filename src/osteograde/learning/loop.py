@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +27,7 @@ from osteograde.learning.recipe import Plan, Start, Training
 from osteograde.models.bundle import on_device
 
 CHECKPOINT_FORMAT = 2
+MOMENTUM = 0.99  # of the optimiser "sgd", with Nesterov's step, as nnU-Net has it
 Weights = dict[str, torch.Tensor]  # a state dict
 
 log = logging.getLogger("osteograde.learning")
@@ -63,6 +65,7 @@ def every_sample(samples: int, rng: np.random.Generator, count: int) -> np.ndarr
 
 
 Loss = Callable[[nn.Module, Any], torch.Tensor]
+AfterEpoch = Callable[[nn.Module, int], str]  # (the averaged net, finished epochs) -> what its log line ends with
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,7 @@ class EpochLog:
     seconds: float = 0.0
     waited: float = 0.0
     held_out: float = math.nan  # loss; not a number where it was not measured
+    measured: str = ""  # what ``after_epoch`` says
 
 
 def train(
@@ -130,12 +134,14 @@ def train(
     job: Job,
     *,
     resume: bool,
+    after_epoch: AfterEpoch | None = None,
 ) -> nn.Module:
     """Train one net and return it in evaluation mode, with the weights that the plan says are kept.
 
     held_out: data for the held-out loss, which is measured after the last epoch, and after every epoch if the plan
-    stops early. resume: continue from the checkpoint of the job if there is one. Raises Diverged where the loss is not
-    a finite number, and UserError for a checkpoint of another version or early stopping without held-out data.
+    stops early. resume: continue from the checkpoint of the job if there is one. after_epoch: measures of the net that
+    the log of every epoch shows. Raises Diverged where the loss is not a finite number, and UserError for a checkpoint
+    of another version or early stopping without held-out data.
     """
     training = plan.training
     if training.patience and held_out is None:
@@ -154,6 +160,7 @@ def train(
             report.held_out = evaluate(progress.average, held_out, plan, loss, job)
         if training.patience and progress.epoch > plan.first_judged_epoch:
             _compare_with_best(progress, report.held_out, training)
+        report.measured = _measured(after_epoch, progress)
         _save(job.checkpoint, progress)
         _log_epoch(job, progress.epoch, training.epochs, report)
     if progress.best is not None:
@@ -199,12 +206,23 @@ def _train_epoch(progress: Progress, plan: Plan, data: Data, steps: int, loss: L
     return report
 
 
+def _measured(after_epoch: AfterEpoch | None, progress: Progress) -> str:
+    """What ``after_epoch`` says of the averaged net, which is shown to it in evaluation mode."""
+    if after_epoch is None:
+        return ""
+    was_training = progress.average.training
+    progress.average.eval()
+    said = after_epoch(progress.average, progress.epoch)
+    progress.average.train(was_training)
+    return said
+
+
 def _log_epoch(job: Job, epoch: int, epochs: int, report: EpochLog) -> None:
     held_out = "" if math.isnan(report.held_out) else f", held-out loss {report.held_out:.4f}"
     share = report.waited / report.seconds
     log.info(
         f"{job.title} epoch {epoch}/{epochs}: loss {report.loss:.4f}{held_out}, {report.seconds:.0f} s, "
-        f"{share:.0%} of it waiting for data"
+        f"{share:.0%} of it waiting for data{report.measured and ', '}{report.measured}"
     )
 
 
@@ -237,13 +255,17 @@ def rate(plan: Plan, step: int, steps: int) -> float:
     """The learning rate of a step, counted from 0 over all epochs of ``steps`` steps each.
 
     In the first epochs of the head alone it is ``Start.head_lr``. After them it falls at the milestones if the plan has
-    any, else it follows ``warm_up_and_cosine``, which starts anew after every restart.
+    any, or polynomially if it has a power; else it follows ``warm_up_and_cosine``, which starts anew after every
+    restart.
     """
     training, schedule, head_epochs = plan.training, plan.schedule, plan.start.head_epochs
     if step < head_epochs * steps:
         return plan.start.head_lr
     if schedule.milestones:
         return training.lr * 0.1 ** sum(step >= epoch * steps for epoch in schedule.milestones)
+    if schedule.power:
+        done, all_steps = step - head_epochs * steps, (training.epochs - head_epochs) * steps
+        return training.lr * (1 - done / all_steps) ** schedule.power
     begins = {head_epochs: 1.0, **dict(sorted(schedule.restarts.items()))}
     begin = max(epoch for epoch in begins if step >= epoch * steps)
     end = min((epoch for epoch in begins if epoch > begin), default=training.epochs)
@@ -283,7 +305,11 @@ def _set_trained_parts(net: nn.Module, start: Start, epoch: int) -> None:
 
 def _optimiser(net: nn.Module, plan: Plan, *, decay: bool = True) -> torch.optim.Optimizer:
     """A new optimiser of all parameters. decay: False for the epochs of the head alone, in which nothing is decayed."""
-    kinds = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
+    kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
+        "adamw": torch.optim.AdamW,
+        "adam": torch.optim.Adam,
+        "sgd": partial(torch.optim.SGD, momentum=MOMENTUM, nesterov=True),
+    }
     training = plan.training
     if training.optimiser not in kinds:
         raise UserError(f"optimiser {training.optimiser!r} is unknown; known: {sorted(kinds)}")

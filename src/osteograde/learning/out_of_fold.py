@@ -7,19 +7,20 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from osteograde.learning import grader_data, locator_data
+from osteograde.learning import grader_data, locator_data, pseudo_dice
 from osteograde.learning.cross_fit import Fold, Net, Run, cross_fit, nets_of
 from osteograde.learning.grader_data import GraderData
 from osteograde.learning.grader_loss import grader_loss
 from osteograde.learning.locator_data import LocatorData
-from osteograde.learning.loop import Loss
-from osteograde.learning.recipe import GraderPlan, Plan
+from osteograde.learning.loop import AfterEpoch, Data, Job, Loss
+from osteograde.learning.recipe import GraderPlan, LocatorPlan, Plan
 from osteograde.models import bundle
 from osteograde.pipeline import predict
 from osteograde.pipeline.load import Loaded
@@ -59,6 +60,14 @@ class LocatorStage:
     def loss(self, plan: Plan) -> Loss:
         return _loss_of_net
 
+    def watch(self, plan: Plan, held_out: Data, job: Job) -> AfterEpoch | None:
+        """The Dice of every class on held-out label images, where the net learns from such."""
+        if not isinstance(plan, LocatorPlan) or not locator_data.learns_from_masks(plan):
+            return None
+        assert isinstance(held_out, LocatorData)
+        has_labels = any(item.labelled for item in held_out.items)
+        return partial(pseudo_dice.measured, held_out, plan, job) if has_labels else None
+
     def predict(self, fold: Fold, studies: Sequence[Study], points: Sequence[Points]) -> list[Plain]:
         """{landmark: (x, y, z mm, confidence)} of each study, given the landmarks that earlier locators found."""
         nets = predict.Nets(fold.nets, self.nets[0].plan.pixels, self.run.device)
@@ -84,6 +93,9 @@ class GraderStage:
         assert isinstance(plan, GraderPlan)
         return grader_loss(self.grader, self.run.recipe, plan)
 
+    def watch(self, plan: Plan, held_out: Data, job: Job) -> AfterEpoch | None:
+        return None
+
     def predict(self, fold: Fold, studies: Sequence[Study], points: Sequence[Points]) -> list[Plain]:
         """{target: class probabilities} of each study, on crops around the given landmarks."""
         nets = predict.Nets(fold.nets, self.nets[0].plan.pixels, self.run.device)
@@ -104,6 +116,8 @@ def locate_out_of_fold(run: Run) -> tuple[dict[str, dict[str, Point]], dict[str,
         plan = run.recipe.locators[locator.name]
         used = [*run.studies[:: plan.subsample], *run.synthetic]
         stored = locator_data.store(locator, plan, _one_by_one(run, used), run.work / "locate")
+        if locator_data.learns_from_masks(plan):
+            _check_classes(run, stored)
         stage = LocatorStage(run, locator, nets_of("locate", locator.name, [plan]), stored)
         for fold in cross_fit(run, stage):
             predicted = cached_predictions(stage, fold, fold.held_out, points)
@@ -111,6 +125,19 @@ def locate_out_of_fold(run: Run) -> tuple[dict[str, dict[str, Point]], dict[str,
                 found[study.id] |= {name: Point(np.array(mm), sure) for name, (*mm, sure) in landmarks.items()}
                 points[study.id] = dict(task.fill_missing_landmarks(found[study.id]))
     return found, points
+
+
+def _check_classes(run: Run, stored: LocatorData) -> None:
+    """UserError where the training part of a fold lacks a class that other label images show."""
+    parts = {
+        k: (
+            {study.id for study in run.split.training(run.everything, k)},
+            {study.id for study in run.split.held_out(run.everything, k)},
+        )
+        for k in run.folds
+    }
+    classes = bundle.config_of(stored.plan.net)["classes"]
+    pseudo_dice.refuse_missing_classes(stored, parts, classes)
 
 
 def grade_out_of_fold(run: Run, found: Mapping[str, Points], points: Mapping[str, Points]) -> dict[str, dict]:

@@ -55,7 +55,7 @@ class Training:
     batch: int  # locators: regions; graders: studies
     lr: float  # the highest learning rate
     steps: int = 0
-    optimiser: str = "adamw"  # or "adam"
+    optimiser: str = "adamw"  # or "adam", or "sgd" with Nesterov momentum 0.99
     weight_decay: float = 0.02  # of weights; norms and biases are not decayed
     clip: float = 1.0  # largest norm of the gradient
     ema: float = 0.99  # decay of the moving average of the weights, which is the net that is kept; 0: the weights
@@ -71,12 +71,14 @@ class Schedule:
     restarts: epochs after which warm-up and cosine start anew (SGDR, Loshchilov and Hutter 2017), each with the share
     of ``Training.lr`` that it then reaches. swa: the net that is kept is the mean of the nets at the ends of all cycles
     (Izmailov et al. 2018). milestones: epochs after which the rate falls to a tenth, in place of warm-up and cosine.
+    power: in place of warm-up and cosine the rate is (1 - share of the steps that are done) to this power; 0: off.
     """
 
     warm_up: float = 0.1  # share of the steps of a cycle
     restarts: Mapping[int, float] = field(default_factory=dict)
     swa: bool = False
     milestones: tuple[int, ...] = ()
+    power: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,7 @@ class LocatorPlan(Plan):
 
     window: int = 8  # neighbouring slices of one sample
     subsample: int = 1  # every n-th of the given studies is used, and all synthetic ones
+    any_window: bool = False  # of a stack with label images any window is a sample, not only those with a landmark
 
     def shrunk(self) -> Self:
         """See ``Plan.shrunk``."""

@@ -6,6 +6,7 @@ import json
 import logging
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 
 from osteograde.errors import UserError
-from osteograde.learning import cross_fit, data_faults, evaluate, folds, out_of_fold, starting
+from osteograde.learning import cross_fit, data_faults, evaluate, folds, out_of_fold, planning, starting
 from osteograde.learning.cross_fit import Run
 from osteograde.learning.out_of_fold import OutOfFold
 from osteograde.learning.recipe import Recipe, taught_boxes_mm
@@ -58,6 +59,7 @@ def train(
     split = _split(recipe, studies, out, resume=resume)
     run = Run(recipe, studies, _synthetic(recipe, studies, out), split, chosen, out, device, resume)
     lost = _read_all(run)
+    run = replace(run, recipe=planning.planned_recipe(recipe, (run.loaded([study])[0] for study in studies)))
     found, points = out_of_fold.locate_out_of_fold(run)
     out_of_fold.save_points(run, found, out / "oof_points.csv")
     graded = out_of_fold.grade_out_of_fold(run, found, points)

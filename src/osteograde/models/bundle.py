@@ -24,6 +24,7 @@ from osteograde.errors import UserError
 from osteograde.models.grader import GraderNet
 from osteograde.models.locators.faster_rcnn import FasterRcnnLocator
 from osteograde.models.locators.heatmap import HeatmapLocator
+from osteograde.models.locators.planned_unet import PlannedUnet
 from osteograde.models.locators.unet import UnetLocator
 from osteograde.models.manifest import (
     MANIFEST,
@@ -244,6 +245,7 @@ KINDS: Mapping[str, Callable[..., nn.Module]] = {
     "heatmap": HeatmapLocator,
     "faster_rcnn": FasterRcnnLocator,
     "unet": UnetLocator,
+    "planned_unet": PlannedUnet,
     "grader": GraderNet,
     "siamese": SiameseNet,
 }

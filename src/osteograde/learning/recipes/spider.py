@@ -9,11 +9,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from osteograde.learning.recipe import (
+    IMAGENET,
     Augmentation,
     GraderPlan,
     LocatorPlan,
     Recipe,
     Resizing,
+    Schedule,
     Start,
     Training,
     for_grader,
@@ -62,6 +64,48 @@ def spider_unet() -> Recipe:
             start=START,
             augmentation=LOCATOR_AUGMENTATION,
             window=3,
+        ),
+    )
+
+
+def spider_unet_resnet34() -> Recipe:
+    """The same with a ResNet-34 encoder that starts from ImageNet, as published; for a GPU.
+
+    python train_folds.py spider --recipe spider-unet-resnet34 --data DIR --out W
+    """
+    return _spider(
+        "spider-unet-resnet34",
+        LocatorPlan(
+            net={"kind": "unet", "encoder_name": "resnet34", "width": 32, "stride": 2},
+            pixels=256,
+            training=Training(epochs=20, batch=8, steps=100, lr=5e-4, ema=0.99),
+            start=Start(weights=IMAGENET),
+            augmentation=LOCATOR_AUGMENTATION,
+            window=3,
+            any_window=True,
+        ),
+    )
+
+
+def spider_nnunet() -> Recipe:
+    """A U-Net that is planned from the data, after nnU-Net: size, patch, depth, batch and normalisation follow from it.
+
+    Of nnU-Net's 1,000 epochs of 250 steps these are 100; its rate, momentum and weight decay.
+
+    python train_folds.py spider --recipe spider-nnunet --data DIR --out W
+    """
+    return _spider(
+        "spider-nnunet",
+        LocatorPlan(
+            net={"kind": "planned_unet", "features": 32},
+            pixels=512,
+            training=Training(
+                epochs=100, batch=12, steps=250, lr=1e-2, optimiser="sgd", weight_decay=3e-5, clip=12.0, ema=0.0
+            ),
+            schedule=Schedule(power=0.9),
+            augmentation=LOCATOR_AUGMENTATION,
+            window=1,
+            any_window=True,
         ),
     )
 

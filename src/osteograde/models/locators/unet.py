@@ -40,68 +40,24 @@ class Component(NamedTuple):
     box: tuple[int, int, int, int]
 
 
-class UnetLocator(nn.Module):
-    """(N, in_channels, H, W) -> log scores (N, channels, H / stride, W / stride).
+class SegmentingLocator(nn.Module):
+    """What nets that label every pixel have in common: maps out of the discs they outline, and their targets.
 
-    A U-Net (Ronneberger et al. 2015) whose contracting half is a timm encoder; ``segment`` returns its class logits.
-    width: features of the finest decoder block. stages: how many stages of the encoder are used (0 = all). Raises
-    ValueError for an unknown encoder, a stride other than 1, 2, 4 or 8, fewer than two classes, or an image size that
-    stride does not divide.
+    channels: landmark channels of the maps. stride: input pixels of a map pixel. classes: with the background.
     """
 
-    def __init__(
-        self,
-        encoder_name: str,
-        channels: int,
-        in_channels: int = 4,
-        width: int = 32,
-        stride: int = 2,
-        stages: int = 0,
-        classes: int = 4,
-        *,
-        pretrained: bool = False,
-    ) -> None:
+    def __init__(self, channels: int, stride: int, classes: int) -> None:
         super().__init__()
-        if stride not in (1, 2, 4, 8):
-            raise UserError(f"stride of the map is {stride}; expected 1, 2, 4 or 8")
         if classes <= DISC:
-            raise UserError(f"U-Net of {classes} classes; expected at least {DISC + 1}, background and disc")
-        self.config: dict[str, Any] = {
-            "kind": "unet",
-            "encoder_name": encoder_name,
-            "channels": channels,
-            "in_channels": in_channels,
-            "width": width,
-            "stride": stride,
-            "stages": stages,
-            "classes": classes,
-        }
+            raise UserError(f"net of {classes} classes; expected at least {DISC + 1}, background and disc")
         self.channels, self.stride, self.classes = channels, stride, classes
-        self.encoder = encoder(encoder_name, in_channels, pretrained, stages=stages)
-        counts, reduction = pyramid_shape(self.encoder)
-        self.used = [i for i, r in enumerate(reduction) if r >= stride] or [len(reduction) - 1]
-        widths = [width * min(2**k, _WIDEST) for k in range(len(self.used))]
-        self.deepest = _block(counts[self.used[-1]], widths[-1])
-        skips = zip(self.used[:-1], pairwise(widths), strict=True)
-        self.blocks = nn.ModuleList(_block(counts[i] + below, here) for i, (here, below) in skips)
-        self.head = nn.Conv2d(width, classes, 1)
-        nn.init.normal_(self.head.weight, std=0.01)
-        nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.maps(images)
 
     def segment(self, images: torch.Tensor) -> torch.Tensor:
         """Class logits (N, K, H / stride, W / stride)."""
-        h, w = images.shape[-2] // self.stride, images.shape[-1] // self.stride
-        if (h * self.stride, w * self.stride) != tuple(images.shape[-2:]):
-            raise UserError(f"images are {tuple(images.shape[-2:])} pixels; expected multiples of {self.stride}")
-        pyramid = self.encoder(images)
-        maps = self.deepest(pyramid[self.used[-1]])
-        for i, block in reversed(list(zip(self.used[:-1], self.blocks, strict=True))):
-            skip = pyramid[i]
-            maps = block(torch.cat([_resized(maps, skip.shape[-2], skip.shape[-1]), skip], 1))
-        return _resized(self.head(maps), h, w)
+        raise NotImplementedError
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.maps(images)
 
     def maps(self, images: torch.Tensor) -> torch.Tensor:
         """Log scores (N, C, h, w), without gradient: per channel a gaussian on its disc, as high as the disc is sure.
@@ -124,18 +80,13 @@ class UnetLocator(nn.Module):
         their slices. 0, with a gradient of 0, where nothing is known. Raises ValueError for a mask of another size than
         the images, or with a label that is no class.
         """
-        log_p = self.segment(batch.images).float().log_softmax(1)
-        shares = self._mask_shares(batch)
-        masked = shares.flatten(1).any(1)
-        binary = torch.stack([_log_without(log_p, DISC), log_p[:, DISC]], 1)
-        drawn = point_shares(batch, (log_p.shape[-2], log_p.shape[-1]))
-        pointed = drawn.flatten(1).any(1) & ~masked
-        total = log_p.sum() * 0
-        for told, scores, target in ((masked, log_p, shares), (pointed, binary, drawn)):
-            if told.any():
-                weight = told.sum() / (masked | pointed).sum()
-                total = total + weight * segmentation_loss(scores[told], target[told])
-        return total
+        return told_loss(self.segment(batch.images), *self.targets(batch))
+
+    def targets(self, batch: LocatorBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is known of every map pixel: (N, K, h, w) the part that its mask gives to each class, and (N, 2, h, w)
+        the same of no disc and disc as the points tell it. 0 where it is unknown."""
+        height, width = batch.images.shape[-2] // self.stride, batch.images.shape[-1] // self.stride
+        return self._mask_shares(batch), point_shares(batch, (height, width))
 
     def _mask_shares(self, batch: LocatorBatch) -> torch.Tensor:
         """(N, K, h, w): each map pixel's part that the mask gives to each class; their sum is the known part."""
@@ -152,6 +103,81 @@ class UnetLocator(nn.Module):
             raise UserError(f"masks hold label {int(masks.max())}; the net has classes 0 to {self.classes - 1}")
         labels = torch.arange(self.classes, device=masks.device)[None, :, None, None]
         return F.avg_pool2d((masks[:, None] == labels).float(), self.stride)
+
+
+class UnetLocator(SegmentingLocator):
+    """(N, in_channels, H, W) -> log scores (N, channels, H / stride, W / stride).
+
+    A U-Net (Ronneberger et al. 2015) whose contracting half is a timm encoder; ``segment`` returns its class logits.
+    width: features of the finest decoder block. stages: how many stages of the encoder are used (0 = all). Raises
+    ValueError for an unknown encoder, a stride other than 1, 2, 4 or 8, fewer than two classes, or an image size that
+    stride does not divide.
+    """
+
+    def __init__(
+        self,
+        encoder_name: str,
+        channels: int,
+        in_channels: int = 4,
+        width: int = 32,
+        stride: int = 2,
+        stages: int = 0,
+        classes: int = 4,
+        *,
+        pretrained: bool = False,
+    ) -> None:
+        if stride not in (1, 2, 4, 8):
+            raise UserError(f"stride of the map is {stride}; expected 1, 2, 4 or 8")
+        super().__init__(channels, stride, classes)
+        self.config: dict[str, Any] = {
+            "kind": "unet",
+            "encoder_name": encoder_name,
+            "channels": channels,
+            "in_channels": in_channels,
+            "width": width,
+            "stride": stride,
+            "stages": stages,
+            "classes": classes,
+        }
+        self.encoder = encoder(encoder_name, in_channels, pretrained, stages=stages)
+        counts, reduction = pyramid_shape(self.encoder)
+        self.used = [i for i, r in enumerate(reduction) if r >= stride] or [len(reduction) - 1]
+        widths = [width * min(2**k, _WIDEST) for k in range(len(self.used))]
+        self.deepest = _block(counts[self.used[-1]], widths[-1])
+        skips = zip(self.used[:-1], pairwise(widths), strict=True)
+        self.blocks = nn.ModuleList(_block(counts[i] + below, here) for i, (here, below) in skips)
+        self.head = nn.Conv2d(width, classes, 1)
+        nn.init.normal_(self.head.weight, std=0.01)
+        nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
+
+    def segment(self, images: torch.Tensor) -> torch.Tensor:
+        """Class logits (N, K, H / stride, W / stride)."""
+        h, w = images.shape[-2] // self.stride, images.shape[-1] // self.stride
+        if (h * self.stride, w * self.stride) != tuple(images.shape[-2:]):
+            raise UserError(f"images are {tuple(images.shape[-2:])} pixels; expected multiples of {self.stride}")
+        pyramid = self.encoder(images)
+        maps = self.deepest(pyramid[self.used[-1]])
+        for i, block in reversed(list(zip(self.used[:-1], self.blocks, strict=True))):
+            skip = pyramid[i]
+            maps = block(torch.cat([_resized(maps, skip.shape[-2], skip.shape[-1]), skip], 1))
+        return _resized(self.head(maps), h, w)
+
+
+def told_loss(logits: torch.Tensor, shares: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+    """``segmentation_loss`` of the slices with a mask, and of the others against discs drawn around points -> scalar.
+
+    logits (N, K, h, w); shares (N, K, h, w) and drawn (N, 2, h, w): see ``SegmentingLocator.targets``.
+    """
+    log_p = logits.float().log_softmax(1)
+    masked = shares.flatten(1).any(1)
+    binary = torch.stack([_log_without(log_p, DISC), log_p[:, DISC]], 1)
+    pointed = drawn.flatten(1).any(1) & ~masked
+    total = log_p.sum() * 0
+    for told, scores, target in ((masked, log_p, shares), (pointed, binary, drawn)):
+        if told.any():
+            weight = told.sum() / (masked | pointed).sum()
+            total = total + weight * segmentation_loss(scores[told], target[told])
+    return total
 
 
 def segmentation_loss(log_p: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
