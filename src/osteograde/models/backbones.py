@@ -89,8 +89,8 @@ def classifier_body(
     by nets built for one size (ViT, Swin of timm). Raises ValueError for names that neither library knows.
     """
     if name.startswith(_TORCHVISION):
-        body, features = _torchvision_body(name.removeprefix(_TORCHVISION), in_channels, pretrained)
-        return _first_features(name, body, in_channels, stages) if stages else (body, features)
+        whole = _torchvision_body(name.removeprefix(_TORCHVISION), in_channels, pretrained)
+        return _first_features(name, whole[0], in_channels, stages) if stages else whole
     _known(name)
     if stages:
         pyramid = encoder(name, in_channels, pretrained, stages=stages)
