@@ -30,6 +30,7 @@ FROZEN = {
     "grade": INFERENCE,
     "train": TRAIN,
     "phantom": {"TASK", "--out", "--studies", "--test", "--seed"},
+    "targets": {"TASK", "--tables", "--out", "--definition", "--months", "--loss", "--location"},
     "score": {"TASK", "--data", "--submission", "--bootstrap"},
     "ensemble": {"TASK", "--members", "--data"},
     "report": {"WEIGHTS_DIR", "--data", "--out"},

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from osteograde.errors import UserError
-from osteograde.tasks import oai_tables
+from osteograde.tasks import oai_progression, oai_tables
 from osteograde.tasks.oai_progression import GradeRise, JointSpaceLoss, build
 from osteograde.tasks.oai_tables import find_tables, of_knees, pick
 
@@ -216,3 +216,20 @@ def test_the_phantom_tables_have_the_quirks_of_the_real_ones(tmp_path):
     }
     assert len(said) < len(truth)
     assert 0.1 < labelled.rows["progressed"].mean() < 0.6
+
+
+def test_targets_print_the_flow_and_write_the_labels(films, capsys):
+    from osteograde import cli
+
+    out = films / "labels.csv"
+    assert cli.main(["targets", "knee-progression", "--tables", str(films), "--out", str(out)]) == 0
+    assert "left out: no width at month 48" in capsys.readouterr().out
+    assert out.read_text().splitlines()[0] == ",".join(oai_progression.COLUMNS)
+
+
+def test_targets_refuse_what_a_definition_does_not_use(films):
+    from osteograde import cli
+
+    with pytest.raises(UserError, match=r"of --definition jsl"):
+        cli.main(["targets", "knee-progression", "--tables", str(films), "--out", "x.csv", "--definition", "kl",
+                  "--loss", "1"])  # fmt: skip

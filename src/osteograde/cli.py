@@ -22,6 +22,7 @@ from osteograde.kaggle import cli
 from osteograde.tasks import NAMES, check_name
 
 DEFAULT_TASK = "lumbar-mr"
+TASK_OF_TARGETS = "knee-progression"
 EXPLAIN_METHODS = ("gradcam", "saliency", "smoothgrad")  # those of models/explain.py, which is imported later
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # what only a user can make room for
 
@@ -145,6 +146,8 @@ def parser() -> argparse.ArgumentParser:
     scored.add_argument("--submission", type=Path, required=True, metavar="FILE")
     scored.add_argument("--bootstrap", type=_count, default=200, metavar="N", help="resamples; 0: no intervals")
 
+    _add_targets(commands)
+
     chosen = _command(commands, "ensemble", ensemble, "choose which weights vote together, and how, out-of-fold only")
     chosen.add_argument("task", metavar="TASK")
     chosen.add_argument("--members", type=Path, nargs="+", required=True, metavar="WEIGHTS_DIR")
@@ -249,6 +252,28 @@ def score(args: argparse.Namespace) -> int:
     return 0
 
 
+def targets(args: argparse.Namespace) -> int:
+    check_name(args.task)
+    if args.task != TASK_OF_TARGETS:
+        raise UserError(f"the labels of {args.task} come with its data; targets are built for {TASK_OF_TARGETS}")
+    if args.out.is_dir() or not args.out.parent.is_dir():
+        raise UserError(f"--out {args.out}: name a file in a folder that exists, such as labels.csv")
+    chosen = {"months": args.months, "loss_mm": args.loss, "location": args.location}
+    given = {name: value for name, value in chosen.items() if value is not None}
+    if given and args.definition == "kl":
+        raise UserError("--months, --loss and --location are of --definition jsl; leave them out with kl")
+    from osteograde.logs import to_stdout
+    from osteograde.tasks import oai_progression
+
+    to_stdout()
+    definition = oai_progression.JointSpaceLoss(**given) if args.definition == "jsl" else oai_progression.GradeRise()
+    labelled = oai_progression.build(args.tables, definition)
+    oai_progression.save(labelled, args.out)
+    print("\n".join(labelled.lines()))
+    print(f"{len(labelled.rows)} labelled knees -> {args.out}")
+    return 0
+
+
 def ensemble(args: argparse.Namespace) -> int:
     check_name(args.task)
     for weights in args.members:
@@ -336,6 +361,24 @@ def _command(commands, name: str, function: Callable[[argparse.Namespace], int],
     return made
 
 
+def _add_targets(commands) -> None:
+    """The options of ``osteograde targets``."""
+    built = _command(commands, "targets", targets, "build the labels of a task from the tables of a cohort")
+    built.add_argument("task", metavar="TASK")
+    built.add_argument(
+        "--tables", type=Path, required=True, metavar="DIR", help="the cohort's tables, or their archives"
+    )
+    built.add_argument("--out", type=Path, required=True, metavar="labels.csv")
+    built.add_argument(
+        "--definition", choices=("jsl", "kl"), default="jsl", help="joint space loss (default) or rise of the grade"
+    )
+    built.add_argument(
+        "--months", type=_count, metavar="N", help="of jsl: from baseline to the second film; default: 48"
+    )
+    built.add_argument("--loss", type=_millimetres, metavar="MM", help="of jsl: what counts as a loss; default: 0.7")
+    built.add_argument("--location", metavar="PLACE", help="of jsl: minimum (default) or a fixed place, such as 250")
+
+
 def _add_device(parser: argparse.ArgumentParser) -> None:
     text = "auto (default), cpu, cuda or cuda:N"
     parser.add_argument("--device", type=_device, default="auto", metavar="DEVICE", help=text)
@@ -373,6 +416,16 @@ def _hours(text: str) -> float:
     if not 0 < hours < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of hours above 0")
     return hours
+
+
+def _millimetres(text: str) -> float:
+    try:
+        length = float(text)
+    except ValueError:
+        length = 0.0
+    if not 0 < length < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of mm above 0")
+    return length
 
 
 def _folds(text: str) -> tuple[int, ...]:

@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from osteograde.errors import UserError
-from osteograde.phantom import knee_dataset, lumbar_dataset, spider_dataset
+from osteograde.phantom import knee_dataset, lumbar_dataset, progression_dataset, spider_dataset
 
 WRITERS: Mapping[str, Callable[..., None]] = {
     "lumbar-mr": lumbar_dataset.write,
     "knee-xray": knee_dataset.write,
+    "knee-progression": progression_dataset.write,
     "spider": spider_dataset.write,
 }
 

@@ -61,18 +61,28 @@ def read(root: Path, part: str) -> list[Study]:
     return _studies(Path(root), look_through(part_folder(root, part)), part == "train")
 
 
+def read_all(root: Path, used: Sequence[str] = ()) -> list[Study]:
+    """Every image below ROOT's part "train" as a study: those in grade folders with labels and joint centres, all
+    others without. used: names of further tables in ROOT that the caller reads. UserError where there is no image."""
+    return _studies(Path(root), look_through(part_folder(root, "train")), training=True, ungraded=True, used=used)
+
+
 def read_files(root: Path, files: Sequence[Path]) -> list[Study]:
     """Single images below ROOT as studies to be graded. UserError where none of them is an image."""
     return _studies(Path(root), look_at(root, files), training=False)
 
 
-def _studies(root: Path, found: Found, training: bool) -> list[Study]:
+def _studies(
+    root: Path, found: Found, training: bool, *, ungraded: bool = False, used: Sequence[str] = ()
+) -> list[Study]:
+    """ungraded: images that lie in no grade folder are training data too."""
     folder, people = found.root, read_people((root, found.root))
-    used = [root / name for name in ("test_truth.csv", "train.csv", "SOURCE.json")]
-    found.tell(used=[*used, people.path] if people.path else used)
-    files = [file for file in found.files if not training or file.parent.name in GRADES]
+    read = [root / name for name in ("test_truth.csv", "train.csv", "SOURCE.json", *used)]
+    found.tell(used=[*read, people.path] if people.path else read)
+    graded_only = training and not ungraded
+    files = [file for file in found.files if not graded_only or file.parent.name in GRADES]
     if not files:
-        kind = "images in grade folders 0 to 4" if training else "image files (png, jpg, webp, tif, bmp, dcm)"
+        kind = "images in grade folders 0 to 4" if graded_only else "image files (png, jpg, webp, tif, bmp, dcm)"
         raise UserError(f"{folder}: no {kind}; give the folder that holds them")
     if len(files) < len(found.files):
         log.info("%s: %d images lie in no grade folder: not used", folder, len(found.files) - len(files))
@@ -81,11 +91,11 @@ def _studies(root: Path, found: Found, training: bool) -> list[Study]:
     if training:
         named = _with_patients(folder, files, named, found)
     made = [
-        study_of_image(file, name, training, told, picture=file not in found.dicom)
+        study_of_image(file, name, training and file.parent.name in GRADES, told, picture=file not in found.dicom)
         for file, name, told in zip(files, called, named, strict=True)
     ]
     _tell_sides(folder, made)
-    studies = _one_knee_each(folder, made) if training else made
+    studies = _one_knee_each(folder, made) if graded_only else made
     return sorted(studies, key=lambda one: one.id)
 
 

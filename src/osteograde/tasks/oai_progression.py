@@ -200,7 +200,7 @@ def _grade_rise(folder: Path, tables: Sequence[Table], definition: GradeRise) ->
     return frame[kept], flow
 
 
-def _replaced_months(tables: Sequence[Table], knees: pd.MultiIndex) -> pd.Series:
+def _replaced_months(tables: Sequence[Table], knees: pd.Index) -> pd.Series:
     """Months from baseline to the replacement of each knee; 0 where it was replaced before, inf where it is not known
     to have been."""
     months = pd.Series(np.inf, index=knees)
@@ -217,7 +217,7 @@ def _replaced_months(tables: Sequence[Table], knees: pd.MultiIndex) -> pd.Series
     return months
 
 
-def _at_baseline(tables: Sequence[Table], knees: pd.MultiIndex) -> pd.DataFrame:
+def _at_baseline(tables: Sequence[Table], knees: pd.Index) -> pd.DataFrame:
     """Covariates of each knee as text, "" where unknown or where their table is missing."""
     found = pd.DataFrame(index=knees)
     patient, right = knees.get_level_values("ID"), knees.get_level_values("SIDE") == 1
