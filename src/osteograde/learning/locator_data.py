@@ -274,9 +274,9 @@ def store(locator: Locator, plan: LocatorPlan, studies: Iterable[Loaded], folder
                 crop = crop_stack(region.volume, grid, torch.device("cpu")) * 255
                 file.write(crop.round().to(torch.uint8).numpy().tobytes())
                 if labels_file:
-                    labels = label_volume(loaded.study, region.volume)
-                    item = replace(item, labelled=labels is not None)
-                    labels_file.write(cut_labels(labels, grid).tobytes())
+                    known = label_volume(loaded.study, region.volume)
+                    item = replace(item, labelled=known is not None)
+                    labels_file.write(cut_labels(known, grid).tobytes())
                 written += item.depth
                 items.append(item)
     if not items:
