@@ -55,7 +55,14 @@ def main(args: argparse.Namespace) -> int:
     resume = args.resume or bool(args.reuse)
     try:
         scores = train.train(
-            recipe, args.data, args.out, only=args.folds, device=device, resume=resume, studies=studies
+            recipe,
+            args.data,
+            args.out,
+            only=args.folds,
+            device=device,
+            resume=resume,
+            studies=studies,
+            tensorboard=args.tensorboard,
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(RESUME) from None
@@ -67,8 +74,10 @@ def main(args: argparse.Namespace) -> int:
 
 def check_run(args: argparse.Namespace, recipe: Recipe) -> None:
     """UserError for what a run can be known to lack before anything is read, and before torch is imported."""
-    from osteograde.learning import folds, starting
+    from osteograde.learning import folds, history, starting
 
+    if args.tensorboard:
+        history.check_tensorboard()
     chosen = folds.chosen(recipe, args.folds)
     for weights in args.reuse:
         if not (weights / folds.FILE).is_file():

@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from osteograde.learning import folds, loop, pretrained
+from osteograde.learning import folds, history, loop, pretrained
 from osteograde.learning.cache import cached
 from osteograde.learning.loop import AfterEpoch, Data, Job, Loss
 from osteograde.learning.recipe import GraderPlan, Plan, Recipe
@@ -34,7 +34,7 @@ class Run:
     """One call of train_folds.py: the recipe, the studies and where everything goes.
 
     synthetic: studies made out of the given ones. Nets are trained on them, and their landmarks are predicted and
-    scored; they are never graded.
+    scored; they are never graded. tensorboard: events of TensorBoard are written beside the history of every net.
     """
 
     recipe: Recipe
@@ -45,6 +45,7 @@ class Run:
     out: Path
     device: torch.device
     resume: bool
+    tensorboard: bool = False
 
     @property
     def work(self) -> Path:
@@ -243,7 +244,16 @@ def after_shared_epochs(plan: Plan) -> Plan:
 
 def _job(run: Run, net: Net, fold: int, name: str, shared_by: tuple[int, ...] = ()) -> Job:
     seed = run.recipe.scope.seed + net.repeat
-    return Job(net.stage, fold, seed, run.device, run.work / "nets" / f"{name}.pt", shared_by)
+    return Job(
+        net.stage,
+        fold,
+        seed,
+        run.device,
+        run.work / "nets" / f"{name}.pt",
+        shared_by,
+        history=run.out / history.FOLDER / f"{name}.jsonl",
+        tensorboard=run.tensorboard,
+    )
 
 
 def _copy_to_train(net: nn.Module) -> nn.Module:

@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from osteograde.errors import UserError
+from osteograde.learning.history import Row, recorder
 from osteograde.learning.recipe import Plan, Start, Training
 from osteograde.models.bundle import on_device
 
@@ -73,6 +74,7 @@ class Job:
     """Which net is trained: its stage and fold, the seed of all its randomness, its device and its checkpoint.
 
     shared_by: the folds that continue from this net, of which ``fold`` is the first; empty for the net of one fold.
+    history: the file of its curves, see ``learning.history``; None writes none. tensorboard: its events as well.
     """
 
     stage: str
@@ -81,6 +83,8 @@ class Job:
     device: torch.device
     checkpoint: Path
     shared_by: tuple[int, ...] = ()
+    history: Path | None = None
+    tensorboard: bool = False
 
     @property
     def title(self) -> str:
@@ -151,18 +155,20 @@ def train(
         _load(job.checkpoint, progress, job.device)
         log.info("%s: resumed after epoch %d", job.title, progress.epoch)
     steps = steps_per_epoch(plan, data)
-    while progress.epoch < training.epochs and not _is_stopped(progress, training):
-        report = _train_epoch(progress, plan, data, steps, loss, job)
-        progress.epoch += 1
-        _end_cycle(progress, plan)
-        is_last = progress.epoch == training.epochs
-        if held_out is not None and (training.patience or is_last):  # measuring it earlier would only take time
-            report.held_out = evaluate(progress.average, held_out, plan, loss, job)
-        if training.patience and progress.epoch > plan.first_judged_epoch:
-            _compare_with_best(progress, report.held_out, training)
-        report.measured = _measured(after_epoch, progress)
-        _save(job.checkpoint, progress)
-        _log_epoch(job, progress.epoch, training.epochs, report)
+    with recorder(job.history, finished=progress.epoch, tensorboard=job.tensorboard) as record:
+        while progress.epoch < training.epochs and not _is_stopped(progress, training):
+            report = _train_epoch(progress, plan, data, steps, loss, job)
+            progress.epoch += 1
+            _end_cycle(progress, plan)
+            is_last = progress.epoch == training.epochs
+            if held_out is not None and (training.patience or is_last):  # measuring it earlier would only take time
+                report.held_out = evaluate(progress.average, held_out, plan, loss, job)
+            if training.patience and progress.epoch > plan.first_judged_epoch:
+                _compare_with_best(progress, report.held_out, training)
+            report.measured = _measured(after_epoch, progress)
+            _save(job.checkpoint, progress)
+            record(_row(progress, report))
+            _log_epoch(job, progress.epoch, training.epochs, report)
     if progress.best is not None:
         progress.average.load_state_dict(progress.best)
     return progress.average.eval()
@@ -215,6 +221,18 @@ def _measured(after_epoch: AfterEpoch | None, progress: Progress) -> str:
     said = after_epoch(progress.average, progress.epoch)
     progress.average.train(was_training)
     return said
+
+
+def _row(progress: Progress, report: EpochLog) -> Row:
+    """The finished epoch as ``learning.history`` writes it."""
+    return {
+        "epoch": progress.epoch,
+        "loss": report.loss,
+        "held_out_loss": None if math.isnan(report.held_out) else report.held_out,
+        "lr": progress.optimiser.param_groups[0]["lr"],
+        "seconds": round(report.seconds, 2),
+        **({"measured": report.measured} if report.measured else {}),
+    }
 
 
 def _log_epoch(job: Job, epoch: int, epochs: int, report: EpochLog) -> None:

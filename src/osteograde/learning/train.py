@@ -44,20 +44,21 @@ def train(
     device: torch.device,
     resume: bool,
     studies: Sequence[Study] | None = None,
+    tensorboard: bool = False,
 ) -> dict[str, Any]:
     """Train the folds of every locator and grader into a weights folder; returns the out-of-fold scores.
 
     data: a folder of labelled studies. only: the folds to train, all if None. resume: go on from what an earlier call
-    left in ``out``. studies: what is in ``data``, if it has been read already. Raises UserError for the user's
-    mistakes, before any net is trained: folds that the recipe does not have, covariates that no study has, finished
-    weights in ``out``, or folds there that are of other studies.
+    left in ``out``. studies: what is in ``data``, if it has been read already. tensorboard: write its events as well.
+    Raises UserError for the user's mistakes, before any net is trained: folds that the recipe does not have, covariates
+    that no study has, finished weights in ``out``, or folds there that are of other studies.
     """
     chosen = folds.chosen(recipe, only)
     given = recipe.task.read(data, "train") if studies is None else studies
     studies = _chosen_patients(sorted(given, key=lambda study: study.id), recipe)
     _refuse_unknown_covariates(recipe, studies, data)
     split = _split(recipe, studies, out, resume=resume)
-    run = Run(recipe, studies, _synthetic(recipe, studies, out), split, chosen, out, device, resume)
+    run = Run(recipe, studies, _synthetic(recipe, studies, out), split, chosen, out, device, resume, tensorboard)
     lost = _read_all(run)
     run = replace(run, recipe=planning.planned_recipe(recipe, (run.loaded([study])[0] for study in studies)))
     found, points = out_of_fold.locate_out_of_fold(run)

@@ -16,7 +16,7 @@ import numpy as np
 from osteograde.errors import UserError
 from osteograde.learning.evaluate import class_scores, head_lines
 from osteograde.learning.reuse import current_form
-from osteograde.report import charts, summary
+from osteograde.report import charts, curves, summary
 from osteograde.report import worst_cases as cases
 from osteograde.report.charts import number, table
 from osteograde.report.oof_tables import Evidence, Graded, labels_of, read
@@ -58,8 +58,10 @@ def page(evidence: Evidence, studies: Sequence[Study] | None, made: datetime) ->
         "Calibration": calibration(evidence),
         "Landmark errors": landmarks(evidence),
         "By level, side and grade": parts(evidence),
+        "Training": curves.section(evidence.folder),
         "Worst cases": worst_cases(evidence, studies),
     }
+    sections = {name: text for name, text in sections.items() if text or name != "Training"}
     links = "".join(f'<a href="#{_anchor(name)}">{escape(name)}</a>' for name in sections)
     body = "".join(
         f'<section id="{_anchor(name)}"><h2>{escape(name)}</h2>{text}</section>' for name, text in sections.items()
