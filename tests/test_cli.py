@@ -33,6 +33,7 @@ FROZEN = {
     "targets": {"TASK", "--tables", "--out", "--definition", "--months", "--loss", "--location"},
     "score": {"TASK", "--data", "--submission", "--bootstrap"},
     "ensemble": {"TASK", "--members", "--data"},
+    "segment": {"TASK", "--weights", "--data", "--out", "--points", "--limit", "--device"},
     "report": {"WEIGHTS_DIR", "--data", "--out"},
     "inspect": {"TASK", "--data", "--out"},
     "validate": {"--submission", "--template"},

@@ -154,6 +154,17 @@ def parser() -> argparse.ArgumentParser:
     chosen.add_argument("--members", type=Path, nargs="+", required=True, metavar="WEIGHTS_DIR")
     chosen.add_argument("--data", type=Path, required=True, metavar="DIR", help="the labelled studies they learnt from")
 
+    segmented = _command(commands, "segment", segment, "write label images of discs, vertebrae and canal")
+    segmented.add_argument("task", metavar="TASK")
+    segmented.add_argument(
+        "--weights", type=Path, required=True, metavar="DIR", help="of a recipe whose locator labels every pixel"
+    )
+    segmented.add_argument("--data", type=Path, nargs="+", required=True, metavar="DIR|FILE")
+    segmented.add_argument("--out", type=Path, required=True, metavar="DIR", help="label images and discs.csv")
+    segmented.add_argument("--points", type=Path, metavar="FILE", help="disc centres (a points.csv); others are found")
+    segmented.add_argument("--limit", type=_count, default=0, metavar="N", help="only the first N studies; 0: all")
+    _add_device(segmented)
+
     told = _command(commands, "report", report, "one HTML page about a weights folder")
     told.add_argument("weights", type=Path, metavar="WEIGHTS_DIR")
     told.add_argument("--data", type=Path, metavar="DIR", help="the labelled studies: shows the worst cases as well")
@@ -288,6 +299,18 @@ def ensemble(args: argparse.Namespace) -> int:
     print(voters.table(result))
     print(json.dumps(result, sort_keys=True))
     return 0
+
+
+def segment(args: argparse.Namespace) -> int:
+    check_name(args.task)
+    if args.out.exists() and not args.out.is_dir():
+        raise UserError(f"--out {args.out}: not a folder; name one for the label images")
+    if args.points is not None:
+        check_file("--points", args.points)
+    cli.check_weights(args.weights, args.task)
+    from osteograde import segment_command
+
+    return segment_command.main(args)
 
 
 def report(args: argparse.Namespace) -> int:
