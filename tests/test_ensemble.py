@@ -3,16 +3,21 @@
 import csv
 import json
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from osteograde import cli
 from osteograde.learning import ensemble, folds
+from osteograde.models import bundle
 from osteograde.models.manifest import Manifest, TrainedFolds, read_manifest, write_manifest
+from osteograde.pipeline import ensemble as voting_members
 from osteograde.pipeline import voting
+from osteograde.report import page
 from osteograde.tasks import TASKS
 from osteograde.tasks.metrics import OrdinalMetric
 from osteograde.tasks.spec import Study
@@ -108,6 +113,37 @@ def test_the_choice_is_the_best_of_every_subset_and_rule(folders, answers, tmp_p
     assert result["singles"]["m0"]["score"] == pytest.approx(scores[ensemble.Choice((0,), "mean")])
     assert json.loads((folders[0].parent / "ensemble.json").read_text()) == json.loads(json.dumps(result))
     assert result["members"][0]["folder"] == result["members"][0]["name"]  # beside ensemble.json
+
+
+@pytest.mark.parametrize("rule", voting.RULES)
+def test_inference_votes_on_the_same_probabilities_as_the_choice_did(folders, answers, rule):
+    """What ``osteograde ensemble`` scored is what the weights folder that it wrote answers."""
+    choice = ensemble.Choice((0, 1, 2), rule)
+    expected = ensemble.voted(answers, choice)
+    manifest = read_manifest(folders[0])
+    member = bundle.Bundle(KNEES, replace(manifest, prior=KNEES.prior), {}, {}, torch.device("cpu"))
+    voters = voting_members.Ensemble(KNEES, rule, (member,) * 3, KNEES.prior)
+    for s in range(len(answers.studies)):
+        seen = [t for t in range(2) if np.isfinite(expected[s, t]).all()]
+        said = [{KNEES.targets[t]: table[s, t] for t in seen} for table in answers.tables]
+        graded = voting_members.voted(voters, said)
+        assert set(graded) == {KNEES.targets[t] for t in seen}
+        for t in seen:
+            assert np.abs(graded[KNEES.targets[t]] - expected[s, t]).max() < 1e-12
+
+
+def test_the_report_of_an_ensemble_votes_on_the_tables_and_shows_the_nested_score(folders, answers, tmp_path):
+    result = ensemble.choose(TASK, folders, Path("data"), bootstrap=20)
+    said = {**result, "rule": "mix", "members": [ensemble._named(answers, folders, i) for i in range(3)]}
+    (folders[0].parent / "ensemble.json").write_text(json.dumps(said))
+    evidence = page.write(folders[0].parent, tmp_path / "r.html", TASKS, data=None, made=datetime(2026, 1, 1))
+    expected = ensemble.voted(answers, ensemble.Choice((0, 1, 2), "mix"))
+    for i, (study, target) in enumerate(zip(evidence.graded.studies, evidence.graded.targets, strict=True)):
+        place = answers.studies.index(study), KNEES.targets.index(target)
+        assert evidence.graded.probs[i] == pytest.approx(expected[place], abs=1e-12)
+    text = (tmp_path / "r.html").read_text()
+    assert "mix of m0, m1, m2" in text
+    assert f"{result['nested']['score']:.4f}" in text and "chosen, nested" in text
 
 
 def test_the_nested_score_answers_each_fold_by_what_is_best_on_the_others(answers, worth):

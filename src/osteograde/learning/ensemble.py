@@ -281,11 +281,9 @@ def _resampled(
     return low, high
 
 
-def table(result: Mapping[str, Any]) -> str:
-    """The result as lines of text."""
-    names = [member["name"] for member in result["members"]]
-    chosen = f"{result['rule']} of {', '.join(names)}" if len(names) > 1 else names[0]
-    rows = [
+def score_rows(result: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """(name, score and interval) of every member, of the choice and of its gain, in the order of showing."""
+    return [
         *result["singles"].items(),
         ("mean of all", result["all_mean"]),
         ("chosen, selected on itself", result["naive"]),
@@ -293,6 +291,13 @@ def table(result: Mapping[str, Any]) -> str:
         ("best single, nested", result["nested_single"]),
         ("nested minus single", result["nested_minus_single"]),
     ]
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The result as lines of text."""
+    names = [member["name"] for member in result["members"]]
+    chosen = f"{result['rule']} of {', '.join(names)}" if len(names) > 1 else names[0]
+    rows = score_rows(result)
     width = 2 + max(len(name) for name, _ in rows)
     lines = [
         f"{result['task']}: {result['studies']} studies of {result['patients']} patients, {result['better']} is better"

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from osteograde.errors import UserError
 from osteograde.learning import folds
 from osteograde.models import bundle
-from osteograde.models.manifest import Manifest
+from osteograde.models.manifest import ENSEMBLE, Manifest, NetFile, Scores, is_plain
+from osteograde.pipeline import ensemble, voting
 from osteograde.tasks import tables
 from osteograde.tasks.spec import Grader, Points, Site, Study, Task
 from osteograde.tasks.spec import Point as Landmark
@@ -85,6 +88,13 @@ class Evidence:
     patient: Mapping[str, str]
     graded: Graded | None
     located: Located | None
+    voters: tuple[Evidence, ...] = ()  # of an ensemble: what it is of its members, in their order
+    chosen: Mapping[str, Any] = field(default_factory=dict)  # of an ensemble: the content of ensemble.json
+
+    @property
+    def members(self) -> tuple[Evidence, ...]:
+        """Those whose nets answered: the members of an ensemble, else the folder itself."""
+        return self.voters or (self,)
 
     @property
     def sites(self) -> Mapping[str, tuple[Grader, Site]]:
@@ -95,8 +105,11 @@ class Evidence:
 def read(folder: Path, tasks: Mapping[str, Task], labels: Mapping[str, Mapping[str, int]] | None = None) -> Evidence:
     """Read a weights folder. tasks: all tasks by name. labels: {study: {target: class}}, for tables without labels.
 
+    Of an ensemble the rows are the vote on those of its members, and the landmarks those of the first member.
     UserError where the folder is no weights folder, or a table is not one that training writes.
     """
+    if not is_plain(folder):
+        return _voted(folder, tasks, labels)
     manifest = bundle.read_manifest(folder)
     if manifest.task not in tasks:
         raise UserError(f"{folder}: weights are of task {manifest.task!r}; known tasks: {sorted(tasks)}")
@@ -112,6 +125,42 @@ def read(folder: Path, tasks: Mapping[str, Task], labels: Mapping[str, Mapping[s
         graded=_graded(graded, task, labels or {}) if graded.is_file() else None,
         located=_located(points) if points.is_file() else None,
     )
+
+
+def _voted(folder: Path, tasks: Mapping[str, Task], labels: Mapping[str, Mapping[str, int]] | None) -> Evidence:
+    """What an ensemble's members are evidence of together. UserError where their tables are not of the same rows."""
+    weights = ensemble.read(folder)
+    voters = tuple(read(member.folder, tasks, labels) for member in weights.members)
+    first = voters[0]
+    files: dict[str, NetFile] = {}
+    for member in weights.members:
+        files |= {f"{member.name}/{name}": entry for name, entry in member.manifest.files.items()}
+    manifest = Manifest(
+        first.task.name,
+        files=files,
+        pixels={},
+        test_views=weights.test_views,
+        prior=weights.prior,
+        recipe={"name": f"{weights.rule} of {', '.join(member.name for member in weights.members)}"},
+        folds=first.manifest.folds,
+        data=first.manifest.data,
+        versions=first.manifest.versions,
+        scores=Scores(locate=first.manifest.scores.locate),
+    )
+    graded = _vote([voter.graded for voter in voters], folder, weights.rule)
+    chosen = json.loads((folder / ENSEMBLE).read_text(encoding="utf-8"))
+    return replace(first, folder=folder, manifest=manifest, graded=graded, voters=voters, chosen=chosen)
+
+
+def _vote(tables_of: Sequence[Graded | None], folder: Path, rule: str) -> Graded | None:
+    """The out-of-fold table of an ensemble; None where a member has none."""
+    found = [one for one in tables_of if one is not None]
+    if len(found) < len(tables_of):
+        return None
+    first, *others = found
+    if any(one.ids != first.ids or not np.array_equal(one.fold, first.fold) for one in others):
+        raise UserError(f"{folder}: the members' {folds.FILE} or oof.csv are not of the same rows; choose it again")
+    return replace(first, probs=voting.vote(np.array([one.probs for one in found]), rule)[1])
 
 
 def labels_of(studies: list[Study]) -> dict[str, dict[str, int]]:

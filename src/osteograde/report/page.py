@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from osteograde.errors import UserError
+from osteograde.learning.ensemble import score_rows
 from osteograde.learning.evaluate import class_scores, head_lines
 from osteograde.learning.reuse import current_form
 from osteograde.report import charts, curves, summary
@@ -145,6 +146,8 @@ def _patients_sentence(evidence: Evidence) -> str:
 def score_table(evidence: Evidence) -> str:
     """The scores of the grades, and of auxiliary heads where there are any, as the manifest holds them."""
     scores = evidence.manifest.scores.grade
+    if evidence.voters:
+        return ensemble_scores(evidence.chosen)
     if not scores:
         return "<p>The manifest holds no scores.</p>"
     better, prior = evidence.task.metric.higher_is_better, scores.get("prior", {})
@@ -162,6 +165,20 @@ def score_table(evidence: Evidence) -> str:
     below = table(["auxiliary head", "score", "value", "95 % interval"], heads, words=2) if heads else ""
     words = f"{scores['studies']} held-out studies; intervals resample patients." if "studies" in scores else ""
     return table(head, body, words, words=2) + below
+
+
+def ensemble_scores(chosen: Mapping[str, Any]) -> str:
+    """The official score of every member and of the choice, as ensemble.json holds them."""
+    body = []
+    for name, row in score_rows(chosen):
+        low, high = row["interval_95"]
+        span = "-" if low is None or high is None else f"{number(low, 4)} to {number(high, 4)}"
+        body.append([name, number(row["score"], 4), span])
+    words = (
+        f"Official score, {chosen['better']} is better; {chosen['studies']} studies of {chosen['patients']} patients. "
+        "The nested score is the one to report: each fold is answered by what was chosen on the other folds."
+    )
+    return table(["out-of-fold", "score", "95 % interval"], body, words)
 
 
 def confusion(evidence: Evidence) -> str:

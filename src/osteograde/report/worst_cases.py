@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from itertools import count, takewhile
 
@@ -26,7 +26,7 @@ from osteograde.report import heatmaps
 from osteograde.report.charts import number, probability_bars
 from osteograde.report.heatmaps import Shown
 from osteograde.report.oof_tables import Evidence, Graded
-from osteograde.tasks.spec import Pixels, Study
+from osteograde.tasks.spec import Pixels, Points, Study
 
 WORST = 24
 HEIGHT = 200  # pixels of a picture
@@ -56,7 +56,7 @@ def worst(evidence: Evidence, studies: Sequence[Study], count: int = WORST) -> l
     """The worst cases of the studies given, with pictures where a crop could be cut. Reads their images."""
     if evidence.graded is None or evidence.located is None:
         return []
-    by_id, nets = {study.id: study for study in studies}, _Nets(evidence)
+    by_id, nets = {study.id: study for study in studies}, [_Nets(member) for member in evidence.members]
     rows = worst_rows(evidence.graded, set(by_id), count)
     loss = evidence.graded.loss()
     pictures: dict[int, tuple[Sequence[Shown], Sequence[Shown]]] = {}
@@ -68,17 +68,32 @@ def worst(evidence: Evidence, studies: Sequence[Study], count: int = WORST) -> l
 
 
 def _pictures(
-    evidence: Evidence, graded: Graded, loaded: Loaded, rows: Sequence[int], nets: _Nets
+    evidence: Evidence, graded: Graded, loaded: Loaded, rows: Sequence[int], nets: Sequence[_Nets]
 ) -> dict[int, tuple[Sequence[Shown], Sequence[Shown]]]:
-    """{row: (evidence for the predicted class, for the true one)} of some rows of one study."""
+    """{row: (evidence for the predicted class, for the true one)} of some rows of one study; of an ensemble a picture
+    for each crop of each member."""
     located = evidence.located
     points = evidence.task.fill_missing_landmarks(located.points(loaded.study.id)) if located else {}
     pictures: dict[int, tuple[Sequence[Shown], Sequence[Shown]]] = {}
-    for grader in evidence.task.graders:
-        row_of = {graded.targets[i]: i for i in rows if evidence.sites[graded.targets[i]][0] is grader}
+    for member, own in zip(evidence.members, nets, strict=True):
+        name = f"{member.folder.resolve().name}: " if evidence.voters else ""
+        for row, both in _pictures_of(member, graded, loaded, points, rows, own).items():
+            predicted, truth = ([replace(one, name=name + one.name) for one in shown] for shown in both)
+            before = pictures.get(row, ((), ()))
+            pictures[row] = ([*before[0], *predicted], [*before[1], *truth])
+    return pictures
+
+
+def _pictures_of(
+    member: Evidence, graded: Graded, loaded: Loaded, points: Points, rows: Sequence[int], nets: _Nets
+) -> dict[int, tuple[Sequence[Shown], Sequence[Shown]]]:
+    """The pictures that one member makes of the rows of one study. graded: the rows of the answer."""
+    pictures: dict[int, tuple[Sequence[Shown], Sequence[Shown]]] = {}
+    for grader in member.task.graders:
+        row_of = {graded.targets[i]: i for i in rows if member.sites[graded.targets[i]][0] is grader}
         if not row_of:
             continue
-        pixels: Pixels = evidence.manifest.pixels[grader.name]
+        pixels: Pixels = member.manifest.pixels[grader.name]
         boxes = site_boxes(grader, loaded.volumes, points, pixels)
         boxes = {target: views for target, views in boxes.items() if target in row_of}
         fold_nets = nets.of(grader.name, int(graded.fold[rows[0]]))
