@@ -217,12 +217,12 @@ def test_without_labels_every_place_of_a_box_is_unknown():
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 10**6))
-def test_labels_move_as_images_move(seed):
+@given(st.integers(0, 10**6), st.sampled_from([0.0, 5.0]))
+def test_labels_move_as_images_move(seed, elastic_mm):
     rng = np.random.default_rng(seed)
     bright = cv2.resize(rng.random((5, 5)), (70, 70), interpolation=cv2.INTER_CUBIC) > 0.5
     labels = torch.from_numpy(bright.astype(np.uint8))[None, None]
-    move = draw_move(rng, 1, WILD, pixel_mm=1.0)
+    move = draw_move(rng, 1, replace(WILD, elastic_mm=elastic_mm), 1.0, (70, 70))
     moved, image = locator_data.resample_labels(labels, move, (48, 48)), resample(labels * 255, move, (48, 48))
     inside = resample(torch.full_like(labels, 255), move, (48, 48))
     assert ((moved == locator_data.UNKNOWN) == (inside == 0))[(inside == 0) | (inside > 0.999)].all()

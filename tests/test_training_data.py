@@ -61,10 +61,14 @@ def loaded(structure: str, view: str, labels: dict[str, int] | None = None) -> L
     return Loaded(study, volumes, marks=points())
 
 
-@pytest.mark.parametrize(("stage", "structure"), [("canal", "canal"), ("foramen", "foramen"), ("recess", "recess")])
-def test_a_landmark_stays_on_its_blob_and_on_its_side(tmp_path, stage, structure):
+@pytest.mark.parametrize(
+    ("stage", "structure", "elastic_mm"),
+    [("canal", "canal", 0), ("foramen", "foramen", 0), ("recess", "recess", 0), ("foramen", "foramen", 6)],
+)
+def test_a_landmark_stays_on_its_blob_and_on_its_side(tmp_path, stage, structure, elastic_mm):
     locate = next(one for one in TASK.locators if one.name == stage)
-    plan = LocatorPlan(net={}, pixels=96, training=TRAINING, window=9, augmentation=WILD)
+    augmentation = replace(WILD, elastic_mm=elastic_mm)
+    plan = LocatorPlan(net={}, pixels=96, training=TRAINING, window=9, augmentation=augmentation)
     data = locator_data.store(locate, plan, [loaded(structure, locate.needs[0])], tmp_path)
     seen, mirrored = 0, 0
     for seed in range(40):

@@ -254,10 +254,9 @@ class GraderData:
         step = np.clip(np.rint(offset[:, 0]), -margin, margin).astype(int)
         slices = (margin + step)[:, None] + np.arange(crop.slices)
         stored = np.stack([self.crops[c][row][index] for row, index in zip(rows, slices, strict=True)])
-        move = (
-            draw_move(rng, len(rows), augmentation, crop.field_mm / max(self.stored)) if augment else still(len(rows))
-        )
-        move = Move(move.matrix * (np.array(self.stored) / size), move.shift + offset[:, 1:])
+        pixel_mm = crop.field_mm / max(self.stored)
+        move = draw_move(rng, len(rows), augmentation, pixel_mm, stored.shape[2:]) if augment else still(len(rows))
+        move = Move(move.matrix * (np.array(self.stored) / size), move.shift + offset[:, 1:], move.bend)
         images = resample(torch.from_numpy(stored).to(device), move, size)
         flip = torch.from_numpy(mirror).to(device)[:, None, None, None]
         images = torch.where(flip, images.flip(1 if self.lateral_axes[c] == 0 else 3), images)

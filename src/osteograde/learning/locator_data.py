@@ -24,7 +24,7 @@ from osteograde.imaging import image_files
 from osteograde.imaging.geometry import Roi, Volume, apply, grown, lateral_axis, to_index
 from osteograde.imaging.resample import crop_stack
 from osteograde.imaging.volume_files import is_volume_file, read_volume
-from osteograde.learning.augment import Move, draw_move, move_points, resample, sampling_grid, shade, still
+from osteograde.learning.augment import Move, draw_move, move_points, read_at, resample, sampling_grid, shade, still
 from osteograde.learning.loop import every_sample
 from osteograde.learning.recipe import LocatorPlan
 from osteograde.models.locators.base import LocatorBatch
@@ -108,7 +108,7 @@ class LocatorData:
         windows = [_window(item, self.plan, rng, augment) for item in items]
         depth = max(stop - start for start, stop in windows)
         index = np.stack([_slices(item, start, depth) for item, (start, _) in zip(items, windows, strict=True)])
-        move = draw_move(rng, len(items), augmentation, self.pixel_mm) if augment else still(len(items))
+        move = draw_move(rng, len(items), augmentation, self.pixel_mm, stored) if augment else still(len(items))
         images = resample(torch.from_numpy(self.slices[index]).to(device), move, size)  # (B, D + 2, H, W)
         images = shade(rng, images, augmentation) if augment else images
         labels = None
@@ -139,8 +139,8 @@ class LocatorData:
         columns = np.arange(side) - (side - 1) / 2
         lateral = np.empty((len(items), depth, side), np.float32)
         for b, (item, (start, _)) in enumerate(zip(items, windows, strict=True)):
-            centred = move.matrix[b] @ np.stack([np.zeros(side), columns]) + move.shift[b][:, None]
-            row, column = centred + ((stored - 1) / 2)[:, None]
+            centred = read_at(move, b, np.stack([np.zeros(side), columns], -1))
+            row, column = (centred + (stored - 1) / 2).T
             d = np.arange(start, start + depth)[:, None]
             a = item.lateral
             lateral[b] = a[0] * d + a[1] * row + a[2] * column + a[3]

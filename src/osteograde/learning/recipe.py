@@ -21,6 +21,7 @@ from osteograde.tasks.spec import Grader, Locator, Pixels, Study, Task, sides
 IMAGENET = "imagenet"  # ``Start.weights``: download the trunk's ImageNet weights
 NOT_IN_DEBUG = (IMAGENET, "coco", "weights")  # starts that --debug leaves out: downloads, and nets of other folds
 TRUNK_KEYS = ("kind", "backbone", "encoder_name", "variant", "stages", "neighbours")  # of a net's config
+STEEPEST = 0.25  # displacement by the distance of control points; from 0.48 on an image may fold (Choi and Lee 2000)
 NO_CLIP = 1e9  # ``Training.clip``: a norm that no gradient comes near
 
 SyntheticStudies = Callable[[Sequence[Study], Path, np.random.Generator, float], list[Study]]
@@ -30,7 +31,8 @@ SyntheticStudies = Callable[[Sequence[Study], Path, np.random.Generator, float],
 class Augmentation:
     """How far a training sample is moved and changed. Everything is drawn anew for each sample.
 
-    The geometric changes are applied together in one resampling. Ranges are symmetric around no change.
+    The geometric changes are applied together in one resampling. Ranges are symmetric around no change. The elastic
+    deformation is a cubic B-spline field of random displacements; UserError where it could fold the image.
     """
 
     rotation_deg: float = 10.0
@@ -41,6 +43,17 @@ class Augmentation:
     noise: float = 0.03  # largest standard deviation; images are 0..1
     blur: float = 0.2  # probability of one 3 x 3 box blur
     mirror: bool = True  # exchange right and left of every second sample, labels included
+    elastic_mm: float = 0.0  # longest displacement of the elastic deformation
+    elastic_spacing_mm: float = 24.0  # from one of its control points to the next, between which it is smooth
+    bias_field: float = 0.0  # logarithm of the largest factor of uneven brightness, as of an MR receiver coil
+    rician: float = 0.0  # largest standard deviation of both channels of MR noise; the image is their magnitude
+
+    def __post_init__(self) -> None:
+        if self.elastic_mm > STEEPEST * self.elastic_spacing_mm:
+            raise UserError(
+                f"augmentation: elastic_mm {self.elastic_mm:g} could fold the image; with control points "
+                f"{self.elastic_spacing_mm:g} mm apart at most {STEEPEST * self.elastic_spacing_mm:g}"
+            )
 
 
 @dataclass(frozen=True)
