@@ -189,6 +189,7 @@ def stored(values: dict[str, np.ndarray], labels: np.ndarray, plan: GraderPlan =
         lateral_axes=(2,),
         errors_mm=np.zeros((0, 3)),
         studies=names,
+        classes=2,
         covariates=values,
     )
 

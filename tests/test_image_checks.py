@@ -19,7 +19,7 @@ from osteograde.grade_command import infer
 from osteograde.kaggle.upload import to_send
 from osteograde.models import bundle
 from osteograde.models.manifest import read_manifest, sha256, write_manifest
-from osteograde.pipeline import image_checks
+from osteograde.pipeline import ensemble, image_checks
 from osteograde.pipeline.predict import Nets
 
 WEIGHTS = Path(__file__).parents[1] / "weights" / "knee-xray"
@@ -143,7 +143,7 @@ def test_the_file_of_checks_is_hashed_and_sent_and_the_manifest_names_what_it_la
     weights = with_checks(tmp_path / "weights", 1.0, 1.0)
     manifest = bundle.verify(weights)
     assert read_manifest(weights).plain()["checks"] == manifest.checks
-    assert "checks__image.safetensors" in to_send(weights, manifest)
+    assert "checks__image.safetensors" in to_send(ensemble.verify(weights))
     file = weights / "checks" / "image.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     with pytest.raises(UserError, match=r"image\.safetensors: sha256"):

@@ -255,7 +255,7 @@ def _meta_pixels(header: dict[str, str], contents: bytes, start: int, path: Path
             contents, start = bytes(read_bytes(beside, MAX_FILE_BYTES)), 0
         except FileTooLarge:
             raise UnreadableImage("file_too_large") from None
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a zero byte in the name
             raise UnreadableImage("file_unreadable") from None
         skip = int(header.get("headersize", "0")) if header.get("headersize", "0").isdigit() else 0
         start += skip

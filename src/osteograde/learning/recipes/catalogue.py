@@ -37,9 +37,12 @@ ABOUT: dict[str, About] = {
         hours="0.8, shared",
         score="official score 0.198 on 64 phantoms, prior 0.886",
     ),
+    "lumbar-medvit": About("the default's locators, MedViT graders", GPU),
     "seed-frcnn-swin": About("published two-stage baseline: Faster R-CNN R50-FPN v2, Swin-V2-T", GPU),
     "spider": About("heatmap locator and two graders on EfficientNet-Lite0", CPU),
     "spider-unet": About("discs, vertebrae and canal segmented by a U-Net, the same graders", CPU),
+    "spider-unet-resnet34": About("a U-Net with the published ResNet-34 encoder, the same graders", GPU),
+    "spider-nnunet": About("a segmenting net planned from the data, as nnU-Net plans, the same graders", CPU),
     "spider-faster-rcnn": About("boxes of Faster R-CNN with a MobileNetV3 pyramid, the same graders", CPU),
     "knee-xray": About("EfficientNet-Lite0 on 103 x 140 mm around the joint line", CPU),
     "knee-densenet161": _published("DenseNet-161"),
@@ -50,6 +53,8 @@ ABOUT: dict[str, About] = {
     "knee-resnext50": _published("ResNeXt-50"),
     "knee-shufflenet-v2-x2": _published("ShuffleNetV2 x2.0"),
     "knee-wide-resnet50-2": _published("Wide ResNet-50-2"),
+    "knee-siamese": About("the published Siamese net (Tiulpin et al. 2018), three seeds", GPU),
+    "knee-siamese-small": About("the same Siamese net at 0.8 mm, one seed", CPU),
 }
 
 
