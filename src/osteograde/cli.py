@@ -154,16 +154,7 @@ def parser() -> argparse.ArgumentParser:
     chosen.add_argument("--members", type=Path, nargs="+", required=True, metavar="WEIGHTS_DIR")
     chosen.add_argument("--data", type=Path, required=True, metavar="DIR", help="the labelled studies they learnt from")
 
-    segmented = _command(commands, "segment", segment, "write label images of discs, vertebrae and canal")
-    segmented.add_argument("task", metavar="TASK")
-    segmented.add_argument(
-        "--weights", type=Path, required=True, metavar="DIR", help="of a recipe whose locator labels every pixel"
-    )
-    segmented.add_argument("--data", type=Path, nargs="+", required=True, metavar="DIR|FILE")
-    segmented.add_argument("--out", type=Path, required=True, metavar="DIR", help="label images and discs.csv")
-    segmented.add_argument("--points", type=Path, metavar="FILE", help="disc centres (a points.csv); others are found")
-    segmented.add_argument("--limit", type=_count, default=0, metavar="N", help="only the first N studies; 0: all")
-    _add_device(segmented)
+    _add_segment(commands)
 
     told = _command(commands, "report", report, "one HTML page about a weights folder")
     told.add_argument("weights", type=Path, metavar="WEIGHTS_DIR")
@@ -181,16 +172,7 @@ def parser() -> argparse.ArgumentParser:
 
     _command(commands, "doctor", doctor, "can this environment do the work: versions, devices, decoders, weights")
 
-    kernel = commands.add_parser("kernel", help="the offline Kaggle kernel").add_subparsers(
-        required=True, metavar="COMMAND", parser_class=Parser
-    )
-    built = _command(kernel, "build", kernel_build, "write the self-contained script to build/kernels/TASK")
-    built.add_argument("task", metavar="TASK")
-    built.add_argument("--weights", type=Path, metavar="DIR", help="check these, and let the kernel take no others")
-    built.add_argument("--mount", default="", metavar="SOURCE", help="the data set or model that holds them on Kaggle")
-    built.add_argument(
-        "--images", default="", metavar="OWNER/NAME", help="data set to grade, if there is no competition"
-    )
+    _add_kernel(commands)
     cli.add(commands, _command)
     return top
 
@@ -383,6 +365,32 @@ def _command(commands, name: str, function: Callable[[argparse.Namespace], int],
     made = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     made.set_defaults(command=function)
     return made
+
+
+def _add_segment(commands) -> None:
+    segmented = _command(commands, "segment", segment, "write label images of discs, vertebrae and canal")
+    segmented.add_argument("task", metavar="TASK")
+    segmented.add_argument(
+        "--weights", type=Path, required=True, metavar="DIR", help="of a recipe whose locator labels every pixel"
+    )
+    segmented.add_argument("--data", type=Path, nargs="+", required=True, metavar="DIR|FILE")
+    segmented.add_argument("--out", type=Path, required=True, metavar="DIR", help="label images and discs.csv")
+    segmented.add_argument("--points", type=Path, metavar="FILE", help="disc centres (a points.csv); others are found")
+    segmented.add_argument("--limit", type=_count, default=0, metavar="N", help="only the first N studies; 0: all")
+    _add_device(segmented)
+
+
+def _add_kernel(commands) -> None:
+    kernel = commands.add_parser("kernel", help="the offline Kaggle kernel").add_subparsers(
+        required=True, metavar="COMMAND", parser_class=Parser
+    )
+    built = _command(kernel, "build", kernel_build, "write the self-contained script to build/kernels/TASK")
+    built.add_argument("task", metavar="TASK")
+    built.add_argument("--weights", type=Path, metavar="DIR", help="check these, and let the kernel take no others")
+    built.add_argument("--mount", default="", metavar="SOURCE", help="the data set or model that holds them on Kaggle")
+    built.add_argument(
+        "--images", default="", metavar="OWNER/NAME", help="data set to grade, if there is no competition"
+    )
 
 
 def _add_targets(commands) -> None:

@@ -17,7 +17,7 @@ from osteograde.inference import run
 from osteograde.logs import to_stdout
 from osteograde.models import bundle
 from osteograde.models.device import pick
-from osteograde.pipeline import predict, segment
+from osteograde.pipeline import ensemble, predict, segment
 from osteograde.pipeline.load import load_study
 from osteograde.tasks import TASKS
 from osteograde.tasks.spec import Locator, Study
@@ -31,7 +31,8 @@ def main(args: argparse.Namespace) -> int:
     to_stdout()
     job = run.prepare(args.task, args.data, args.weights, device=args.device, limit=args.limit, points=args.points)
     device = pick(args.device) if job.device is None else job.device
-    nets = bundle.load(job.weights, TASKS, device, job.manifest)
+    voters = ensemble.load(job.weights, TASKS, device)
+    nets = voters if isinstance(voters, bundle.Bundle) else voters.members[0]  # segmentations do not vote
     able = _segmenting(nets)
     args.out.mkdir(parents=True, exist_ok=True)
     sources: Counter[str] = Counter()
