@@ -8,8 +8,8 @@ compared with its label image on the pixels of the file. Dice of a class is over
 or the mean over patients; intervals draw patients, and differences are paired by patient. ``strip-NET.jpg`` shows the
 middle slice of one held-out stack after every epoch, and the truth.
 
-mobilenet: the net of recipe spider-unet. resnet: the net of spider-unet-resnet34, with the encoder that --encoder
-names. planned: the net of spider-nnunet. Sizes here are chosen for one CPU core.
+mobilenet: the net of recipe spider-unet on MobileNetV2 0.35. resnet: the net of spider-unet-resnet34, with the encoder
+that --encoder names and random weights. planned: the net of spider-nnunet. Sizes here are chosen for one CPU core.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from osteograde.imaging.geometry import oriented
 from osteograde.imaging.windowing import window
 from osteograde.learning import cross_fit, folds, locator_data, loop, pretrained
 from osteograde.learning.locator_data import UNKNOWN, LocatorData, label_volume
-from osteograde.learning.recipe import LocatorPlan
+from osteograde.learning.recipe import LocatorPlan, Start
 from osteograde.learning.recipes import RECIPES
 from osteograde.logs import to_stdout
 from osteograde.models import bundle
@@ -69,22 +69,26 @@ def all_slices(study: Study) -> Loaded:
 def plan_of(name: str, args: argparse.Namespace, stacks: Sequence[Loaded]) -> LocatorPlan:
     """The plan of a recipe's locator, at the size that the command line chooses."""
     plan = RECIPES[RECIPE_OF[name]]().locators[STAGE.name]
-    net = dict(plan.net) | ({"encoder_name": args.encoder, "stages": args.stages} if name == "resnet" else {})
+    encoder, stages, start = {
+        "mobilenet": ("mobilenetv2_035", 5, f"file:{args.mobilenet_start}" if args.mobilenet_start else ""),
+        "resnet": (args.encoder, args.stages, ""),
+        "planned": ("", 0, ""),
+    }[name]
+    net = dict(plan.net)
     if name == "planned":
         from osteograde.learning import planning
 
-        sized = replace(plan, net=net | {"features": args.planned_features}, pixels=args.pixels)
+        limits = {"features": args.planned_features, "budget": args.planned_budget}
+        sized = replace(plan, net=net | limits, pixels=args.pixels)
         plan = planning.planned(sized, STAGE, stacks)
         training = replace(plan.training, epochs=args.epochs, steps=args.steps, batch=args.batch)
         if args.adam:  # momentum 0.99 needs more steps than one core takes
             training = replace(training, optimiser="adamw", lr=RATES[name], ema=0.95, clip=1.0)
-        start = replace(plan.start, shared_epochs=args.shared)
-        return replace(plan, training=training, start=start, window=1, any_window=True)
+        return replace(plan, training=training, start=Start(shared_epochs=args.shared), window=1, any_window=True)
     training = replace(plan.training, epochs=args.epochs, steps=args.steps, batch=args.batch, lr=RATES[name], ema=0.95)
-    start = replace(plan.start, shared_epochs=args.shared)
-    start = replace(start, weights="") if name == "resnet" else start  # no download here
-    net["width"] = args.width
-    return replace(plan, net=net, pixels=args.pixels, training=training, window=1, any_window=True, start=start)
+    net |= {"encoder_name": encoder, "stages": stages, "width": args.width}
+    begin = Start(weights=start, shared_epochs=args.shared)
+    return replace(plan, net=net, pixels=args.pixels, training=training, window=1, any_window=True, start=begin)
 
 
 def sums_of(found: np.ndarray, truth: np.ndarray) -> dict[str, list[float]]:
@@ -142,6 +146,7 @@ def train_and_judge(
         cv2.imwrite(str(path), labels[0])
         return f"Dice of one held-out slice {dice_of(sums_of(labels, truth_of(shown)))}"
 
+    (folder / "net.json").write_text(json.dumps({"net": dict(plan.net), "pixels": plan.pixels}), encoding="utf-8")
     job = loop.Job(name, k, SEED, CPU, folder / f"fold{k}.pt")
     watch = after_epoch if k == 0 else None
     shared = partial(shared_net, name, plan, stored, split, stacks, k, folder, watch)
@@ -250,6 +255,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=6, help="slices of a step")
     parser.add_argument("--adam", action="store_true", help="the planned net learns by AdamW, for few steps")
     parser.add_argument("--planned-features", type=int, default=8, help="of the finest stage of the planned net")
+    parser.add_argument("--planned-budget", type=float, default=1.5e6, help="see learning/planning.py")
+    parser.add_argument("--mobilenet-start", metavar="FILE", help="starting weights of the MobileNet; default: random")
     args = parser.parse_args()
     to_stdout()
     studies = sorted((s for s in TASK.read(args.data, "train") if s.series[0].masks), key=lambda s: s.id)

@@ -154,7 +154,7 @@ def parser() -> argparse.ArgumentParser:
     chosen.add_argument("--members", type=Path, nargs="+", required=True, metavar="WEIGHTS_DIR")
     chosen.add_argument("--data", type=Path, required=True, metavar="DIR", help="the labelled studies they learnt from")
 
-    _add_segment(commands)
+    _add_segment_options(_command(commands, "segment", segment, "write label images of discs, vertebrae and canal"))
 
     told = _command(commands, "report", report, "one HTML page about a weights folder")
     told.add_argument("weights", type=Path, metavar="WEIGHTS_DIR")
@@ -367,19 +367,6 @@ def _command(commands, name: str, function: Callable[[argparse.Namespace], int],
     return made
 
 
-def _add_segment(commands) -> None:
-    segmented = _command(commands, "segment", segment, "write label images of discs, vertebrae and canal")
-    segmented.add_argument("task", metavar="TASK")
-    segmented.add_argument(
-        "--weights", type=Path, required=True, metavar="DIR", help="of a recipe whose locator labels every pixel"
-    )
-    segmented.add_argument("--data", type=Path, nargs="+", required=True, metavar="DIR|FILE")
-    segmented.add_argument("--out", type=Path, required=True, metavar="DIR", help="label images and discs.csv")
-    segmented.add_argument("--points", type=Path, metavar="FILE", help="disc centres (a points.csv); others are found")
-    segmented.add_argument("--limit", type=_count, default=0, metavar="N", help="only the first N studies; 0: all")
-    _add_device(segmented)
-
-
 def _add_kernel(commands) -> None:
     kernel = commands.add_parser("kernel", help="the offline Kaggle kernel").add_subparsers(
         required=True, metavar="COMMAND", parser_class=Parser
@@ -409,6 +396,18 @@ def _add_targets(commands) -> None:
     )
     built.add_argument("--loss", type=_millimetres, metavar="MM", help="of jsl: what counts as a loss; default: 0.7")
     built.add_argument("--location", metavar="PLACE", help="of jsl: minimum (default) or a fixed place, such as 250")
+
+
+def _add_segment_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("task", metavar="TASK")
+    parser.add_argument(
+        "--weights", type=Path, required=True, metavar="DIR", help="of a recipe whose locator labels every pixel"
+    )
+    parser.add_argument("--data", type=Path, nargs="+", required=True, metavar="DIR|FILE")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="label images and discs.csv")
+    parser.add_argument("--points", type=Path, metavar="FILE", help="disc centres (a points.csv); others are found")
+    parser.add_argument("--limit", type=_count, default=0, metavar="N", help="only the first N studies; 0: all")
+    _add_device(parser)
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:

@@ -5,17 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 
 from osteograde.learning.recipe import (
+    IMAGENET,
     Augmentation,
     GraderPlan,
     LocatorPlan,
     Recipe,
     Schedule,
+    Start,
     Training,
     for_grader,
     for_locator,
 )
 from osteograde.tasks import TASKS
 
+AXIAL_VIEW = "axi_t2"
 NO_AUGMENTATION = Augmentation(rotation_deg=0, scale=0, shift_mm=0, gamma=0, contrast=0, noise=0, blur=0, mirror=False)
 
 
@@ -75,6 +78,27 @@ def lumbar_medvit() -> Recipe:
         for name, plans in recipe.graders.items()
     }
     return replace(recipe, name="lumbar-medvit", graders=graders)
+
+
+def lumbar_densenet_axial() -> Recipe:
+    """DenseNet-121 on axial T2 alone, as a published notebook has it; foramina, which axial T2 does not show, on T1.
+
+    Points come from the locators of `lumbar-mr`, which read the sagittal views too.
+
+    python train_folds.py lumbar-mr --recipe lumbar-densenet-axial --data DIR --out W
+    """
+    base = lumbar_mr()
+    plan = GraderPlan(
+        net={"kind": "grader", "backbone": "densenet121", "dropout": 0.2},
+        pixels=128,
+        training=Training(epochs=12, batch=6, lr=2e-4, ema=0.995, weight_decay=0.05),
+        start=Start(weights=IMAGENET),
+    )
+    graders = {}
+    for one in base.task.graders:
+        axial = tuple(crop.name for crop in one.crops if crop.view == AXIAL_VIEW)
+        graders[one.name] = (for_grader(replace(plan, crops=axial), one, base.task),)
+    return replace(base, name="lumbar-densenet-axial", graders=graders)
 
 
 def seed_frcnn_swin() -> Recipe:
