@@ -152,6 +152,22 @@ def test_boxes_lie_around_the_points_of_their_slices() -> None:
     assert boxes[1]["boxes"].tolist() == [[14.5, 20.5, 26.5, 40.5], [54.5, 30.5, 64.0, 50.5]]
 
 
+def test_boxes_in_mm_have_the_size_of_their_channel_whatever_the_pixels() -> None:
+    config = {"kind": "faster_rcnn", "variant": "mobilenet", "channels": 2, "box_mm": [[10, 20], [16, 20]]}
+    net: Any = build_net({**config, "field_mm": 128.0})
+    assert build_net(net.config).config == net.config
+    batch = teach([[1.0, 30.0, 20.0], [1.0, 40.0, 30.0]])  # 64 pixels: 2 mm each
+    labels, boxes = (net._boxes(batch)[1][key].tolist() for key in ("labels", "boxes"))
+    assert labels == [1, 2]
+    assert boxes == [[20.5 - 5, 30.5 - 2.5, 20.5 + 5, 30.5 + 2.5], [30.5 - 5, 40.5 - 4, 30.5 + 5, 40.5 + 4]]
+    found = {"boxes": torch.tensor(boxes), "labels": torch.tensor(labels), "scores": torch.tensor([0.9, 0.8])}
+    low, high = net._rendered(found, torch.Size((64, 64))).exp()
+    assert (low > 0.1).sum() < (high > 0.1).sum()  # a blob is as wide as its channel's box allows
+    for wrong in ({"field_mm": 0.0}, {"field_mm": 128.0, "channels": 3}):
+        with pytest.raises(UserError, match="boxes in mm"):
+            build_net(config | wrong)
+
+
 def test_images_that_the_map_does_not_divide_are_refused() -> None:
     net = HeatmapLocator("lcnet_035", 2, stride=4)
     with pytest.raises(ValueError, match="multiples of 4"):

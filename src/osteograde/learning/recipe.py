@@ -454,6 +454,9 @@ def taught_boxes_mm(plan: LocatorPlan, locator: Locator) -> dict[str, tuple[floa
     """{channel: (height, width) mm} of the boxes that a detector is taught around landmarks; none of other nets."""
     if plan.net["kind"] != "faster_rcnn":
         return {}
+    if "box_mm" in plan.net:
+        boxes = ((float(height), float(width)) for height, width in plan.net["box_mm"])
+        return dict(zip(locator.channels, boxes, strict=True))
     pixel_mm = locator.field_mm[1] / max(sides(plan.pixels))
     height, width = (float(side) * pixel_mm for side in plan.net.get("box_px", (32.0, 32.0)))
     return dict.fromkeys(locator.channels, (height, width))

@@ -37,7 +37,7 @@ from osteograde.models.manifest import (
     write_manifest,
 )
 from osteograde.models.siamese import SiameseNet
-from osteograde.tasks.spec import Grader, Pixels, Task
+from osteograde.tasks.spec import Grader, Pixels, Task, side_name
 
 __all__ = ["MANIFEST", "flat", "place", "read_manifest", "sha256", "write_manifest"]  # beside what is defined here
 
@@ -175,11 +175,14 @@ def task_of(folder: Path, manifest: Manifest, tasks: Mapping[str, Task]) -> Task
 
 
 def as_read(task: Task, manifest: Manifest, folder: Path) -> Task:
-    """A task with graders that have the crops that the nets of a weights folder read, and no others.
+    """A task with graders as the nets of a weights folder are: of both sides or of one, with the crops that they read.
 
-    The manifest names them. Where it does not, a net of n crops reads the first n of its grader. UserError where the
-    crops are not those of the grader, or nets of one grader read different numbers of them.
+    The names of the nets' folders tell the side, the manifest names the crops. Where it does not, a net of n crops
+    reads the first n of its grader. UserError where the crops are not those of the grader, or nets of one grader read
+    different numbers of them.
     """
+    stages = {name.split("/")[1] for name in manifest.files}
+    task = task.by_side([grader.name for grader in task.graders if side_name(grader.name, "left") in stages])
     return task.reading({grader.name: _crops_read(grader, manifest, folder) for grader in task.graders})
 
 

@@ -7,7 +7,7 @@ prior, so no name is typed twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -356,6 +356,13 @@ class Grader:
         chosen = tuple(crop for crop in self.crops if crop.name in names)
         return replace(self, crops=chosen, regions=partial(_chosen_boxes, self.regions, frozenset(names)))
 
+    def of_side(self, side: str) -> Grader:
+        """This grader for the sites of one side alone, called NAME_SIDE. Left sites stay mirrored."""
+        sites = tuple(site for site in self.sites if site.side == side)
+        targets = frozenset(site.target for site in sites)
+        regions = partial(_boxes_of_targets, self.regions, targets)
+        return replace(self, name=side_name(self.name, side), sites=sites, regions=regions)
+
     def split_heads(self, outputs: Any, classes: int) -> tuple[Any, tuple[Any, ...]]:
         """(..., K + head_outputs) as (the K classes, each head's own part), of an array or a tensor."""
         parts, start = [], classes
@@ -363,6 +370,26 @@ class Grader:
             parts.append(outputs[..., start : start + len(head.columns)])
             start += len(head.columns)
         return outputs[..., :classes], tuple(parts)
+
+
+def side_name(grader: str, side: str) -> str:
+    """The name of a grader of one side alone.
+
+    >>> side_name("subarticular", "left")
+    'subarticular_left'
+    """
+    return f"{grader}_{side}"
+
+
+def _boxes_of_targets(
+    regions: Callable[[Volumes, Points, Pixels], Boxes],
+    targets: frozenset[str],
+    volumes: Volumes,
+    points: Points,
+    pixels: Pixels,
+) -> Boxes:
+    """The boxes of some targets of a grader."""
+    return {target: boxes for target, boxes in regions(volumes, points, pixels).items() if target in targets}
 
 
 def _chosen_boxes(
@@ -512,6 +539,21 @@ class Task:
         The task itself where that changes nothing."""
         graders = tuple(grader.reading(crops.get(grader.name, ())) for grader in self.graders)
         return self if graders == self.graders else replace(self, graders=graders)
+
+    def by_side(self, names: Collection[str]) -> Task:
+        """This task with two graders, left and right, in place of each of the named ones. The task itself where none is
+        named. UserError for a grader that the task does not have, or that has sites of no side or of one alone."""
+        by_name = {grader.name: grader for grader in self.graders}
+        for name in names:
+            found = {site.side for site in by_name[name].sites} if name in by_name else set()
+            if found != {"left", "right"}:
+                have = f"its sites are of {sorted(found)}" if name in by_name else f"graders are {sorted(by_name)}"
+                raise UserError(f"{self.name}: {name!r} is no grader of a left and a right side; {have}")
+        graders: list[Grader] = []
+        for grader in self.graders:
+            split = grader.name in names
+            graders += [grader.of_side(side) for side in ("left", "right")] if split else [grader]
+        return replace(self, graders=tuple(graders)) if names else self
 
     def view(self, name: str) -> View:
         return next(view for view in self.views if view.name == name)

@@ -6,6 +6,7 @@ H W input pixels, h w map pixels. Boxes are (x0, y0, x1, y1) in input pixels, as
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -39,8 +40,10 @@ class FasterRcnnLocator(nn.Module):
     """(N, in_channels, H, W) -> log scores (N, channels, H / stride, W / stride).
 
     variant: "resnet50_v2" or "mobilenet". box_px: (height, width) of the box taught around a point, input pixels; the
-    smallest anchors are 32 px, so a box below about 20 px is hard to learn. proposals: kept per image; the default of
-    1000 is most of a detector's cost. Raises ValueError for an unknown variant.
+    smallest anchors are 32 px, so a box below about 20 px is hard to learn. box_mm: in its place (height, width) in mm
+    of the box of every channel, in images that are field_mm wide. proposals: kept per image; the default of 1000 is
+    most of a detector's cost. Raises ValueError for an unknown variant, boxes in mm without a field, or of other
+    channels.
     """
 
     def __init__(
@@ -52,11 +55,18 @@ class FasterRcnnLocator(nn.Module):
         stride: int = 4,
         *,
         proposals: int = 100,
+        box_mm: Sequence[tuple[float, float]] = (),
+        field_mm: float = 0.0,
         pretrained: bool = False,
     ) -> None:
         super().__init__()
         if variant not in VARIANTS:
             raise UserError(f"Faster R-CNN variant {variant!r}; expected one of {sorted(VARIANTS)}")
+        if box_mm and (len(box_mm) != channels or field_mm <= 0):
+            raise UserError(
+                f"Faster R-CNN: {len(box_mm)} boxes in mm and a field of {field_mm:g} mm; expected {channels} boxes, "
+                "one for each channel, and the width of the image"
+            )
         self.config: dict[str, Any] = {
             "kind": "faster_rcnn",
             "variant": variant,
@@ -67,6 +77,10 @@ class FasterRcnnLocator(nn.Module):
             "proposals": proposals,
         }
         self.channels, self.stride, self.box_px = channels, stride, (float(box_px[0]), float(box_px[1]))
+        self.box_mm = [[float(height), float(width)] for height, width in box_mm]
+        self.field_mm = float(field_mm)
+        if self.box_mm:  # what older weights do not have is left out of their config
+            self.config |= {"box_mm": self.box_mm, "field_mm": self.field_mm}
         make, trunk = VARIANTS[variant]
         self.detector = make(
             weights=None,
@@ -106,6 +120,12 @@ class FasterRcnnLocator(nn.Module):
         parts = self.detector([batch.images[n] for n in chosen], [boxes[n] for n in chosen])
         return torch.stack(list(parts.values())).sum()
 
+    def sizes(self, width: int, device: torch.device) -> torch.Tensor:
+        """(C, 2): height and width in pixels of the box of every channel, in images of ``width`` pixels."""
+        if not self.box_mm:
+            return torch.tensor([self.box_px] * self.channels, device=device)
+        return torch.tensor(self.box_mm, device=device) * (width / self.field_mm)
+
     def _boxes(self, batch: LocatorBatch) -> list[dict[str, torch.Tensor]]:
         """torchvision's targets, one per slice."""
         height, width = batch.images.shape[-2:]
@@ -114,10 +134,11 @@ class FasterRcnnLocator(nn.Module):
         order = order - start_of(batch.stack, len(batch.points))[batch.stack]
         points = batch.points[batch.stack]
         shown = labelled & ((points[..., 0] - order[:, None]).abs() <= _REACH)
-        half = points.new_tensor([self.box_px[1], self.box_px[0]]) / 2
+        halves = self.sizes(width, points.device).to(points.dtype).flip(1)[batch.channel] / 2
         targets = []
         for n in range(len(order)):
             centre = points[n, shown[n]][:, [2, 1]] + 0.5  # torchvision counts pixel edges, we count centres
+            half = halves[shown[n]]
             box = torch.cat([centre - half, centre + half], 1).clamp_min(0)
             box = torch.minimum(box, box.new_tensor([width, height, width, height]))
             targets.append({"boxes": box, "labels": batch.channel[shown[n]] + 1})
@@ -127,7 +148,7 @@ class FasterRcnnLocator(nn.Module):
         """Detections of one slice -> (C, h, w)."""
         boxes, labels, scores = found["boxes"].float(), found["labels"], found["scores"].float()
         h, w = size[0] // self.stride, size[1] // self.stride
-        sigma = min(self.box_px) / 4
+        sigma = (self.sizes(size[1], boxes.device).amin(1) / 4)[labels - 1][:, None]
         centre = (boxes[:, :2] + boxes[:, 2:]) / 2 - 0.5
         rows, columns = ((torch.arange(n, device=boxes.device) + 0.5) * self.stride - 0.5 for n in (h, w))
         down = torch.exp(-0.5 * ((rows - centre[:, 1:]) / sigma) ** 2)
