@@ -156,6 +156,7 @@ def cross_fit(run: Run, stage: Stage) -> Iterator[Fold]:
                         shared[name] = train_shared_epochs(run, stage, net, together)
                     build = partial(_copy_to_train, shared[name])
                 bundle.save_net(_train_fold(run, stage, net, k, build), path)
+                marker.parent.mkdir(parents=True, exist_ok=True)  # a net of no epochs has no checkpoint there
                 marker.write_text(bundle.sha256(path))
             # What ships is judged: the fp16 file as it will be loaded, not the net in memory.
             nets.append(bundle.on_device(bundle.load_net(path, net.plan.net), run.device))

@@ -38,6 +38,12 @@ NAMES = {  # recipe -> task
     "knee-resnext50": "knee-xray",
     "knee-shufflenet-v2-x2": "knee-xray",
     "knee-wide-resnet50-2": "knee-xray",
+    "knee-progression": "knee-progression",
+    "progression-image": "knee-progression",
+    "progression-scratch": "knee-progression",
+    "progression-fusion-frozen": "knee-progression",
+    "progression-fusion": "knee-progression",
+    "progression-multi": "knee-progression",
     "knee-siamese": "knee-xray",
     "knee-siamese-small": "knee-xray",
 }
@@ -46,7 +52,7 @@ NAMES = {  # recipe -> task
 def __getattr__(name: str) -> dict[str, Callable[[], Recipe]]:
     if name != "RECIPES":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from osteograde.learning.recipes import knee, lumbar, spider
+    from osteograde.learning.recipes import knee, lumbar, progression, spider
 
     recipes: dict[str, Callable[[], Recipe]] = {
         "lumbar-mr": lumbar.lumbar_mr,
@@ -63,6 +69,12 @@ def __getattr__(name: str) -> dict[str, Callable[[], Recipe]]:
         "spider-faster-rcnn": spider.spider_faster_rcnn,
         "knee-xray": knee.knee_xray,
         **knee.PUBLISHED,
+        "knee-progression": progression.knee_progression,
+        "progression-image": progression.image,
+        "progression-scratch": progression.scratch,
+        "progression-fusion-frozen": progression.fusion_frozen,
+        "progression-fusion": progression.fusion,
+        "progression-multi": progression.multi,
         "knee-siamese": knee.knee_siamese,
         "knee-siamese-small": knee.knee_siamese_small,
     }
