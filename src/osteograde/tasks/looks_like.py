@@ -54,8 +54,8 @@ KNEES, FILMS = "radiographs of knees", "radiographs"
 SPINES, MR, SLICES = "MR of spines", "MR images", "pictures of sagittal slices of spines"
 COMPETITION = "the folder of the RSNA 2024 lumbar spine competition"
 _TASKS = {  # what images show -> the tasks that grade it, the best one first
-    KNEES: ("knee-xray",),
-    FILMS: ("knee-xray",),
+    KNEES: ("knee-xray", "knee-progression"),
+    FILMS: ("knee-xray", "knee-progression"),
     COMPETITION: ("lumbar-mr",),
     SPINES: ("spider", "lumbar-mr"),  # the other way round where there are axial slices
     MR: ("spider", "lumbar-mr"),
@@ -88,7 +88,7 @@ def guess(seen: Sequence[Seen], *, competition: bool = False) -> Guess | None:
     the lumbar competition.
 
     >>> guess([Seen("a/9000001L.png"), Seen("a/9000001R.png")])
-    Guess(shows='radiographs of knees', tasks=('knee-xray',))
+    Guess(shows='radiographs of knees', tasks=('knee-xray', 'knee-progression'))
     >>> guess([Seen("chest/1.png")]), guess([Seen("a/1.png")])
     (Guess(shows='pictures of chests', tasks=()), None)
     """

@@ -40,6 +40,8 @@ ABOUT: dict[str, About] = {
     "lumbar-medvit": About("the default's locators, MedViT graders", GPU),
     "lumbar-densenet-axial": About("DenseNet-121 on axial T2 alone; foramina on sagittal T1", GPU),
     "seed-frcnn-swin": About("published two-stage baseline: Faster R-CNN R50-FPN v2, Swin-V2-T", GPU),
+    "seed-frcnn-swin-chain": About("the same with its transfer chain: spinal, left, right subarticular stenosis", GPU),
+    "seed-frcnn-swin-cleaned": About("the same with its cleaning of labels, whose cost is logged", GPU),
     "spider": About("heatmap locator and two graders on EfficientNet-Lite0", CPU),
     "spider-unet": About("discs, vertebrae and canal segmented by a U-Net, the same graders", CPU),
     "spider-unet-resnet34": About("the same U-Net with a ResNet-34 encoder, the same graders", GPU),
@@ -56,6 +58,12 @@ ABOUT: dict[str, About] = {
     "knee-wide-resnet50-2": _published("Wide ResNet-50-2"),
     "knee-siamese": About("the published Siamese net (Tiulpin et al. 2018), three seeds", GPU),
     "knee-siamese-small": About("the same Siamese net at 0.8 mm, one seed", CPU),
+    "knee-progression": About("image and what is known beside it, from the weights of the grade", CPU),
+    "progression-image": About("the image alone, from the weights of the grade", CPU),
+    "progression-scratch": About("the image alone, from random weights", CPU),
+    "progression-fusion-frozen": About("image and what is known beside it, the trunk as the grade left it", CPU),
+    "progression-fusion": About("image and what is known beside it, the last layers learning along", CPU),
+    "progression-multi": About("the image alone, grade and progression learnt together", CPU),
 }
 
 
