@@ -77,7 +77,7 @@ def test_attention_maps_have_the_size_of_their_crops():
     assert max(float(one.max()) for one in maps) == 1
 
 
-@pytest.mark.parametrize("options", [{"crops": 1}, {"crops": 3}, {"pretrained": True}, {"normalise": "no"}])
+@pytest.mark.parametrize("options", [{"crops": 1}, {"crops": 3}, {"normalise": "no"}])
 def test_what_it_cannot_be_is_refused_in_one_line(options):
     with pytest.raises(UserError):
         SiameseNet(**options)

@@ -256,17 +256,17 @@ KINDS: Mapping[str, Callable[..., nn.Module]] = {
 EARLIER_NAMES = {"views": "crops", "findings": "head_outputs"}  # of arguments, as shipped manifests have them
 
 
-def build_net(config: Mapping[str, Any], *, pretrained: bool = False) -> nn.Module:
+def build_net(config: Mapping[str, Any]) -> nn.Module:
     """The net of a config such as ``net.config``: {"kind": one of KINDS, ...the arguments of its class}.
 
-    pretrained: start the trunk from ImageNet weights (a download; training only, never part of a config).
-    Raises UserError for an unknown kind or an argument that the kind does not have.
+    Its weights are random; nothing is downloaded. Raises UserError for an unknown kind or an argument that the kind
+    does not have.
     """
     arguments = {EARLIER_NAMES.get(name, name): value for name, value in config.items()}
     kind = arguments.pop("kind", None)
     if kind not in KINDS:
         raise UserError(f"net of kind {kind!r}; expected one of {sorted(KINDS)}")
-    taken = set(inspect.signature(KINDS[kind]).parameters) - {"pretrained"}
+    taken = set(inspect.signature(KINDS[kind]).parameters)
     if odd := set(arguments) - taken:
         raise UserError(f"a {kind!r} net has no argument {sorted(odd)}; it takes {sorted(taken)}")
-    return KINDS[kind](**arguments, pretrained=pretrained)
+    return KINDS[kind](**arguments)

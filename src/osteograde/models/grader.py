@@ -53,7 +53,6 @@ class GraderNet(nn.Module):
         normalise: str = "crop",
         head_outputs: int = 0,
         covariates: Sequence[Mapping[str, Any]] = (),
-        pretrained: bool = False,
     ) -> None:
         super().__init__()
         if pool not in ("attention", "mean", "centre"):
@@ -77,9 +76,7 @@ class GraderNet(nn.Module):
         }
         self.crops, self.pool = crops, pool
         self.neighbours, self.normalise = neighbours, normalise
-        self.encoder, features = classifier_body(
-            backbone, 3 if neighbours else 1, pretrained, stages=stages, pixels=pixels
-        )
+        self.encoder, features = classifier_body(backbone, 3 if neighbours else 1, stages=stages, pixels=pixels)
         self.plain = width == 0
         width = self.width = width or features
         self.token = nn.Identity() if self.plain else nn.Sequential(nn.Linear(features, width), nn.LayerNorm(width))

@@ -31,8 +31,7 @@ class SiameseNet(nn.Module):
     between the groups the maps are halved, and at the end they are averaged. Of a crop with several slices the middle
     one is read. An absent crop has features 0, whatever its pixels are. normalise: see ``GraderNet``.
 
-    UserError for another number of crops than two, and for pretrained weights, because nobody published any that may be
-    used.
+    UserError for another number of crops than two.
     """
 
     def __init__(
@@ -44,7 +43,6 @@ class SiameseNet(nn.Module):
         *,
         normalise: str = "fixed",
         head_outputs: int = 0,
-        pretrained: bool = False,
     ) -> None:
         super().__init__()
         if crops != CROPS:
@@ -53,8 +51,6 @@ class SiameseNet(nn.Module):
             )
         if normalise not in NORMALISATIONS:
             raise UserError(f"normalise is {normalise!r}; expected one of {sorted(NORMALISATIONS)}")
-        if pretrained:
-            raise UserError("there are no ImageNet weights of a siamese net; start it from random weights")
         self.config: dict[str, Any] = {
             "kind": "siamese",
             "crops": crops,

@@ -34,7 +34,8 @@ from osteograde.tasks import TASKS
 GRADES_WEIGHTS = "weights:weights/knee-xray"
 SOURCE = {
     "source": "images: Chen, Knee Osteoarthritis Severity Grading Dataset, Mendeley Data V1, "
-    "doi 10.17632/56rmx5bjcr.1, of the Osteoarthritis Initiative; labels: Panfilov et al. 2022 (oaprmr) after Tiulpin et al. 2019",
+    "doi 10.17632/56rmx5bjcr.1, of the Osteoarthritis Initiative; labels: Panfilov et al. 2022 (oaprmr) after "
+    "Tiulpin et al. 2019",
     "licence": "images CC BY 4.0; labels freely available for research purposes: research only",
     "starting_weights": "weights/knee-xray of this project",
 }

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torchvision
 from torch import nn
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_fpn, fasterrcnn_resnet50_fpn_v2
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
@@ -57,7 +56,6 @@ class FasterRcnnLocator(nn.Module):
         proposals: int = 100,
         box_mm: Sequence[tuple[float, float]] = (),
         field_mm: float = 0.0,
-        pretrained: bool = False,
     ) -> None:
         super().__init__()
         if variant not in VARIANTS:
@@ -81,7 +79,7 @@ class FasterRcnnLocator(nn.Module):
         self.field_mm = float(field_mm)
         if self.box_mm:  # what older weights do not have is left out of their config
             self.config |= {"box_mm": self.box_mm, "field_mm": self.field_mm}
-        make, trunk = VARIANTS[variant]
+        make, _ = VARIANTS[variant]
         self.detector = make(
             weights=None,
             weights_backbone=None,
@@ -91,8 +89,6 @@ class FasterRcnnLocator(nn.Module):
             box_score_thresh=0.01,
             box_detections_per_img=10 * channels,
         )
-        if pretrained:
-            _load_trunk(self.detector.backbone.body, trunk)
         adapt_first_conv(self.detector.backbone.body, in_channels)
         self.detector.transform = _AsItIs(0, 0, image_mean=[0.5] * in_channels, image_std=[0.25] * in_channels)
 
@@ -157,13 +153,3 @@ class FasterRcnnLocator(nn.Module):
         maps = boxes.new_zeros((self.channels, h, w))
         place = (labels - 1)[:, None, None].expand_as(blobs)
         return torch.log(maps.scatter_reduce(0, place, blobs, "amax") + _FLOOR)
-
-
-def _load_trunk(body: nn.Module, classifier: str) -> None:
-    """ImageNet weights into a detector's trunk. Not torchvision's own way, which also swaps the norm layers, so that
-    a net rebuilt without a download would not match."""
-    source = torchvision.models.get_model(classifier, weights="DEFAULT").state_dict()
-    state = {key.removeprefix("features."): value for key, value in source.items()}
-    lost = body.load_state_dict(state, strict=False).missing_keys
-    if lost:
-        raise UserError(f"torchvision's {classifier} lacks {lost[:3]} that the detector's trunk has")

@@ -33,8 +33,6 @@ class HeatmapLocator(nn.Module):
         width: int = 32,
         stride: int = 4,
         stages: int = 0,
-        *,
-        pretrained: bool = False,
     ) -> None:
         super().__init__()
         if stride not in (1, 2, 4, 8):
@@ -49,7 +47,7 @@ class HeatmapLocator(nn.Module):
             "stages": stages,
         }
         self.channels, self.stride = channels, stride
-        self.encoder = encoder(encoder_name, in_channels, pretrained, stages=stages)
+        self.encoder = encoder(encoder_name, in_channels, stages=stages)
         counts, reduction = pyramid_shape(self.encoder)
         self.used = [i for i, r in enumerate(reduction) if r >= stride] or [len(reduction) - 1]
         self.laterals = nn.ModuleList(nn.Conv2d(counts[i], width, 1) for i in self.used)

@@ -47,12 +47,8 @@ class PlannedUnet(SegmentingLocator):
         normalisation: str = "slice",
         classes: int = 4,
         spacing_mm: float = 0.0,
-        *,
-        pretrained: bool = False,
     ) -> None:
         super().__init__(channels, 1, classes)
-        if pretrained:
-            raise UserError("a planned U-Net has no published weights; start it from random ones (Start())")
         if any(side % 2 ** (stages - 1) for side in patch):
             raise UserError(f"patch {tuple(patch)}: sides must be multiples of {2 ** (stages - 1)} for {stages} stages")
         if normalisation not in NORMALISATIONS:

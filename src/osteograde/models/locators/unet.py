@@ -123,8 +123,6 @@ class UnetLocator(SegmentingLocator):
         stride: int = 2,
         stages: int = 0,
         classes: int = 4,
-        *,
-        pretrained: bool = False,
     ) -> None:
         if stride not in (1, 2, 4, 8):
             raise UserError(f"stride of the map is {stride}; expected 1, 2, 4 or 8")
@@ -139,7 +137,7 @@ class UnetLocator(SegmentingLocator):
             "stages": stages,
             "classes": classes,
         }
-        self.encoder = encoder(encoder_name, in_channels, pretrained, stages=stages)
+        self.encoder = encoder(encoder_name, in_channels, stages=stages)
         counts, reduction = pyramid_shape(self.encoder)
         self.used = [i for i, r in enumerate(reduction) if r >= stride] or [len(reduction) - 1]
         widths = [width * min(2**k, _WIDEST) for k in range(len(self.used))]
