@@ -35,6 +35,7 @@ NAMES = {  # recipe -> task
     "knee-resnext50": "knee-xray",
     "knee-shufflenet-v2-x2": "knee-xray",
     "knee-wide-resnet50-2": "knee-xray",
+    "knee-xray-small": "knee-xray",
     "knee-siamese": "knee-xray",
     "knee-siamese-small": "knee-xray",
 }
@@ -57,6 +58,7 @@ def __getattr__(name: str) -> dict[str, Callable[[], Recipe]]:
         "spider-faster-rcnn": spider.spider_faster_rcnn,
         "knee-xray": knee.knee_xray,
         **knee.PUBLISHED,
+        "knee-xray-small": knee.knee_xray_small,
         "knee-siamese": knee.knee_siamese,
         "knee-siamese-small": knee.knee_siamese_small,
     }
