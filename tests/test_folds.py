@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from osteograde.errors import UserError
 from osteograde.learning import folds
+from osteograde.learning.recipes import RECIPES
 from osteograde.tasks import TASKS
 from osteograde.tasks.spec import Study
 
@@ -121,3 +122,25 @@ def test_a_study_named_twice_is_refused(tmp_path: Path):
     (tmp_path / "folds.csv").write_text("study_id,patient,fold\na,a,0\na,a,0\n")
     with pytest.raises(ValueError, match="2 lines name 1 studies"):
         folds.read(tmp_path / "folds.csv")
+
+
+def test_folds_of_another_folder_are_taken_as_they_are_or_refused_in_one_line(tmp_path: Path):
+    """``--folds-of``: members of an ensemble are trained on the same folds."""
+    recipe = RECIPES["knee-siamese-small"]()
+    first, out = tmp_path / "first", tmp_path / "out"
+    studies = [Study(f"{9000000 + i}R", str(9000000 + i), (), {"right": i % 5}, targets=("right",)) for i in range(40)]
+    folds.save(folds.assign(recipe.task, studies, 5, seed=3), first / folds.FILE)
+    folds.check_taken(first, out, recipe)
+    folds.take(first, out)
+    assert (out / folds.FILE).read_bytes() == (first / folds.FILE).read_bytes()
+    folds.check_taken(first, out, recipe)  # again, as with --resume
+    for change, told in (
+        (lambda: folds.check_taken(tmp_path, out, recipe), "no folds.csv in it"),
+        (lambda: folds.check_taken(first, out, recipe, debug=True), "leave one of the two out"),
+        (lambda: folds.check_taken(first, out, recipe.shrunk()), "5 folds, recipe 'knee-siamese-small' has 2"),
+    ):
+        with pytest.raises(UserError, match=told):
+            change()
+    folds.save(folds.assign(recipe.task, studies, 5, seed=4), out / folds.FILE)
+    with pytest.raises(UserError, match="not the folds of"):
+        folds.check_taken(first, out, recipe)

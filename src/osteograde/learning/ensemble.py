@@ -73,7 +73,7 @@ def side_by_side(task: Task, folders: Sequence[Path], data: Path) -> OofTables:
     if odd := [str(folder) for folder in folders if digests[folder] != digests[folders[0]]]:
         raise UserError(
             f"{some(odd)}: not trained on the folds of {folders[0]} (folds.csv differs), so its out-of-fold table "
-            f"is not comparable; copy {folders[0] / 'folds.csv'} into a new folder and train into that"
+            f"is not comparable; train it into a new folder with --folds-of {folders[0]}"
         )
     split = folds.read(folders[0] / folds.FILE)
     labels = {study.id: study.labels for study in task.read(data, "train")}

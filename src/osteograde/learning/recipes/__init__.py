@@ -44,6 +44,7 @@ NAMES = {  # recipe -> task
     "progression-fusion-frozen": "knee-progression",
     "progression-fusion": "knee-progression",
     "progression-multi": "knee-progression",
+    "knee-xray-small": "knee-xray",
     "knee-siamese": "knee-xray",
     "knee-siamese-small": "knee-xray",
 }
@@ -75,6 +76,7 @@ def __getattr__(name: str) -> dict[str, Callable[[], Recipe]]:
         "progression-fusion-frozen": progression.fusion_frozen,
         "progression-fusion": progression.fusion,
         "progression-multi": progression.multi,
+        "knee-xray-small": knee.knee_xray_small,
         "knee-siamese": knee.knee_siamese,
         "knee-siamese-small": knee.knee_siamese_small,
     }
