@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -117,3 +118,22 @@ def test_the_data_s_own_source_is_kept_with_numbers_as_texts(tmp_path):
         (tmp_path / train.PROVENANCE).write_text(broken)
         with pytest.raises(UserError, match=train.PROVENANCE):
             train.provenance(tmp_path, recipe)
+
+
+def test_a_resumed_run_with_another_recipe_is_refused_and_the_change_is_named(tmp_path):
+    """What an earlier call left was trained by other choices: it must not pass for the work of this recipe."""
+    recipe = RECIPES["lumbar-mr-small"]()
+    train._keep_recipe(recipe, tmp_path, resume=False)
+    train._keep_recipe(recipe, tmp_path, resume=True)
+    faster = recipe.map_plans(lambda _, plan: replace(plan, training=replace(plan.training, lr=0.125)))
+    with pytest.raises(
+        UserError, match=r"was begun with locators\.\w+\.training\.lr = .*0\.125 now .*other changes.*--reuse"
+    ):
+        train._keep_recipe(faster, tmp_path, resume=True)
+    train._keep_recipe(faster, tmp_path, resume=False)  # a new run writes its own
+
+
+def test_a_choice_that_is_new_and_off_is_no_change():
+    assert train._changed({"a": {"b": 1}}, {"a": {"b": 1, "new": 0}, "other": []}) == []
+    assert train._changed({"a": [1, {"b": 2}]}, {"a": [1, {"b": 3}]}) == [("a.1.b", 2, 3)]
+    assert train._changed({"a": [1]}, {"a": [1, 2], "c": 4}) == [("a", [1], [1, 2]), ("c", None, 4)]

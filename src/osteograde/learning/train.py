@@ -29,6 +29,7 @@ from osteograde.tasks.metrics import groups_of, interval
 from osteograde.tasks.priors import weighted_prior
 from osteograde.tasks.spec import Locator, Points, Study
 
+RECIPE = "recipe.json"
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pandas", "pydicom", "opencv-python-headless", "scikit-learn")
 log = logging.getLogger("osteograde.learning")
 PROVENANCE = "SOURCE.json"  # beside the data: {"source": ..., "licence": ...}
@@ -51,13 +52,15 @@ def train(
     data: a folder of labelled studies. only: the folds to train, all if None. resume: go on from what an earlier call
     left in ``out``. studies: what is in ``data``, if it has been read already. tensorboard: write its events as well.
     Raises UserError for the user's mistakes, before any net is trained: folds that the recipe does not have, covariates
-    that no study has, finished weights in ``out``, or folds there that are of other studies.
+    that no study has, finished weights in ``out``, folds there that are of other studies, or an earlier call with
+    another recipe.
     """
     chosen = folds.chosen(recipe, only)
     given = recipe.task.read(data, "train") if studies is None else studies
     studies = _chosen_patients(sorted(given, key=lambda study: study.id), recipe)
     _refuse_unknown_covariates(recipe, studies, data)
     split = _split(recipe, studies, out, resume=resume)
+    _keep_recipe(recipe, out, resume=resume)
     run = Run(recipe, studies, _synthetic(recipe, studies, out), split, chosen, out, device, resume, tensorboard)
     lost = _read_all(run)
     run = replace(run, recipe=planning.planned_recipe(recipe, (run.loaded([study])[0] for study in studies)))
@@ -92,6 +95,38 @@ def _refuse_unknown_covariates(recipe: Recipe, studies: Sequence[Study], data: P
             f"{data}: recipe {recipe.name!r} reads {lost}, which no labelled study has; put a table {FILE} with the "
             f"columns study or patient and {', '.join(lost)} there, or take a recipe that reads images alone"
         )
+
+
+def _keep_recipe(recipe: Recipe, out: Path, *, resume: bool) -> None:
+    """Write the recipe beside the caches of its run. UserError where an earlier call left nets of another recipe, or of
+    the same one with other choices: they would be taken for those of this one."""
+    path, plain = out / "work" / RECIPE, json.loads(json.dumps(recipe.plain()))
+    if resume and path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if changed := _changed(before, plain):
+            name, old, new = changed[0]
+            raise UserError(
+                f"{out}: was begun with {name} = {old!r}, recipe {recipe.name!r} has {new!r} now"
+                + (f" (and {len(changed) - 1} other changes)" if len(changed) > 1 else "")
+                + "; give another --out, or --reuse it from there, which takes the nets that did not change"
+            )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(plain, indent=1), encoding="utf-8")
+
+
+def _changed(before: Any, now: Any, name: str = "") -> list[tuple[str, Any, Any]]:
+    """(name with dots, before, now) of every value of two JSON trees that differs. A choice that did not exist when the
+    first one was written is no difference where it is off."""
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        before, now = dict(enumerate(before)), dict(enumerate(now))
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return [] if before == now else [(name, before, now)]
+    keys = [*before, *(key for key in now if key not in before and now[key])]
+    return [
+        change
+        for key in keys
+        for change in _changed(before.get(key), now.get(key), f"{name}.{key}" if name else str(key))
+    ]
 
 
 def _read_all(run: Run) -> data_faults.DataFaults:

@@ -59,8 +59,6 @@ ABOUT: dict[str, About] = {
     "knee-resnext50": _published("ResNeXt-50"),
     "knee-shufflenet-v2-x2": _published("ShuffleNetV2 x2.0"),
     "knee-wide-resnet50-2": _published("Wide ResNet-50-2"),
-    "knee-siamese": About("the published Siamese net (Tiulpin et al. 2018), three seeds", GPU),
-    "knee-siamese-small": About("the same Siamese net at 0.8 mm, one seed", CPU),
     "knee-progression": About("image and what is known beside it, from the weights of the grade", CPU),
     "progression-image": About("the image alone, from the weights of the grade", CPU),
     "progression-scratch": About("the image alone, from random weights", CPU),
