@@ -39,6 +39,8 @@ ABOUT: dict[str, About] = {
     ),
     "lumbar-medvit": About("the default's locators, MedViT graders", GPU),
     "seed-frcnn-swin": About("published two-stage baseline: Faster R-CNN R50-FPN v2, Swin-V2-T", GPU),
+    "seed-frcnn-swin-chain": About("the same, graders started one from another along its chain of transfer", GPU),
+    "seed-frcnn-swin-cleaned": About("the same, with its cleaning of the labels", GPU),
     "spider": About("heatmap locator and two graders on EfficientNet-Lite0", CPU),
     "spider-unet": About("discs, vertebrae and canal segmented by a U-Net, the same graders", CPU),
     "spider-unet-resnet34": About("a U-Net with the published ResNet-34 encoder, the same graders", GPU),
