@@ -24,7 +24,7 @@ INFERENCE = {
 }  # fmt: skip
 TRAIN = {
     "TASK", "--list", "--data", "--out", "--recipe", "--folds", "--device", "--resume", "--reuse", "--folds-of",
-    "--debug", "--tensorboard",
+    "--pseudo-labels", "--debug", "--tensorboard",
 }  # fmt: skip
 FROZEN = {
     "grade": INFERENCE,

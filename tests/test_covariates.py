@@ -265,7 +265,7 @@ class OneStage:
         self.stored, self.recipe = data, recipe
         self.nets = cross_fit.nets_of("grade", GRADER.name, recipe.graders[GRADER.name])
 
-    def data(self, studies, plan):
+    def data(self, studies, plan, taught_by=None):
         return self.stored.for_plan(plan).of({study.id for study in studies})
 
     def loss(self, plan):

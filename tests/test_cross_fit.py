@@ -35,7 +35,7 @@ class Stage:
 
     nets: Sequence[Net]
 
-    def data(self, studies: Sequence[Study], plan: Plan):
+    def data(self, studies: Sequence[Study], plan: Plan, taught_by: int | None = None):
         return list(studies)
 
     def loss(self, plan: Plan):

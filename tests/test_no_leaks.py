@@ -137,7 +137,7 @@ class Witness:
                     found.append(f"{what} of {study}: answered about {asked} by nets that had seen {known}")
         return found
 
-    def store(self, stage, *more) -> Samples:
+    def store(self, stage, *more, unlabelled: bool = False) -> Samples:
         """Takes the place of both ``store`` functions. Graders learn from crops around points that nets found."""
         pairs = [one if isinstance(one, tuple) else (one, {}) for one in more[-2]]
         self.leaked_into_crops += self.leaks({loaded.study.id: points for loaded, points in pairs})

@@ -122,6 +122,10 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
         "--folds-of", type=Path, metavar="WEIGHTS_DIR",
         help="use its folds, as members of an ensemble need; no net is copied",
     )  # fmt: skip
+    parser.add_argument(
+        "--pseudo-labels", type=Path, metavar="WEIGHTS_DIR",
+        help="use its folds, and learn from its answers at sites without a label",
+    )  # fmt: skip
     parser.add_argument("--debug", action="store_true", help="a few minutes on a CPU, from nothing to weights")
     parser.add_argument("--tensorboard", action="store_true", help="write its events beside the history of every net")
 

@@ -63,6 +63,7 @@ def main(args: argparse.Namespace) -> int:
             resume=resume,
             studies=studies,
             tensorboard=args.tensorboard,
+            teacher=args.pseudo_labels,
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(RESUME) from None
@@ -86,6 +87,8 @@ def check_run(args: argparse.Namespace, recipe: Recipe) -> None:
             )
     if args.folds_of:
         folds.check_taken(args.folds_of, args.out, recipe, debug=args.debug)
+    if args.pseudo_labels:
+        folds.check_taken(args.pseudo_labels, args.out, recipe, option="--pseudo-labels", debug=args.debug)
     check_out(args.out, ROOM_DEBUG_GIB if args.debug else ROOM_GIB)
     if args.resume or args.reuse:
         return  # nets that are there already need no starting weights

@@ -35,6 +35,7 @@ class Run:
 
     synthetic: studies made out of the given ones. Nets are trained on them, and their landmarks are predicted and
     scored; they are never graded. tensorboard: events of TensorBoard are written beside the history of every net.
+    teacher: a weights folder with the same folds.csv, from whose answers graders learn at sites without a label.
     """
 
     recipe: Recipe
@@ -46,6 +47,7 @@ class Run:
     device: torch.device
     resume: bool
     tensorboard: bool = False
+    teacher: Path | None = None
 
     @property
     def work(self) -> Path:
@@ -122,7 +124,9 @@ class Stage(Protocol):
     @property
     def nets(self) -> Sequence[Net]: ...
 
-    def data(self, studies: Sequence[Study], plan: Plan) -> Data: ...
+    def data(self, studies: Sequence[Study], plan: Plan, taught_by: int | None = None) -> Data:
+        """taught_by: the fold that trains on these studies; its teacher may give pseudo-labels. None: labels alone."""
+        ...
 
     def loss(self, plan: Plan) -> Loss: ...
 
@@ -170,7 +174,7 @@ def _is_done(net: Path, marker: Path) -> bool:
 def _train_fold(run: Run, stage: Stage, net: Net, k: int, shared: BuildNet | None) -> nn.Module:
     """The net of fold k. shared: makes the net of the shared epochs, if the plan has any."""
     plan = net.plan if shared is None else after_shared_epochs(net.plan)
-    data = stage.data(run.split.training(run.everything, k), plan)
+    data = stage.data(run.split.training(run.everything, k), plan, k)
     held_out = stage.data(run.split.held_out(run.everything, k), plan)
     job = _job(run, net, k, net.work_name(k))
     loss = stage.loss(plan)

@@ -189,16 +189,17 @@ def holds(path: Path, other: Path) -> bool:
                for study, k in theirs.fold.items())  # fmt: skip
 
 
-def check_taken(weights: Path, out: Path, recipe: Recipe, *, debug: bool = False) -> None:
-    """UserError where ``--folds-of weights`` cannot be followed: no folds there, another number of folds than the
-    recipe has, other folds in ``out`` already, or a debug run, which takes a few patients into folds of its own."""
+def check_taken(weights: Path, out: Path, recipe: Recipe, *, option: str = "--folds-of", debug: bool = False) -> None:
+    """UserError where an option such as ``--folds-of weights`` cannot be followed: no folds there, another number of
+    folds than the recipe has, other folds in ``out`` already, or a debug run, which takes a few patients into folds of
+    its own."""
     given, own = weights / FILE, out / FILE
     if debug:
-        raise UserError(f"--folds-of {weights}: --debug makes folds of a few patients; leave one of the two out")
+        raise UserError(f"{option} {weights}: --debug makes folds of a few patients; leave one of the two out")
     if not given.is_file():
-        raise UserError(f"--folds-of {weights}: no {FILE} in it; name a weights folder that train_folds.py wrote")
+        raise UserError(f"{option} {weights}: no {FILE} in it; name a weights folder that train_folds.py wrote")
     if (count := read(given).count) != recipe.scope.folds:
-        raise UserError(f"--folds-of {weights}: {count} folds, recipe {recipe.name!r} has {recipe.scope.folds}")
+        raise UserError(f"{option} {weights}: {count} folds, recipe {recipe.name!r} has {recipe.scope.folds}")
     if own.is_file() and own.read_bytes() != given.read_bytes():
         raise UserError(f"{own}: not the folds of {weights}; train into a new folder")
 

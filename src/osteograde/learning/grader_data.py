@@ -43,7 +43,8 @@ class GraderBatch:
     together, counted from 0; head_labels (S, heads): class index, -1 = unlabelled; weight (S,): how much a site
     counts; covariates: name -> (S,), NaN = unknown, those that the plan's net reads; log_prior_shift (K,), or one 0 for
     all: what is added to the logits of the target's classes before the loss, the logarithm of how much more often sites
-    of a class are drawn than they occur."""
+    of a class are drawn than they occur; pseudo (S, K): a teacher's probabilities at sites without a label, each
+    times how much a site of its class counts, and 0 at all others; None without a teacher."""
 
     crops: tuple[torch.Tensor, ...]
     present: torch.Tensor
@@ -53,12 +54,13 @@ class GraderBatch:
     weight: torch.Tensor
     covariates: Mapping[str, torch.Tensor] = field(default_factory=dict)
     log_prior_shift: torch.Tensor = field(default_factory=lambda: torch.tensor(0.0))
+    pseudo: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class GraderData:
-    """The stored crops of one grader for all sites of many studies that have a label of the target or of a head; the
-    rows of a study follow each other in the order of the grader's sites."""
+    """The stored crops of one grader for all sites of many studies that have a label of the target or of a head, or may
+    be given pseudo-labels; the rows of a study follow each other in the order of the grader's sites."""
 
     grader: Grader
     plan: GraderPlan
@@ -77,6 +79,8 @@ class GraderData:
     synthetic: frozenset[str] = frozenset()  # those of the studies that are synthetic
     share: float = 1.0  # of the pixels' sides that batches have, over the same millimetres
     covariates: Mapping[str, np.ndarray] = field(default_factory=dict)  # of the task: name -> (N,), NaN = unknown
+    targets: tuple[str, ...] = ()  # (N,)
+    pseudo: np.ndarray | None = None  # (N, K) probabilities of a teacher at sites without a label, 0 at all others
     balanced: bool = False  # studies are drawn so that all classes of the target are seen equally often
 
     def fit(self, net: nn.Module) -> None:
@@ -107,6 +111,23 @@ class GraderData:
     def of(self, studies: set[str]) -> GraderData:
         return self._with(studies=tuple(study for study in self.studies if study in studies))
 
+    def with_pseudo_labels(self, answers: Mapping[str, Mapping[str, np.ndarray]]) -> GraderData:
+        """The same with a teacher's probabilities (K,) by study and target, where there is no label; without the
+        studies from which nothing can be learnt."""
+        pseudo = np.zeros((len(self.labels), self.classes), np.float32)
+        for study in self.studies:
+            for row in self.rows_of[study]:
+                if self.labels[row] == UNLABELLED and self.targets[row] in answers.get(study, {}):
+                    pseudo[row] = answers[study][self.targets[row]]
+        return self._with(pseudo=pseudo).without_idle()
+
+    def without_idle(self) -> GraderData:
+        """Without the studies that have no label of the target or of a head, and no pseudo-label."""
+        used = (self.labels != UNLABELLED) | (self.head_labels != UNLABELLED).any(1)
+        if self.pseudo is not None:
+            used = used | self.pseudo.any(1)
+        return self._with(studies=tuple(study for study in self.studies if used[self.rows_of[study]].any()))
+
     def without_synthetic(self) -> GraderData:
         """The given studies alone."""
         return self._with(studies=tuple(study for study in self.studies if study not in self.synthetic))
@@ -120,7 +141,7 @@ class GraderData:
                 f"grader {self.grader.name!r}: no site has a label of {[head.name for head in self.grader.heads]}; "
                 "set heads_only_epochs to 0, or give such labels"
             )
-        return self._with(studies=studies, labels=np.full_like(self.labels, UNLABELLED))
+        return self._with(studies=studies, labels=np.full_like(self.labels, UNLABELLED), pseudo=None)
 
     @cached_property
     def class_counts(self) -> np.ndarray:
@@ -207,6 +228,11 @@ class GraderData:
         crops = tuple(self._crop(c, rows, errors, mirror, rng, device, augment=augment) for c in range(len(self.crops)))
         present = self._hide(self.present[rows], rng) if augment else self.present[rows]
         weight = self.class_weight[np.maximum(self.labels[rows], 0)].astype(np.float32)
+        pseudo = None
+        if self.pseudo is not None:
+            weighted = self.pseudo[rows] * self.class_weight
+            pseudo = torch.from_numpy(weighted.astype(np.float32)).to(device)
+            weight[weighted.any(1)] = 1  # what such a site counts is in its answers
         return GraderBatch(
             crops=crops,
             present=torch.from_numpy(present).to(device),
@@ -216,6 +242,7 @@ class GraderData:
             study=torch.from_numpy(np.repeat(np.arange(len(picked)), [len(p) for p in picked])).to(device),
             covariates=self._covariates(rows, rng, device, augment=augment),
             log_prior_shift=torch.from_numpy(self.log_prior_shift.astype(np.float32)).to(device),
+            pseudo=pseudo,
         )
 
     def _covariates(
@@ -271,11 +298,18 @@ class GraderData:
 
 
 def store(
-    grader: Grader, task: Task, plan: GraderPlan, studies: Iterable[tuple[Loaded, Points]], folder: Path
+    grader: Grader,
+    task: Task,
+    plan: GraderPlan,
+    studies: Iterable[tuple[Loaded, Points]],
+    folder: Path,
+    *,
+    unlabelled: bool = False,
 ) -> GraderData:
     """Cut the crops of every site with a label around the given points, with a margin, into arrays on disk.
 
-    A label of the target or of a head. ValueError where no site with a label of the target can be seen in any study.
+    A label of the target or of a head; unlabelled: those of all other sites too. ValueError where no site with a label
+    of the target can be seen in any study.
     """
     margin, (height, width) = _margin(plan), sides(plan.pixels)
     shapes = [(crop.slices + 2 * _slice_margin(crop), height + 2 * margin, width + 2 * margin) for crop in grader.crops]
@@ -288,7 +322,7 @@ def store(
         for loaded, points in studies:
             boxes = site_boxes(grader, loaded.volumes, points, plan.pixels)
             for site in grader.sites:
-                if site.target in boxes and _has_label(grader, loaded.study, site):
+                if site.target in boxes and (unlabelled or _has_label(grader, loaded.study, site)):
                     present, to_index = _write(grader, boxes[site.target], margin, shapes, files)
                     rows.append(_row(grader, loaded.study, site, present, to_index))
                     of_rows.append((loaded.study, site.target))
@@ -299,7 +333,7 @@ def store(
     for i, row in enumerate(rows):
         rows_of.setdefault(row.study, []).append(i)
     known = labels[labels != UNLABELLED]
-    heads_only = f", {len(rows) - len(known)} with labels of heads alone" if len(known) < len(rows) else ""
+    heads_only = f", {len(rows) - len(known)} without a label of the target" if len(known) < len(rows) else ""
     log.info(
         f"{grader.name}: {len(rows)} sites of {len(rows_of)} studies, classes {np.bincount(known).tolist()}{heads_only}"
     )
@@ -323,6 +357,7 @@ def store(
         studies=tuple(rows_of),
         covariates=values_of(task.covariates, of_rows),
         classes=len(task.classes),
+        targets=tuple(target for _, target in of_rows),
     )
 
 

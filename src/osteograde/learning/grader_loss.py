@@ -18,7 +18,8 @@ def grader_loss(grader: Grader, recipe: Recipe, plan: GraderPlan) -> Loss:
     """The loss that a plan of a grader learns by, as a function of the net and a ``GraderBatch``.
 
     Cross entropy weighted by the task's class weights and by the weight of the site, plus the auxiliary heads, plus
-    ``Grader.study_loss`` where the grader has one. Sites without a label of the target count for their heads alone.
+    ``Grader.study_loss`` where the grader has one. Sites without a label of the target count for their heads alone, or
+    with a teacher's probabilities in place of the label.
     """
     class_weights = torch.tensor(recipe.task.class_weights)
 
@@ -29,7 +30,10 @@ def grader_loss(grader: Grader, recipe: Recipe, plan: GraderPlan) -> Loss:
         logits, head_logits = grader.split_heads(outputs, len(weights))
         logits = logits + batch.log_prior_shift
         aim = targets_of(batch.labels, len(weights), plan.loss, plan.label_smoothing)
-        value = target_cross_entropy(logits, aim, weights[batch.labels.clamp_min(0)] * batch.weight)
+        counted = weights[batch.labels.clamp_min(0)]
+        if batch.pseudo is not None:
+            aim, counted = _with_pseudo(aim, counted, batch.pseudo * weights, batch.labels)
+        value = target_cross_entropy(logits, aim, counted * batch.weight)
         if grader.heads:
             value = value + plan.head_weight * heads_loss(grader.heads, head_logits, batch.head_labels)
         if grader.study_loss is not None:
@@ -37,6 +41,17 @@ def grader_loss(grader: Grader, recipe: Recipe, plan: GraderPlan) -> Loss:
         return value
 
     return loss
+
+
+def _with_pseudo(
+    aim: torch.Tensor, counted: torch.Tensor, weighted: torch.Tensor, labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Aims (S, K) and weights (S,). At sites without a label the loss becomes the weighted cross entropy that a label
+    drawn from the teacher's answer would have on average. weighted (S, K): the answers times the class weights."""
+    total = weighted.sum(-1)
+    is_pseudo = (labels == UNLABELLED) & (total > 0)
+    soft = weighted / total.clamp_min(torch.finfo(total.dtype).tiny)[:, None]
+    return torch.where(is_pseudo[:, None], soft, aim), torch.where(is_pseudo, total, counted)
 
 
 def heads_loss(heads: Sequence[Head], logits: Sequence[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:

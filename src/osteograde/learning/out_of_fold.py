@@ -6,7 +6,7 @@ import csv
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from osteograde.learning import grader_data, locator_data, pseudo_dice
+from osteograde.learning import grader_data, locator_data, pseudo_dice, pseudo_labels
 from osteograde.learning.cross_fit import Fold, Net, Run, cross_fit, nets_of
 from osteograde.learning.grader_data import GraderData
 from osteograde.learning.grader_loss import grader_loss
@@ -54,7 +54,7 @@ class LocatorStage:
     nets: Sequence[Net]
     stored: LocatorData
 
-    def data(self, studies: Sequence[Study], plan: Plan) -> LocatorData:
+    def data(self, studies: Sequence[Study], plan: Plan, taught_by: int | None = None) -> LocatorData:
         return self.stored.of({study.id for study in studies})
 
     def loss(self, plan: Plan) -> Loss:
@@ -83,11 +83,28 @@ class GraderStage:
     grader: Grader
     nets: Sequence[Net]
     stored: GraderData
+    points: Mapping[str, Points] = field(default_factory=dict)
+    answers: dict[int, pseudo_labels.Answers] = field(default_factory=dict)  # of the teacher's nets, by fold
 
-    def data(self, studies: Sequence[Study], plan: Plan) -> GraderData:
+    def data(self, studies: Sequence[Study], plan: Plan, taught_by: int | None = None) -> GraderData:
         assert isinstance(plan, GraderPlan)
         data = self.stored.for_plan(plan).of({study.id for study in studies})
-        return data if plan.synthetic_epochs else data.without_synthetic()
+        data = data if plan.synthetic_epochs else data.without_synthetic()
+        if self.run.teacher is None:
+            return data
+        return data.without_idle() if taught_by is None else data.with_pseudo_labels(self._taught(studies, taught_by))
+
+    def _taught(self, studies: Sequence[Study], k: int) -> pseudo_labels.Answers:
+        """What the teacher's nets of fold k say of the sites of these studies, which fold k trains on."""
+        run = self.run
+        if k not in self.answers and run.teacher is not None:
+            made = {study.id for study in run.synthetic}
+            asked = [one for one in studies if one.id not in made and pseudo_labels.unlabelled(self.grader, one)]
+            located = _around_annotated(run, asked, self.points)
+            found = pseudo_labels.answers(run.teacher, self.grader, k, located, run.device, run.recipe.tta)
+            pseudo_labels.save(run.out / pseudo_labels.FILE, run.recipe.task, k, found)
+            self.answers[k] = found
+        return self.answers[k]
 
     def loss(self, plan: Plan) -> Loss:
         assert isinstance(plan, GraderPlan)
@@ -156,7 +173,7 @@ def grade_out_of_fold(run: Run, found: Mapping[str, Points], points: Mapping[str
         stored = _stored_crops(run, grader, members, points)
         landmarks = {site.landmark for site in grader.sites}
         stored = stored.with_errors(np.array([error for name, error in errors if name in landmarks]).reshape(-1, 3))
-        stage = GraderStage(run, grader, nets_of("grade", grader.name, members), stored)
+        stage = GraderStage(run, grader, nets_of("grade", grader.name, members), stored, points)
         for fold in cross_fit(run, stage):
             studies = [study for study in fold.held_out if study.id in given]
             predicted = cached_predictions(stage, fold, studies, judged)
@@ -186,15 +203,21 @@ def graded_at_annotated(run: Run, oof: OutOfFold) -> int:
 
 def _stored_crops(run: Run, grader: Grader, members: Sequence[GraderPlan], points: Mapping[str, Points]) -> GraderData:
     """The crops of a grader over all studies, with the synthetic ones if any member is trained on them."""
-    task = run.recipe.task
     uses_synthetic = any(plan.synthetic_epochs for plan in members)
     used = [*run.studies, *(run.synthetic if uses_synthetic else [])]
-    located = (
-        (loaded, dict(task.fill_missing_landmarks({**points.get(loaded.study.id, {}), **loaded.marks})))
-        for loaded in _one_by_one(run, used)
-    )
-    stored = grader_data.store(grader, task, members[0], located, run.work / "grade")
+    located, folder = _around_annotated(run, used, points), run.work / "grade"
+    unlabelled = run.teacher is not None
+    stored = grader_data.store(grader, run.recipe.task, members[0], located, folder, unlabelled=unlabelled)
     return replace(stored, synthetic=frozenset(study.id for study in run.synthetic))
+
+
+def _around_annotated(
+    run: Run, studies: Sequence[Study], points: Mapping[str, Points]
+) -> Iterator[tuple[Loaded, Points]]:
+    """Each study with its annotated landmarks, and out-of-fold ones where none is annotated."""
+    for loaded in _one_by_one(run, studies):
+        known = {**points.get(loaded.study.id, {}), **loaded.marks}
+        yield loaded, dict(run.recipe.task.fill_missing_landmarks(known))
 
 
 def _one_by_one(run: Run, studies: Sequence[Study]) -> Iterator[Loaded]:

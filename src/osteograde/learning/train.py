@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from osteograde.errors import UserError
-from osteograde.learning import cross_fit, data_faults, evaluate, folds, out_of_fold, planning, starting
+from osteograde.learning import cross_fit, data_faults, evaluate, folds, out_of_fold, planning, pseudo_labels, starting
 from osteograde.learning.cross_fit import Run
 from osteograde.learning.out_of_fold import OutOfFold
 from osteograde.learning.recipe import Recipe, taught_boxes_mm
@@ -46,11 +46,13 @@ def train(
     resume: bool,
     studies: Sequence[Study] | None = None,
     tensorboard: bool = False,
+    teacher: Path | None = None,
 ) -> dict[str, Any]:
     """Train the folds of every locator and grader into a weights folder; returns the out-of-fold scores.
 
     data: a folder of labelled studies. only: the folds to train, all if None. resume: go on from what an earlier call
     left in ``out``. studies: what is in ``data``, if it has been read already. tensorboard: write its events as well.
+    teacher: weights of the same folds, from whose answers graders learn at sites without a label (pseudo_labels.py).
     Raises UserError for the user's mistakes, before any net is trained: folds that the recipe does not have, covariates
     that no study has, finished weights in ``out``, folds there that are of other studies, or an earlier call with
     another recipe.
@@ -59,9 +61,16 @@ def train(
     given = recipe.task.read(data, "train") if studies is None else studies
     studies = _chosen_patients(sorted(given, key=lambda study: study.id), recipe)
     _refuse_unknown_covariates(recipe, studies, data)
+    if teacher is not None:
+        pseudo_labels.check(teacher, recipe.task, chosen)
+        folds.check_taken(teacher, out, recipe)
+        folds.take(teacher, out)
+        if not resume:
+            (out / pseudo_labels.FILE).unlink(missing_ok=True)
     split = _split(recipe, studies, out, resume=resume)
     _keep_recipe(recipe, out, resume=resume)
-    run = Run(recipe, studies, _synthetic(recipe, studies, out), split, chosen, out, device, resume, tensorboard)
+    made = _synthetic(recipe, studies, out)
+    run = Run(recipe, studies, made, split, chosen, out, device, resume, tensorboard, teacher)
     lost = _read_all(run)
     run = replace(run, recipe=planning.planned_recipe(recipe, (run.loaded([study])[0] for study in studies)))
     found, points = out_of_fold.locate_out_of_fold(run)
@@ -278,9 +287,16 @@ def seal(run: Run, data: Path, scores: Mapping[str, Any], calibrations: Mapping[
         precision="fp16 on file, fp32 on a CPU, fp16 autocast on CUDA",
         versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         crops={grader.name: tuple(crop.name for crop in grader.crops) for grader in recipe.task_as_read.graders},
-        data=provenance(data, recipe),
+        data=provenance(data, recipe) | taught_by(run.teacher),
     )
     bundle.write_manifest(run.out, manifest)
+
+
+def taught_by(teacher: Path | None) -> dict[str, str]:
+    """What the manifest says of a teacher: the name of its folder and the hash of its manifest."""
+    if teacher is None:
+        return {}
+    return {"pseudo_labels": f"{teacher.name}, manifest sha256 {bundle.sha256(teacher / bundle.MANIFEST)[:12]}"}
 
 
 def provenance(data: Path, recipe: Recipe) -> dict[str, str]:
