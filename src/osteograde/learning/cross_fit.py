@@ -17,10 +17,10 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from osteograde.learning import folds, history, loop, pretrained
+from osteograde.learning import folds, head_fit, history, loop, pretrained
 from osteograde.learning.cache import cached
 from osteograde.learning.loop import AfterEpoch, Data, Job, Loss
-from osteograde.learning.recipe import GraderPlan, Plan, Recipe
+from osteograde.learning.recipe import LBFGS, GraderPlan, Plan, Recipe
 from osteograde.learning.stage_start import net_from_stage
 from osteograde.models import bundle
 from osteograde.pipeline.load import Loaded
@@ -179,6 +179,8 @@ def _train_fold(run: Run, stage: Stage, net: Net, k: int, shared: BuildNet | Non
     job = _job(run, net, k, net.work_name(k))
     loss = stage.loss(plan)
     build = shared or partial(_new_net, run, net, k, data, loss, job)
+    if plan.training.optimiser == LBFGS:
+        return head_fit.fit_head(build, plan, data, held_out, loss, job)
     watch = stage.watch(plan, held_out, job)
     return loop.train(build, plan, data, held_out, loss, job, resume=run.resume, after_epoch=watch)
 

@@ -22,6 +22,7 @@ IMAGENET = "imagenet"  # ``Start.weights``: download the trunk's ImageNet weight
 NOT_IN_DEBUG = (IMAGENET, "coco", "weights")  # starts that --debug leaves out: downloads, and nets of other folds
 TRUNK_KEYS = ("kind", "backbone", "encoder_name", "variant", "stages", "neighbours")  # of a net's config
 STEEPEST = 0.25  # displacement by the distance of control points; from 0.48 on an image may fold (Choi and Lee 2000)
+LBFGS = "lbfgs"  # ``Training.optimiser``: see ``head_fit``
 NO_CLIP = 1e9  # ``Training.clip``: a norm that no gradient comes near
 
 SyntheticStudies = Callable[[Sequence[Study], Path, np.random.Generator, float], list[Study]]
@@ -68,7 +69,7 @@ class Training:
     batch: int  # locators: regions; graders: studies
     lr: float  # the highest learning rate
     steps: int = 0
-    optimiser: str = "adamw"  # or "adam", or "sgd" with Nesterov momentum 0.99
+    optimiser: str = "adamw"  # "adam", "sgd" with Nesterov momentum 0.99, or of graders "lbfgs": the last layer alone
     weight_decay: float = 0.02  # of weights; norms and biases are not decayed
     clip: float = 1.0  # largest norm of the gradient
     ema: float = 0.99  # decay of the moving average of the weights, which is the net that is kept; 0: the weights
