@@ -181,7 +181,7 @@ def test_a_locator_that_is_never_finite_finds_nothing_and_is_counted(healthy, tm
 def test_a_gpu_that_is_lost_leaves_the_rest_to_the_cpu(healthy, tmp_path, monkeypatch):
     data, weights, clean = healthy
     work, loads = run._grade_chunk, []
-    load = run.bundles.load
+    load = run.ensemble.load
 
     class Dead:
         type = "cuda"
@@ -191,13 +191,13 @@ def test_a_gpu_that_is_lost_leaves_the_rest_to_the_cpu(healthy, tmp_path, monkey
             raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
         return work(bundle, *args)
 
-    def loading(folder, tasks, where, manifest=None):
+    def loading(weights, tasks, where):
         loads.append(where)
-        bundle = load(folder, tasks, CPU, manifest)
-        return bundle if len(loads) > 1 else run.Bundle(**{**vars(bundle), "device": Dead()})
+        bundle = load(weights, tasks, CPU)
+        return bundle if len(loads) > 1 else replace(bundle, device=Dead())
 
     monkeypatch.setattr(run, "_grade_chunk", dying)
-    monkeypatch.setattr(run.bundles, "load", loading)
+    monkeypatch.setattr(run.ensemble, "load", loading)
     lost = grade("lumbar-mr", data, weights, tmp_path / "s.csv")
     assert len(loads) == 2 and loads[1] == CPU
     assert lost.cells == clean.cells and "device_lost x 1" in lost.said
