@@ -41,7 +41,7 @@ def check(teacher: Path, task: Task, chosen: Sequence[int]) -> Manifest:
     manifest = bundle.verify(teacher)
     if manifest.task != task.name:
         raise UserError(f"--pseudo-labels {teacher}: of task {manifest.task!r}, this run is of {task.name!r}")
-    if folds.digest(teacher / folds.FILE) != manifest.folds.sha256:
+    if manifest.folds is None or folds.digest(teacher / folds.FILE) != manifest.folds.sha256:
         raise UserError(f"--pseudo-labels {teacher}: {folds.FILE} is not the one that its nets were trained by")
     for grader in task.graders:
         for k in chosen:
