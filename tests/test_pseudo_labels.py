@@ -71,7 +71,7 @@ def test_the_loss_is_that_of_labels_drawn_from_the_answer_on_average(tmp_path):
     logits = torch.randn(len(TARGETS), 3, generator=torch.Generator().manual_seed(0))
     total, norm = 0.0, 0.0
     for k, share in enumerate(SURE):  # of each site
-        drawn = replace(batch, labels=torch.full_like(batch.labels, k))
+        drawn = replace(batch, labels=torch.full_like(batch.labels, k), weight=torch.ones_like(batch.weight))
         weight = TASK.class_weights[k] * data.class_weight[k]
         total += share * weight * float(loss(Fixed(logits), drawn))
         norm += share * weight

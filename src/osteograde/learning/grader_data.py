@@ -332,11 +332,7 @@ def store(
     rows_of: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
         rows_of.setdefault(row.study, []).append(i)
-    known = labels[labels != UNLABELLED]
-    heads_only = f", {len(rows) - len(known)} without a label of the target" if len(known) < len(rows) else ""
-    log.info(
-        f"{grader.name}: {len(rows)} sites of {len(rows_of)} studies, classes {np.bincount(known).tolist()}{heads_only}"
-    )
+    _log_stored(grader, labels, len(rows_of))
     return GraderData(
         grader=grader,
         plan=plan,
@@ -359,6 +355,12 @@ def store(
         classes=len(task.classes),
         targets=tuple(target for _, target in of_rows),
     )
+
+
+def _log_stored(grader: Grader, labels: np.ndarray, studies: int) -> None:
+    known = labels[labels != UNLABELLED]
+    more = f", {len(labels) - len(known)} without a label of the target" if len(known) < len(labels) else ""
+    log.info(f"{grader.name}: {len(labels)} sites of {studies} studies, classes {np.bincount(known).tolist()}{more}")
 
 
 def _has_label(grader: Grader, study: Study, site: Site) -> bool:
