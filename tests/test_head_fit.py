@@ -105,6 +105,27 @@ def test_two_classes_apart_are_told_apart(tmp_path):
     assert (said == data.y).mean() > 0.6
 
 
+def test_what_is_known_beside_the_crops_is_fitted_too(tmp_path):
+    """The label itself, given as a covariate, decides."""
+
+    class Knowing(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.covariate_head = nn.Linear(1, 2, bias=False)
+            nn.init.zeros_(self.covariate_head.weight)
+
+        def forward(self, crops, known):
+            return super().forward(crops) + self.covariate_head(known)
+
+    def with_label(net, batch):
+        return nn.functional.cross_entropy(net(list(batch.crops), batch.labels[:, None].float()), batch.labels)
+
+    job = loop.Job("points", 0, 7, torch.device("cpu"), tmp_path / "points.pt")
+    net, data = fit_head(Knowing, PLAN, Points(), None, with_label, job), Points()
+    said = net([torch.from_numpy(data.x).float()], torch.from_numpy(data.y)[:, None].float()).argmax(1).numpy()
+    assert (said == data.y).all()
+
+
 def test_a_loss_that_is_no_number_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(head_fit, "minimise", lambda *given: float("nan"))
     with pytest.raises(loop.Diverged, match="raise weight_decay"):

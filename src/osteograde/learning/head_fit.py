@@ -8,7 +8,6 @@ is the plan's own; ``weight_decay`` times the squared weights of standardised fe
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import time
@@ -31,7 +30,8 @@ log = logging.getLogger("osteograde.learning")
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """What is kept of a batch: features (S, F) before the last layer, and the batch without its images."""
+    """What is kept of a batch: features (S, F) that the last layers read, side by side, and the batch without its
+    images."""
 
     features: torch.Tensor
     batch: Any
@@ -63,7 +63,7 @@ def fit_head(
         seen += _view(net, plan, data, loss, job, epoch)
         log.info("%s: features of view %d of %d, %.0f s", job.title, epoch + 1, plan.training.epochs,
                  time.perf_counter() - begun)  # fmt: skip
-    value = minimise(net.head, seen, loss, plan.training.weight_decay)
+    value = minimise(last_layers(net), seen, loss, plan.training.weight_decay)
     if not math.isfinite(value):
         raise Diverged(f"{job.title}: the loss is {value}; raise weight_decay in the recipe, then start again")
     said = f", held-out loss {evaluate(net, held_out, plan, loss, job):.4f}" if held_out is not None else ""
@@ -71,12 +71,19 @@ def fit_head(
     return net.eval()
 
 
+def last_layers(net: Any) -> list[nn.Linear]:
+    """The linear layers whose sum is the answer of a net: that of its crops and, where it reads any, of covariates."""
+    covariates = getattr(net, "covariate_head", None)
+    return [net.head] if covariates is None else [net.head, covariates]
+
+
 @torch.no_grad()
 def _view(net: Any, plan: Plan, data: Data, loss: Loss, job: Job, epoch: int) -> list[Seen]:
     """One view of every sample: as it is in the first epoch, augmented in all others."""
     part, size, found = data.in_epoch(epoch), plan.training.batch, []
-    caught: list[torch.Tensor] = []
-    hook = net.head.register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0].float()))
+    caught: dict[nn.Module, torch.Tensor] = {}
+    layers = last_layers(net)
+    hooks = [layer.register_forward_pre_hook(lambda one, given: caught.update({one: given[0]})) for layer in layers]
     order = part.order(job.rng(epoch), len(part))
     if plan.training.steps:
         order = order[: plan.training.steps * size]
@@ -85,24 +92,25 @@ def _view(net: Any, plan: Plan, data: Data, loss: Loss, job: Job, epoch: int) ->
             batch = part.batch(order[step : step + size], job.rng(epoch, step), job.device, augment=epoch > 0)
             with torch.autocast("cpu", torch.bfloat16, enabled=plan.training.bfloat16 and job.device.type == "cpu"):
                 loss(net, batch)
-            found.append(Seen(caught.pop(), replace(batch, crops=())))
+            features = torch.cat([caught[layer].float() for layer in layers], 1)
+            found.append(Seen(features, replace(batch, crops=())))
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
     return found
 
 
-def minimise(head: nn.Linear, seen: Sequence[Seen], loss: Loss, weight_decay: float) -> float:
-    """Fit a linear layer, in place, to the mean loss over batches; returns that loss without the penalty.
-
-    Features are standardised for the fit, so that one penalty suits all, and the layer takes that back at its end.
+def minimise(layers: Sequence[nn.Linear], seen: Sequence[Seen], loss: Loss, weight_decay: float) -> float:
+    """Fit linear layers whose sum is the answer, in place, to the mean loss over batches; returns that loss without the
+    penalty. The first has the bias. Features are standardised for the fit, so that one penalty suits all, and the
+    layers take that back at its end.
     """
     features = torch.cat([one.features for one in seen])
     mean, deviation = features.mean(0), features.std(0)
     deviation = torch.where(deviation > _FLATTEST, deviation, torch.inf)  # a constant feature has no weight
-    fitted = copy.deepcopy(head).requires_grad_(True)
-    with torch.no_grad():
-        fitted.weight.zero_()
-        fitted.bias.zero_()
+    fitted = nn.Linear(features.shape[1], layers[0].out_features).to(features.device)
+    nn.init.zeros_(fitted.weight)
+    nn.init.zeros_(fitted.bias)
     parts = [_LastLayer(fitted, (one.features - mean) / deviation) for one in seen]
     shares = [len(one.features) / len(features) for one in seen]
     optimiser = torch.optim.LBFGS(fitted.parameters(), max_iter=ROUNDS, history_size=20, line_search_fn="strong_wolfe")
@@ -119,6 +127,9 @@ def minimise(head: nn.Linear, seen: Sequence[Seen], loss: Loss, weight_decay: fl
 
     optimiser.step(closure)  # type: ignore[arg-type]
     with torch.no_grad():
-        head.weight.copy_(fitted.weight / deviation)
-        head.bias.copy_(fitted.bias - (head.weight * mean).sum(1))
+        weight = fitted.weight / deviation
+        layers[0].bias.copy_(fitted.bias - (weight * mean).sum(1))
+        parts_of = weight.split([layer.in_features for layer in layers], 1)
+        for layer, own in zip(layers, parts_of, strict=True):
+            layer.weight.copy_(own)
     return last[0]
