@@ -9,6 +9,7 @@ Shapes: D slices, H W pixels of a crop.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,6 @@ from scipy.stats import rankdata
 
 from osteograde.imaging.geometry import Roi, apply
 from osteograde.models.bundle import build_net
-from osteograde.models.grader import GraderNet
 
 
 def band(roi: Roi, point_mm: np.ndarray, half_height_mm: float) -> np.ndarray:
@@ -48,14 +48,13 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
 
 
-def with_random_weights(nets: Sequence[GraderNet], seed: int) -> list[GraderNet]:
+def with_random_weights(nets: Sequence[Any], seed: int) -> list[Any]:
     """Nets of the same configs that have learnt nothing, in evaluation mode on the same devices. The caller's random
     state is left as it was."""
-    made: list[GraderNet] = []
+    made: list[Any] = []
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for net in nets:
             fresh = build_net(dict(net.config))
-            assert isinstance(fresh, GraderNet)
             made.append(fresh.eval().to(next(net.parameters()).device))
     return made
