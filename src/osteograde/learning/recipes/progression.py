@@ -7,11 +7,10 @@ learnt together from ImageNet weights (``multi``).
 
 Not as there, on purpose: folds are grouped by patient and are those of the grade's nets, so that no net has seen the
 patients it is judged on, not even their grades; nothing is imputed before the split; knees are judged as frequent as
-they are. The trunk is the first 14 modules of MobileNetV2 instead of VGG-16, for two CPU cores: on held-out knees the
-features of its last modules told no more about progression (docs/experiments.md).
+they are. The trunk is the first 14 modules of MobileNetV2 instead of VGG-16: five folds fit into 12 MB.
 
-All start from the weights of `knee-xray` in this repository, so they are run from its root. They use bfloat16: on a CPU
-that does not know it, ``--set`` training.bfloat16=False is faster.
+The locator is that of `knee-xray`, and so is the start of most graders: they are run from the root of the repository.
+They use bfloat16, which is fast on CPUs that know it and slow on others.
 """
 
 from __future__ import annotations
@@ -30,7 +29,9 @@ from osteograde.learning.recipe import (
     for_grader,
     for_locator,
 )
+from osteograde.learning.recipes.knee import knee_xray
 from osteograde.tasks import TASKS
+from osteograde.tasks.knee_films import films
 
 GRADES_WEIGHTS = "weights:weights/knee-xray"
 SOURCE = {
@@ -75,20 +76,33 @@ def fusion() -> Recipe:
     return _recipe("progression-fusion", _with_covariates(_plan()))
 
 
-def clinical() -> Recipe:
-    """As ``fusion_frozen``, with all that OAI's tables say at baseline: for labels of ``osteograde targets``."""
-    return _recipe("progression-clinical", _frozen(_with_covariates(_plan(), KNOWN)))
-
-
 def multi() -> Recipe:
     """The image alone, from ImageNet weights: grade and progression are learnt together, each with half of the loss."""
+    return _recipe("progression-multi", _from_imagenet())
+
+
+def clinical() -> Recipe:
+    """As ``multi``, with all that OAI's tables say at baseline: for labels of ``osteograde targets``.
+
+    Nothing starts from nets that have seen patients, so any knees may be learnt from; the locator is learnt as well. It
+    has not been trained on real knees here, because the public labels say nothing but the grade.
+
+    python train_folds.py knee-progression --recipe progression-clinical --data KNEES --out runs/clinical
+    """
+    plan = _with_covariates(_from_imagenet(), KNOWN)
+    plan = replace(plan, pixels=(176, 240), training=replace(plan.training, epochs=8, lr=1e-3))
+    return replace(_recipe("progression-clinical", plan), locators=knee_xray().locators, synthetic=films)
+
+
+def _from_imagenet() -> GraderPlan:
     plan = _plan()
-    net = {**plan.net, "backbone": "tf_efficientnet_lite0", "stages": 4}
-    training = replace(plan.training, epochs=3, lr=2e-3)
-    start = Start(weights="pip:efficientnet-lite0")
-    return _recipe(
-        "progression-multi",
-        replace(plan, net=net, pixels=(96, 128), start=start, training=training, head_weight=1.0),
+    return replace(
+        plan,
+        net={**plan.net, "backbone": "tf_efficientnet_lite0", "stages": 4},
+        pixels=(96, 128),
+        training=replace(plan.training, epochs=3, lr=2e-3),
+        start=Start(weights="pip:efficientnet-lite0"),
+        head_weight=1.0,
     )
 
 
