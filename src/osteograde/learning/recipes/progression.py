@@ -62,7 +62,7 @@ def image() -> Recipe:
 def scratch() -> Recipe:
     """The image alone, from random weights: what was learnt for the grade is not used. Half the pixels a side."""
     plan = _plan()
-    training = replace(plan.training, epochs=5, lr=2e-3)
+    training = replace(plan.training, epochs=3, lr=2e-3)
     return _recipe("progression-scratch", replace(plan, pixels=(96, 128), start=Start(), training=training))
 
 
