@@ -109,7 +109,16 @@ def test_a_view_position_decides_where_a_description_names_several(tmp_path):
      ({"ImageType": ["ORIGINAL", "PRIMARY", ""]}, set()),
      ({"PositionerPrimaryAngle": "-90"}, {"lateral_view"}),
      ({"PositionerPrimaryAngle": "0"}, set()),
-     ({"PositionerPrimaryAngle": "5"}, set())],
+     ({"PositionerPrimaryAngle": "5"}, set()),
+     ({"PositionerPrimaryAngle": "-90", "ViewPosition": "AP"}, set()),
+     ({"ImageType": ["ORIGINAL", "PRIMARY", "LATERALITY"]}, set()),
+     ({"ImageType": ["DERIVED", "PRIMARY", "BILATERAL"]}, set()),
+     ({"BodyPartExamined": "KNEE LATERAL SIDE"}, set()),
+     ({"BodyPartExamined": "LL"}, set()),
+     ({"BodyPartExamined": "KNEE RL", "ViewPosition": "PA"}, set()),
+     ({"SeriesDescription": "AP view, knee and patella"}, set()),
+     ({"SeriesDescription": "AP and patella view"}, {"view_in_doubt"}),
+     ({"SeriesDescription": "View of the patella"}, {"other_view"})],
 )  # fmt: skip
 def test_tags_that_are_seldom_asked_tell_the_view_too(tmp_path, tags, expected):
     assert codes(tmp_path, **tags) == expected

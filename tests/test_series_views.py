@@ -84,6 +84,7 @@ def test_the_words_of_a_description_tell_the_plane(plane, texts):
         ("STIR", {"description": "SAG IR"}),
         ("STIR", {"description": "SAG IR", "repetition_ms": 4000.0, "echo_ms": 60.0}),
         ("T1", {"description": "SAG IR", "inversion_ms": 800.0, "repetition_ms": 2000.0, "echo_ms": 10.0}),
+        ("T1", {"description": "L-Spine ir", "repetition_ms": 450.0, "echo_ms": 10.0}),
         ("T1", {"sequence_name": "T1_TSE"}),
         ("T2", {"sequence_name": "*tse2d1_15", "repetition_ms": 3500.0, "echo_ms": 100.0}),
     ],

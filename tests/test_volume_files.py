@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import itertools
 import struct
+import tracemalloc
+import zlib
 from collections import Counter
 
 import numpy as np
@@ -144,6 +146,32 @@ def test_a_small_file_that_claims_to_be_huge_is_refused_without_the_memory(tmp_p
     (tmp_path / "a.mha").write_bytes(contents)
     with pytest.raises(UnreadableImage, match="image_too_large"):
         read_volume(tmp_path / "a.mha")
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.mha"])
+def test_a_small_file_that_unpacks_to_far_more_than_its_header_says_takes_no_memory(tmp_path, name):
+    voxels, bomb = voxels_of("u1"), bytes(1 << 28)
+    if name == "a.mha":
+        head, pixels = metaimage(voxels, CompressedData="True").split(b"LOCAL\n")
+        contents = head + b"LOCAL\n" + zlib.compress(pixels + bomb)
+    else:
+        contents = gzip.compress(nifti(voxels) + bomb)
+    (tmp_path / name).write_bytes(contents)
+    tracemalloc.start()
+    read = read_volume(tmp_path / name)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert np.array_equal(read.voxels, voxels)
+    assert peak < 1 << 26, f"{peak >> 20} MiB for {len(contents) >> 10} KiB"
+
+
+@pytest.mark.parametrize("start", [float("nan"), float("inf"), -5.0, 1e30])
+def test_a_nonsense_place_of_the_voxels_is_refused_with_a_code(tmp_path, start):
+    contents = bytearray(nifti(voxels_of("u1")))
+    struct.pack_into("<f", contents, 108, start)
+    (tmp_path / "a.nii").write_bytes(contents)
+    with pytest.raises(UnreadableImage, match=r"damaged_header|pixels_damaged|image_too_large"):
+        read_volume(tmp_path / "a.nii")
 
 
 def test_slices_come_first_by_their_thickness_else_by_the_view(tmp_path):

@@ -75,8 +75,9 @@ def kind_of_series(told: Acquisition) -> str:
     known = _CONTRASTS.get(told.contrast) or kind_of_words(told.sequence_name)
     if known:
         return known
-    if told.inversion_ms is None and any(_INVERSION.search(_plain(text)) for text in (told.description, told.protocol)):
-        return STIR  # of a spine: an inversion for T1 or FLAIR is called so
+    named = any(_INVERSION.search(_plain(text)) for text in (told.description, told.protocol))
+    if named and told.inversion_ms is None and (told.repetition_ms or LONG_REPETITION_MS) > SHORT_REPETITION_MS:
+        return STIR  # of a spine: an inversion for T1 or FLAIR is called so, and none fits into a short repetition
     return _kind_of_times(told)
 
 

@@ -8,6 +8,8 @@ out as (Z, Y, X) where the file says (x, y, z).
 from __future__ import annotations
 
 import gzip
+import io
+import math
 import struct
 import zlib
 from collections import Counter
@@ -80,7 +82,7 @@ def read_volume(path: Path, codes: Counter[str] | None = None) -> Volume:
     if not contents:
         raise UnreadableImage("empty_file")
     is_meta = path.name.lower().endswith((".mha", ".mhd"))
-    voxels, to_mm = _meta_image(contents, path, codes) if is_meta else _nifti(_unzipped(contents), codes)
+    voxels, to_mm = _meta_image(contents, path, codes) if is_meta else _nifti(contents, codes)
     if not np.isfinite(to_mm).all() or abs(np.linalg.det(to_mm[:3, :3])) < 1e-9:
         raise UnreadableImage("damaged_header")
     if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
@@ -108,20 +110,26 @@ def _numbered(volume: Volume) -> Volume:
     return replace(volume, names=tuple(map(str, range(count))), instances=tuple(range(count)))
 
 
-def _unzipped(contents: bytes) -> bytes:
+def _unzipped(contents: bytes, most: int) -> bytes:
+    """At least the first ``most`` bytes of a file that may be packed by gzip, and hardly more.
+
+    So a small file that unpacks to gigabytes does not fill the memory. A file that is read to its end is held against
+    its checksum.
+    """
     if contents[:2] != b"\x1f\x8b":
         return contents
-    limit = MAX_VOXELS * 8
     try:
-        unpacked = zlib.decompressobj(wbits=31)
-        whole = unpacked.decompress(contents, limit)
-        if unpacked.unconsumed_tail:
-            raise UnreadableImage("image_too_large")
-        if not unpacked.eof:
-            raise UnreadableImage("pixels_damaged")
-        return whole if not unpacked.unused_data else gzip.decompress(contents)
+        return gzip.GzipFile(fileobj=io.BytesIO(contents)).read(most + 1)
     except (zlib.error, EOFError, OSError):
         raise UnreadableImage("pixels_damaged") from None
+
+
+def _size(start: int, kind: np.dtype, shape: list[int]) -> int:
+    """Where the values of a volume of ``shape`` end, in bytes."""
+    count = int(np.prod(shape, dtype=object))
+    if count > MAX_VOXELS or start > MAX_FILE_BYTES:
+        raise UnreadableImage("image_too_large")
+    return start + count * kind.itemsize
 
 
 # --- NIfTI -----------------------------------------------------------------------------------------------------------
@@ -138,7 +146,8 @@ def _nifti_order(head: bytes) -> tuple[str, int] | None:
 
 
 def _nifti(contents: bytes, codes: Counter[str]) -> tuple[np.ndarray, np.ndarray]:
-    found = _nifti_order(contents)
+    head = _unzipped(contents, _NIFTI_HEAD)
+    found = _nifti_order(head)
     if found is None:
         raise UnreadableImage("not_an_image")
     order, version = found
@@ -146,7 +155,7 @@ def _nifti(contents: bytes, codes: Counter[str]) -> tuple[np.ndarray, np.ndarray
 
     def field(name: str) -> tuple[Any, ...]:
         at, form = places[name]
-        return struct.unpack_from(order + form, contents, at)
+        return struct.unpack_from(order + form, head, at)
 
     dims, pixdim = field("dim"), [float(v) for v in field("pixdim")]
     if not 2 <= dims[0] <= 7 or any(n < 1 for n in dims[1 : dims[0] + 1]):
@@ -156,8 +165,10 @@ def _nifti(contents: bytes, codes: Counter[str]) -> tuple[np.ndarray, np.ndarray
     if field("datatype")[0] not in _NIFTI_TYPES:
         raise UnreadableImage("unsupported_pixels")
     kind = np.dtype(order + _NIFTI_TYPES[field("datatype")[0]])
+    if not math.isfinite(field("start")[0]):
+        raise UnreadableImage("damaged_header")
     start = int(field("start")[0]) or (352 if version == 1 else 544)
-    voxels = _values(contents, start, kind, shape)
+    voxels = _values(_unzipped(contents, _size(start, kind, shape)), start, kind, shape)
     slope, offset = (float(v) for v in field("scale"))
     if np.isfinite([slope, offset]).all() and slope != 0 and (slope, offset) != (1.0, 0.0):
         voxels = voxels.astype(np.dtype("f4" if kind.itemsize < 4 else "f8")) * slope + offset
@@ -167,6 +178,7 @@ def _nifti(contents: bytes, codes: Counter[str]) -> tuple[np.ndarray, np.ndarray
     return voxels, lps[:, [2, 1, 0, 3]]
 
 
+_NIFTI_HEAD = 540  # bytes of the longer of the two headers
 _NIFTI_PLACES: dict[int, dict[str, tuple[int, str]]] = {  # name -> (byte, struct format)
     1: {"dim": (40, "8h"), "datatype": (70, "h"), "pixdim": (76, "8f"), "start": (108, "f"), "scale": (112, "2f"),
         "units": (123, "B"), "codes": (252, "2h"), "quatern": (256, "6f"), "srow": (280, "12f")},
@@ -221,8 +233,9 @@ def _meta_image(contents: bytes, path: Path, codes: Counter[str]) -> tuple[np.nd
         raise UnreadableImage("unsupported_pixels")
     big = any(header.get(key, "").lower() == "true" for key in ("binarydatabyteordermsb", "elementbyteordermsb"))
     codes["several_volumes"] += int(dims == 4 and shape[3] > 1)
-    pixels = _meta_pixels(header, contents, start, path)
-    voxels = _values(pixels, 0, np.dtype((">" if big else "<") + kind), [*shape, 1][:3])
+    values = np.dtype((">" if big else "<") + kind)
+    pixels = _meta_pixels(header, contents, start, path, _size(0, values, [*shape, 1][:3]))
+    voxels = _values(pixels, 0, values, [*shape, 1][:3])
     axes, step, place = np.eye(3), np.ones(3), np.zeros(3)
     keep = min(dims, 3)
     axes[:keep, :keep] = np.array(turn).reshape(dims, dims)[:keep, :keep]  # row i: the direction of axis i
@@ -246,8 +259,8 @@ def _meta_header(contents: bytes) -> tuple[dict[str, str], int]:
     raise UnreadableImage("not_an_image")
 
 
-def _meta_pixels(header: dict[str, str], contents: bytes, start: int, path: Path) -> bytes:
-    """The bytes of the pixels, unpacked."""
+def _meta_pixels(header: dict[str, str], contents: bytes, start: int, path: Path, most: int) -> bytes:
+    """The bytes of the pixels, unpacked; of those that are packed the first ``most``."""
     name = header["elementdatafile"]
     if name.upper() != "LOCAL":
         beside = path.parent / Path(name).name  # never a path that leads out of the folder
@@ -262,13 +275,9 @@ def _meta_pixels(header: dict[str, str], contents: bytes, start: int, path: Path
     if header.get("compresseddata", "").lower() != "true":
         return contents[start:]
     try:
-        unpacked = zlib.decompressobj(wbits=47)  # zlib or gzip
-        pixels = unpacked.decompress(contents[start:], MAX_VOXELS * 8)
+        return zlib.decompressobj(wbits=47).decompress(contents[start:], most)  # zlib or gzip
     except zlib.error:
         raise UnreadableImage("pixels_damaged") from None
-    if unpacked.unconsumed_tail:
-        raise UnreadableImage("image_too_large")
-    return pixels
 
 
 def _numbers(header: dict[str, str], names: tuple[str, ...], usual: list[float]) -> list[float]:
@@ -278,10 +287,7 @@ def _numbers(header: dict[str, str], names: tuple[str, ...], usual: list[float])
 
 def _values(contents: bytes, start: int, kind: np.dtype, shape: list[int]) -> np.ndarray:
     """(Z, Y, X) native values of a volume of ``shape`` (x, y, z) that begins at a byte."""
-    count = int(np.prod(shape, dtype=object))
-    if count > MAX_VOXELS:
-        raise UnreadableImage("image_too_large")
-    if start < 0 or len(contents) < start + count * kind.itemsize:
+    if start < 0 or len(contents) < _size(start, kind, shape):
         raise UnreadableImage("pixels_damaged")
-    values = np.frombuffer(contents, kind, count, start)
+    values = np.frombuffer(contents, kind, int(np.prod(shape, dtype=object)), start)
     return values.astype(kind.newbyteorder("=")).reshape(shape[::-1])

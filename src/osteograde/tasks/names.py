@@ -62,6 +62,7 @@ _FILLER = frozenset(_SHOWN) | frozenset(  # says what is shown and how, not of w
         consult consultation consulta control termin take run femur tibia patella"""
     )
 )
+_PERSON = frozenset(_words("patient pat subject subj case id pt"))  # the number behind it is a patient's
 _VISIT_WORDS = (
     "visit visite visita besuch timepoint followup fu month months mth year years yr week weeks session ses day days"
 )
@@ -174,7 +175,13 @@ def _patient(own: Sequence[_Piece], above: Sequence[Sequence[_Piece]], place: in
     visited = any(piece.kind == "visit" for piece in own)
     if stem and (sided or visited or any(piece.strong for piece in stem)):
         return _joined(stem)
-    return _joined([piece for piece in own if piece.kind == "visit"]) if sided else ""
+    # D12_L and D12/L may be a donor's: what is called alike stays together, by the outermost folder
+    visits = next((visits for pieces in (own, *reversed(above)) if (visits := _visits(pieces))), [])
+    return _joined(visits) if sided else ""
+
+
+def _visits(pieces: Sequence[_Piece]) -> list[_Piece]:
+    return [piece for piece in pieces if piece.kind == "visit"]
 
 
 def _identity(pieces: Sequence[_Piece], place: int, folder: bool = False) -> list[_Piece]:
@@ -216,8 +223,13 @@ def _pieces(name: str) -> list[_Piece]:
         short |= _SHORT_BESIDE[marker] if any(word.startswith(marker) for word in lower) else {}
     found: list[_Piece] = []
     for i, word in enumerate(words):
-        after_visit = word.isdigit() and i and lower[i - 1] in _VISIT_BEFORE_NUMBER
-        found += [_Piece("visit", word)] if after_visit else _of_word(word, short)
+        before = lower[i - 1] if word.isdigit() and i else ""
+        if before in _VISIT_BEFORE_NUMBER:
+            found.append(_Piece("visit", word))
+        elif before in _PERSON:
+            found.append(_Piece("patient", word, strong=True))
+        else:
+            found += _of_word(word, short)
     return found + [_Piece("visit", re.sub(r"\D", "", date)) for date in dates]
 
 
@@ -233,12 +245,17 @@ def _of_word(word: str, short: dict[str, str]) -> list[_Piece]:
         return []
     if low in _VISIT_ALONE or low in _VISIT_BEFORE_NUMBER or _VISIT.fullmatch(low):
         return [_Piece("visit", word)]
+    numbered = re.fullmatch(r"([a-z]+)([0-9]+)", low)
+    if numbered and numbered[1] in _PERSON & _FILLER:  # patient5; pt5 is one word
+        return [_Piece("patient", numbered[2], strong=True)]
     return _glued(word, short) or _compound(low) or [_identifier(word)]
 
 
 def _glued(word: str, short: dict[str, str]) -> list[_Piece]:
     """A number and a side or a visit written together: 9001695L, P01left, L9001695, left07, P01v2."""
     sides = {**short, **{name: side for name, side in _WORDS.items() if name.isascii()}}
+    if told := re.fullmatch(r"(.*[0-9])dx", word, re.IGNORECASE):  # as 12sx; a modality stands apart: 12_DX
+        return [_identifier(told[1]), _Piece("side", RIGHT, weight=_SIDE_PREFIX)]
     either = "|".join(sorted(map(re.escape, sides), key=len, reverse=True))
     if told := re.fullmatch(rf"(.*[0-9])({either})([0-9]{{1,2}}|{_ENDINGS})?", word, re.IGNORECASE):
         return [_identifier(told[1]), _Piece("side", sides[told[2].lower()], weight=_SIDE_LETTER)]

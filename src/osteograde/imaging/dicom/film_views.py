@@ -7,6 +7,7 @@ code. Codes of views: PS3.16 CID 4010; orientation: PS3.3 C.7.6.1.1.1.
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -41,6 +42,8 @@ _OTHER = _set(
     "CRANIOCAUDAL PLANTODORSAL DORSOPLANTAR SWIMMERS"
 )
 _PATELLA, _A_VIEW = _set("PATELLA PATELLAR PATELLE PATELLAE ROTULA"), _set("VIEW VIEWS PROJECTION")
+_LATERAL_PART = re.compile(r"\bLATERAL (?=(?:SIDE|COMPARTMENT|CONDYLE|PLATEAU|MENISCUS|JOINT ?SPACE|LIGAMENT)S?\b)")
+_LIMBS = _set("LL RL")  # in BodyPartExamined the left and the right leg, elsewhere lateral views
 _SIDEWAYS_DEGREES = (60.0, 120.0)  # of the beam against the front: between them the view is lateral
 _NEUTRAL = _set(  # words beside a view that say nothing of it
     "JOINT LEG LEGS BILATERAL BILAT BIL BOTH LEFT RIGHT LT RT L R B STANDING STAND STEHEND WEIGHT BEARING WB "
@@ -75,8 +78,11 @@ def film_codes(dataset: Dataset) -> list[str]:
     "view_in_doubt" (descriptions that name frontal and other views at once, and nothing else that decides).
     """
     said = [_view_of_position(dataset), *_views_of_codes(dataset), _view_of_orientation(dataset)]
-    said += [_view_of_words(text_of(dataset, keyword)) for keyword in (*_DESCRIPTIONS, "BodyPartExamined")]
-    said += [_view_of_words(" ".join(texts_of(dataset, "ImageType")[2:])), _view_of_angle(dataset)]
+    said += [_view_of_words(text_of(dataset, keyword)) for keyword in _DESCRIPTIONS]
+    part = [word for word in _tokens(text_of(dataset, "BodyPartExamined")) if word not in _LIMBS]
+    said += [_view_of_words(" ".join(part)), _view_of_words(" ".join(texts_of(dataset, "ImageType")[2:]))]
+    if FRONTAL not in said:  # of a tube that was turned towards a wall stand some devices write 90 degrees
+        said.append(_view_of_angle(dataset))
     if not any(said):
         said += [view for view in _views_of_examination(dataset) if view != DOUBT]
     codes = [CODES[view] for view in (LATERAL, OTHER) if view in said]
@@ -114,9 +120,12 @@ def _tokens(text: str) -> list[str]:
 
 def _view_of_words(text: str) -> str:
     """The view that a free text names, "doubt" where it names a frontal and another one, "" where it names none."""
-    words = {part for word in _tokens(text) for part in (word, *word.split("-"))}
+    tokens = _tokens(_LATERAL_PART.sub("", " ".join(_tokens(text))))
+    words = {part for word in tokens for part in (word, *word.split("-"))}
     found = [view for view, known in ((LATERAL, _LATERAL), (OTHER, _OTHER)) if words & known]
-    if words & _PATELLA and words & _A_VIEW:  # "patella view" is the skyline view; a patella alone is what is shown
+    # "patella view" is the skyline view; a patella alone, or in "AP view, knee and patella", is what is shown
+    is_skyline = any(one in _PATELLA and two in _A_VIEW for one, two in itertools.pairwise(tokens))
+    if is_skyline or (words & _PATELLA and words & _A_VIEW and not words & _FRONTAL):
         found.append(OTHER)
     if found and words & _FRONTAL:
         return DOUBT
