@@ -47,11 +47,11 @@ FIRST_LAYERS = tuple(f"features.{i}" for i in range(7))
 
 
 def knee_progression() -> Recipe:
-    """The default, which ships: the image and what is known beside it, on the features of the grade's nets.
+    """The default, which ships: the image and what is known beside it, the last modules of the trunk learning along.
 
     python train_folds.py knee-progression --data KNEES --out weights/knee-progression
     """
-    return replace(fusion_frozen(), name="knee-progression")
+    return replace(fusion(), name="knee-progression")
 
 
 def image() -> Recipe:
