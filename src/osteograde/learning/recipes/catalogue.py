@@ -64,6 +64,7 @@ ABOUT: dict[str, About] = {
     "progression-scratch": About("the image alone, from random weights", CPU),
     "progression-fusion-frozen": About("image and what is known beside it, the trunk as the grade left it", CPU),
     "progression-fusion": About("image and what is known beside it, the last layers learning along", CPU),
+    "progression-clinical": About("as the default, with all that OAI's tables say of a patient at baseline", CPU),
     "progression-multi": About("the image alone, grade and progression learnt together", CPU),
 }
 

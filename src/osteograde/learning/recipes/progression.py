@@ -11,7 +11,7 @@ they are. The trunk is the first 14 modules of MobileNetV2 instead of VGG-16, fo
 features of its last modules told no more about progression (docs/experiments.md).
 
 All start from the weights of `knee-xray` in this repository, so they are run from its root. They use bfloat16: on a CPU
-that does not know it, ``--set`` training.bfloat16=False is faster.
+that does not know it, a recipe with ``bfloat16=False`` in its ``Training`` is faster.
 """
 
 from __future__ import annotations
