@@ -224,6 +224,8 @@ OF_THE_WRONG_TASK_OR_STEP = [
     ["grade", "--data", ".", "--weights", "."],
     ["grade", "lumbar-mr", "--data", ".", "--weights", str(SPIDER)],
     ["report", "."],
+    ["inspect", "lumbar-mr", "--data", "."],
+    ["inspect", "spider", "--data", "."],
     ["ensemble", "knee-xray", "--members", str(SPIDER), "--data", "."],
     ["kernel", "build", "lumbar-mr", "--weights", str(SPIDER)],
     ["kaggle", "submit", "lumbar-mr"],

@@ -24,6 +24,7 @@ from osteograde.tasks import NAMES as TASKS
 from osteograde.tasks.spec import Study
 from tests.tiny import random_bundle
 
+WEIGHTS = Path(__file__).parents[1] / "weights"
 SMALL = RECIPES["lumbar-mr-small"]()
 
 
@@ -172,6 +173,24 @@ def test_a_file_in_place_of_the_folder_and_finished_weights_are_told(tmp_path):
         (tmp_path / "done" / name).touch()
     with pytest.raises(UserError, match="finished weights are here"):
         cli.main(words_of(tmp_path / "done"))
+
+
+@pytest.mark.parametrize("option", ["--folds-of", "--pseudo-labels"])
+def test_folds_of_other_studies_are_told_before_they_are_copied(option, tmp_path, monkeypatch):
+    """A refused run leaves no folds.csv behind, which would stop the next run into the same folder."""
+    studies = [Study(f"own{i}", f"own{i}", (), {}) for i in range(5)]
+    recipe = RECIPES["spider"]()
+    recipe = replace(recipe, task=replace(recipe.task, read=lambda *_: studies))
+    monkeypatch.setitem(RECIPES, "spider", lambda: recipe)
+    monkeypatch.setattr(starting, "check", lambda *_: None)
+    with pytest.raises(UserError, match=rf"{option}: .*it names 233 studies, the data hold 5"):
+        cli.main(words_of(tmp_path / "w", option, str(WEIGHTS / "spider")))
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_teacher_of_another_task_is_told_before_the_data_are_read(tmp_path):
+    with pytest.raises(UserError, match=r"--pseudo-labels .*knee-xray: of task 'knee-xray', this run is of 'spider'"):
+        cli.main(words_of(tmp_path / "w", "--pseudo-labels", str(WEIGHTS / "knee-xray")))
 
 
 def test_weights_to_reuse_that_are_not_there_are_told(tmp_path):

@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from osteograde.logs import to_stdout
 
 if TYPE_CHECKING:
     from osteograde.learning.recipe import Recipe
+    from osteograde.tasks.spec import Study
 
 log = logging.getLogger("osteograde.learning")
 
@@ -35,6 +37,7 @@ def main(args: argparse.Namespace) -> int:
         recipe = recipe.shrunk()
     check_run(args, recipe)
     studies = recipe.task.read(args.data, "train")
+    check_folds(args, studies)
     # torch and what stands on it: imported once nothing is known to be missing
     from osteograde.learning import folds, pretrained, train
     from osteograde.learning.reuse import reuse_nets
@@ -88,6 +91,7 @@ def check_run(args: argparse.Namespace, recipe: Recipe) -> None:
     if args.folds_of:
         folds.check_taken(args.folds_of, args.out, recipe, debug=args.debug)
     if args.pseudo_labels:
+        check_teacher(args.pseudo_labels, recipe.task.name)
         folds.check_taken(args.pseudo_labels, args.out, recipe, option="--pseudo-labels", debug=args.debug)
     check_out(args.out, ROOM_DEBUG_GIB if args.debug else ROOM_GIB)
     if args.resume or args.reuse:
@@ -95,6 +99,24 @@ def check_run(args: argparse.Namespace, recipe: Recipe) -> None:
     folds.refuse_finished(args.out)
     if not args.debug:
         starting.check(recipe, chosen)
+
+
+def check_teacher(weights: Path, task: str) -> None:
+    """UserError where ``--pseudo-labels`` names no weights folder, or one of another task than that of the run."""
+    from osteograde.models.manifest import read_manifest
+
+    if (found := read_manifest(weights).task) != task:
+        raise UserError(f"--pseudo-labels {weights}: of task {found!r}, this run is of {task!r}")
+
+
+def check_folds(args: argparse.Namespace, studies: Sequence[Study]) -> None:
+    """UserError where the folds that a run is to take are of other studies, before they are copied into ``--out``."""
+    from osteograde.learning import folds
+
+    if args.folds_of:
+        folds.check_studies(args.folds_of, studies, "--folds-of")
+    if args.pseudo_labels:
+        folds.check_studies(args.pseudo_labels, studies, "--pseudo-labels")
 
 
 def check_out(out: Path, room_gib: float) -> None:

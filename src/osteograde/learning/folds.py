@@ -204,6 +204,17 @@ def check_taken(weights: Path, out: Path, recipe: Recipe, *, option: str = "--fo
         raise UserError(f"{own}: not the folds of {weights}; train into a new folder")
 
 
+def check_studies(weights: Path, studies: Sequence[Study], option: str) -> None:
+    """UserError where the folds of a weights folder do not name exactly the studies of this run.
+
+    It is asked before they are copied, so that a refused run leaves nothing behind that would stop the next one.
+    """
+    try:
+        load(weights / FILE, studies)
+    except UserError as error:
+        raise UserError(f"{option}: {error}") from None
+
+
 def take(weights: Path, out: Path) -> None:
     """Copy the folds of a weights folder into the folder of a run, in one step."""
     out.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from osteograde.imaging import files
 from osteograde.report.charts import table
-from osteograde.report.page import CSS
+from osteograde.report.style import CSS
 from osteograde.tasks.census import Census, Fact
 
 PAGE, TABLE = "inspect.html", "inspect.csv"

@@ -28,6 +28,10 @@ from osteograde.report.heatmaps import Shown
 from osteograde.report.oof_tables import Evidence, Graded
 from osteograde.tasks.spec import Pixels, Points, Study
 
+NO_CROP = (
+    "<p>No crop: the site was not found. The row holds the prior of its fold, or, in a debug run, the grade at the "
+    "annotated point.</p>"
+)
 WORST = 24
 HEIGHT = 200  # pixels of a picture
 QUALITY = 82  # of the JPEGs
@@ -152,7 +156,7 @@ def card(case: Case, rank: int, evidence: Evidence, graded: Graded) -> str:
         _figure(predicted, truth if true != top else None, classes[top], classes[true])
         for predicted, truth in zip(case.predicted, case.truth, strict=True)
     ]
-    body = "".join(views) or "<p>No crop: the site was not found, so the row holds the prior of its fold.</p>"
+    body = "".join(views) or NO_CROP
     return f'<article class="case">{head}{body}</article>'
 
 
