@@ -101,3 +101,20 @@ def test_tasks_without_volumes_count_them(tmp_path, caplog):
     (tmp_path / "knee.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     TASKS["knee-xray"].read(tmp_path, "test")
     assert "4 volumes in one file" in caplog.text
+
+
+def test_a_folder_of_volumes_alone_is_refused_with_what_lies_there(tmp_path):
+    (tmp_path / "a.mha").write_bytes(metaimage(np.zeros((3, 5, 4), "i2")))
+    with pytest.raises(UserError, match="1 NIfTI or MetaImage volumes, which are no radiographs, and no image files"):
+        TASKS["knee-xray"].read(tmp_path, "test")
+
+
+def test_the_pixels_beside_a_header_that_is_read_are_not_counted_as_unused(tmp_path, caplog):
+    head, pixels = metaimage(np.zeros((3, 5, 4), "i2")).split(b"LOCAL\n")
+    (tmp_path / "1_t2.mhd").write_bytes(head + b"1_t2.raw\n")
+    (tmp_path / "1_t2.raw").write_bytes(pixels)
+    assert TASKS["spider"].read(tmp_path, "test")
+    assert "not used" not in caplog.text
+    (tmp_path / "other.raw").write_bytes(pixels)
+    TASKS["spider"].read(tmp_path, "test")
+    assert "not used: 1 other files (.raw x 1)" in caplog.text

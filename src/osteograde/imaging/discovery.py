@@ -43,6 +43,8 @@ _COPY_ENDINGS = ("~", ".bak", ".tmp", ".temp", ".part", ".partial", ".crdownload
 _TEXT = frozenset({".csv", ".tsv", ".txt", ".md", ".json", ".xml", ".html", ".log", ".py", ".yaml", ".yml"})
 _FORK = (b"\x00\x05\x16\x07", b"\x00\x05\x16\x00")  # AppleDouble and AppleSingle (RFC 1740)
 
+_PIXELS_BESIDE = (".raw", ".zraw")  # of a .mhd header
+
 SYSTEM = "left by the system or hidden"
 COPY = "unfinished or backup copies"
 NO_IMAGE = "DICOM objects without an image"
@@ -68,7 +70,8 @@ class Found:
     def tell(self, used: Sequence[Path] = ()) -> None:
         """Log one line that counts what is not used, by reason; nothing where all is. used: files that are used all
         the same, as tables or volumes."""
-        read = {path.resolve() for path in used}
+        pixels = [path.with_suffix(end) for path in used if path.suffix.lower() == ".mhd" for end in _PIXELS_BESIDE]
+        read = {path.resolve() for path in (*used, *pixels)}
         reasons: dict[str, Counter[str]] = defaultdict(Counter)
         for path, why in self.passed.items():
             if path.resolve() not in read:

@@ -83,7 +83,10 @@ def _studies(
     files = [file for file in found.files if not graded_only or file.parent.name in GRADES]
     if not files:
         kind = "images in grade folders 0 to 4" if graded_only else "image files (png, jpg, webp, tif, bmp, dcm)"
-        raise UserError(f"{folder}: no {kind}; give the folder that holds them")
+        volumes = f"{len(found.volumes)} NIfTI or MetaImage volumes, which are no radiographs, and " * bool(
+            found.volumes
+        )
+        raise UserError(f"{folder}: {volumes}no {kind}; give the folder that holds them")
     if len(files) < len(found.files):
         log.info("%s: %d images lie in no grade folder: not used", folder, len(found.files) - len(files))
     called = unique_names(files, folder)

@@ -123,7 +123,7 @@ def _view_of_words(text: str) -> str:
     tokens = _tokens(_LATERAL_PART.sub("", " ".join(_tokens(text))))
     words = {part for word in tokens for part in (word, *word.split("-"))}
     found = [view for view, known in ((LATERAL, _LATERAL), (OTHER, _OTHER)) if words & known]
-    # "patella view" is the skyline view; a patella alone, or in "AP view, knee and patella", is what is shown
+    # "patella view" is the skyline view; a patella alone, or in "AP view of joint and patella", is what is shown
     is_skyline = any(one in _PATELLA and two in _A_VIEW for one, two in itertools.pairwise(tokens))
     if is_skyline or (words & _PATELLA and words & _A_VIEW and not words & _FRONTAL):
         found.append(OTHER)
