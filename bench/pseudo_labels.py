@@ -80,10 +80,11 @@ def answers(weights: Path, k: int, studies: Sequence[Study]) -> np.ndarray:
     manifest, name = bundle.read_manifest(weights), net_name("grade", GRADER.name, k)
     net = bundle.load_net(weights / name, manifest.files[name].net)
     nets = predict.Nets([net], manifest.pixels[GRADER.name], CPU)
+    (grader,) = bundle.task_of(weights, manifest, TASKS).graders  # with the crops that its nets read
     rows = []
     for i in range(0, len(studies), CHUNK):
         loaded = [load_study(study, TASK) for study in studies[i : i + CHUNK]]
-        graded = predict.grade(GRADER, loaded, [one.marks for one in loaded], nets)
+        graded = predict.grade(grader, loaded, [one.marks for one in loaded], nets)
         rows += [next(iter(found.values()))[: len(TASK.classes)] for found in graded]
     return np.array(rows)
 
