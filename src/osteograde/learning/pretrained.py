@@ -67,14 +67,6 @@ class Given:
     ordered: bool = True
 
 
-# Files whose tensors come from TensorFlow, by their names; of all other files the reading is that of the trunk in timm
-# or torchvision. The first was trained with an eps that is not that of the trunks which read it.
-KNOWN_FILES = {
-    "mobilenet_v2_0.35_float_bn_from_teachablemachine.npz": (SIGNED, 1e-3),
-    "mobilenet_v2_torchvision_from_tf2_ptq.npz": (SIGNED, None),
-}
-
-
 def net_of(plan: Plan, data: Data, loss: Loss, job: Job, member: int = 0) -> nn.Module:
     """The net of a plan with its starting weights. UserError where they are not there or do not fit.
 
@@ -153,9 +145,8 @@ def given_by(source: Source, plan: Plan, net: Any) -> Given:
         return Given(read_tensors(starting.package_file(source)), SIGNED)
     if source.kind == starting.FILE:
         path = starting.given_file(source)
-        known = KNOWN_FILES.get(path.name)
-        reading, eps = known if known else (library_reading(plan.net), None)
-        return Given(read_tensors(path), reading, eps, ordered=path.suffix != ".safetensors")  # sorted by name there
+        is_ordered = path.suffix != ".safetensors"  # there tensors are sorted by name
+        return Given(read_tensors(path), library_reading(plan.net), ordered=is_ordered)
     try:
         return coco(plan.net) if source.kind == starting.COCO else imagenet(plan.net)
     except (OSError, RuntimeError) as error:  # no connection; timm has no weights of this name
