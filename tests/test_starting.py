@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -133,18 +134,27 @@ def test_a_download_needs_a_connection_or_a_file_that_was_downloaded_before(tmp_
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
     monkeypatch.setattr(socket, "create_connection", refuse)
     recipe = RECIPES["knee-resnet101"]()
-    with pytest.raises(UserError, match=r"weights that download.pytorch.org has, and this machine cannot reach it"):
+    with pytest.raises(UserError, match=r"weights that [a-z.]+\.[a-z]+ has, and this machine cannot reach it"):
         starting.check(recipe, [0])
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
     (tmp_path / "hub" / "checkpoints" / "any.pth").touch()
     starting.check(recipe, [0])
 
 
+@pytest.mark.parametrize(("name", "net"), [("knee-resnet101", "resnet101"), ("spider-unet-resnet34", "resnet34")])
+def test_the_machine_that_is_asked_is_the_one_that_the_library_downloads_from(name, net):
+    torchvision, constants = pytest.importorskip("torchvision"), pytest.importorskip("huggingface_hub.constants")
+    theirs = torchvision.models.get_model_weights(net).DEFAULT.url
+    url = theirs if name == "knee-resnet101" else constants._HF_DEFAULT_ENDPOINT
+    plans = [plan for *_, plan, source in starting.starts(RECIPES[name]()) if starting.is_download(source)]
+    assert {starting.host_of(plan) for plan in plans} == {urlsplit(url).hostname}
+
+
 def test_a_proxy_is_asked_in_place_of_the_host(monkeypatch):
     asked = []
     monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
     monkeypatch.setattr(socket, "create_connection", lambda address, timeout: asked.append(address) or socket.socket())
-    assert starting.unreachable("download.pytorch.org") == ""
+    assert starting.unreachable("weights.example") == ""
     assert asked == [("proxy.example", 3128)]
 
 
