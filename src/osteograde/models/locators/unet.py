@@ -6,6 +6,7 @@ K classes, H W input pixels, h w map pixels. Boxes are (x0, y0, x1, y1), pixel e
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -40,7 +41,7 @@ class Component(NamedTuple):
     box: tuple[int, int, int, int]
 
 
-class SegmentingLocator(nn.Module):
+class SegmentingLocator(nn.Module, ABC):
     """What nets that label every pixel have in common: maps out of the discs they outline, and their targets.
 
     channels: landmark channels of the maps. stride: input pixels of a map pixel. classes: with the background.
@@ -52,9 +53,9 @@ class SegmentingLocator(nn.Module):
             raise UserError(f"net of {classes} classes; expected at least {DISC + 1}, background and disc")
         self.channels, self.stride, self.classes = channels, stride, classes
 
+    @abstractmethod
     def segment(self, images: torch.Tensor) -> torch.Tensor:
         """Class logits (N, K, H / stride, W / stride)."""
-        raise NotImplementedError
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.maps(images)
