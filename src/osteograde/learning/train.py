@@ -288,6 +288,7 @@ def seal(run: Run, data: Path, scores: Mapping[str, Any], calibrations: Mapping[
         versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         crops={grader.name: tuple(crop.name for crop in grader.crops) for grader in recipe.task_as_read.graders},
         data=provenance(data, recipe) | taught_by(run.teacher),
+        definition=task.definition,
     )
     bundle.write_manifest(run.out, manifest)
 

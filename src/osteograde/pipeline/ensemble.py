@@ -133,9 +133,10 @@ def read(folder: Path) -> Weights:
         raise UserError(f"{folder / ENSEMBLE}: members more than once: {some(doubled)}; choose the ensemble again")
     members = tuple(_member(folder, one.name, one.folder, one.manifest_sha256) for one in said.members)
     for member in members:
-        if member.manifest.task != said.task or set(member.manifest.prior) != set(members[0].manifest.prior):
+        own, first = member.manifest, members[0].manifest
+        if own.task != said.task or set(own.prior) != set(first.prior) or own.definition != first.definition:
             raise UserError(
-                f"{member.folder}: member {member.name!r} is of task {member.manifest.task!r} or of other targets than "
+                f"{member.folder}: member {member.name!r} is of task {own.task!r} or of other targets or labels than "
                 f"the ensemble of {said.task!r}; choose the ensemble again"
             )
     return Weights(folder, said.rule, members)

@@ -245,9 +245,10 @@ class Locator:
 class Site:
     """One graded place, which is one submitted row.
 
-    target: its name in the tables. condition, level, side: what the tables of a report are grouped by; left sites are
-    read mirrored. landmarks: where it lies, the landmark that measures its error first. Further ones are the same place
-    in views whose series share no frame of reference with the first one's.
+    target: its name in the tables; "" for the only site of a task, whose rows are called as its studies. condition,
+    level, side: what the tables of a report are grouped by; left sites are read mirrored. landmarks: where it lies, the
+    landmark that measures its error first. Further ones are the same place in views whose series share no frame of
+    reference with the first one's. None: the site is the whole image.
     """
 
     target: str
@@ -258,7 +259,8 @@ class Site:
 
     @property
     def landmark(self) -> str:
-        return self.landmarks[0]
+        """The landmark that measures its error; "" where the site is the whole image."""
+        return next(iter(self.landmarks), "")
 
 
 @dataclass(frozen=True)
@@ -462,6 +464,11 @@ class Task:
     takes whole folders alone. covariates: what its studies may tell beside the images; every grader's plan chooses
     those that its net reads.
     inspect: counts what the tables and headers of a folder hold; None: not for this task.
+
+    A task may be made of data: which classes there are, and what is looked for, is then told by a folder of labelled
+    studies, and kept in the manifest of the weights. of_folder(root, classes): the task as a folder defines it, whose
+    classes are the given ones where any are given. of_definition(definition): the same task again out of
+    ``definition``, plain JSON data, which is what the manifest keeps of it. None and {}: the task is the same always.
     """
 
     name: str
@@ -482,6 +489,19 @@ class Task:
     competition: Competition | None = None
     covariates: tuple[Covariate, ...] = ()
     inspect: Callable[[Path], Census] | None = None
+    of_folder: Callable[[Path, Sequence[str]], Task] | None = None
+    of_definition: Callable[[Mapping[str, Any]], Task] | None = None
+    definition: Mapping[str, Any] = field(default_factory=dict)
+
+    def for_data(self, root: Path, classes: Sequence[str] = ()) -> Task:
+        """The task as a folder of labelled studies defines it; itself where it is the same always. classes: those that
+        a submission names already. UserError where the folder does not define one."""
+        return self if self.of_folder is None else self.of_folder(Path(root), classes)
+
+    def as_defined(self, definition: Mapping[str, Any]) -> Task:
+        """The task as the manifest of weights defines it; itself where it is the same always. UserError where the
+        definition is not one."""
+        return self if self.of_definition is None or not definition else self.of_definition(definition)
 
     @property
     def slug(self) -> str:
@@ -566,12 +586,21 @@ class Task:
 
     def rows(self, study: str, targets: Sequence[str] = ()) -> list[str]:
         """The submitted row ids of a study, in the order of ``targets_of``."""
-        return [f"{study}_{target}" for target in self.targets_of(targets)]
+        return [row_id(study, target) for target in self.targets_of(targets)]
 
     def targets_of(self, targets: Sequence[str] = ()) -> tuple[str, ...]:
         """Those of the task's targets that a study has, in the task's order. ``targets``: ``Study.targets``, where none
         named means all."""
         return tuple(target for target in self.targets if target in targets) if targets else self.targets
+
+
+def row_id(study: str, target: str) -> str:
+    """The id of a submitted row; that of the study alone where it has one site without a name.
+
+    >>> row_id("77", "left"), row_id("77", "")
+    ('77_left', '77')
+    """
+    return f"{study}_{target}" if target else study
 
 
 def sides(pixels: Pixels) -> tuple[int, int]:
