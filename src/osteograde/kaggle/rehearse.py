@@ -25,6 +25,7 @@ from osteograde.inference import submission
 from osteograde.kaggle import metadata, sandbox_guard, sandbox_namespaces, staging
 from osteograde.kaggle.client import logger
 from osteograde.kaggle.metadata import Source, parse_source
+from osteograde.pipeline import ensemble
 from osteograde.tasks import TASKS
 from osteograde.tasks.limits import limits_of
 from osteograde.tasks.spec import Competition, Study, Task
@@ -69,16 +70,15 @@ def rehearse(
     limits = limits or limits_of(TASKS[task])
     facts = metadata.read(script.parent)
     metadata.check(facts, script.parent)
-    stock = staging.stock(TASKS[task], data)
+    known = ensemble.task_of(ensemble.read(weights), TASKS)
+    stock = staging.stock(known, data)
     shown, others = stock.studies[:1], stock.studies[1:] or stock.studies
     with tempfile.TemporaryDirectory(prefix="osteograde-") as folder:
         home = Path(folder).resolve()
         isolated = isolate and allowed(home, python)
         place = "Linux namespaces: no network, input read-only" if isolated else "a plain folder: no namespaces here"
         logger.info("rehearsal in %s; %s", place, python)
-        mounts = {
-            mount: home / name for name, mount in zip(("weights", "data"), places(facts, TASKS[task]), strict=True)
-        }
+        mounts = {mount: home / name for name, mount in zip(("weights", "data"), places(facts, known), strict=True)}
         stage = Stage(home, python, script, mounts, isolated)
         put = staging.link if isolated else staging.copy
         staging.lay_weights(weights, home / "weights", put)
@@ -86,7 +86,7 @@ def rehearse(
             made = staging.lay(stock, studies, home / "data", copies=times, put=put)
             limit_s = start_s + limits.hours * 3600 * len(made) / limits.studies
             done = play(stage, name, limit_s, limits.memory_gib)
-            faults = judge(name, done, limit_s, limits.memory_gib) or check(name, TASKS[task], made, home)
+            faults = judge(name, done, limit_s, limits.memory_gib) or check(name, known, made, home)
             took = f"{done.seconds:.1f} s, {done.peak / 2**30:.2f} GiB at most"
             logger.info("%s: %d of %d studies, %s", name, done.done, len(made), took)
             if faults:
