@@ -21,6 +21,7 @@ from osteograde.learning.recipes import RECIPES, recipe_for
 from osteograde.models.manifest import read_manifest
 from osteograde.phantom.dicom_writer import write_film
 from osteograde.pipeline.load import load_study
+from osteograde.report import overlays
 from osteograde.tasks import TASKS, own_data
 
 CPU = torch.device("cpu")
@@ -92,7 +93,11 @@ def test_whole_images_are_learnt_without_a_locator(tmp_path):
     assert scores["locate"] == {}
     assert scores["grade"]["rows_at_annotated_points"] == 0
     assert list(recipe.graders["label"][0].covariates) == ["age"]
-    assert infer("table", write_unseen(tmp_path / "new", 2), tmp_path / "w", tmp_path / "s.csv", device="cpu") == 0
+    drawer = overlays.overlay_drawer(tmp_path / "pictures")
+    new = write_unseen(tmp_path / "new", 2)
+    assert infer("table", new, tmp_path / "w", tmp_path / "s.csv", device="cpu", drawers=[drawer]) == 0
+    picture = cv2.imread(str(tmp_path / "pictures" / "new100.png"))
+    assert picture[:, : picture.shape[1] // 2].std() > 10  # the image itself, though nothing is located in it
     assert "low_confidence" not in (tmp_path / "s.flags.csv").read_text()  # there is no landmark to be sure of
     assert read_manifest(tmp_path / "w").prior.keys() == {""}
 

@@ -421,7 +421,7 @@ def _tell(labelled: _Labelled, definition: Definition) -> None:
     where = {"": "the whole image", "point": "crops around points", "box": "crops around boxes"}[definition.places]
     counted = ", ".join(f"{name} x {n}" for name, n in zip(definition.classes, definition.counts, strict=True))
     log.info(
-        "%s: %d %s images; label is read as %s (%s); graded is %s",
+        "%s: %d images (%s); label is read as %s (%s); graded is %s",
         table.path, len(paths), definition.images, definition.kind.replace("_", "/"), counted, where,
     )  # fmt: skip
     others = [i for i in labelled.all_images if i.path not in paths and i.path.parent not in paths]
