@@ -18,8 +18,10 @@ from osteograde.inference.submission import read_submission
 from osteograde.learning import train
 from osteograde.learning.recipe import Training
 from osteograde.learning.recipes import RECIPES, recipe_for
+from osteograde.models.bundle import build_net
 from osteograde.models.manifest import read_manifest
 from osteograde.phantom.dicom_writer import write_film
+from osteograde.pipeline import predict
 from osteograde.pipeline.load import load_study
 from osteograde.report import overlays
 from osteograde.tasks import TASKS, own_data
@@ -244,3 +246,12 @@ def test_a_recipe_follows_from_the_task_that_the_data_define(tmp_path):
         assert set(recipe_for(name, points).locators) == {"point"}
         assert recipe_for(name, whole).graders["label"][0].net["classes"] == 2
         assert RECIPES[name]().task is TASKS["table"]
+
+
+def test_only_the_sites_that_a_study_has_are_graded(sided):
+    data, task = sided
+    (plan,) = recipe_for("table", task).graders["label"]
+    nets = predict.Nets([build_net(plan.net).eval()], 32, CPU)
+    loaded = [load_study(study, task) for study in task.read(data, "train")]
+    graded = predict.grade(task.graders[0], loaded, [{}] * 4, nets)
+    assert [set(targets) for targets in graded] == [{"right"}, {"left"}, {"right"}, {"left"}]

@@ -165,7 +165,9 @@ def of_folder(root: Path, classes: Sequence[str] = ()) -> Task:
     labels = [row.label for row in known if row.label]
     if not labels:
         raise UserError(f"{table.path}: no image that is there has a label")
-    options = replace(labelled.options, classes=tuple(classes)) if classes else labelled.options
+    options = labelled.options
+    if classes:
+        options = replace(options, classes=tuple(classes), told_by="the submission")
     kind, names = own_table.kind_and_classes(table.path, labels, options)
     kind_of_images = own_images.kind_of(table.path, [images[row.image] for row in known])
     shape = None

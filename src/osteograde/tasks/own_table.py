@@ -89,11 +89,13 @@ class Table:
 @dataclass(frozen=True)
 class Options:
     """table.json, all of it optional. label: "classes", "grades" or "yes_no". classes: in their order. crop: share of
-    the longer side of an image that a crop around a point or box spans."""
+    the longer side of an image that a crop around a point or box spans. told_by: what names the classes, if it is
+    something else."""
 
     label: str = ""
     classes: tuple[str, ...] = ()
     crop: float = 0.0
+    told_by: str = OPTIONS
 
 
 def find(root: Path, folder: Path) -> Path:
@@ -186,7 +188,8 @@ def kind_and_classes(path: Path, labels: Sequence[str], options: Options) -> tup
     if options.classes:
         known = {key_of(name) for name in options.classes}
         if lost := sorted(text for key, text in spelled.items() if key not in known):
-            raise UserError(f"{path}: labels {tables.some(lost)} are none of the classes of {OPTIONS}")
+            those = f"classes of {options.told_by}, which are {tables.some(options.classes, 10)}"
+            raise UserError(f"{path}: labels {tables.some(lost)} are none of the {those}")
         found = options.classes
     else:
         found = tuple(sorted(spelled.values(), key=_natural))
