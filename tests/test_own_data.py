@@ -163,7 +163,7 @@ def test_a_point_is_where_the_table_says_it_is(write, tmp_path):
 def test_a_point_in_a_volume_names_its_slice(tmp_path):
     data = write_pictures(tmp_path, 4, ("x", "y"), write=as_nifti)
     with pytest.raises(ValueError, match="line 2: a point in a volume needs its slice; add a column slice"):
-        TASKS["table"].for_data(data)
+        TASKS["table"].for_data(data).read(data, "train")
     lines = (data / "labels.csv").read_text().splitlines()
     (data / "labels.csv").write_text("\n".join([f"{lines[0]},slice", *(f"{line},3" for line in lines[1:])]))
     task = TASKS["table"].for_data(data)

@@ -188,8 +188,16 @@ def of_folder(root: Path, classes: Sequence[str] = ()) -> Task:
         covariates=_covariates(table, known),
     )
     _tell(labelled, definition)
-    patients = {study.id: study.patient for study in _studies(labelled, definition)}
-    return task_of(definition, partial(_patient_of, patients))
+    return task_of(definition, partial(_patient_of, _patients(labelled)))
+
+
+def _patients(labelled: _Labelled) -> dict[str, str]:
+    """{study: patient} of the images whose rows name one."""
+    named = {
+        labelled.images[row.image].path: row.patient for row in labelled.table.rows if row.image in labelled.images
+    }
+    ids = own_images.ids_of([*dict.fromkeys(labelled.images.values())], labelled.root)
+    return {ids[path]: patient for path, patient in named.items() if patient}
 
 
 def _patient_of(patients: Mapping[str, str], study: str) -> str:
