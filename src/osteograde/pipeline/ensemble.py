@@ -136,8 +136,8 @@ def read(folder: Path) -> Weights:
         own, first = member.manifest, members[0].manifest
         if own.task != said.task or set(own.prior) != set(first.prior) or own.definition != first.definition:
             raise UserError(
-                f"{member.folder}: member {member.name!r} is of task {own.task!r} or of other targets or labels than "
-                f"the ensemble of {said.task!r}; choose the ensemble again"
+                f"{member.folder}: member {member.name!r} is of task {own.task!r} or of other targets than "
+                f"the ensemble of {said.task!r}, or of other classes; choose the ensemble again"
             )
     return Weights(folder, said.rule, members)
 
