@@ -14,6 +14,7 @@ from osteograde import cli
 from osteograde.grade_command import infer
 from osteograde.imaging import nifti
 from osteograde.imaging.geometry import Volume, affine
+from osteograde.imaging.resample import crop_stack
 from osteograde.inference.submission import read_submission
 from osteograde.learning import train
 from osteograde.learning.recipe import Training
@@ -93,6 +94,7 @@ def test_whole_images_are_learnt_without_a_locator(tmp_path):
     recipe = recipe_for("table-covariates", task).shrunk()
     scores = train.train(recipe, data, tmp_path / "w", only=None, device=CPU, resume=False)
     assert scores["locate"] == {}
+    assert "locator" not in train.table(scores)
     assert scores["grade"]["rows_at_annotated_points"] == 0
     assert list(recipe.graders["label"][0].covariates) == ["age"]
     drawer = overlays.overlay_drawer(tmp_path / "pictures")
@@ -128,6 +130,7 @@ def as_nifti(path, pixels, slices=5):
     path.with_name(f"{path.name}.nii.gz").write_bytes(gzip.compress(data))
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     ("write", "images", "plane", "extent"),
     [(None, "picture", "coronal", 100), (as_film, "film", "coronal", 100), (as_nifti, "volume", "sagittal", 51.2)],
@@ -145,6 +148,7 @@ def test_a_crop_of_the_whole_image_holds_all_of_it(write, images, plane, extent,
     assert stack is volume
     np.testing.assert_allclose(roi.spacing_mm * roi.shape, volume.spacing_mm * volume.voxels.shape)
     np.testing.assert_allclose(roi.centre_mm, volume.centre_mm, atol=1e-9)
+    assert crop_stack(stack, roi, CPU).max() > 0.9
 
 
 @pytest.mark.parametrize("write", [None, as_film])

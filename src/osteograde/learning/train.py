@@ -322,7 +322,8 @@ def provenance(data: Path, recipe: Recipe) -> dict[str, str]:
 
 def table(scores: Mapping[str, Any]) -> str:
     """The scores for people."""
-    lines = [f"{'locator':<14}{'median mm':>10}{'p95 mm':>9}{'found':>8}{'points':>8}{'level':>8}{'false':>8}"]
+    head = f"{'locator':<14}{'median mm':>10}{'p95 mm':>9}{'found':>8}{'points':>8}{'level':>8}{'false':>8}"
+    lines = [head] if scores["locate"] else []
     for stage, row in scores["locate"].items():
         median, p95 = ("-" if row[key] is None else f"{row[key]:.2f}" for key in ("median_mm", "p95_mm"))
         level, false = ("-" if row[key] is None else f"{row[key]:.1%}" for key in ("right_level", "false"))
