@@ -28,7 +28,7 @@ from osteograde.tasks import own_images, own_table, tables
 from osteograde.tasks.binary_metric import BinaryMetric
 from osteograde.tasks.class_metric import ClassMetric
 from osteograde.tasks.metrics import OrdinalMetric
-from osteograde.tasks.own_images import FILM, FLAT, PICTURE, PLANES, UNITS, VOLUME, Image
+from osteograde.tasks.own_images import FLAT, PICTURE, PLANES, UNITS, VOLUME, Image
 from osteograde.tasks.own_table import Options, Row, Table
 from osteograde.tasks.priors import normalised
 from osteograde.tasks.regions import boxes_around_sites, canonical, largest_stack, whole_stack_region
@@ -119,7 +119,7 @@ def task_of(definition: Definition, patient_of: Callable[[str], str] = str) -> T
     landmarks = _landmarks(definition)
     sites = _sites(definition)
     flat = definition.images != VOLUME
-    view = View(VIEW, PLANES[definition.plane], projection=definition.images == FILM)
+    view = View(VIEW, PLANES[definition.plane], projection=flat, dark_background=False)
     around = PLACE_SLICES if definition.places else SLICES
     crop = Crop(VIEW, VIEW, 1 if flat else around, definition.crop * definition.extent)
     if landmarks:
@@ -537,7 +537,7 @@ def _marks(table: Table, definition: Definition, study: Study, rows: Sequence[Ro
 def _study(image: Image, name: str, rows: Sequence[Row], definition: Definition) -> Study:
     """An image with what its rows say beside labels and points."""
     spacing = None
-    if image.kind == PICTURE and definition.images == PICTURE and (size := own_images.size_of(image)) is not None:
+    if image.kind == PICTURE and (size := own_images.size_of(image)) is not None:
         unit = UNITS / max(size)
         spacing = (4.0, unit, unit)
     folder = image.path if image.is_folder else image.path.parent

@@ -145,10 +145,11 @@ class View:
     directions: unit LPS rows to which the (D, H, W) axes of a stack are turned, e.g. sagittal (left, feet, back), so
     that every net sees every patient the same way up. window: percentiles of a series' grey values that become black
     and white. width_mm: the width that is assumed for images without a pixel size, as (landscape, portrait or square).
-    projection: the files are radiographs, one image each, not slices. required: a study without this view is
-    incomplete, which is counted. contrasts: kinds of MR series that the view shows ("T1", "T2", "STIR"), by which
-    series are told apart that no table names; () = any. body_parts: words in upper case, one of which must occur in
-    what a radiograph's header calls the body part, if it calls it anything; () = any.
+    projection: the files are radiographs, one image each, not slices. dark_background: what lies around the body on
+    them is dark; where it is not the image may be a negative, which is flagged, or turned where a crop tells. required:
+    a study without this view is incomplete, which is counted. contrasts: kinds of MR series that the view shows ("T1",
+    "T2", "STIR"), by which series are told apart that no table names; () = any. body_parts: words in upper case, one of
+    which must occur in what a radiograph's header calls the body part, if it calls it anything; () = any.
     """
 
     name: str
@@ -156,6 +157,7 @@ class View:
     window: tuple[float, float] = (0.5, 99.5)
     width_mm: tuple[float, float] = (280.0, 280.0)
     projection: bool = False
+    dark_background: bool = True
     required: bool = True
     contrasts: tuple[str, ...] = ()
     body_parts: tuple[str, ...] = ()
