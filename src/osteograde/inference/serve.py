@@ -147,8 +147,8 @@ class Predictor:
         voters = self._voters.result()
         budget = replace(self._cost, seconds=limit_s)  # its clock begins anew; what studies cost so far is kept
         for results in graded_chunks(voters, submission.studies, budget, submission.summary):
-            for result in results:
-                submission.add(result)
+            for graded in results:
+                submission.add(graded)
         self._cost = budget
 
     def _priors(self, studies: Sequence[Study]) -> RunningSubmission:

@@ -71,7 +71,7 @@ class Gateway:
             return
         self.served_s = time.monotonic() - begun
         if self.served_s > self.start_s:
-            self.faults.append(f"served after {self.served_s:.0f} s, allowed are {self.start_s:.0f}")
+            self.faults.append(f"served after {self.served_s:.1f} s, allowed are {self.start_s:g}")
         try:
             with Client(str(self.socket), family="AF_UNIX") as kernel:
                 for number, study in enumerate(studies):
