@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,6 +52,11 @@ class Weights:
     def task(self) -> str:
         """The name of the task."""
         return self.members[0].manifest.task
+
+    @property
+    def definition(self) -> Mapping[str, Any]:
+        """What the task is made of, where it is made of data (``Task.as_defined``)."""
+        return self.members[0].manifest.definition
 
     @property
     def test_views(self) -> int:
