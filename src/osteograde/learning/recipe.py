@@ -48,6 +48,7 @@ class Augmentation:
     elastic_spacing_mm: float = 24.0  # from one of its control points to the next, between which it is smooth
     bias_field: float = 0.0  # logarithm of the largest factor of uneven brightness, as of an MR receiver coil
     rician: float = 0.0  # largest standard deviation of both channels of MR noise; the image is their magnitude
+    cutout: float = 0.0  # largest share of the image that a box of its mean grey value hides; the label stays
 
     def __post_init__(self) -> None:
         if self.elastic_mm > STEEPEST * self.elastic_spacing_mm:
@@ -75,7 +76,10 @@ class Training:
     ema: float = 0.99  # decay of the moving average of the weights, which is the net that is kept; 0: the weights
     patience: int = 0  # bad epochs after which training stops and the best epoch's net is kept; 0: off
     min_delta: float = 0.0  # an epoch is bad only if its held-out loss is above the lowest one by more than this
-    bfloat16: bool = False  # products in bfloat16 on a CPU: twice as fast where it knows them. CUDA always has float16
+    bfloat16: bool = False  # products in bfloat16: on a CPU in place of float32, on CUDA of float16 where it has them
+    accumulate: int = 1  # batches of one step of the optimiser, whose gradients are averaged
+    layer_decay: float = 1.0  # every layer of the trunk learns at this share of the rate of the layer behind it
+    compile: bool = False  # compile the trunk by torch.compile, on CUDA alone
 
 
 @dataclass(frozen=True)
@@ -225,6 +229,8 @@ class GraderPlan(Plan):
     sampling: str = "natural"
     head_weight: float = 0.5
     heads_only_epochs: int = 0
+    mixup: float = 0.0  # parameter of the beta distribution by which two sites are blended, images and labels; 0: off
+    cutmix: float = 0.0  # the same for the box of another site's image that is pasted; with both each is used by turns
 
     def __post_init__(self) -> None:
         super().__post_init__()
