@@ -23,6 +23,7 @@ from osteograde.imaging.resample import crop_stack
 from osteograde.learning.augment import Move, draw_move, resample, shade, still
 from osteograde.learning.loop import every_sample
 from osteograde.learning.mixing import draw_mix, mixed
+from osteograde.learning.plan_checks import resized
 from osteograde.learning.recipe import GraderPlan
 from osteograde.models.covariates import features_of
 from osteograde.models.losses import UNLABELLED
@@ -35,7 +36,6 @@ log = logging.getLogger("osteograde.learning")
 
 MARGIN = 0.22  # stored border on each side, as a share of the side
 SLICE_MARGIN = 2
-STRIDE = 16  # sides of smaller batches are multiples of this
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,12 +230,7 @@ class GraderData:
     @property
     def size(self) -> tuple[int, int]:
         """(H, W) of a batch."""
-        height, width = sides(self.plan.pixels)
-        if self.share == 1:
-            return height, width
-        return max(STRIDE, round(height * self.share / STRIDE) * STRIDE), max(
-            STRIDE, round(width * self.share / STRIDE) * STRIDE
-        )
+        return sides(self.plan.pixels) if self.share == 1 else resized(self.plan.pixels, self.share)
 
     def _with(self, **changes) -> GraderData:
         return replace(self, **changes)
