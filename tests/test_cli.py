@@ -23,8 +23,8 @@ INFERENCE = {
     "--points", "--overlays", "--explain", "--explain-method",
 }  # fmt: skip
 TRAIN = {
-    "TASK", "--list", "--data", "--out", "--recipe", "--folds", "--device", "--resume", "--reuse", "--folds-of",
-    "--pseudo-labels", "--debug", "--tensorboard",
+    "TASK", "--list", "--data", "--out", "--recipe", "--set", "--folds", "--device", "--resume", "--reuse",
+    "--folds-of", "--pseudo-labels", "--debug", "--tensorboard",
 }  # fmt: skip
 FROZEN = {
     "grade": INFERENCE,

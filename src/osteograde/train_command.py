@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from osteograde.errors import UserError
+from osteograde.learning import recipe_file
 from osteograde.learning.recipes import check_name
 from osteograde.logs import to_stdout
 
@@ -26,13 +27,10 @@ ROOM_GIB, ROOM_DEBUG_GIB = 1.0, 0.1  # free disk that a run should find: decoded
 
 def main(args: argparse.Namespace) -> int:
     """Do what the options of ``cli.add_train_options`` ask for; the exit code is returned."""
-    name = args.recipe or args.task
-    check_name(name, args.task)
+    check_recipe(args)
     if not args.data.is_dir():
         raise UserError(f"{args.data}: no such folder; --data is the folder that holds the tables and the images")
-    from osteograde.learning.recipes import RECIPES
-
-    recipe = RECIPES[name]()
+    recipe = chosen_recipe(args)
     if args.debug:
         recipe = recipe.shrunk()
     check_run(args, recipe)
@@ -74,6 +72,39 @@ def main(args: argparse.Namespace) -> int:
     print(f"written: {args.out / 'manifest.json'}, the nets that it names, and out-of-fold tables beside it")
     print(f"next: python -m osteograde report {args.out} --data {args.data}")
     return 0
+
+
+def listed(args: argparse.Namespace) -> Sequence[str]:
+    """What --list prints: the recipes of the task, or every value of the recipe that is named or changed."""
+    if not (args.recipe or args.settings):
+        from osteograde.learning.recipes import catalogue
+
+        return list(catalogue.lines(args.task))
+    from osteograde.learning import settings
+
+    check_recipe(args)
+    return settings.lines(chosen_recipe(args))
+
+
+def check_recipe(args: argparse.Namespace) -> None:
+    """UserError where --recipe names neither a recipe of the task nor a file, before any recipe is imported."""
+    if args.recipe and recipe_file.is_file(args.recipe):
+        if not Path(args.recipe).is_file():
+            raise UserError(f"--recipe {args.recipe}: no such file")
+    else:
+        check_name(args.recipe or args.task, args.task)
+
+
+def chosen_recipe(args: argparse.Namespace) -> Recipe:
+    """The recipe that --recipe names, one that ships or that of a file, with every --set put in."""
+    from osteograde.learning import settings
+    from osteograde.learning.recipes import RECIPES
+    from osteograde.tasks import TASKS
+
+    name = args.recipe or args.task
+    own = recipe_file.is_file(name)
+    recipe = recipe_file.load(Path(name), TASKS[args.task]) if own else RECIPES[name]()
+    return settings.changed(recipe, args.settings)
 
 
 def check_run(args: argparse.Namespace, recipe: Recipe) -> None:
