@@ -223,6 +223,8 @@ SPIDER = ROOT / "weights" / "spider"
 OF_THE_WRONG_TASK_OR_STEP = [
     ["grade", "--data", ".", "--weights", "."],
     ["grade", "lumbar-mr", "--data", ".", "--weights", str(SPIDER)],
+    ["train", "knee-xray", "--data", ".", "--out", "w", "--set", "lr=1"],
+    ["train", "knee-xray", "--data", ".", "--out", "w", "--set", "grade.kl.training.epochs=5"],
     ["report", "."],
     ["inspect", "lumbar-mr", "--data", "."],
     ["inspect", "spider", "--data", "."],

@@ -51,6 +51,7 @@ def test_a_file_defines_a_recipe_or_a_function_that_returns_one(tmp_path, text):
         (HEAD + "RECIPE = replace(knee_xray_small(), tta=0)\n", r"my_recipe\.py:5: recipe 'knee-xray-small': tta 0"),
         (HEAD + "RECIPE = replace(knee_xray_small(), tat=1)\n", r"my_recipe\.py:5: TypeError: .*tat"),
         (HEAD + 'RECIPE = replace(knee_xray_small(), tta="2")\n', r"my_recipe\.py:5: TypeError"),
+        ("def make():\n    return unknown\n\n\nRECIPE = make()\n", r"my_recipe\.py:2: NameError"),
         ("recipe = 1\n", r"my_recipe\.py: defines no RECIPE; expected RECIPE = a Recipe, or a function"),
         ("RECIPE = 3\n", r"RECIPE is 'int'; expected a Recipe"),
         ("def RECIPE():\n    pass\n", r"RECIPE returns 'NoneType'; expected a Recipe"),
