@@ -122,7 +122,7 @@ def check_run(args: argparse.Namespace, recipe: Recipe) -> None:
     if args.folds_of:
         folds.check_taken(args.folds_of, args.out, recipe, debug=args.debug)
     if args.pseudo_labels:
-        check_teacher(args.pseudo_labels, recipe.task.name)
+        check_teacher(args.pseudo_labels, recipe)
         folds.check_taken(args.pseudo_labels, args.out, recipe, option="--pseudo-labels", debug=args.debug)
     check_out(args.out, ROOM_DEBUG_GIB if args.debug else ROOM_GIB)
     if args.resume or args.reuse:
@@ -132,12 +132,19 @@ def check_run(args: argparse.Namespace, recipe: Recipe) -> None:
         starting.check(recipe, chosen)
 
 
-def check_teacher(weights: Path, task: str) -> None:
-    """UserError where ``--pseudo-labels`` names no weights folder, or one of another task than that of the run."""
+def check_teacher(weights: Path, recipe: Recipe) -> None:
+    """UserError where ``--pseudo-labels`` names no weights folder, one of another task than that of the run, or where
+    classes are drawn equally often, which is done by labels that sites of a teacher do not have."""
     from osteograde.models.manifest import read_manifest
 
-    if (found := read_manifest(weights).task) != task:
-        raise UserError(f"--pseudo-labels {weights}: of task {found!r}, this run is of {task!r}")
+    if (found := read_manifest(weights).task) != recipe.task.name:
+        raise UserError(f"--pseudo-labels {weights}: of task {found!r}, this run is of {recipe.task.name!r}")
+    for name, members in recipe.graders.items():
+        if any(plan.sampling == "balanced" for plan in members):
+            raise UserError(
+                f"--pseudo-labels {weights}: grader {name!r} of recipe {recipe.name!r} draws classes equally often, "
+                f"in which a teacher's answers have no part; add --set grade.{name}.sampling=natural"
+            )
 
 
 def check_folds(args: argparse.Namespace, studies: Sequence[Study]) -> None:
