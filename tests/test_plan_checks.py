@@ -69,7 +69,7 @@ GRADER_FAULTS = [
     ({"sampling": "balanced", "loss": "ordinal"}, r"balanced sampling is corrected for labels that are one class"),
     ({"label_smoothing": 1.0}, r"label_smoothing 1;"),
     ({"drop_view": 1.0}, r"drop_view 1;"),
-    ({"drop_covariate": 0.2}, r"drop_covariate 0.2 hides nothing without covariates"),
+    ({"drop_covariate": 1.0}, r"drop_covariate 1;"),
     ({"class_weight_power": -1.0}, r"class_weight_power -1;"),
     ({"synthetic_epochs": 11}, r"synthetic_epochs 11; expected 0 to 10"),
     ({"synthetic_epochs": 9, "shared_epochs": 3}, r"synthetic_epochs 9; expected 0 to 7"),

@@ -46,8 +46,6 @@ def grader_faults(plan: GraderPlan, grader: Grader) -> Iterator[str]:
     if plan.sampling == "balanced" and plan.loss == "ordinal":
         yield "balanced sampling is corrected for labels that are one class, loss 'ordinal' aims between classes; "\
             "choose loss 'classes' or sampling 'natural'"  # fmt: skip
-    if plan.drop_covariate and not plan.covariates:
-        yield f"drop_covariate {plan.drop_covariate:g} hides nothing without covariates; name some or set it to 0"
     yield from _epochs_of_a_grader(plan)
     yield from _mixing_faults(plan, grader)
 
