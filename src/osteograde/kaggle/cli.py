@@ -29,9 +29,11 @@ def add(commands, command: Add) -> None:
     group = commands.add_parser("kaggle", help="from weights to the leaderboard, one checked step each")
     steps = group.add_subparsers(required=True, metavar="STEP", parser_class=type(group))
 
-    sent = command(steps, "upload-weights", upload, "weights to a private data set or model, compared file by file")
+    sent = command(steps, "upload-weights", upload, "weights to a data set or model, compared file by file")
     sent.add_argument("weights", type=Path, metavar="WEIGHTS_DIR")
     sent.add_argument("--to", required=True, metavar="SOURCE", help="owner/name, or owner/model/pyTorch/variation")
+    sent.add_argument("--public", action="store_true", help="everybody may use them; the card becomes the description")
+    sent.add_argument("--licence", default="", metavar="NAME", help="of --public, as Kaggle calls it: CC-BY-4.0, other")
     _poll(sent, 10)
 
     pushed = command(steps, "push", push, "push and start the kernel in build/kernels/TASK, and read it back")
@@ -92,7 +94,9 @@ def upload(args: argparse.Namespace) -> int:
     check_weights(args.weights)
     from osteograde.kaggle import upload as sender
 
-    return _run(lambda: sender.upload(args.weights, args.to, poll_s=args.poll))
+    return _run(
+        lambda: sender.upload(args.weights, args.to, public=args.public, licence=args.licence, poll_s=args.poll)
+    )
 
 
 def push(args: argparse.Namespace) -> int:
