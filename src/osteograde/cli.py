@@ -108,10 +108,17 @@ def train_parser() -> argparse.ArgumentParser:
 def add_train_options(parser: argparse.ArgumentParser) -> None:
     """The options of train_folds.py and ``osteograde train``."""
     parser.add_argument("task", metavar="TASK")
-    parser.add_argument("--list", action=_ListOnly, help="print the recipes of the task, one a line, and stop")
+    parser.add_argument(
+        "--list", action=_ListOnly,
+        help="print the recipes of the task, or with --recipe or --set all values of one as KEY=VALUE, and stop",
+    )  # fmt: skip
     parser.add_argument("--data", type=Path, required=True, metavar="DIR")
     parser.add_argument("--out", type=Path, required=True, metavar="WEIGHTS_DIR")
-    parser.add_argument("--recipe", metavar="NAME", help="default: the task's own recipe")
+    parser.add_argument("--recipe", metavar="NAME|FILE.py", help="default: the task's own recipe")
+    parser.add_argument(
+        "--set", action="append", default=[], dest="settings", metavar="KEY=VALUE",
+        help="change one value of the recipe, such as grade.*.training.epochs=2; may be repeated",
+    )  # fmt: skip
     parser.add_argument("--folds", type=_folds, metavar="0,2", help="only these folds; default: all")
     _add_device(parser)
     parser.add_argument("--resume", action="store_true", help="go on from the last finished epoch")
@@ -213,13 +220,11 @@ def grade(args: argparse.Namespace) -> int:
 
 def train(args: argparse.Namespace) -> int:
     check_name(args.task)
-    if args.list:
-        from osteograde.learning.recipes import catalogue
-
-        print(*catalogue.lines(args.task), sep="\n")
-        return 0
     from osteograde import train_command
 
+    if args.list:
+        print(*train_command.listed(args), sep="\n")
+        return 0
     return train_command.main(args)
 
 
