@@ -43,6 +43,7 @@ FROZEN = {
         "--weights",
         "--mount",
         "--images",
+        "--machine",
         "--train",
         "--go-on",
         "--internet",

@@ -376,6 +376,7 @@ def kernel_build(args: argparse.Namespace) -> int:
                 build_kernel.BUILT / training_name(args.task),
                 arguments=shlex.join(args.options),
                 data=args.images,
+                machine=args.machine,
                 go_on=args.go_on,
                 internet=args.internet,
             )
@@ -384,7 +385,8 @@ def kernel_build(args: argparse.Namespace) -> int:
     if args.options or args.go_on or args.internet:
         raise UserError("--options, --go-on and --internet are of a kernel that trains: add --train")
     out = build_kernel.BUILT / args.task
-    print(build_kernel.build(args.task, args.weights, out, source=args.mount, data=args.images))
+    made = build_kernel.build(args.task, args.weights, out, source=args.mount, data=args.images, machine=args.machine)
+    print(made)
     return 0
 
 
@@ -406,6 +408,7 @@ def _add_kernel(commands) -> None:
     built.add_argument(
         "--images", default="", metavar="OWNER/NAME", help="data set to grade, if there is no competition"
     )
+    built.add_argument("--machine", default="", metavar="NAME", help="t4x2 (default), cpu, l4, l4x4, a100, h100, ...")
     built.add_argument("--train", action="store_true", help="the kernel that trains, to build/kernels/TASK-train")
     built.add_argument("--go-on", action="store_true", help="of --train: read its own last output")
     built.add_argument("--internet", action="store_true", help="of --train: for starting weights that are downloaded")
