@@ -23,8 +23,8 @@ INFERENCE = {
     "--points", "--overlays", "--explain", "--explain-method",
 }  # fmt: skip
 TRAIN = {
-    "TASK", "--list", "--data", "--out", "--recipe", "--folds", "--device", "--resume", "--reuse", "--folds-of",
-    "--pseudo-labels", "--debug", "--tensorboard",
+    "TASK", "--list", "--data", "--out", "--recipe", "--set", "--folds", "--device", "--resume", "--reuse",
+    "--folds-of", "--pseudo-labels", "--debug", "--tensorboard",
 }  # fmt: skip
 FROZEN = {
     "grade": INFERENCE,
@@ -38,17 +38,36 @@ FROZEN = {
     "inspect": {"TASK", "--data", "--out"},
     "validate": {"--submission", "--template"},
     "doctor": set(),
-    "kernel build": {"TASK", "--weights", "--mount", "--images"},
+    "kernel build": {
+        "TASK",
+        "--weights",
+        "--mount",
+        "--images",
+        "--machine",
+        "--train",
+        "--go-on",
+        "--internet",
+        "--options",
+    },
     "download": {"TASK", "--out", "--space"},
-    "kaggle upload-weights": {"WEIGHTS_DIR", "--to", "--poll"},
-    "kaggle push": {"TASK", "--no-run"},
-    "kaggle wait": {"TASK", "--poll"},
-    "kaggle output": {"TASK"},
+    "kaggle upload-weights": {"WEIGHTS_DIR", "--to", "--public", "--licence", "--poll"},
+    "kaggle push": {"TASK", "--no-run", "--train"},
+    "kaggle wait": {"TASK", "--poll", "--train"},
+    "kaggle output": {"TASK", "--train"},
     "kaggle submit": {"TASK", "--yes", "--wait", "--poll"},
     "kaggle score": {"TASK"},
     "kaggle runs": set(),
     "kaggle all": {"TASK", "--weights", "--to", "--yes", "--poll"},
-    "kaggle rehearse": {"TASK", "--data", "--weights", "--copies", "--image-constraints"},
+    "kaggle rehearse": {
+        "TASK",
+        "--data",
+        "--weights",
+        "--copies",
+        "--served",
+        "--train",
+        "--minutes",
+        "--image-constraints",
+    },
 }
 
 
@@ -223,6 +242,8 @@ SPIDER = ROOT / "weights" / "spider"
 OF_THE_WRONG_TASK_OR_STEP = [
     ["grade", "--data", ".", "--weights", "."],
     ["grade", "lumbar-mr", "--data", ".", "--weights", str(SPIDER)],
+    ["train", "knee-xray", "--data", ".", "--out", "w", "--set", "lr=1"],
+    ["train", "knee-xray", "--data", ".", "--out", "w", "--set", "grade.kl.training.epochs=5"],
     ["report", "."],
     ["inspect", "lumbar-mr", "--data", "."],
     ["inspect", "spider", "--data", "."],

