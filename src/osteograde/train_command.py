@@ -30,6 +30,7 @@ def main(args: argparse.Namespace) -> int:
     check_recipe(args)
     if not args.data.is_dir():
         raise UserError(f"{args.data}: no such folder; --data is the folder that holds the tables and the images")
+    to_stdout()
     recipe = chosen_recipe(args)
     if args.debug:
         recipe = recipe.shrunk()
@@ -37,17 +38,18 @@ def main(args: argparse.Namespace) -> int:
     studies = recipe.task.read(args.data, "train")
     check_folds(args, studies)
     # torch and what stands on it: imported once nothing is known to be missing
-    from osteograde.learning import folds, pretrained, train
+    from osteograde.learning import folds, pretrained, starting, train
     from osteograde.learning.reuse import reuse_nets
     from osteograde.models.device import keep_all_freed_memory, pick
 
-    to_stdout()
     keep_all_freed_memory()
     device = pick(args.device)
     if args.debug:
         recipe = pretrained.without_missing_weights(recipe)
     elif not (args.reuse or args.resume):  # nets that are there already need none
         pretrained.check_fit(recipe, args.folds[0] if args.folds else 0)
+    for line in starting.lines_of(recipe):
+        log.info(line)
     for weights in args.reuse:
         copied = reuse_nets(weights, args.out, recipe)
         log.info(f"reused from {weights}: folds.csv and {len(copied)} nets")
@@ -98,12 +100,18 @@ def check_recipe(args: argparse.Namespace) -> None:
 def chosen_recipe(args: argparse.Namespace) -> Recipe:
     """The recipe that --recipe names, one that ships or that of a file, with every --set put in."""
     from osteograde.learning import settings
-    from osteograde.learning.recipes import RECIPES
+    from osteograde.learning.recipes import recipe_for
     from osteograde.tasks import TASKS
 
-    name = args.recipe or args.task
+    name, task = args.recipe or args.task, TASKS[args.task]
+    if args.data is not None:  # --list needs none
+        task = task.for_data(args.data)
     own = recipe_file.is_file(name)
-    recipe = recipe_file.load(Path(name), TASKS[args.task]) if own else RECIPES[name]()
+    recipe = recipe_file.load(Path(name), task) if own else recipe_for(name, task)
+    if task.definition and not recipe.task.definition:
+        raise UserError(
+            f"{name}: RECIPE knows nothing of {args.data}; make it a function of the task: def RECIPE(task)"
+        )
     return settings.changed(recipe, args.settings)
 
 
