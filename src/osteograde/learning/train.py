@@ -14,8 +14,19 @@ from typing import Any
 import numpy as np
 import torch
 
+from osteograde import logs
 from osteograde.errors import UserError
-from osteograde.learning import cross_fit, data_faults, evaluate, folds, out_of_fold, planning, pseudo_labels, starting
+from osteograde.learning import (
+    cross_fit,
+    data_faults,
+    evaluate,
+    folds,
+    out_of_fold,
+    outlook,
+    planning,
+    pseudo_labels,
+    starting,
+)
 from osteograde.learning.cross_fit import Run
 from osteograde.learning.out_of_fold import OutOfFold
 from osteograde.learning.recipe import Recipe, taught_boxes_mm
@@ -27,7 +38,7 @@ from osteograde.pipeline.load import Loaded
 from osteograde.tasks.covariates import FILE, values_of
 from osteograde.tasks.metrics import groups_of, interval
 from osteograde.tasks.priors import weighted_prior
-from osteograde.tasks.spec import Locator, Points, Study
+from osteograde.tasks.spec import Locator, Metric, Points, Study
 
 RECIPE = "recipe.json"
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pandas", "pydicom", "opencv-python-headless", "scikit-learn")
@@ -71,11 +82,15 @@ def train(
     _keep_recipe(recipe, out, resume=resume)
     made = _synthetic(recipe, studies, out)
     run = Run(recipe, studies, made, split, chosen, out, device, resume, tensorboard, teacher)
+    for line in outlook.lines(run, data):
+        log.info(line)
     lost = _read_all(run)
     run = replace(run, recipe=planning.planned_recipe(recipe, (run.loaded([study])[0] for study in studies)))
-    found, points = out_of_fold.locate_out_of_fold(run)
-    out_of_fold.save_points(run, found, out / "oof_points.csv")
-    graded = out_of_fold.grade_out_of_fold(run, found, points)
+    with logs.progress("training", cross_fit.to_train(run)[1], "epochs", log) as shown:
+        run = replace(run, progress=shown)
+        found, points = out_of_fold.locate_out_of_fold(run)
+        out_of_fold.save_points(run, found, out / "oof_points.csv")
+        graded = out_of_fold.grade_out_of_fold(run, found, points)
     calibrations: dict[str, Calibration] = {}
     if recipe.calibrate:
         fold_of = {study.id: split.fold_of(study) for study in studies}
@@ -140,9 +155,16 @@ def _changed(before: Any, now: Any, name: str = "") -> list[tuple[str, Any, Any]
 
 def _read_all(run: Run) -> data_faults.DataFaults:
     """Decode every file of the run, once, into the cache; log what is lost. UserError where most labels are."""
-    lost = data_faults.data_faults(run.recipe.task_as_read, (run.loaded([study])[0] for study in run.studies))
-    for study in run.synthetic:
-        run.loaded([study])
+    with logs.progress("reading", len(run.everything), "studies", log) as shown:
+
+        def loaded(study: Study) -> Loaded:
+            read = run.loaded([study])[0]
+            shown.advance()
+            return read
+
+        lost = data_faults.data_faults(run.recipe.task_as_read, map(loaded, run.studies))
+        for study in run.synthetic:
+            loaded(study)
     for line in data_faults.lines_of(lost):
         log.warning(line)
     data_faults.refuse_if_most(lost)
@@ -317,6 +339,21 @@ def provenance(data: Path, recipe: Recipe) -> dict[str, str]:
         "source": "not stated",
         "licence": "not stated: the terms of the training data apply to the weights",
     }
+
+
+def headline(metric: Metric, scores: Mapping[str, Any]) -> str:
+    """The official score with its interval, beside the class prior's, as a line."""
+    grade = scores["grade"]
+    low, high = grade["interval_95"]["score"]
+    score, low, high, prior = (
+        "-" if value is None else f"{value:.4f}"
+        for value in (grade["model"]["score"], low, high, grade["prior"]["score"])
+    )
+    better = "higher" if "score" in metric.higher_is_better else "lower"
+    return (
+        f"score: {score} (95 % interval {low} to {high}) on {grade['studies']} held-out studies; "
+        f"class prior: {prior}; {better} is better"
+    )
 
 
 def table(scores: Mapping[str, Any]) -> str:
