@@ -6,6 +6,7 @@ import argparse
 import logging
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,10 +23,12 @@ from osteograde.inference.submission import (
     summary_lines,
     written_files,
 )
+from osteograde.models.device import pick
 from osteograde.pipeline.ensemble import Voters
 from osteograde.report import heatmaps, overlays
 from osteograde.tasks import looks_like
 from osteograde.tasks.places import Paths, as_paths, only_folder
+from osteograde.tasks.tables import some
 
 log = logging.getLogger("osteograde.inference")
 SHIPPED = Path(__file__).resolve().parents[2] / "weights"  # of a checkout
@@ -37,12 +40,21 @@ Drawer = Callable[[Result, Voters], None]
 
 def main(args: argparse.Namespace) -> int:
     """Do what the options of ``cli.add_grade_options`` ask for; the exit code is returned."""
-    logs.to_stdout()
+    try:
+        return grade(args)
+    except KeyboardInterrupt as interrupt:
+        what = " ".join(map(str, interrupt.args)) or f"nothing was written to {args.out}"
+        raise KeyboardInterrupt(f"{what}; start again with: {args.typed}") from None
+
+
+def grade(args: argparse.Namespace) -> int:
+    """The same, without a word about how to go on after Ctrl-C."""
+    logs.to_stdout(bars=True)
     weights = args.weights or shipped_weights(args.task)
     drawers = [overlays.overlay_drawer(args.overlays)] if args.overlays else []
     drawers += [heatmaps.heatmap_drawer(args.explain, args.explain_method)] if args.explain else []
 
-    def grade(data: Paths) -> int:
+    def grade_at(data: Paths) -> int:
         return infer(
             args.task,
             data,
@@ -58,11 +70,11 @@ def main(args: argparse.Namespace) -> int:
         )
 
     if args.data is not None:
-        return grade(args.data)
+        return grade_at(args.data)
     with tempfile.TemporaryDirectory(prefix="osteograde-") as folder:
         log.info("no --data: making %d phantom studies", PHANTOMS)
         phantom.write(args.task, Path(folder), studies=0, test=PHANTOMS, seed=PHANTOM_SEED)
-        return grade(Path(folder))
+        return grade_at(Path(folder))
 
 
 def infer(
@@ -91,6 +103,8 @@ def infer(
         task, data, weights, device=device, limit=limit, workers=workers, hours=time_budget_hours, points=points
     )
     submission = run.start(job, out)
+    job = replace(job, device=job.device or pick("auto"))
+    log.info(start_line(job, data))
     hint = looks_like.hint(job.task.name, looks_like.guess_of_studies(as_paths(data), job.studies))
     if hint:
         log.warning("warning: %s", hint)
@@ -100,8 +114,8 @@ def infer(
                 draw_pictures(chunk, drawers, submission.summary)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"{out} holds {submission.done} graded studies, its other rows are class priors; the same command starts "
-            "again"
+            f"{out} is a valid submission: {submission.done} of {len(submission.studies)} studies are graded, its "
+            "other rows are class priors"
         ) from None
     for line in summary_lines(submission.summary, submission.done):
         log.info(line)
@@ -117,6 +131,19 @@ def infer(
         )
         return 1
     return 0
+
+
+def start_line(job: run.Job, data: Paths) -> str:
+    """What will be graded, where it comes from, with what and on what."""
+    places = [str(path) for path in as_paths(data)]
+    nets = sum(len(member.manifest.files) for member in job.weights.members)
+    recipes = [str(member.manifest.recipe.get("name", "not stated")) for member in job.weights.members]
+    device = "cpu" if job.device is None else str(job.device)
+    threads = f" with {torch.get_num_threads()} threads" if device == "cpu" else ""
+    return (
+        f"{job.task.name}: {len(job.studies)} studies from {some(places, 3)}, by {job.weights.folder} "
+        f"(recipe {' and '.join(recipes)}, {nets} nets, {job.weights.folds} folds), on {device}{threads}"
+    )
 
 
 def draw_pictures(chunk: run.Chunk, drawers: Sequence[Drawer], summary: RunSummary) -> None:
