@@ -18,7 +18,7 @@ PROGRAM = """
 import logging
 from osteograde import logs
 log = logging.getLogger("osteograde.learning")
-logs.LINE_EVERY_S = 0.0  # every line of progress is due
+logs.LINE_EVERY_S = 1e-9  # every line of progress is due
 logs.to_stdout(bars={bars})
 with logs.progress("training", 3, "epochs", log) as whole:
     for epoch in range(3):
@@ -104,6 +104,17 @@ def test_results_are_logged_at_once_and_do_not_put_off_the_next_line_of_progress
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if line != "a result"] == ["at 60 s", "at 120 s"]
     assert lines.count("a result") == 5
+
+
+def test_the_log_of_a_kernel_has_a_line_for_every_chunk_and_no_others(log_of_a_new_process, capsys):
+    log, now = log_of_a_new_process
+    logs.to_stdout(every_s=0.0)
+    with logs.progress("grading", 3, "studies", log) as shown:
+        for done in range(3):
+            now[0] += 100.0
+            shown.advance()
+            log.info("%d/3 studies, %.0f s", done + 1, now[0], extra=logs.PROGRESS)
+    assert capsys.readouterr().out.splitlines() == ["1/3 studies, 100 s", "2/3 studies, 200 s", "3/3 studies, 300 s"]
 
 
 def test_without_an_entry_script_progress_is_silent(monkeypatch, capfd):

@@ -25,12 +25,13 @@ T = TypeVar("T")
 class _Stdout(logging.StreamHandler):
     """Writes to whatever sys.stdout is at that moment, and flushes after every line: logs are read while it runs.
 
-    bars: progress is drawn on stderr, so lines of progress are not printed. said: when the last one was.
+    bars: progress is drawn on stderr, so lines of progress are not printed. every_s: seconds between two of them; 0 for
+    all that the work itself says. said: when the last one was.
     """
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
-        self.bars, self.said = False, time.monotonic()
+        self.bars, self.every_s, self.said = False, LINE_EVERY_S, time.monotonic()
 
     @property
     def stream(self) -> TextIO:  # type: ignore[override]
@@ -38,7 +39,7 @@ class _Stdout(logging.StreamHandler):
 
     def is_due(self) -> bool:
         """Whether a line of progress may be printed."""
-        return not self.bars and time.monotonic() - self.said >= LINE_EVERY_S
+        return not self.bars and time.monotonic() - self.said >= self.every_s
 
     def emit(self, record: logging.LogRecord) -> None:
         if getattr(record, "progress", False):
@@ -49,15 +50,17 @@ class _Stdout(logging.StreamHandler):
             super().emit(record)
 
 
-def to_stdout(*, bars: bool = False) -> None:
+def to_stdout(*, bars: bool = False, every_s: float | None = None) -> None:
     """Print the messages of all rooms, bare, one a line, on stdout. bars: where stderr is a terminal, progress is drawn
-    there. Calling it again changes nothing but that."""
+    there. every_s: seconds between two lines of progress, ``LINE_EVERY_S`` if not given; 0 prints every finished chunk
+    of studies, as the log of a kernel needs to be timed by. Calling it again changes nothing but these."""
     package = logging.getLogger("osteograde")
     package.setLevel(logging.INFO)
     handler = _handler()
     if handler is None:
         handler = _Stdout()
         package.addHandler(handler)
+    handler.every_s = LINE_EVERY_S if every_s is None else every_s
     handler.bars = bars and _is_terminal(sys.stderr)
 
 
@@ -102,7 +105,7 @@ class Progress:
             self._bar.set_description(self.title, refresh=False)
             self._bar.set_postfix_str(self.note, refresh=False)
             self._bar.update(amount)
-        elif (handler := _handler()) is not None and handler.is_due():
+        elif (handler := _handler()) is not None and handler.every_s and handler.is_due():
             self.log.info(self.line(), extra=PROGRESS)
 
     def line(self) -> str:

@@ -315,5 +315,5 @@ def write_progress(folder: Path, submission: RunningSubmission) -> None:
 
 
 if __name__ == "__main__":
-    logs.to_stdout()  # the process that started this one keeps its stdout as log.txt
+    logs.to_stdout(every_s=0.0)  # the process that started this one keeps its stdout as log.txt
     sys.exit(main(Path(sys.argv[1])))
