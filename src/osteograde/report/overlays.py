@@ -177,13 +177,13 @@ def _slices(shown: Sequence[Shown], marks: StudyMarks, height: int) -> np.ndarra
             y, x = round(top) + TITLE, round(left)
             drawn = drawn[: height - y, : image.shape[1] - x]
             image[y : y + drawn.shape[0], x : x + drawn.shape[1]] = drawn
-            words.append(Words(x + 4, y - TITLE / 2, drawing.fitted(_title(one, marks), SMALL, size[1] - 8), SMALL))
+            words.append(Words(x + 4, y - TITLE / 2, drawing.fitted(title(one, marks), SMALL, size[1] - 8), SMALL))
             left += tall * one.aspect + GAP
         top, start = top + tall + TITLE + GAP, start + count
     return drawing.with_words(image, words)
 
 
-def _title(shown: Shown, marks: StudyMarks) -> str:
+def title(shown: Shown, marks: StudyMarks) -> str:
     """What a slice is, and which points lie there."""
     numbers = [marks.number[landmark.name] for landmark in shown.landmarks]
     points = f": point{'s' if len(numbers) > 1 else ''} {ranges(numbers)}" if numbers else ": nothing was found"

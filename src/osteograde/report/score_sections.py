@@ -88,7 +88,7 @@ def comparison(compared: Comparison, words: Mapping[str, str]) -> str:
         body = [
             [words[part.name], "higher" if part.higher_is_better else "lower", number(part.values[0], 4),
              number(part.values[i + 1], 4), f"{part.differences[i]:+.4f}" if np.isfinite(part.differences[i]) else "-",
-             between(*part.intervals[i], 4), part.verdict(i)]
+             _signed(part.intervals[i]), part.verdict(i)]
             for part in parts
         ]  # fmt: skip
         head = ["score", "better", first, other, "difference", "95 % interval", "verdict"]
@@ -101,6 +101,11 @@ def comparison(compared: Comparison, words: Mapping[str, str]) -> str:
     chart = charts.forest(rows, f"difference from {first}; better: {better}", label)
     title = f"<h3>{escape(words[HEADLINE][:1].upper() + words[HEADLINE][1:])}</h3>"
     return said + notes + title + chart + "".join(blocks)
+
+
+def _signed(ends: tuple[float, float]) -> str:
+    """The interval of a difference, or a dash."""
+    return f"{ends[0]:+.4f} to {ends[1]:+.4f}" if np.isfinite(ends).all() else "-"
 
 
 def scores(evidence: Evidence) -> str:

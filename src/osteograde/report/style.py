@@ -74,7 +74,7 @@ figure{margin:0;max-width:100%}
 img{display:block;max-width:100%;height:auto;background:#000;border-radius:4px}
 figcaption{font-size:.8rem;overflow-wrap:anywhere}
 @media (max-width:600px){section{padding:.8rem}th,td{padding:.2rem .4rem}
-tbody th{white-space:normal;min-width:7rem}
+tbody th{white-space:normal;min-width:7rem}thead th{min-width:5rem}
 dl{grid-template-columns:1fr}dt{margin-top:.3rem}}
 @media print{section{break-inside:avoid;border:0}body{background:#fff}}
 """
