@@ -180,8 +180,8 @@ def calibration(evidence: Evidence) -> str:
     if graded is None or not graded.labelled.any():
         return missing(graded)
     reliability = summary.reliability(graded)
-    words = f"Expected calibration error (ECE) {number(reliability.ece, 4)} over {int(reliability.count.sum())} rows, of the "
-    words += "probability of the predicted class."
+    rows = int(reliability.count.sum())
+    words = f"Expected calibration error (ECE) {number(reliability.ece, 4)} over {rows} rows, of the predicted class."
     label = f"Reliability curve. {words}"
     return f"<p>{words}</p>" + charts.reliability_chart(
         reliability.confidence, reliability.right, reliability.count, label
