@@ -28,7 +28,7 @@ from osteograde.inference.submission import Result, result_flags
 from osteograde.pipeline.ensemble import Voters
 from osteograde.report import overlays
 from osteograde.report.gallery_page import SCRIPT, STYLE
-from osteograde.report.words import plain
+from osteograde.report.words import IMAGE, plain
 
 log = logging.getLogger("osteograde.report")
 INDEX, SLICES = "index.html", "slices"
@@ -120,14 +120,14 @@ def rows_of(result: Result, voters: Voters) -> tuple[Row, ...]:
     for row, code, _ in result_flags(task, result):
         flags.setdefault(row, []).append(code)
     rows = []
-    for target in task.targets_of(study.targets):
-        own = tuple(dict.fromkeys(flags.get(f"{study.id}_{target}", ())))
+    for target, row_id in zip(task.targets_of(study.targets), task.rows(study.id, study.targets), strict=True):
+        own, name = tuple(dict.fromkeys(flags.get(row_id, ()))), plain(target) or IMAGE
         if target in result.graded:
             values = result.graded[target][: len(task.classes)]
             top = int(np.argmax(values))
-            rows.append(Row(plain(target), top, round(100 * float(values[top]), 1), own))
+            rows.append(Row(name, top, round(100 * float(values[top]), 1), own))
         else:
-            rows.append(Row(plain(target), -1, 0.0, own))
+            rows.append(Row(name, -1, 0.0, own))
     return tuple(rows)
 
 

@@ -21,7 +21,7 @@ from osteograde.pipeline.crops import site_boxes
 from osteograde.pipeline.ensemble import Voters
 from osteograde.report import drawing
 from osteograde.report.drawing import INK, LARGE, NORMAL, RULE, SMALL, SOFT, Words, percent
-from osteograde.report.words import plain
+from osteograde.report.words import IMAGE, plain
 from osteograde.tasks.spec import YES_NO, Head, Landmark, Point, Region, Site, Task, Volumes
 
 CropBox = tuple[str, Volume, Roi]  # side of the site, and where one of its crops lies
@@ -63,11 +63,13 @@ class Shown:
 
 @dataclass(frozen=True, eq=False)
 class StudyMarks:
-    """What is drawn of a study: points by landmark, their numbers, and the crops that were graded."""
+    """What is drawn of a study: points by landmark, their numbers, and the crops that were graded. looks: whether the
+    task looks for points at all."""
 
     points: Mapping[str, Point]
     number: Mapping[str, int]
     boxes: Sequence[CropBox]
+    looks: bool = True
 
 
 def file_stem(study: str) -> str:
@@ -109,7 +111,7 @@ def marks_of(result: Result, voters: Voters) -> StudyMarks:
         .get(site.target, {})
         .values()
     ]
-    return StudyMarks(result.points, {name: i for i, name in enumerate(found, 1)}, boxes)
+    return StudyMarks(result.points, {name: i for i, name in enumerate(found, 1)}, boxes, bool(landmarks))
 
 
 def picture(result: Result, voters: Voters) -> np.ndarray:
@@ -186,7 +188,8 @@ def _slices(shown: Sequence[Shown], marks: StudyMarks, height: int) -> np.ndarra
 def title(shown: Shown, marks: StudyMarks) -> str:
     """What a slice is, and which points lie there."""
     numbers = [marks.number[landmark.name] for landmark in shown.landmarks]
-    points = f": point{'s' if len(numbers) > 1 else ''} {ranges(numbers)}" if numbers else ": nothing was found"
+    nothing = ": nothing was found" if marks.looks else ""
+    points = f": point{'s' if len(numbers) > 1 else ''} {ranges(numbers)}" if numbers else nothing
     return shown.slice_words + points
 
 
@@ -335,7 +338,9 @@ def _column(result: Result, voters: Voters, marks: StudyMarks) -> np.ndarray:
             words.append(Words(12, y + 16, plain(condition), NORMAL))
             y = _shared_bars(image, words, y + 32, result, voters, [site_of[target] for target in own], marks)
     if prior := [target for target in targets if target not in result.graded]:
-        names = ", ".join(map(plain, prior[:4])) + (f" and {len(prior) - 4} more" if len(prior) > 4 else "")
+        names = ", ".join(plain(target) or IMAGE for target in prior[:4]) + (
+            f" and {len(prior) - 4} more" if len(prior) > 4 else ""
+        )
         text = drawing.fitted(f"Not graded, holds the prior: {names}", SMALL, SIDE_WIDTH - 24)
         words.append(Words(12, y + 14, text, SMALL, drawing.WARNING))
         y += 26
@@ -359,7 +364,7 @@ def _own_bars(
     values, heads = _answers(result, voters, site.target)
     top = int(np.argmax(values))
     words += _numbers(site, marks, 12, y + 14)
-    words.append(Words(82, y + 14, plain(site.target), NORMAL))
+    words.append(Words(82, y + 14, plain(site.target) or IMAGE, NORMAL))
     words.append(Words(SIDE_WIDTH - 12, y + 14, f"{classes[top]}: {percent(values[top])}", NORMAL, anchor="rm"))
     words += drawing.class_bars(image, 82, y + 28, SIDE_WIDTH - 94, step, classes, values)
     y += 28 + step * len(classes)
@@ -379,7 +384,7 @@ def _shared_bars(
         values, _ = _answers(result, voters, site.target)
         top = int(np.argmax(values))
         words += _numbers(site, marks, 12, y + 12)
-        name = plain("_".join(part for part in (site.side, site.level) if part)) or plain(site.target)
+        name = plain("_".join(part for part in (site.side, site.level) if part)) or plain(site.target) or IMAGE
         words.append(Words(82, y + 12, name, NORMAL))
         drawing.stacked_bar(image, 200, y + 4, 180, 16, values)
         words.append(Words(392, y + 12, f"{classes[top]} {percent(values[top])}", NORMAL,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+IMAGE = "Image"  # what a target without a name is: the study has one row
 _LEVEL = re.compile(r"\b([a-z])(\d+)_([a-z])(\d+)\b")
 _SHORT = re.compile(r"\b([a-z]{1,2})_?(\d+)\b")
 

@@ -28,7 +28,7 @@ from osteograde.report import heatmaps
 from osteograde.report.charts import number, probability_bars
 from osteograde.report.heatmaps import Shown
 from osteograde.report.oof_tables import Evidence, Graded
-from osteograde.report.words import plain
+from osteograde.report.words import IMAGE, plain
 from osteograde.tasks.spec import Pixels, Points, Study
 
 log = logging.getLogger("osteograde.report")
@@ -155,7 +155,7 @@ def card(case: Case, rank: int, evidence: Evidence, graded: Graded) -> str:
     i, classes = case.row, [plain(name) for name in evidence.task.classes]
     top, true = int(graded.probs[i].argmax()), int(graded.label[i])
     head = (
-        f"<h3>{rank}. {escape(plain(graded.targets[i]))}</h3><p>Study <b>{escape(graded.studies[i])}</b>: "
+        f"<h3>{rank}. {escape(plain(graded.targets[i]) or IMAGE)}</h3><p>Study <b>{escape(graded.studies[i])}</b>: "
         f"true <b>{escape(classes[true])}</b>, predicted {escape(classes[top])}; -log p {number(case.loss)}; "
         f"fold {graded.fold[i]}</p>"
         f"{probability_bars(classes, graded.probs[i], true)}"
