@@ -180,8 +180,7 @@ def test_the_start_lines_say_what_will_happen(tmp_path):
     recipe = RECIPES["knee-xray"]()
     split = Split({f"s{i}": i for i in range(5)}, {f"s{i}": f"p{i}" for i in range(5)})
     run = Run(recipe, (), (), split, (0, 2), tmp_path / "w", torch.device("cpu"), False)
-    first, nets, where, starts, _ = outlook.lines(run, Path("KNEES"))
+    first, nets, where, _ = outlook.lines(run, Path("KNEES"))
     assert first.startswith("knee-xray by recipe knee-xray: 0 studies") and "from KNEES; folds 0, 2 of 5" in first
     assert nets.startswith("nets to train: 4 of 4 (joint 2, kl 2), ")
     assert where == f"on {outlook.device_words(run.device)}, into {tmp_path / 'w'}"
-    assert starts.startswith("they start from ")

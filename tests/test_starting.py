@@ -254,6 +254,8 @@ def test_whatever_a_recipe_lacks_is_told_within_two_seconds_and_without_torch(tm
         starts = {plan.start.weights.partition(":")[0] for plans in RECIPES[name]().plans().values() for plan in plans}
         if data == "nowhere":
             assert "nowhere: no such folder" in said
+        elif RECIPES[name]().task.of_folder is not None:  # its table comes first: the nets follow from it
+            assert "no labels.csv" in said
         elif "--folds" not in said and starts & {"pip", "imagenet", "coco", "weights"}:
             missing = ("is not installed; pip install", "this machine cannot reach it", "no manifest.json")
             assert any(words in said for words in missing), (name, said)
@@ -296,3 +298,11 @@ def test_without_list_the_data_and_the_folder_are_asked_for(capsys):
     with pytest.raises(SystemExit):
         cli.main(["train", "spider"])
     assert "--data, --out" in capsys.readouterr().err
+
+
+def test_a_teacher_is_refused_where_classes_are_drawn_equally_often(tmp_path):
+    """The correction for that drawing would bend its answers, which are drawn as they occur."""
+    words = ["train", "knee-xray", "--recipe", "knee-siamese-small", "--data", ".", "--out", str(tmp_path / "w")]
+    words += ["--pseudo-labels", str(WEIGHTS / "knee-xray")]
+    with pytest.raises(UserError, match=r"draws classes equally often.*--set grade\.kl\.sampling=natural"):
+        cli.main(words)

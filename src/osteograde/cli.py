@@ -163,10 +163,17 @@ def train_parser() -> argparse.ArgumentParser:
 def add_train_options(parser: argparse.ArgumentParser) -> None:
     """The options of train_folds.py and ``osteograde train``."""
     parser.add_argument("task", metavar="TASK")
-    parser.add_argument("--list", action=_ListOnly, help="print the recipes of the task, one a line, and stop")
+    parser.add_argument(
+        "--list", action=_ListOnly,
+        help="print the recipes of the task, or with --recipe or --set all values of one as KEY=VALUE, and stop",
+    )  # fmt: skip
     parser.add_argument("--data", type=Path, required=True, metavar="DIR")
     parser.add_argument("--out", type=Path, required=True, metavar="WEIGHTS_DIR")
-    parser.add_argument("--recipe", metavar="NAME", help="default: the task's own recipe")
+    parser.add_argument("--recipe", metavar="NAME|FILE.py", help="default: the task's own recipe")
+    parser.add_argument(
+        "--set", action="append", default=[], dest="settings", metavar="KEY=VALUE",
+        help="change one value of the recipe, such as grade.*.training.epochs=2; may be repeated",
+    )  # fmt: skip
     parser.add_argument("--folds", type=_folds, metavar="0,2", help="only these folds; default: all")
     _add_device(parser)
     parser.add_argument("--resume", action="store_true", help="go on from the last finished epoch")
@@ -216,13 +223,7 @@ def parser() -> argparse.ArgumentParser:
     chosen.add_argument("--data", type=Path, required=True, metavar="DIR", help="the labelled studies they learnt from")
     _add_json(chosen)
 
-    listed = _command(commands, "runs", runs, "list weights folders with their scores, or compare some of them")
-    listed.add_argument("dir", type=Path, nargs="*", metavar="DIR", help=f"default: {' and '.join(RUNS_IN)}")
-    listed.add_argument(
-        "--compare", type=Path, nargs="+", metavar="WEIGHTS_DIR", help="each of them with the first one"
-    )
-    listed.add_argument("--bootstrap", type=_count, default=1000, metavar="N", help="resamples of --compare")
-    _add_json(listed)
+    _add_runs(commands)
 
     _add_segment_options(_command(commands, "segment", segment, "write label images of discs, vertebrae and canal"))
 
@@ -230,6 +231,9 @@ def parser() -> argparse.ArgumentParser:
     told.add_argument("weights", type=Path, metavar="WEIGHTS_DIR")
     told.add_argument("--data", type=Path, metavar="DIR", help="the labelled studies: shows the worst cases as well")
     told.add_argument("--out", type=Path, default=Path("report.html"), metavar="report.html")
+    told.add_argument(
+        "--compare", type=Path, nargs="+", default=[], metavar="WEIGHTS_DIR", help="shows what these have more or less"
+    )
 
     seen = _command(commands, "inspect", inspect, "count what the tables and headers of a folder hold, before training")
     seen.add_argument("task", metavar="TASK")
@@ -278,13 +282,11 @@ def grade(args: argparse.Namespace) -> int:
 
 def train(args: argparse.Namespace) -> int:
     check_name(args.task)
-    if args.list:
-        from osteograde.learning.recipes import catalogue
-
-        print(*catalogue.lines(args.task), sep="\n")
-        return 0
     from osteograde import train_command
 
+    if args.list:
+        print(*train_command.listed(args), sep="\n")
+        return 0
     return train_command.main(args)
 
 
@@ -307,10 +309,12 @@ def score(args: argparse.Namespace) -> int:
     import numpy as np
 
     from osteograde.report import score_table
-    from osteograde.tasks import TASKS
+    from osteograde.tasks import TASKS, tables
 
     rng = np.random.default_rng(0)  # the same table gets the same interval every time
-    result = score_table.score_submission(TASKS[args.task], args.data, args.submission, args.bootstrap, rng)
+    classes = tables.header_of(args.submission)[1:]
+    task = TASKS[args.task].for_data(args.data, classes)
+    result = score_table.score_submission(task, args.data, args.submission, args.bootstrap, rng)
     print(json.dumps(result, sort_keys=True) if args.json else score_table.format_table(result))
     return 0
 
@@ -343,11 +347,13 @@ def ensemble(args: argparse.Namespace) -> int:
         cli.check_weights(weights, args.task)
     from osteograde.learning import ensemble as voters
     from osteograde.logs import to_stdout
+    from osteograde.models.manifest import read_manifest
     from osteograde.tasks import TASKS
 
     if not args.json:
         to_stdout()
-    result = voters.choose(TASKS[args.task], args.members, args.data)
+    task = TASKS[args.task].as_defined(read_manifest(args.members[0]).definition)
+    result = voters.choose(task, args.members, args.data)
     print(json.dumps(result, sort_keys=True) if args.json else voters.table(result))
     return 0
 
@@ -381,14 +387,17 @@ def segment(args: argparse.Namespace) -> int:
 
 
 def report(args: argparse.Namespace) -> int:
-    cli.check_weights(args.weights)
+    for folder in (args.weights, *args.compare):
+        cli.check_weights(folder)
     from datetime import datetime
 
+    from osteograde.logs import to_stdout
     from osteograde.report import page
     from osteograde.tasks import TASKS
 
-    page.write(args.weights, args.out, TASKS, data=args.data, made=datetime.now())
-    print(args.out)
+    to_stdout()
+    page.write(args.weights, args.out, TASKS, data=args.data, made=datetime.now(), others=args.compare)
+    print(f"written: {args.out}")
     return 0
 
 
@@ -451,6 +460,7 @@ def kernel_build(args: argparse.Namespace) -> int:
                 build_kernel.BUILT / training_name(args.task),
                 arguments=shlex.join(args.options),
                 data=args.images,
+                machine=args.machine,
                 go_on=args.go_on,
                 internet=args.internet,
             )
@@ -459,7 +469,8 @@ def kernel_build(args: argparse.Namespace) -> int:
     if args.options or args.go_on or args.internet:
         raise UserError("--options, --go-on and --internet are of a kernel that trains: add --train")
     out = build_kernel.BUILT / args.task
-    print(build_kernel.build(args.task, args.weights, out, source=args.mount, data=args.images))
+    made = build_kernel.build(args.task, args.weights, out, source=args.mount, data=args.images, machine=args.machine)
+    print(made)
     return 0
 
 
@@ -468,6 +479,16 @@ def _command(commands, name: str, function: Callable[[argparse.Namespace], int],
     made = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     made.set_defaults(command=function)
     return made
+
+
+def _add_runs(commands) -> None:
+    listed = _command(commands, "runs", runs, "list weights folders with their scores, or compare some of them")
+    listed.add_argument("dir", type=Path, nargs="*", metavar="DIR", help=f"default: {' and '.join(RUNS_IN)}")
+    listed.add_argument(
+        "--compare", type=Path, nargs="+", metavar="WEIGHTS_DIR", help="each of them with the first one"
+    )
+    listed.add_argument("--bootstrap", type=_count, default=1000, metavar="N", help="resamples of --compare")
+    _add_json(listed)
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:
@@ -485,6 +506,7 @@ def _add_kernel(commands) -> None:
     built.add_argument(
         "--images", default="", metavar="OWNER/NAME", help="data set to grade, if there is no competition"
     )
+    built.add_argument("--machine", default="", metavar="NAME", help="t4x2 (default), cpu, l4, l4x4, a100, h100, ...")
     built.add_argument("--train", action="store_true", help="the kernel that trains, to build/kernels/TASK-train")
     built.add_argument("--go-on", action="store_true", help="of --train: read its own last output")
     built.add_argument("--internet", action="store_true", help="of --train: for starting weights that are downloaded")

@@ -6,6 +6,7 @@ import argparse
 import logging
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +26,8 @@ from osteograde.inference.submission import (
 )
 from osteograde.models.device import pick
 from osteograde.pipeline.ensemble import Voters
-from osteograde.report import heatmaps, overlays
+from osteograde.report import heatmaps
+from osteograde.report.gallery import Gallery
 from osteograde.tasks import looks_like
 from osteograde.tasks.places import Paths, as_paths, only_folder
 from osteograde.tasks.tables import some
@@ -51,8 +53,13 @@ def grade(args: argparse.Namespace) -> int:
     """The same, without a word about how to go on after Ctrl-C."""
     logs.to_stdout(bars=True)
     weights = args.weights or shipped_weights(args.task)
-    drawers = [overlays.overlay_drawer(args.overlays)] if args.overlays else []
-    drawers += [heatmaps.heatmap_drawer(args.explain, args.explain_method)] if args.explain else []
+    maps = [heatmaps.heatmap_drawer(args.explain, args.explain_method)] if args.explain else []
+    with Gallery(args.overlays) if args.overlays else nullcontext() as gallery:
+        return _grade(args, weights, [*([gallery] if gallery else []), *maps])
+
+
+def _grade(args: argparse.Namespace, weights: Path, drawers: Sequence[Drawer]) -> int:
+    """Grade what ``--data`` names, or phantoms made on the spot."""
 
     def grade_at(data: Paths) -> int:
         return infer(
@@ -105,7 +112,8 @@ def infer(
     submission = run.start(job, out)
     job = replace(job, device=job.device or pick("auto"))
     log.info(start_line(job, data))
-    hint = looks_like.hint(job.task.name, looks_like.guess_of_studies(as_paths(data), job.studies))
+    guess = None if job.task.definition else looks_like.guess_of_studies(as_paths(data), job.studies)
+    hint = looks_like.hint(job.task.name, guess)
     if hint:
         log.warning("warning: %s", hint)
     try:

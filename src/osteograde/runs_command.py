@@ -41,7 +41,7 @@ def main(args: argparse.Namespace) -> int:
 def compare_folders(folders: Sequence[Path], resamples: int, *, as_json: bool) -> int:
     """Print how weights folders compare with the first one, and their curves; the exit code is returned."""
     sides = [compare.read_out_of_fold(folder, TASKS) for folder in folders]
-    found = compare.compare_out_of_fold(TASKS[sides[0].task], sides, resamples=resamples)
+    found = compare.compare_out_of_fold(compare.task_of(folders[0], TASKS), sides, resamples=resamples)
     if as_json:
         print(json.dumps(found.plain()))
         return 0

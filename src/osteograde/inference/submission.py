@@ -24,7 +24,7 @@ from osteograde.inference.points_file import PointRow, points_path, rows_of, wri
 from osteograde.pipeline import predict
 from osteograde.pipeline.load import Loaded
 from osteograde.tasks import tables
-from osteograde.tasks.spec import Point, Site, Study, Task
+from osteograde.tasks.spec import Point, Site, Study, Task, row_id
 from osteograde.tasks.tables import ROW_ID, duplicates, some
 
 log = logging.getLogger("osteograde.inference")
@@ -190,12 +190,21 @@ def flags_of(task: Task, loaded: Loaded, points: Mapping[str, Point], graded: Ma
     sites = {site.target: site for group in task.graders for site in group.sites}
     study, found = loaded.study, []
     for target in task.targets_of(study.targets):
-        row = f"{study.id}_{target}"
+        row = row_id(study.id, target)
         faults = {**loaded.faults, **loaded.target_faults.get(target, {})}
         found += [(row, code, count) for code, count in sorted(faults.items())]
         found += [(row, LEVELS_IN_DOUBT, 1)] if any(point.in_doubt for point in points.values()) else []
         found += [(row, reason, 1) for reason in _doubts(task, sites[target], points, graded)]
     return found
+
+
+def result_flags(task: Task, result: Result) -> list[Flag]:
+    """All flags of the rows of a finished study, also that nothing was found in it."""
+    study = result.loaded.study
+    flags = flags_of(task, result.loaded, result.points, result.graded)
+    if result.loaded.readable and _nothing_found(task, study, flags):
+        flags += [(row, NOTHING_FOUND, 1) for row in task.rows(study.id, study.targets)]
+    return flags
 
 
 def _nothing_found(task: Task, study: Study, flags: Sequence[Flag]) -> bool:
@@ -213,7 +222,7 @@ def _doubts(task: Task, site: Site, points: Mapping[str, Point], graded: Mapping
     if site.target not in graded:
         return [NOT_GRADED]
     seen = [points[name].confidence for name in site.landmarks if name in points]
-    low = [NOT_SEEN] if max(seen, default=0.0) < LOW_CONFIDENCE else []
+    low = [NOT_SEEN] if site.landmarks and max(seen, default=0.0) < LOW_CONFIDENCE else []
     return low + ([UNSURE] if graded[site.target][: len(task.classes)].max() < UNCERTAIN else [])
 
 
@@ -244,7 +253,7 @@ def findings_of(task: Task, study: str, graded: Mapping[str, np.ndarray]) -> lis
         for site in grader.sites:
             if names and site.target in graded:
                 probs = dict(zip(names, graded[site.target][len(task.classes) :], strict=True))
-                found.append((f"{study}_{site.target}", tuple(float(probs.get(name, np.nan)) for name in columns)))
+                found.append((row_id(study, site.target), tuple(float(probs.get(name, np.nan)) for name in columns)))
     return found
 
 
@@ -319,9 +328,8 @@ class RunningSubmission:
         self.done += 1
         summary.findings += findings_of(self.task, study.id, result.graded)
         summary.points += rows_of(self.task, result.loaded, result.points)
-        flags = flags_of(self.task, result.loaded, result.points, result.graded)
-        if result.loaded.readable and _nothing_found(self.task, study, flags):
-            flags += [(row, NOTHING_FOUND, 1) for row in self.task.rows(study.id, study.targets)]
+        flags = result_flags(self.task, result)
+        if any(reason == NOTHING_FOUND for _, reason, _ in flags):
             summary.faults[NOTHING_FOUND] += 1
         summary.flags += flags
         summary.on_prior += len(self.task.targets_of(study.targets)) - len(result.graded)

@@ -1,4 +1,4 @@
-"""What a training will do, said before it begins: data, folds, nets, device, starting weights, and how long it took."""
+"""What a training will do, said before it begins: data, folds, nets, device, and how long it took."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from osteograde.learning import calls, starting
+from osteograde.learning import calls
 from osteograde.learning.calls import Call
 from osteograde.learning.cross_fit import Run, is_done, nets_of, to_train
 from osteograde.learning.recipe import Recipe
@@ -30,7 +30,6 @@ def lines(run: Run, data: Path) -> Iterator[str]:
     nets, epochs = to_train(run)
     yield f"nets to train: {nets} of {_each(run)}, {epochs} epochs in all"
     yield f"on {device_words(run.device)}, into {run.out}"
-    yield f"they start from {'; '.join(_starts(recipe))}"
     yield last_time(recipe, run.out)
 
 
@@ -56,17 +55,6 @@ def _each(run: Run) -> str:
         counts[net.stage] = counts.get(net.stage, 0) + len(run.folds)
     done = f"; {finished} are finished" if finished else ""
     return f"{sum(counts.values())} ({', '.join(f'{stage} {count}' for stage, count in counts.items())}{done})"
-
-
-def _starts(recipe: Recipe) -> list[str]:
-    """What the nets start from, each with the locators and graders that do."""
-    stages: dict[str, dict[str, None]] = {}
-    for _, stage, _, plan, _ in starting.starts(recipe):
-        words = f"the net of {plan.start.stage}" if plan.start.stage else plan.start.weights or starting.NONE
-        stages.setdefault("random weights" if words == starting.NONE else words, {})[stage] = None
-    if len(stages) == 1:
-        return list(stages)
-    return [f"{words}: {', '.join(names)}" for words, names in stages.items()]
 
 
 def last_time(recipe: Recipe, out: Path) -> str:

@@ -18,7 +18,6 @@ import numpy as np
 
 from osteograde.errors import UserError
 from osteograde.learning import calls, compare, folds, history, recipes, reuse, train
-from osteograde.learning.recipe import GraderPlan, LocatorPlan
 from osteograde.models.manifest import ENSEMBLE, MANIFEST, Manifest, is_plain, read_manifest
 from osteograde.tasks.metrics import groups_of, interval
 from osteograde.tasks.spec import Task
@@ -107,7 +106,7 @@ def describe(folder: Path, tasks: Mapping[str, Task]) -> TrainedRun:
     try:
         if not is_plain(folder):
             return _ensemble(folder, tasks)
-        return _trained(folder, tasks) if (folder / MANIFEST).is_file() else _begun(folder)
+        return _trained(folder, tasks) if (folder / MANIFEST).is_file() else _begun(folder, tasks)
     except UserError as error:
         return TrainedRun(str(folder), "?", "?", str(error))
 
@@ -117,14 +116,14 @@ def _trained(folder: Path, tasks: Mapping[str, Task]) -> TrainedRun:
     trained = manifest.folds.trained if manifest.folds else ()
     plain = reuse.current_form(manifest.recipe)
     count = int(plain["scope"]["folds"])
-    task = tasks.get(manifest.task)
+    task = tasks[manifest.task].as_defined(manifest.definition) if manifest.task in tasks else None
     headline = _headline(folder, manifest, task)
     return TrainedRun(
         str(folder),
         manifest.task,
         str(plain.get("name", "?")),
         "whole" if len(trained) in (0, count) else "folds missing",
-        changes=tuple(changes(plain)),
+        changes=tuple(changes(plain, task)),
         folds=f"{', '.join(map(str, trained)) if 0 < len(trained) < count else count} of {count}",
         better="" if task is None else "higher" if "score" in task.metric.higher_is_better else "lower",
         hours=calls.hours(folder),
@@ -163,19 +162,22 @@ def headline_of_table(task: Task, table: compare.OofTable, resamples: int = RESA
     return {"studies": len(groups), "score": score, "interval": (ends[0], ends[1])}
 
 
-def _begun(folder: Path) -> TrainedRun:
+def _begun(folder: Path, tasks: Mapping[str, Task]) -> TrainedRun:
     """A training that has not ended."""
     path = folder / "work" / train.RECIPE
     if not path.is_file():
         raise UserError(f"no {MANIFEST}, and no recipe of a training that was begun")
     plain = json.loads(path.read_text(encoding="utf-8"))
+    task = tasks.get(recipes.NAMES.get(plain["name"], ""))
     nets = len(list((folder / "work" / "nets").glob("*.sha256")))
     return TrainedRun(
         str(folder),
-        recipes.NAMES.get(plain["name"], "?"),
+        "?" if task is None else task.name,
         plain["name"],
         f"not ended, {nets} nets are finished",
-        changes=tuple(changes(plain)),
+        changes=()
+        if task is None or task.of_definition
+        else tuple(changes(plain, task)),  # what defines it is not kept
         hours=calls.hours(folder),
         day=_day(folder),
         curves=tuple(curves(folder)),
@@ -211,25 +213,18 @@ def _day(folder: Path) -> str:
     return date.fromtimestamp(max(times)).isoformat() if times else ""
 
 
-def changes(plain: Mapping[str, Any]) -> list[str]:
-    """How a recipe as it was trained differs from the one of that name today, a choice each."""
-    name = plain.get("name")
-    if name not in recipes.NAMES:
+def changes(plain: Mapping[str, Any], task: Task | None) -> list[str]:
+    """How a recipe as it was trained differs from the one of that name today, a choice each. task: as the weights
+    define it."""
+    name = str(plain.get("name"))
+    if task is None or recipes.NAMES.get(name) != task.name:
         return ["no recipe of this name is known"]
-    recipe = recipes.RECIPES[str(name)]()
+    recipe = recipes.recipe_for(name, task)
     is_small = bool(plain["scope"].get("annotated_points"))
-    today = _completed(json.loads(json.dumps((recipe.shrunk() if is_small else recipe).plain())))
-    found = [
-        f"{choice} = {now!r} (recipe: {before!r})" for choice, before, now in train._changed(today, _completed(plain))
-    ]
+    today = json.loads(json.dumps((recipe.shrunk() if is_small else recipe).plain()))
+    differing = train.changed(train.compared(reuse.completed(today)), train.compared(reuse.completed(plain)))
+    found = [f"{choice} = {now!r} (recipe: {before!r})" for choice, before, now in differing]
     return ["made small by --debug", *found] if is_small else found
-
-
-def _completed(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """A plain recipe in which every plan has all choices that exist today."""
-    locators = {name: reuse.complete(plan, LocatorPlan) for name, plan in plain["locators"].items()}
-    graders = {name: [reuse.complete(plan, GraderPlan) for plan in plans] for name, plans in plain["graders"].items()}
-    return {**plain, "locators": locators, "graders": graders}
 
 
 def curves(folder: Path) -> Iterator[Curve]:

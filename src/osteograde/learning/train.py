@@ -25,6 +25,7 @@ from osteograde.learning import (
     outlook,
     planning,
     pseudo_labels,
+    reuse,
     starting,
 )
 from osteograde.learning.cross_fit import Run
@@ -126,19 +127,26 @@ def _keep_recipe(recipe: Recipe, out: Path, *, resume: bool) -> None:
     the same one with other choices: they would be taken for those of this one."""
     path, plain = out / "work" / RECIPE, json.loads(json.dumps(recipe.plain()))
     if resume and path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        if changed := _changed(before, plain):
-            name, old, new = changed[0]
+        before = reuse.completed(json.loads(path.read_text(encoding="utf-8")))
+        if changes := changed(compared(before), compared(plain)):
+            name, old, new = changes[0]
             raise UserError(
                 f"{out}: was begun with {name} = {old!r}, recipe {recipe.name!r} has {new!r} now"
-                + (f" (and {len(changed) - 1} other changes)" if len(changed) > 1 else "")
+                + (f" (and {len(changes) - 1} other changes)" if len(changes) > 1 else "")
                 + "; give another --out, or --reuse it from there, which takes the nets that did not change"
             )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(plain, indent=1), encoding="utf-8")
 
 
-def _changed(before: Any, now: Any, name: str = "") -> list[tuple[str, Any, Any]]:
+def compared(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe as JSON data without the text of its file, which has a hash, and without the list of what --set changed,
+    which the plans hold."""
+    file = {name: value for name, value in plain.get("file", {}).items() if name == "sha256"}
+    return {**{name: value for name, value in plain.items() if name != "changes"}, "file": file}
+
+
+def changed(before: Any, now: Any, name: str = "") -> list[tuple[str, Any, Any]]:
     """(name with dots, before, now) of every value of two JSON trees that differs. A choice that did not exist when the
     first one was written is no difference where it is off."""
     if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
@@ -149,7 +157,7 @@ def _changed(before: Any, now: Any, name: str = "") -> list[tuple[str, Any, Any]
     return [
         change
         for key in keys
-        for change in _changed(before.get(key), now.get(key), f"{name}.{key}" if name else str(key))
+        for change in changed(before.get(key), now.get(key), f"{name}.{key}" if name else str(key))
     ]
 
 
@@ -310,6 +318,7 @@ def seal(run: Run, data: Path, scores: Mapping[str, Any], calibrations: Mapping[
         versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         crops={grader.name: tuple(crop.name for crop in grader.crops) for grader in recipe.task_as_read.graders},
         data=provenance(data, recipe) | taught_by(run.teacher),
+        definition=task.definition,
     )
     bundle.write_manifest(run.out, manifest)
 
@@ -358,7 +367,8 @@ def headline(metric: Metric, scores: Mapping[str, Any]) -> str:
 
 def table(scores: Mapping[str, Any]) -> str:
     """The scores for people."""
-    lines = [f"{'locator':<14}{'median mm':>10}{'p95 mm':>9}{'found':>8}{'points':>8}{'level':>8}{'false':>8}"]
+    head = f"{'locator':<14}{'median mm':>10}{'p95 mm':>9}{'found':>8}{'points':>8}{'level':>8}{'false':>8}"
+    lines = [head] if scores["locate"] else []
     for stage, row in scores["locate"].items():
         median, p95 = ("-" if row[key] is None else f"{row[key]:.2f}" for key in ("median_mm", "p95_mm"))
         level, false = ("-" if row[key] is None else f"{row[key]:.1%}" for key in ("right_level", "false"))
