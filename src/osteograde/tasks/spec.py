@@ -479,13 +479,8 @@ class Task:
     patients are resampled whole. read_files: studies to be graded of single files below a folder; None where the task
     takes whole folders alone. covariates: what its studies may tell beside the images; every grader's plan chooses
     those that its net reads.
-<<<<<<< HEAD
     inspect: counts what the task's own tables hold, beside what is counted of the studies of every task; None where
-    there is nothing to add.
-=======
-    inspect: counts what the tables and headers of a folder hold; None: not for this task. serving: how its kernel
-    answers where a competition streams the studies.
->>>>>>> main
+    there is nothing to add. serving: how its kernel answers where a competition streams the studies.
     """
 
     name: str
