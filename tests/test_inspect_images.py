@@ -64,7 +64,7 @@ def told(capsys) -> Callable[..., dict]:
 
 @pytest.mark.parametrize("task", NAMES)
 def test_a_sound_folder_of_every_task_has_no_fault(task, tmp_path, told):
-    phantom.write(task, tmp_path / "data", studies=3, test=1, seed=5)
+    phantom.write(task, tmp_path / "data", studies=2, test=1, seed=5)
     found = told(tmp_path / "data", task)
     studies = gather(TASKS[task], tmp_path / "data").studies
     assert found["facts"]["patients"] == len({study.patient for study in studies}) > 0
