@@ -55,6 +55,7 @@ def told(capsys) -> Callable[..., dict]:
         return {
             "facts": {fact["what"]: fact["count"] for fact in said["facts"]},
             "faults": {fact["what"]: fact["count"] for fact in said["facts"] if fact["fault"] and fact["count"]},
+            "named": {fact["what"]: fact["examples"] for fact in said["facts"]},
             "tables": {table["name"]: table["rows"] for table in said["tables"]},
             "page": page.read_text(),
         }
@@ -181,6 +182,7 @@ def test_rows_of_tables_without_an_image_are_listed(tmp_path, told):
     for path in (tmp_path / "s").rglob(f"{lost}_*"):
         path.unlink()
     found = told(tmp_path / "s", "spider")
+    assert found["named"][census.NO_ROW] == "nobody"
     assert found["faults"][census.NO_ROW] == 1 and found["faults"]["patients of gradings.csv without an image"] == 1
 
     phantom.write("knee-progression", tmp_path / "p", studies=4, test=0, seed=5)
