@@ -35,7 +35,7 @@ FROZEN = {
     "ensemble": {"TASK", "--members", "--data"},
     "segment": {"TASK", "--weights", "--data", "--out", "--points", "--limit", "--device"},
     "report": {"WEIGHTS_DIR", "--data", "--out", "--compare"},
-    "inspect": {"TASK", "--data", "--out"},
+    "inspect": {"TASK", "--data", "--out", "--oof", "--json"},
     "validate": {"--submission", "--template"},
     "doctor": set(),
     "kernel build": {
@@ -246,7 +246,8 @@ OF_THE_WRONG_TASK_OR_STEP = [
     ["train", "knee-xray", "--data", ".", "--out", "w", "--set", "grade.kl.training.epochs=5"],
     ["report", "."],
     ["inspect", "lumbar-mr", "--data", "."],
-    ["inspect", "spider", "--data", "."],
+    ["inspect", "spider", "--data", ".", "--out", "page.txt"],
+    ["inspect", "knee-xray", "--data", ".", "--oof", str(SPIDER)],
     ["ensemble", "knee-xray", "--members", str(SPIDER), "--data", "."],
     ["kernel", "build", "lumbar-mr", "--weights", str(SPIDER)],
     ["kaggle", "submit", "lumbar-mr"],

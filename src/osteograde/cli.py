@@ -176,10 +176,17 @@ def parser() -> argparse.ArgumentParser:
         "--compare", type=Path, nargs="+", default=[], metavar="WEIGHTS_DIR", help="shows what these have more or less"
     )
 
-    seen = _command(commands, "inspect", inspect, "count what the tables and headers of a folder hold, before training")
+    seen = _command(commands, "inspect", inspect, "before training: what a folder holds, and what is wrong")
     seen.add_argument("task", metavar="TASK")
     seen.add_argument("--data", type=Path, required=True, metavar="DIR")
-    seen.add_argument("--out", type=Path, default=Path("inspect"), metavar="DIR", help="default: inspect")
+    seen.add_argument(
+        "--out", type=Path, default=Path("inspect.html"), metavar="page.html",
+        help="a table page.csv is written beside it; default: inspect.html",
+    )  # fmt: skip
+    seen.add_argument(
+        "--oof", type=Path, metavar="WEIGHTS_DIR", help="with oof.csv: shows the labels that are likely wrong"
+    )
+    seen.add_argument("--json", action="store_true", help="print JSON alone on stdout")
 
     checked = _command(commands, "validate", validate, "exit 0, or a list of what is wrong with a submission")
     checked.add_argument("--submission", type=Path, required=True, metavar="FILE")
@@ -331,23 +338,19 @@ def inspect(args: argparse.Namespace) -> int:
     check_name(args.task)
     if not args.data.is_dir():
         raise UserError(f"{args.data}: no such folder; --data is the folder that holds the tables and the images")
-    from datetime import datetime
+    if args.out.is_dir() or not args.out.parent.is_dir() or args.out.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"--out {args.out}: name a page in a folder that exists, such as inspect.html")
+    from osteograde.imaging.discovery import has_images
 
-    from osteograde.logs import to_stdout
-    from osteograde.report import inspect as inspection
-    from osteograde.tasks import TASKS
+    if not (has_images(args.data) or any(args.data.glob("*.csv"))):
+        raise UserError(f"{args.data}: holds no image and no table; give the folder that does")
+    if args.oof is not None:
+        cli.check_weights(args.oof, args.task)
+        if not any((args.oof / name).is_file() for name in ("oof.csv", "ensemble.json")):
+            raise UserError(f"--oof {args.oof}: holds no oof.csv, the out-of-fold table that training writes")
+    from osteograde import inspect_command
 
-    count = TASKS[args.task].inspect
-    if count is None:
-        known = sorted(name for name, task in TASKS.items() if task.inspect is not None)
-        raise UserError(f"{args.task}: nothing is counted for this task; inspect knows {', '.join(known)}")
-    to_stdout()
-    census = count(args.data)
-    title = f"{args.task}: what {args.data.resolve().name} holds"
-    written = inspection.write(census, title, args.out, datetime.now())
-    print(*inspection.lines(census.facts), sep="\n")
-    print(f"written: {', '.join(map(str, written))}")
-    return 0
+    return inspect_command.main(args)
 
 
 def validate(args: argparse.Namespace) -> int:
