@@ -38,6 +38,8 @@ FROZEN = {
     "inspect": {"TASK", "--data", "--out"},
     "validate": {"--submission", "--template"},
     "doctor": set(),
+    "weights list": set(),
+    "weights get": {"NAME", "--from"},
     "kernel build": {"TASK", "--weights", "--mount", "--images"},
     "download": {"TASK", "--out", "--space"},
     "kaggle upload-weights": {"WEIGHTS_DIR", "--to", "--poll"},

@@ -176,6 +176,7 @@ def parser() -> argparse.ArgumentParser:
 
     _command(commands, "doctor", doctor, "can this environment do the work: versions, devices, decoders, weights")
 
+    _add_weights(commands)
     _add_kernel(commands)
     cli.add(commands, _command)
     return top
@@ -205,6 +206,10 @@ def grade(args: argparse.Namespace) -> int:
         check_file("--points", args.points)
     if args.weights is not None:
         cli.check_weights(args.weights, args.task)
+    else:
+        from osteograde.models import shipped
+
+        args.weights = shipped.find(args.task)
     from osteograde import grade_command
 
     return grade_command.main(args)
@@ -353,6 +358,22 @@ def doctor(args: argparse.Namespace) -> int:
     return visit.main()
 
 
+def weights_list(args: argparse.Namespace) -> int:
+    from osteograde import weights_command
+
+    print(*weights_command.lines(), sep="\n")
+    return 0
+
+
+def weights_get(args: argparse.Namespace) -> int:
+    from osteograde import weights_command
+    from osteograde.logs import to_stdout
+
+    to_stdout()
+    print(weights_command.get(args.name, args.source))
+    return 0
+
+
 def kernel_build(args: argparse.Namespace) -> int:
     check_name(args.task)
     if args.weights is not None:
@@ -381,6 +402,18 @@ def _add_kernel(commands) -> None:
     built.add_argument("--mount", default="", metavar="SOURCE", help="the data set or model that holds them on Kaggle")
     built.add_argument(
         "--images", default="", metavar="OWNER/NAME", help="data set to grade, if there is no competition"
+    )
+
+
+def _add_weights(commands) -> None:
+    kept = commands.add_parser("weights", help="the trained weights of this version").add_subparsers(
+        required=True, metavar="COMMAND", parser_class=Parser
+    )
+    _command(kept, "list", weights_list, "which weights there are, how large they are, and where they lie here")
+    got = _command(kept, "get", weights_get, "fetch weights once, each file held to its hash; goes on where it ended")
+    got.add_argument("name", metavar="NAME", help="as 'weights list' names them, or a task")
+    got.add_argument(
+        "--from", dest="source", metavar="DIR|URL", help="holds NAME/FILE; default: OSTEOGRADE_WEIGHTS_URL"
     )
 
 

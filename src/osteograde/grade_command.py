@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 
 from osteograde import logs, phantom
-from osteograde.errors import UserError
 from osteograde.inference import run
 from osteograde.inference.submission import (
     TEMPLATE,
@@ -28,7 +27,6 @@ from osteograde.tasks import looks_like
 from osteograde.tasks.places import Paths, as_paths, only_folder
 
 log = logging.getLogger("osteograde.inference")
-SHIPPED = Path(__file__).resolve().parents[2] / "weights"  # of a checkout
 PHANTOMS = 3  # studies made on the spot where no data are given
 PHANTOM_SEED = 20261121
 
@@ -36,9 +34,8 @@ Drawer = Callable[[Result, Voters], None]
 
 
 def main(args: argparse.Namespace) -> int:
-    """Do what the options of ``cli.add_grade_options`` ask for; the exit code is returned."""
+    """Do what the options of ``cli.add_grade_options`` ask for; the exit code is returned. Weights must be named."""
     logs.to_stdout()
-    weights = args.weights or shipped_weights(args.task)
     drawers = [overlays.overlay_drawer(args.overlays)] if args.overlays else []
     drawers += [heatmaps.heatmap_drawer(args.explain, args.explain_method)] if args.explain else []
 
@@ -46,7 +43,7 @@ def main(args: argparse.Namespace) -> int:
         return infer(
             args.task,
             data,
-            weights,
+            args.weights,
             args.out,
             device=args.device,
             limit=args.limit,
@@ -135,14 +132,3 @@ def next_step(data: Paths, out: Path, limit: int) -> str:
     if folder is not None and (folder / TEMPLATE).is_file() and not limit:
         return f"python -m osteograde validate --submission {out} --template {folder / TEMPLATE}"
     return f"look at the rows in {flags_path(out)}; --overlays DIR draws what was found and graded in each study"
-
-
-def shipped_weights(task: str) -> Path:
-    """The folder under weights/ that belongs to a task: weights/TASK, else the only weights/TASK-*.
-
-    UserError where there is none or more than one.
-    """
-    found = [SHIPPED / task] if (SHIPPED / task).is_dir() else sorted(SHIPPED.glob(f"{task}-*"))
-    if len(found) != 1:
-        raise UserError(f"{len(found)} weights folders for {task!r} under {SHIPPED}; name one with --weights")
-    return found[0]

@@ -180,8 +180,9 @@ def rehearse(args: argparse.Namespace) -> int:
     _check_built(args.task)
     from osteograde.kaggle import build_kernel
     from osteograde.kaggle import rehearse as stage
+    from osteograde.models import shipped
 
-    weights = args.weights or stage.shipped(args.task, Path("weights"))
+    weights = args.weights or shipped.find(args.task)
     python = stage.image_python(Path(".venv-kaggle")) if args.image_constraints else Path(sys.executable)
     script = BUILT / args.task / build_kernel.script_name(args.task)
     with _logging():
