@@ -78,6 +78,12 @@ def written(probs: np.ndarray) -> np.ndarray:
     return clipped / clipped.sum(-1, keepdims=True)
 
 
+def printed(rows: Rows) -> list[tuple[str, ...]]:
+    """The cells of every row as they are written: its id, then its probabilities (see ``written``)."""
+    table = written(np.stack(list(rows.values()))).tolist() if rows else []
+    return [(row, *(f"{p:.{DIGITS}f}" for p in probs)) for row, probs in zip(rows, table, strict=True)]
+
+
 def write_submission(path: Path, rows: Rows, columns: Sequence[str]) -> None:
     """Replace ``path`` by a table of all rows in one step: at every moment it is the old file or the new one.
 
@@ -85,13 +91,13 @@ def write_submission(path: Path, rows: Rows, columns: Sequence[str]) -> None:
     where a probability cannot be written (see ``written``), OSError where the folder cannot be written.
     """
     path = Path(path).resolve()
-    table = written(np.stack(list(rows.values()))) if rows else np.zeros((0, len(columns)))
-    if table.shape[1] != len(columns):
-        raise ValueError(f"{path}: rows have {table.shape[1]} classes, the columns are {list(columns)}")
+    table = printed(rows)
+    if table and len(table[0]) != 1 + len(columns):
+        raise ValueError(f"{path}: rows have {len(table[0]) - 1} classes, the columns are {list(columns)}")
     text = StringIO()
     out = csv.writer(text, lineterminator="\n")
     out.writerow((ROW_ID, *columns))
-    out.writerows((row, *(f"{p:.{DIGITS}f}" for p in ps)) for row, ps in zip(rows, table.tolist(), strict=True))
+    out.writerows(table)
     files.atomic_write(path, text.getvalue())
 
 
