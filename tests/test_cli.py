@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 INFERENCE = {
     "TASK", "--data", "--weights", "--out", "--device", "--limit", "--workers", "--time-budget", "--max-unread",
-    "--points", "--overlays", "--explain", "--explain-method",
+    "--points", "--predicted", "--overlays", "--explain", "--explain-method",
 }  # fmt: skip
 TRAIN = {
     "TASK", "--list", "--data", "--out", "--recipe", "--folds", "--device", "--resume", "--reuse", "--folds-of",

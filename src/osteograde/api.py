@@ -38,12 +38,13 @@ from osteograde.pipeline.ensemble import Voters
 from osteograde.report import heatmaps, score_table
 from osteograde.tasks import NAMES, TASKS, check_name, tables
 from osteograde.tasks.spec import Study, Task
+from osteograde.tasks.tables import PREDICTED
 
 __all__ = ["Graded", "Grader", "Image", "UserError", "load", "score", "train"]
 
 Data = str | Path | np.ndarray | Image | Sequence[str | Path] | Sequence[np.ndarray] | Sequence[Image]
 Table = str | Path | pd.DataFrame
-ROW, STUDY, TARGET, PREDICTED, CONFIDENCE, FLAGS = "row_id", "study_id", "target", "predicted", "confidence", "flags"
+ROW, STUDY, TARGET, CONFIDENCE, FLAGS = tables.ROW_ID, "study_id", "target", "confidence", "flags"
 NUMBERS = (*points_file.MM, *points_file.PIXEL, "confidence")  # columns of the landmarks that are numbers
 
 
@@ -357,7 +358,7 @@ def _grades(task: Task, done: RunningSubmission) -> pd.DataFrame:
     probs = np.array([[float(text) for text in row[1:]] for row in cells]).reshape(len(ids), len(task.classes))
     for k, name in enumerate(task.classes):
         grades[name] = probs[:, k]
-    grades[PREDICTED] = [task.classes[int(k)] for k in probs.argmax(1)] if len(ids) else []
+    grades[PREDICTED] = [submission.most_probable(row, task.classes) for row in cells]
     grades[CONFIDENCE] = probs.max(1, initial=0.0)
     reasons: dict[str, list[str]] = defaultdict(list)
     for row, reason, _ in done.summary.flags:

@@ -90,6 +90,9 @@ def add_grade_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--points", type=Path, metavar="FILE", help="grade at these landmarks (a points.csv) and look for the others"
     )
+    parser.add_argument(
+        "--predicted", action="store_true", help="name the likeliest class: a last column, or for a competition a table"
+    )
     parser.add_argument("--overlays", type=Path, metavar="DIR", help="draw points and crops on slices into DIR")
     parser.add_argument("--explain", type=Path, metavar="DIR", help="draw a map of the evidence of every graded site")
     parser.add_argument(

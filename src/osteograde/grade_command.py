@@ -51,6 +51,7 @@ def main(args: argparse.Namespace) -> int:
             time_budget_hours=args.time_budget,
             max_unread=args.max_unread,
             points=args.points,
+            predicted=args.predicted,
             drawers=drawers,
         )
 
@@ -74,20 +75,21 @@ def infer(
     time_budget_hours: float | None = None,
     max_unread: int = 0,
     points: Path | None = None,
+    predicted: bool = False,
     drawers: Sequence[Drawer] = (),
 ) -> int:
     """Grade ``data`` with ``weights`` into ``out``; returns the exit code (1: more than max_unread studies unread).
 
     data: a folder, a single file, or several of them, which share one submission. points: a table of landmarks
-    that are given and not looked for. drawers: each is called with every finished study and the nets that graded it.
-    UserError or OSError: the user's mistake, found before any work; a
-    submission already at ``out`` is untouched. OSError at the end: the last submission could not be written; the one
-    before it is in place.
+    that are given and not looked for. predicted: name the most probable class of every row as well. drawers: each is
+    called with every finished study and the nets that graded it. UserError or OSError: the user's mistake, found before
+    any work; a submission already at ``out`` is untouched. OSError at the end: the last submission could not be
+    written; the one before it is in place.
     """
     job = run.prepare(
         task, data, weights, device=device, limit=limit, workers=workers, hours=time_budget_hours, points=points
     )
-    submission = run.start(job, out)
+    submission = run.start(job, out, predicted=predicted)
     hint = looks_like.hint(job.task.name, looks_like.guess_of_studies(as_paths(data), job.studies))
     if hint:
         log.warning("warning: %s", hint)
@@ -104,7 +106,7 @@ def infer(
         log.info(line)
     if hint and doubt(submission.summary, submission.done):
         log.info("warning: %s", hint)
-    log.info("written: %s", ", ".join(map(str, written_files(job.task, out))))
+    log.info("written: %s", ", ".join(map(str, written_files(job.task, out, predicted=predicted))))
     log.info("next: %s", next_step(data, out, limit))
     if submission.summary.unread > max_unread:
         log.info(

@@ -140,9 +140,14 @@ def _studies(task: Task, data: Paths) -> list[Study]:
         raise
 
 
-def start(job: Job, out: Path) -> RunningSubmission:
-    """Write a full, valid submission of class priors to ``out`` and return it. OSError where it cannot be written."""
-    submission = RunningSubmission(job.task, job.weights.prior, job.studies, Path(out), job.template)
+def start(job: Job, out: Path, *, predicted: bool = False) -> RunningSubmission:
+    """Write a full, valid submission of class priors to ``out`` and return it. OSError where it cannot be written.
+
+    predicted: name the most probable class of every row as well (submission.py).
+    """
+    submission = RunningSubmission(
+        job.task, job.weights.prior, job.studies, Path(out), job.template, predicted=predicted
+    )
     submission.write()
     return submission
 
