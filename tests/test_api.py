@@ -227,6 +227,10 @@ def test_evidence_is_a_colour_picture_of_one_site(grader, knees, monkeypatch):
             grader.explain(path, **{**said, **wrong})
     with pytest.raises(UserError, match="2 studies are given"):
         grader.explain(knees)
+    with pytest.raises(UserError, match="0 studies are called 'x'"):
+        grader.explain(knees, study="x")
+    same = {**said, "points": middle(read_pixels(path), path.stem)}
+    assert np.array_equal(picture, grader.explain(crops(knees), study=path.stem, **same))
     monkeypatch.setattr(api.heatmaps, "pictures", lambda *_: {"left": np.array([[[1, 2, 3]]], np.uint8)})
     assert grader.explain(path, **said).tolist() == [[[3, 2, 1]]]  # red first
 

@@ -164,6 +164,7 @@ class Grader:
         self,
         data: Data,
         *,
+        study: str = "",
         target: str = "",
         method: str = "gradcam",
         spacing_mm: float | Sequence[float] | None = None,
@@ -174,14 +175,17 @@ class Grader:
     ) -> np.ndarray:
         """The picture of the evidence for the answer at one site of one study, (rows, columns, 3) RGB bytes.
 
-        target: which site, where the study has several. method: gradcam, saliency or smoothgrad (docs/report.md). Other
-        arguments are those of ``grade``. UserError where the data hold several studies, or the site was not graded.
+        study, target: which one, where the data hold several studies, and where a study has several sites. method:
+        gradcam, saliency or smoothgrad (docs/report.md). Other arguments are those of ``grade``. UserError where it is
+        not said which, or the site was not graded.
         """
         if method not in cli.EXPLAIN_METHODS:
             raise UserError(f"method is {method!r}; expected one of {', '.join(cli.EXPLAIN_METHODS)}")
         with self._studies(data, _Given(spacing_mm, side, orientation, view), points, 0) as (studies, template):
+            studies = [one for one in studies if not study or one.id == study]
             if len(studies) != 1:
-                raise UserError(f"{len(studies)} studies are given; explain shows one site of one study")
+                called = f"called {study!r}" if study else "given"
+                raise UserError(f"{len(studies)} studies are {called}; explain shows one site of one study")
             if target and target not in self.targets:
                 raise UserError(f"target is {target!r}; {self.task} grades {tables.some(self.targets, 30)}")
             _, results = self._graded(studies, template)
