@@ -256,6 +256,8 @@ def test_whatever_a_recipe_lacks_is_told_within_two_seconds_and_without_torch(tm
         starts = {plan.start.weights.partition(":")[0] for plans in RECIPES[name]().plans().values() for plan in plans}
         if data == "nowhere":
             assert "nowhere: no such folder" in said
+        elif RECIPES[name]().task.of_folder is not None:  # its table comes first: the nets follow from it
+            assert "no labels.csv" in said
         elif "--folds" not in said and starts & {"pip", "imagenet", "coco", "weights"}:
             missing = ("is not installed; pip install", "this machine cannot reach it", "no manifest.json")
             assert any(words in said for words in missing), (name, said)

@@ -285,14 +285,16 @@ def score(task: str, data: str | Path, table: Table, *, bootstrap: int = 200) ->
     with tempfile.TemporaryDirectory(prefix="osteograde-") as folder:
         own = table
         if isinstance(table, pd.DataFrame):
-            columns = [ROW, *TASKS[task].classes]
+            # A task that its data define has the classes of the table.
+            beside = {ROW, STUDY, TARGET, PREDICTED, CONFIDENCE, FLAGS}
+            own_classes = [str(name) for name in table.columns if name not in beside]
+            columns = [ROW, *(TASKS[task].classes if TASKS[task].of_folder is None else own_classes)]
             if lost := [name for name in columns if name not in table.columns]:
                 raise UserError(f"the table to score has no column {tables.some(lost)}; expected {', '.join(columns)}")
             own = table[columns]
         path = _table_file(own, Path(folder) / "submission.csv")
         assert path is not None
-        rng = np.random.default_rng(0)  # the same table gets the same interval every time
-        return score_table.score_submission(TASKS[task], Path(data), path, bootstrap, rng)
+        return score_table.score_file(TASKS[task], Path(data), path, bootstrap)
 
 
 def _parsed(parser: argparse.ArgumentParser, words: list[str], given: Mapping[str, object]) -> argparse.Namespace:

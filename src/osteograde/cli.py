@@ -246,13 +246,10 @@ def score(args: argparse.Namespace) -> int:
     if not args.data.is_dir():
         raise UserError(f"{args.data}: no such folder; --data is the folder that holds the labels or their table")
     check_file("--submission", args.submission)
-    import numpy as np
-
     from osteograde.report import score_table
     from osteograde.tasks import TASKS
 
-    rng = np.random.default_rng(0)  # the same table gets the same interval every time
-    result = score_table.score_submission(TASKS[args.task], args.data, args.submission, args.bootstrap, rng)
+    result = score_table.score_file(TASKS[args.task], args.data, args.submission, args.bootstrap)
     print(score_table.format_table(result))
     print(json.dumps(result, sort_keys=True))
     return 0
@@ -286,10 +283,12 @@ def ensemble(args: argparse.Namespace) -> int:
         cli.check_weights(weights, args.task)
     from osteograde.learning import ensemble as voters
     from osteograde.logs import to_stdout
+    from osteograde.models.manifest import read_manifest
     from osteograde.tasks import TASKS
 
     to_stdout()
-    result = voters.choose(TASKS[args.task], args.members, args.data)
+    task = TASKS[args.task].as_defined(read_manifest(args.members[0]).definition)
+    result = voters.choose(task, args.members, args.data)
     print(voters.table(result))
     print(json.dumps(result, sort_keys=True))
     return 0

@@ -90,7 +90,8 @@ def infer(
         task, data, weights, device=device, limit=limit, workers=workers, hours=time_budget_hours, points=points
     )
     submission = run.start(job, out, predicted=predicted)
-    hint = looks_like.hint(job.task.name, looks_like.guess_of_studies(as_paths(data), job.studies))
+    guess = None if job.task.definition else looks_like.guess_of_studies(as_paths(data), job.studies)
+    hint = looks_like.hint(job.task.name, guess)
     if hint:
         log.warning("warning: %s", hint)
     try:

@@ -30,9 +30,12 @@ def main(args: argparse.Namespace) -> int:
     check_name(name, args.task)
     if not args.data.is_dir():
         raise UserError(f"{args.data}: no such folder; --data is the folder that holds the tables and the images")
-    from osteograde.learning.recipes import RECIPES
+    from osteograde.learning import starting
+    from osteograde.learning.recipes import recipe_for
+    from osteograde.tasks import TASKS
 
-    recipe = RECIPES[name]()
+    to_stdout()
+    recipe = recipe_for(name, TASKS[args.task].for_data(args.data))
     if args.debug:
         recipe = recipe.shrunk()
     check_run(args, recipe)
@@ -43,13 +46,14 @@ def main(args: argparse.Namespace) -> int:
     from osteograde.learning.reuse import reuse_nets
     from osteograde.models.device import keep_all_freed_memory, pick
 
-    to_stdout()
     keep_all_freed_memory()
     device = pick(args.device)
     if args.debug:
         recipe = pretrained.without_missing_weights(recipe)
     elif not (args.reuse or args.resume):  # nets that are there already need none
         pretrained.check_fit(recipe, args.folds[0] if args.folds else 0)
+    for line in starting.lines_of(recipe):
+        log.info(line)
     for weights in args.reuse:
         copied = reuse_nets(weights, args.out, recipe)
         log.info(f"reused from {weights}: folds.csv and {len(copied)} nets")

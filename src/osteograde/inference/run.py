@@ -134,6 +134,8 @@ def _studies(task: Task, data: Paths) -> list[Study]:
     try:
         return places.read_places(task, data)
     except UserError as error:
+        if task.definition:  # any images may be meant
+            raise
         found = looks_like.guess_of_places([path for path in places.as_paths(data) if path.exists()])
         if found_hint := looks_like.hint(task.name, found):
             raise UserError(f"{error}; {found_hint}") from error

@@ -26,7 +26,7 @@ from osteograde.inference.points_file import PointRow, points_path, rows_of, wri
 from osteograde.pipeline import predict
 from osteograde.pipeline.load import Loaded
 from osteograde.tasks import TASKS, tables
-from osteograde.tasks.spec import Point, Site, Study, Task
+from osteograde.tasks.spec import Point, Site, Study, Task, row_id
 from osteograde.tasks.tables import PREDICTED, ROW_ID, duplicates, some
 
 log = logging.getLogger("osteograde.inference")
@@ -211,7 +211,7 @@ def flags_of(task: Task, loaded: Loaded, points: Mapping[str, Point], graded: Ma
     sites = {site.target: site for group in task.graders for site in group.sites}
     study, found = loaded.study, []
     for target in task.targets_of(study.targets):
-        row = f"{study.id}_{target}"
+        row = row_id(study.id, target)
         faults = {**loaded.faults, **loaded.target_faults.get(target, {})}
         found += [(row, code, count) for code, count in sorted(faults.items())]
         found += [(row, LEVELS_IN_DOUBT, 1)] if any(point.in_doubt for point in points.values()) else []
@@ -234,7 +234,7 @@ def _doubts(task: Task, site: Site, points: Mapping[str, Point], graded: Mapping
     if site.target not in graded:
         return [NOT_GRADED]
     seen = [points[name].confidence for name in site.landmarks if name in points]
-    low = [NOT_SEEN] if max(seen, default=0.0) < LOW_CONFIDENCE else []
+    low = [NOT_SEEN] if site.landmarks and max(seen, default=0.0) < LOW_CONFIDENCE else []
     return low + ([UNSURE] if graded[site.target][: len(task.classes)].max() < UNCERTAIN else [])
 
 
@@ -265,7 +265,7 @@ def findings_of(task: Task, study: str, graded: Mapping[str, np.ndarray]) -> lis
         for site in grader.sites:
             if names and site.target in graded:
                 probs = dict(zip(names, graded[site.target][len(task.classes) :], strict=True))
-                found.append((f"{study}_{site.target}", tuple(float(probs.get(name, np.nan)) for name in columns)))
+                found.append((row_id(study, site.target), tuple(float(probs.get(name, np.nan)) for name in columns)))
     return found
 
 

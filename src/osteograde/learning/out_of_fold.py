@@ -194,7 +194,7 @@ def _with_annotated(run: Run, points: Mapping[str, Points]) -> dict[str, Points]
 def graded_at_annotated(run: Run, oof: OutOfFold) -> int:
     """How many rows were graded although no landmark of their site was found; only a debug run has any."""
     return sum(
-        site.target in graded and not set(site.landmarks) & set(oof.points[study])
+        bool(site.landmarks) and site.target in graded and not set(site.landmarks) & set(oof.points[study])
         for study, graded in oof.graded.items()
         for grader in run.recipe.task.graders
         for site in grader.sites

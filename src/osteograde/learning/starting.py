@@ -104,6 +104,24 @@ def source_of(weights: str) -> Source:
     raise UserError(f"starting weights {weights!r}: expected {FORMS}")
 
 
+def is_installed(weights: str) -> bool:
+    """Whether the package of starting weights "pip:NAME" is installed."""
+    return importlib.util.find_spec(source_of(weights).package.module) is not None
+
+
+def lines_of(recipe: Recipe) -> list[str]:
+    """What the nets of a recipe start from, for the log: a line for each kind of start."""
+    found: dict[str, dict[str, None]] = {}
+    for _, stage, _, plan, source in starts(recipe):
+        other = f"the net of {plan.start.stage}" if plan.start.stage else ""
+        told = other or (NONE if source.kind == NONE else plan.start.weights)
+        found.setdefault(told, {})[stage] = None
+    return [
+        f"{', '.join(stages)}: {'starts from random weights' if told == NONE else f'starts from {told}'}"
+        for told, stages in found.items()
+    ]
+
+
 def is_download(source: Source) -> bool:
     """Whether the weights come over the network, unless an earlier run has left them on this machine."""
     return source.kind in (IMAGENET, COCO)

@@ -288,6 +288,7 @@ def seal(run: Run, data: Path, scores: Mapping[str, Any], calibrations: Mapping[
         versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         crops={grader.name: tuple(crop.name for crop in grader.crops) for grader in recipe.task_as_read.graders},
         data=provenance(data, recipe) | taught_by(run.teacher),
+        definition=task.definition,
     )
     bundle.write_manifest(run.out, manifest)
 
@@ -321,7 +322,8 @@ def provenance(data: Path, recipe: Recipe) -> dict[str, str]:
 
 def table(scores: Mapping[str, Any]) -> str:
     """The scores for people."""
-    lines = [f"{'locator':<14}{'median mm':>10}{'p95 mm':>9}{'found':>8}{'points':>8}{'level':>8}{'false':>8}"]
+    head = f"{'locator':<14}{'median mm':>10}{'p95 mm':>9}{'found':>8}{'points':>8}{'level':>8}{'false':>8}"
+    lines = [head] if scores["locate"] else []
     for stage, row in scores["locate"].items():
         median, p95 = ("-" if row[key] is None else f"{row[key]:.2f}" for key in ("median_mm", "p95_mm"))
         level, false = ("-" if row[key] is None else f"{row[key]:.1%}" for key in ("right_level", "false"))

@@ -26,7 +26,7 @@ from osteograde.pipeline.covariates import inputs_of
 from osteograde.pipeline.crops import site_boxes, site_crops
 from osteograde.pipeline.ensemble import Voters
 from osteograde.report.overlays import COLOURS, FONT, corners
-from osteograde.tasks.spec import Grader, Pixels, Study
+from osteograde.tasks.spec import Grader, Pixels, Study, row_id
 
 SITES_PER_BATCH = 8  # the activations of so many sites are held in memory at once
 STRONGEST = 0.65  # opacity of the map where it is 1
@@ -220,7 +220,7 @@ def heatmap_drawer(folder: Path, method: str = "gradcam") -> Callable[[Result, V
 
     def draw(result: Result, voters: Voters) -> None:
         for target, image in pictures(result, voters, method).items():
-            cv2.imwrite(str(folder / f"{result.loaded.study.id}_{target}.png"), image)
+            cv2.imwrite(str(folder / f"{row_id(result.loaded.study.id, target)}.png"), image)
 
     return draw
 

@@ -55,8 +55,20 @@ def picture(result: Result, voters: Voters) -> np.ndarray:
         for region in locator.regions(volumes, result.points)
         for panel in _region_panels(locator.name, region, volumes, result.points, boxes)
     ]
+    panels = panels or _stack_panels(volumes, result.points, boxes)
     panels.append(_grades(result, voters))
     return _wrap(panels)
+
+
+def _stack_panels(volumes: Volumes, points: Mapping[str, Point], boxes: Sequence[CropBox]) -> list[np.ndarray]:
+    """The middle slice of every stack, for tasks that look for nothing, or where no region is looked at."""
+    panels = []
+    for view, stacks in volumes.items():
+        for stack in stacks:
+            z = stack.voxels.shape[0] // 2
+            region = Region((), stack, (0.0, 0.0), float(stack.centre_mm[0]))
+            panels.append(_panel(region, z, f"{view} slice {z}", (), points, boxes))
+    return panels
 
 
 def _region_panels(

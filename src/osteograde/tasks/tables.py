@@ -293,6 +293,8 @@ ROW_ID = "row_id"
 def split_id(task: Task, row: str) -> tuple[str, str]:
     """(study, target) of a row id. UserError where it ends in no target of the task."""
     for target in task.targets:
+        if not target:  # the only one
+            return row, target
         if row.endswith(f"_{target}"):
             return row[: -len(target) - 1], target
     raise UserError(f"row id {row!r} ends in no target of {task.name}, such as {task.targets[0]!r}")
