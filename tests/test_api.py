@@ -267,3 +267,14 @@ def test_training_takes_the_options_of_the_command(monkeypatch, tmp_path, weight
 def test_what_cannot_be_loaded_names_the_tasks():
     with pytest.raises(UserError, match="neither a weights folder nor a task; tasks are knee-"):
         osteograde.load("no-such-weights")
+
+
+def test_a_task_that_its_data_define_is_scored_by_the_classes_of_the_table(tmp_path):
+    phantom.write("table", tmp_path, studies=12, seed=2)
+    labels = pd.read_csv(tmp_path / "labels.csv", dtype=str)
+    classes = sorted(labels["label"].unique())
+    ids = [Path(name).stem for name in labels["image"]]
+    sure = pd.DataFrame({name: (labels["label"] == name).astype(float) for name in classes})
+    table = sure.assign(row_id=ids, study_id=ids, target="", predicted="", confidence=1.0, flags="")
+    result = osteograde.score("table", tmp_path, table, bootstrap=0)
+    assert result["studies"] == len(ids) and result["confusion"] == np.diag(sure.sum().astype(int)).tolist()
