@@ -68,7 +68,12 @@ def add(commands, command: Add) -> None:
     whole.add_argument("--yes", action="store_true", help="send the submission, too")
     _poll(whole, 30)
 
-    tried = command(steps, "rehearse", rehearse, "run the kernel here as the competition does, without a network")
+    _rehearse_options(
+        command(steps, "rehearse", rehearse, "run the kernel here as the competition does, without a network")
+    )
+
+
+def _rehearse_options(tried: argparse.ArgumentParser) -> None:
     tried.add_argument("task", metavar="TASK")
     tried.add_argument("--data", type=Path, required=True, metavar="DIR", help="studies: their test part, else all")
     tried.add_argument("--weights", type=Path, metavar="DIR", help="default: the shipped weights of the task")
