@@ -252,10 +252,12 @@ def test_training_takes_the_options_of_the_command(monkeypatch, tmp_path, weight
     asked = []
     monkeypatch.setattr(cli, "train", lambda args: asked.append(args) or 0)
     scores = osteograde.train(
-        TASK, "data", weights, recipe="knee-xray-small", folds=(0, 2), debug=True, reuse=["a", "b"], folds_of=Path("c")
-    )
+        TASK, "data", weights, recipe="knee-xray-small", folds=(0, 2), debug=True, reuse=["a", "b"], folds_of=Path("c"),
+        set=["a.b=1", "c=2"],
+    )  # fmt: skip
     assert set(scores) == {"locate", "grade", "findings"}
     words = ["--recipe", "knee-xray-small", "--folds", "0,2", "--debug", "--reuse", "a", "b", "--folds-of", "c"]
+    words += ["--set", "a.b=1", "--set", "c=2"]
     same = cli.train_parser().parse_args([TASK, "--data", "data", "--out", str(weights), *words])
     assert asked == [same]
     with pytest.raises(UserError, match="epochs is no option of"):

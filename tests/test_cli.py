@@ -23,8 +23,8 @@ INFERENCE = {
     "--points", "--predicted", "--overlays", "--explain", "--explain-method",
 }  # fmt: skip
 TRAIN = {
-    "TASK", "--list", "--data", "--out", "--recipe", "--folds", "--device", "--resume", "--reuse", "--folds-of",
-    "--pseudo-labels", "--debug", "--tensorboard",
+    "TASK", "--list", "--data", "--out", "--recipe", "--set", "--folds", "--device", "--resume", "--reuse",
+    "--folds-of", "--pseudo-labels", "--debug", "--tensorboard",
 }  # fmt: skip
 FROZEN = {
     "grade": INFERENCE,
@@ -45,6 +45,7 @@ FROZEN = {
         "--weights",
         "--mount",
         "--images",
+        "--machine",
         "--train",
         "--go-on",
         "--internet",
@@ -243,6 +244,8 @@ SPIDER = ROOT / "weights" / "spider"
 OF_THE_WRONG_TASK_OR_STEP = [
     ["grade", "--data", ".", "--weights", "."],
     ["grade", "lumbar-mr", "--data", ".", "--weights", str(SPIDER)],
+    ["train", "knee-xray", "--data", ".", "--out", "w", "--set", "lr=1"],
+    ["train", "knee-xray", "--data", ".", "--out", "w", "--set", "grade.kl.training.epochs=5"],
     ["report", "."],
     ["inspect", "lumbar-mr", "--data", "."],
     ["inspect", "spider", "--data", "."],

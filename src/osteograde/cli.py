@@ -111,10 +111,17 @@ def train_parser() -> argparse.ArgumentParser:
 def add_train_options(parser: argparse.ArgumentParser) -> None:
     """The options of train_folds.py and ``osteograde train``."""
     parser.add_argument("task", metavar="TASK")
-    parser.add_argument("--list", action=_ListOnly, help="print the recipes of the task, one a line, and stop")
+    parser.add_argument(
+        "--list", action=_ListOnly,
+        help="print the recipes of the task, or with --recipe or --set all values of one as KEY=VALUE, and stop",
+    )  # fmt: skip
     parser.add_argument("--data", type=Path, required=True, metavar="DIR")
     parser.add_argument("--out", type=Path, required=True, metavar="WEIGHTS_DIR")
-    parser.add_argument("--recipe", metavar="NAME", help="default: the task's own recipe")
+    parser.add_argument("--recipe", metavar="NAME|FILE.py", help="default: the task's own recipe")
+    parser.add_argument(
+        "--set", action="append", default=[], dest="settings", metavar="KEY=VALUE",
+        help="change one value of the recipe, such as grade.*.training.epochs=2; may be repeated",
+    )  # fmt: skip
     parser.add_argument("--folds", type=_folds, metavar="0,2", help="only these folds; default: all")
     _add_device(parser)
     parser.add_argument("--resume", action="store_true", help="go on from the last finished epoch")
@@ -221,13 +228,11 @@ def grade(args: argparse.Namespace) -> int:
 
 def train(args: argparse.Namespace) -> int:
     check_name(args.task)
-    if args.list:
-        from osteograde.learning.recipes import catalogue
-
-        print(*catalogue.lines(args.task), sep="\n")
-        return 0
     from osteograde import train_command
 
+    if args.list:
+        print(*train_command.listed(args), sep="\n")
+        return 0
     return train_command.main(args)
 
 
@@ -394,6 +399,7 @@ def kernel_build(args: argparse.Namespace) -> int:
                 build_kernel.BUILT / training_name(args.task),
                 arguments=shlex.join(args.options),
                 data=args.images,
+                machine=args.machine,
                 go_on=args.go_on,
                 internet=args.internet,
             )
@@ -402,7 +408,8 @@ def kernel_build(args: argparse.Namespace) -> int:
     if args.options or args.go_on or args.internet:
         raise UserError("--options, --go-on and --internet are of a kernel that trains: add --train")
     out = build_kernel.BUILT / args.task
-    print(build_kernel.build(args.task, args.weights, out, source=args.mount, data=args.images))
+    made = build_kernel.build(args.task, args.weights, out, source=args.mount, data=args.images, machine=args.machine)
+    print(made)
     return 0
 
 
@@ -424,6 +431,7 @@ def _add_kernel(commands) -> None:
     built.add_argument(
         "--images", default="", metavar="OWNER/NAME", help="data set to grade, if there is no competition"
     )
+    built.add_argument("--machine", default="", metavar="NAME", help="t4x2 (default), cpu, l4, l4x4, a100, h100, ...")
     built.add_argument("--train", action="store_true", help="the kernel that trains, to build/kernels/TASK-train")
     built.add_argument("--go-on", action="store_true", help="of --train: read its own last output")
     built.add_argument("--internet", action="store_true", help="of --train: for starting weights that are downloaded")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from osteograde.errors import UserError
+from osteograde.learning import recipe_file
 from osteograde.learning.recipes import check_name
 from osteograde.logs import to_stdout
 
@@ -26,23 +27,18 @@ ROOM_GIB, ROOM_DEBUG_GIB = 1.0, 0.1  # free disk that a run should find: decoded
 
 def main(args: argparse.Namespace) -> int:
     """Do what the options of ``cli.add_train_options`` ask for; the exit code is returned."""
-    name = args.recipe or args.task
-    check_name(name, args.task)
+    check_recipe(args)
     if not args.data.is_dir():
         raise UserError(f"{args.data}: no such folder; --data is the folder that holds the tables and the images")
-    from osteograde.learning import starting
-    from osteograde.learning.recipes import recipe_for
-    from osteograde.tasks import TASKS
-
     to_stdout()
-    recipe = recipe_for(name, TASKS[args.task].for_data(args.data))
+    recipe = chosen_recipe(args)
     if args.debug:
         recipe = recipe.shrunk()
     check_run(args, recipe)
     studies = recipe.task.read(args.data, "train")
     check_folds(args, studies)
     # torch and what stands on it: imported once nothing is known to be missing
-    from osteograde.learning import folds, pretrained, train
+    from osteograde.learning import folds, pretrained, starting, train
     from osteograde.learning.reuse import reuse_nets
     from osteograde.models.device import keep_all_freed_memory, pick
 
@@ -80,6 +76,45 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
+def listed(args: argparse.Namespace) -> Sequence[str]:
+    """What --list prints: the recipes of the task, or every value of the recipe that is named or changed."""
+    if not (args.recipe or args.settings):
+        from osteograde.learning.recipes import catalogue
+
+        return list(catalogue.lines(args.task))
+    from osteograde.learning import settings
+
+    check_recipe(args)
+    return settings.lines(chosen_recipe(args))
+
+
+def check_recipe(args: argparse.Namespace) -> None:
+    """UserError where --recipe names neither a recipe of the task nor a file, before any recipe is imported."""
+    if args.recipe and recipe_file.is_file(args.recipe):
+        if not Path(args.recipe).is_file():
+            raise UserError(f"--recipe {args.recipe}: no such file")
+    else:
+        check_name(args.recipe or args.task, args.task)
+
+
+def chosen_recipe(args: argparse.Namespace) -> Recipe:
+    """The recipe that --recipe names, one that ships or that of a file, with every --set put in."""
+    from osteograde.learning import settings
+    from osteograde.learning.recipes import recipe_for
+    from osteograde.tasks import TASKS
+
+    name, task = args.recipe or args.task, TASKS[args.task]
+    if args.data is not None:  # --list needs none
+        task = task.for_data(args.data)
+    own = recipe_file.is_file(name)
+    recipe = recipe_file.load(Path(name), task) if own else recipe_for(name, task)
+    if task.definition and not recipe.task.definition:
+        raise UserError(
+            f"{name}: RECIPE knows nothing of {args.data}; make it a function of the task: def RECIPE(task)"
+        )
+    return settings.changed(recipe, args.settings)
+
+
 def check_run(args: argparse.Namespace, recipe: Recipe) -> None:
     """UserError for what a run can be known to lack before anything is read, and before torch is imported."""
     from osteograde.learning import folds, history, starting
@@ -95,7 +130,7 @@ def check_run(args: argparse.Namespace, recipe: Recipe) -> None:
     if args.folds_of:
         folds.check_taken(args.folds_of, args.out, recipe, debug=args.debug)
     if args.pseudo_labels:
-        check_teacher(args.pseudo_labels, recipe.task.name)
+        check_teacher(args.pseudo_labels, recipe)
         folds.check_taken(args.pseudo_labels, args.out, recipe, option="--pseudo-labels", debug=args.debug)
     check_out(args.out, ROOM_DEBUG_GIB if args.debug else ROOM_GIB)
     if args.resume or args.reuse:
@@ -105,12 +140,19 @@ def check_run(args: argparse.Namespace, recipe: Recipe) -> None:
         starting.check(recipe, chosen)
 
 
-def check_teacher(weights: Path, task: str) -> None:
-    """UserError where ``--pseudo-labels`` names no weights folder, or one of another task than that of the run."""
+def check_teacher(weights: Path, recipe: Recipe) -> None:
+    """UserError where ``--pseudo-labels`` names no weights folder, one of another task than that of the run, or where
+    classes are drawn equally often, which is done by labels that sites of a teacher do not have."""
     from osteograde.models.manifest import read_manifest
 
-    if (found := read_manifest(weights).task) != task:
-        raise UserError(f"--pseudo-labels {weights}: of task {found!r}, this run is of {task!r}")
+    if (found := read_manifest(weights).task) != recipe.task.name:
+        raise UserError(f"--pseudo-labels {weights}: of task {found!r}, this run is of {recipe.task.name!r}")
+    for name, members in recipe.graders.items():
+        if any(plan.sampling == "balanced" for plan in members):
+            raise UserError(
+                f"--pseudo-labels {weights}: grader {name!r} of recipe {recipe.name!r} draws classes equally often, "
+                f"in which a teacher's answers have no part; add --set grade.{name}.sampling=natural"
+            )
 
 
 def check_folds(args: argparse.Namespace, studies: Sequence[Study]) -> None:

