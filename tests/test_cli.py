@@ -34,7 +34,7 @@ FROZEN = {
     "score": {"TASK", "--data", "--submission", "--bootstrap"},
     "ensemble": {"TASK", "--members", "--data"},
     "segment": {"TASK", "--weights", "--data", "--out", "--points", "--limit", "--device"},
-    "report": {"WEIGHTS_DIR", "--data", "--out"},
+    "report": {"WEIGHTS_DIR", "--data", "--out", "--compare"},
     "inspect": {"TASK", "--data", "--out"},
     "validate": {"--submission", "--template"},
     "doctor": set(),

@@ -175,6 +175,9 @@ def parser() -> argparse.ArgumentParser:
     told.add_argument("weights", type=Path, metavar="WEIGHTS_DIR")
     told.add_argument("--data", type=Path, metavar="DIR", help="the labelled studies: shows the worst cases as well")
     told.add_argument("--out", type=Path, default=Path("report.html"), metavar="report.html")
+    told.add_argument(
+        "--compare", type=Path, nargs="+", default=[], metavar="WEIGHTS_DIR", help="shows what these have more or less"
+    )
 
     seen = _command(commands, "inspect", inspect, "count what the tables and headers of a folder hold, before training")
     seen.add_argument("task", metavar="TASK")
@@ -313,14 +316,17 @@ def segment(args: argparse.Namespace) -> int:
 
 
 def report(args: argparse.Namespace) -> int:
-    cli.check_weights(args.weights)
+    for folder in (args.weights, *args.compare):
+        cli.check_weights(folder)
     from datetime import datetime
 
+    from osteograde.logs import to_stdout
     from osteograde.report import page
     from osteograde.tasks import TASKS
 
-    page.write(args.weights, args.out, TASKS, data=args.data, made=datetime.now())
-    print(args.out)
+    to_stdout()
+    page.write(args.weights, args.out, TASKS, data=args.data, made=datetime.now(), others=args.compare)
+    print(f"written: {args.out}")
     return 0
 
 

@@ -6,6 +6,7 @@ import argparse
 import logging
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -22,7 +23,8 @@ from osteograde.inference.submission import (
     written_files,
 )
 from osteograde.pipeline.ensemble import Voters
-from osteograde.report import heatmaps, overlays
+from osteograde.report import heatmaps
+from osteograde.report.gallery import Gallery
 from osteograde.tasks import looks_like
 from osteograde.tasks.places import Paths, as_paths, only_folder
 
@@ -36,8 +38,13 @@ Drawer = Callable[[Result, Voters], None]
 def main(args: argparse.Namespace) -> int:
     """Do what the options of ``cli.add_grade_options`` ask for; the exit code is returned. Weights must be named."""
     logs.to_stdout()
-    drawers = [overlays.overlay_drawer(args.overlays)] if args.overlays else []
-    drawers += [heatmaps.heatmap_drawer(args.explain, args.explain_method)] if args.explain else []
+    maps = [heatmaps.heatmap_drawer(args.explain, args.explain_method)] if args.explain else []
+    with Gallery(args.overlays) if args.overlays else nullcontext() as gallery:
+        return _grade(args, [*([gallery] if gallery else []), *maps])
+
+
+def _grade(args: argparse.Namespace, drawers: Sequence[Drawer]) -> int:
+    """Grade what ``--data`` names, or phantoms made on the spot."""
 
     def grade(data: Paths) -> int:
         return infer(

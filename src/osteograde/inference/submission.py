@@ -219,6 +219,15 @@ def flags_of(task: Task, loaded: Loaded, points: Mapping[str, Point], graded: Ma
     return found
 
 
+def result_flags(task: Task, result: Result) -> list[Flag]:
+    """All flags of the rows of a finished study, also that nothing was found in it."""
+    study = result.loaded.study
+    flags = flags_of(task, result.loaded, result.points, result.graded)
+    if result.loaded.readable and _nothing_found(task, study, flags):
+        flags += [(row, NOTHING_FOUND, 1) for row in task.rows(study.id, study.targets)]
+    return flags
+
+
 def _nothing_found(task: Task, study: Study, flags: Sequence[Flag]) -> bool:
     """Whether every row of a study is on the prior or stands on landmarks in doubt."""
     doubted = {row for row, reason, _ in flags if reason in (NOT_GRADED, NOT_SEEN)}
@@ -353,9 +362,8 @@ class RunningSubmission:
         self.done += 1
         summary.findings += findings_of(self.task, study.id, result.graded)
         summary.points += rows_of(self.task, result.loaded, result.points)
-        flags = flags_of(self.task, result.loaded, result.points, result.graded)
-        if result.loaded.readable and _nothing_found(self.task, study, flags):
-            flags += [(row, NOTHING_FOUND, 1) for row in self.task.rows(study.id, study.targets)]
+        flags = result_flags(self.task, result)
+        if any(reason == NOTHING_FOUND for _, reason, _ in flags):
             summary.faults[NOTHING_FOUND] += 1
         summary.flags += flags
         summary.on_prior += len(self.task.targets_of(study.targets)) - len(result.graded)

@@ -416,13 +416,17 @@ Probabilities = Mapping[str, np.ndarray]  # study -> (targets, classes), in the 
 
 class Metric(Protocol):
     """How a task is scored. ``parts``: names of the figures in their order, of which "score", the official one, is the
-    last. ``higher_is_better``: those of the parts of which more is better; of all others less is."""
+    last. ``higher_is_better``: those of the parts of which more is better; of all others less is. ``words``: what
+    people call each part, for pages and pictures."""
 
     @property
     def parts(self) -> tuple[str, ...]: ...
 
     @property
     def higher_is_better(self) -> frozenset[str]: ...
+
+    @property
+    def words(self) -> Mapping[str, str]: ...
 
     def score(self, labels: Labels, probs: Probabilities) -> dict[str, float]:
         """Every part; NaN where the labels leave one undefined. Studies without labels are ignored. ValueError where a
