@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 INFERENCE = {
     "TASK", "--data", "--weights", "--out", "--device", "--limit", "--workers", "--time-budget", "--max-unread",
-    "--points", "--overlays", "--explain", "--explain-method",
+    "--points", "--predicted", "--overlays", "--explain", "--explain-method",
 }  # fmt: skip
 TRAIN = {
     "TASK", "--list", "--data", "--out", "--recipe", "--set", "--folds", "--device", "--resume", "--reuse",
@@ -38,6 +38,8 @@ FROZEN = {
     "inspect": {"TASK", "--data", "--out", "--oof", "--json"},
     "validate": {"--submission", "--template"},
     "doctor": set(),
+    "weights list": set(),
+    "weights get": {"NAME", "--from"},
     "kernel build": {
         "TASK",
         "--weights",

@@ -91,6 +91,9 @@ def add_grade_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--points", type=Path, metavar="FILE", help="grade at these landmarks (a points.csv) and look for the others"
     )
+    parser.add_argument(
+        "--predicted", action="store_true", help="name the likeliest class: a last column, or for a competition a table"
+    )
     parser.add_argument("--overlays", type=Path, metavar="DIR", help="draw points and crops on slices into DIR")
     parser.add_argument("--explain", type=Path, metavar="DIR", help="draw a map of the evidence of every graded site")
     parser.add_argument(
@@ -194,6 +197,7 @@ def parser() -> argparse.ArgumentParser:
 
     _command(commands, "doctor", doctor, "can this environment do the work: versions, devices, decoders, weights")
 
+    _add_weights(commands)
     _add_kernel(commands)
     cli.add(commands, _command)
     return top
@@ -223,6 +227,10 @@ def grade(args: argparse.Namespace) -> int:
         check_file("--points", args.points)
     if args.weights is not None:
         cli.check_weights(args.weights, args.task)
+    else:
+        from osteograde.models import shipped
+
+        args.weights = shipped.find(args.task)
     from osteograde import grade_command
 
     return grade_command.main(args)
@@ -254,15 +262,10 @@ def score(args: argparse.Namespace) -> int:
     if not args.data.is_dir():
         raise UserError(f"{args.data}: no such folder; --data is the folder that holds the labels or their table")
     check_file("--submission", args.submission)
-    import numpy as np
-
     from osteograde.report import score_table
-    from osteograde.tasks import TASKS, tables
+    from osteograde.tasks import TASKS
 
-    rng = np.random.default_rng(0)  # the same table gets the same interval every time
-    classes = tables.header_of(args.submission)[1:]
-    task = TASKS[args.task].for_data(args.data, classes)
-    result = score_table.score_submission(task, args.data, args.submission, args.bootstrap, rng)
+    result = score_table.score_file(TASKS[args.task], args.data, args.submission, args.bootstrap)
     print(score_table.format_table(result))
     print(json.dumps(result, sort_keys=True))
     return 0
@@ -372,6 +375,22 @@ def doctor(args: argparse.Namespace) -> int:
     return visit.main()
 
 
+def weights_list(args: argparse.Namespace) -> int:
+    from osteograde import weights_command
+
+    print(*weights_command.lines(), sep="\n")
+    return 0
+
+
+def weights_get(args: argparse.Namespace) -> int:
+    from osteograde import weights_command
+    from osteograde.logs import to_stdout
+
+    to_stdout()
+    print(weights_command.get(args.name, args.source))
+    return 0
+
+
 def kernel_build(args: argparse.Namespace) -> int:
     check_name(args.task)
     if args.weights is not None:
@@ -429,6 +448,18 @@ def _add_kernel(commands) -> None:
         "--options", nargs=argparse.REMAINDER, default=[], metavar="...",
         help="of --train, last: options of train_folds.py, such as --options --recipe NAME --folds 0,1",
     )  # fmt: skip
+
+
+def _add_weights(commands) -> None:
+    kept = commands.add_parser("weights", help="the trained weights of this version").add_subparsers(
+        required=True, metavar="COMMAND", parser_class=Parser
+    )
+    _command(kept, "list", weights_list, "which weights there are, how large they are, and where they lie here")
+    got = _command(kept, "get", weights_get, "fetch weights once, each file held to its hash; goes on where it ended")
+    got.add_argument("name", metavar="NAME", help="as 'weights list' names them, or a task")
+    got.add_argument(
+        "--from", dest="source", metavar="DIR|URL", help="holds NAME/FILE; default: OSTEOGRADE_WEIGHTS_URL"
+    )
 
 
 def _add_targets(commands) -> None:
