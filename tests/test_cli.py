@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 INFERENCE = {
     "TASK", "--data", "--weights", "--out", "--device", "--limit", "--workers", "--time-budget", "--max-unread",
-    "--points", "--overlays", "--explain", "--explain-method",
+    "--points", "--predicted", "--overlays", "--explain", "--explain-method",
 }  # fmt: skip
 TRAIN = {
     "TASK", "--list", "--data", "--out", "--recipe", "--set", "--folds", "--device", "--resume", "--reuse",
@@ -36,9 +36,11 @@ FROZEN = {
     "runs": {"DIR", "--compare", "--bootstrap", "--json"},
     "segment": {"TASK", "--weights", "--data", "--out", "--points", "--limit", "--device"},
     "report": {"WEIGHTS_DIR", "--data", "--out", "--compare"},
-    "inspect": {"TASK", "--data", "--out"},
+    "inspect": {"TASK", "--data", "--out", "--oof", "--json"},
     "validate": {"--submission", "--template"},
     "doctor": set(),
+    "weights list": set(),
+    "weights get": {"NAME", "--from"},
     "kernel build": {
         "TASK",
         "--weights",
@@ -252,7 +254,8 @@ OF_THE_WRONG_TASK_OR_STEP = [
     ["train", "knee-xray", "--data", ".", "--out", "w", "--set", "grade.kl.training.epochs=5"],
     ["report", "."],
     ["inspect", "lumbar-mr", "--data", "."],
-    ["inspect", "spider", "--data", "."],
+    ["inspect", "spider", "--data", ".", "--out", "page.txt"],
+    ["inspect", "knee-xray", "--data", ".", "--oof", str(SPIDER)],
     ["ensemble", "knee-xray", "--members", str(SPIDER), "--data", "."],
     ["kernel", "build", "lumbar-mr", "--weights", str(SPIDER)],
     ["kaggle", "submit", "lumbar-mr"],

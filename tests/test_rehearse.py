@@ -120,8 +120,8 @@ def test_a_kernel_without_its_weights_is_caught(script, data, weights, tmp_path)
 
 @pytest.mark.slow
 def test_a_kernel_that_crashes_in_study_3_is_caught_by_the_hidden_run(script, data, weights):
-    add = "                submission.add(result)\n"
-    crash = f"{add}                if submission.done == 3:\n                    raise RuntimeError('study 3')\n"
+    add = "            submission.add(result)\n"
+    crash = f"{add}            if submission.done == 3:\n                raise RuntimeError('study 3')\n"
     faults, said = play(broken(script, add, crash), data, weights)
     assert len(faults) == 1
     assert faults[0].startswith("hidden run: ended with code 1 after ")
@@ -179,8 +179,6 @@ def test_a_kernel_that_was_not_built_and_an_environment_that_was_not_made_are_to
         play(tmp_path / "none.py", data, weights)
     with pytest.raises(ValueError, match="make kaggle-env"):
         rehearse.image_python(tmp_path)
-    with pytest.raises(ValueError, match="0 weights folders"):
-        rehearse.shipped(TASK, tmp_path)
 
 
 def lumbar(root: Path, part: str) -> Path:

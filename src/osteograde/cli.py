@@ -146,6 +146,9 @@ def add_grade_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--points", type=Path, metavar="FILE", help="grade at these landmarks (a points.csv) and look for the others"
     )
+    parser.add_argument(
+        "--predicted", action="store_true", help="name the likeliest class: a last column, or for a competition a table"
+    )
     parser.add_argument("--overlays", type=Path, metavar="DIR", help="draw points and crops on slices into DIR")
     parser.add_argument("--explain", type=Path, metavar="DIR", help="draw a map of the evidence of every graded site")
     parser.add_argument(
@@ -208,12 +211,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--test", type=_count, default=0, metavar="N", help="studies without labels; default: 0")
     made.add_argument("--seed", type=_count, default=0, metavar="S")
 
-    scored = _command(commands, "score", score, "the official metric of a submission, with intervals")
-    scored.add_argument("task", metavar="TASK")
-    scored.add_argument("--data", type=Path, required=True, metavar="DIR")
-    scored.add_argument("--submission", type=Path, required=True, metavar="FILE")
-    scored.add_argument("--bootstrap", type=_count, default=200, metavar="N", help="resamples; 0: no intervals")
-    _add_json(scored)
+    _add_score(commands)
 
     _add_targets(commands)
 
@@ -235,10 +233,17 @@ def parser() -> argparse.ArgumentParser:
         "--compare", type=Path, nargs="+", default=[], metavar="WEIGHTS_DIR", help="shows what these have more or less"
     )
 
-    seen = _command(commands, "inspect", inspect, "count what the tables and headers of a folder hold, before training")
+    seen = _command(commands, "inspect", inspect, "before training: what a folder holds, and what is wrong")
     seen.add_argument("task", metavar="TASK")
     seen.add_argument("--data", type=Path, required=True, metavar="DIR")
-    seen.add_argument("--out", type=Path, default=Path("inspect"), metavar="DIR", help="default: inspect")
+    seen.add_argument(
+        "--out", type=Path, default=Path("inspect.html"), metavar="page.html",
+        help="a table page.csv is written beside it; default: inspect.html",
+    )  # fmt: skip
+    seen.add_argument(
+        "--oof", type=Path, metavar="WEIGHTS_DIR", help="with oof.csv: shows the labels that are likely wrong"
+    )
+    seen.add_argument("--json", action="store_true", help="print JSON alone on stdout")
 
     checked = _command(commands, "validate", validate, "exit 0, or a list of what is wrong with a submission")
     checked.add_argument("--submission", type=Path, required=True, metavar="FILE")
@@ -246,6 +251,7 @@ def parser() -> argparse.ArgumentParser:
 
     _command(commands, "doctor", doctor, "can this environment do the work: versions, devices, decoders, weights")
 
+    _add_weights(commands)
     _add_kernel(commands)
     cli.add(commands, _command)
     return top
@@ -275,6 +281,10 @@ def grade(args: argparse.Namespace) -> int:
         check_file("--points", args.points)
     if args.weights is not None:
         cli.check_weights(args.weights, args.task)
+    else:
+        from osteograde.models import shipped
+
+        args.weights = shipped.find(args.task)
     from osteograde import grade_command
 
     return grade_command.main(args)
@@ -306,15 +316,10 @@ def score(args: argparse.Namespace) -> int:
     if not args.data.is_dir():
         raise UserError(f"{args.data}: no such folder; --data is the folder that holds the labels or their table")
     check_file("--submission", args.submission)
-    import numpy as np
-
     from osteograde.report import score_table
-    from osteograde.tasks import TASKS, tables
+    from osteograde.tasks import TASKS
 
-    rng = np.random.default_rng(0)  # the same table gets the same interval every time
-    classes = tables.header_of(args.submission)[1:]
-    task = TASKS[args.task].for_data(args.data, classes)
-    result = score_table.score_submission(task, args.data, args.submission, args.bootstrap, rng)
+    result = score_table.score_file(TASKS[args.task], args.data, args.submission, args.bootstrap)
     print(json.dumps(result, sort_keys=True) if args.json else score_table.format_table(result))
     return 0
 
@@ -405,23 +410,19 @@ def inspect(args: argparse.Namespace) -> int:
     check_name(args.task)
     if not args.data.is_dir():
         raise UserError(f"{args.data}: no such folder; --data is the folder that holds the tables and the images")
-    from datetime import datetime
+    if args.out.is_dir() or not args.out.parent.is_dir() or args.out.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"--out {args.out}: name a page in a folder that exists, such as inspect.html")
+    from osteograde.imaging.discovery import has_images
 
-    from osteograde.logs import to_stdout
-    from osteograde.report import inspect as inspection
-    from osteograde.tasks import TASKS
+    if not (has_images(args.data) or any(args.data.glob("*.csv"))):
+        raise UserError(f"{args.data}: holds no image and no table; give the folder that does")
+    if args.oof is not None:
+        cli.check_weights(args.oof, args.task)
+        if not any((args.oof / name).is_file() for name in ("oof.csv", "ensemble.json")):
+            raise UserError(f"--oof {args.oof}: holds no oof.csv, the out-of-fold table that training writes")
+    from osteograde import inspect_command
 
-    count = TASKS[args.task].inspect
-    if count is None:
-        known = sorted(name for name, task in TASKS.items() if task.inspect is not None)
-        raise UserError(f"{args.task}: nothing is counted for this task; inspect knows {', '.join(known)}")
-    to_stdout()
-    census = count(args.data)
-    title = f"{args.task}: what {args.data.resolve().name} holds"
-    written = inspection.write(census, title, args.out, datetime.now())
-    print(*inspection.lines(census.facts), sep="\n")
-    print(f"written: {', '.join(map(str, written))}")
-    return 0
+    return inspect_command.main(args)
 
 
 def validate(args: argparse.Namespace) -> int:
@@ -441,6 +442,22 @@ def doctor(args: argparse.Namespace) -> int:
     from osteograde import doctor as visit
 
     return visit.main()
+
+
+def weights_list(args: argparse.Namespace) -> int:
+    from osteograde import weights_command
+
+    print(*weights_command.lines(), sep="\n")
+    return 0
+
+
+def weights_get(args: argparse.Namespace) -> int:
+    from osteograde import weights_command
+    from osteograde.logs import to_stdout
+
+    to_stdout()
+    print(weights_command.get(args.name, args.source))
+    return 0
 
 
 def kernel_build(args: argparse.Namespace) -> int:
@@ -481,6 +498,15 @@ def _command(commands, name: str, function: Callable[[argparse.Namespace], int],
     return made
 
 
+def _add_score(commands) -> None:
+    scored = _command(commands, "score", score, "the official metric of a submission, with intervals")
+    scored.add_argument("task", metavar="TASK")
+    scored.add_argument("--data", type=Path, required=True, metavar="DIR")
+    scored.add_argument("--submission", type=Path, required=True, metavar="FILE")
+    scored.add_argument("--bootstrap", type=_count, default=200, metavar="N", help="resamples; 0: no intervals")
+    _add_json(scored)
+
+
 def _add_runs(commands) -> None:
     listed = _command(commands, "runs", runs, "list weights folders with their scores, or compare some of them")
     listed.add_argument("dir", type=Path, nargs="*", metavar="DIR", help=f"default: {' and '.join(RUNS_IN)}")
@@ -514,6 +540,18 @@ def _add_kernel(commands) -> None:
         "--options", nargs=argparse.REMAINDER, default=[], metavar="...",
         help="of --train, last: options of train_folds.py, such as --options --recipe NAME --folds 0,1",
     )  # fmt: skip
+
+
+def _add_weights(commands) -> None:
+    kept = commands.add_parser("weights", help="the trained weights of this version").add_subparsers(
+        required=True, metavar="COMMAND", parser_class=Parser
+    )
+    _command(kept, "list", weights_list, "which weights there are, how large they are, and where they lie here")
+    got = _command(kept, "get", weights_get, "fetch weights once, each file held to its hash; goes on where it ended")
+    got.add_argument("name", metavar="NAME", help="as 'weights list' names them, or a task")
+    got.add_argument(
+        "--from", dest="source", metavar="DIR|URL", help="holds NAME/FILE; default: OSTEOGRADE_WEIGHTS_URL"
+    )
 
 
 def _add_targets(commands) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 
 from osteograde import logs, phantom
-from osteograde.errors import UserError
 from osteograde.inference import run
 from osteograde.inference.submission import (
     TEMPLATE,
@@ -33,7 +32,6 @@ from osteograde.tasks.places import Paths, as_paths, only_folder
 from osteograde.tasks.tables import some
 
 log = logging.getLogger("osteograde.inference")
-SHIPPED = Path(__file__).resolve().parents[2] / "weights"  # of a checkout
 PHANTOMS = 3  # studies made on the spot where no data are given
 PHANTOM_SEED = 20261121
 
@@ -41,7 +39,7 @@ Drawer = Callable[[Result, Voters], None]
 
 
 def main(args: argparse.Namespace) -> int:
-    """Do what the options of ``cli.add_grade_options`` ask for; the exit code is returned."""
+    """Do what the options of ``cli.add_grade_options`` ask for; the exit code is returned. Weights must be named."""
     try:
         return grade(args)
     except KeyboardInterrupt as interrupt:
@@ -52,20 +50,19 @@ def main(args: argparse.Namespace) -> int:
 def grade(args: argparse.Namespace) -> int:
     """The same, without a word about how to go on after Ctrl-C."""
     logs.to_stdout(bars=True)
-    weights = args.weights or shipped_weights(args.task)
     maps = [heatmaps.heatmap_drawer(args.explain, args.explain_method)] if args.explain else []
     with Gallery(args.overlays) if args.overlays else nullcontext() as gallery:
-        return _grade(args, weights, [*([gallery] if gallery else []), *maps])
+        return _grade(args, [*([gallery] if gallery else []), *maps])
 
 
-def _grade(args: argparse.Namespace, weights: Path, drawers: Sequence[Drawer]) -> int:
+def _grade(args: argparse.Namespace, drawers: Sequence[Drawer]) -> int:
     """Grade what ``--data`` names, or phantoms made on the spot."""
 
     def grade_at(data: Paths) -> int:
         return infer(
             args.task,
             data,
-            weights,
+            args.weights,
             args.out,
             device=args.device,
             limit=args.limit,
@@ -73,6 +70,7 @@ def _grade(args: argparse.Namespace, weights: Path, drawers: Sequence[Drawer]) -
             time_budget_hours=args.time_budget,
             max_unread=args.max_unread,
             points=args.points,
+            predicted=args.predicted,
             drawers=drawers,
         )
 
@@ -96,20 +94,21 @@ def infer(
     time_budget_hours: float | None = None,
     max_unread: int = 0,
     points: Path | None = None,
+    predicted: bool = False,
     drawers: Sequence[Drawer] = (),
 ) -> int:
     """Grade ``data`` with ``weights`` into ``out``; returns the exit code (1: more than max_unread studies unread).
 
     data: a folder, a single file, or several of them, which share one submission. points: a table of landmarks
-    that are given and not looked for. drawers: each is called with every finished study and the nets that graded it.
-    UserError or OSError: the user's mistake, found before any work; a
-    submission already at ``out`` is untouched. OSError at the end: the last submission could not be written; the one
-    before it is in place.
+    that are given and not looked for. predicted: name the most probable class of every row as well. drawers: each is
+    called with every finished study and the nets that graded it. UserError or OSError: the user's mistake, found before
+    any work; a submission already at ``out`` is untouched. OSError at the end: the last submission could not be
+    written; the one before it is in place.
     """
     job = run.prepare(
         task, data, weights, device=device, limit=limit, workers=workers, hours=time_budget_hours, points=points
     )
-    submission = run.start(job, out)
+    submission = run.start(job, out, predicted=predicted)
     job = replace(job, device=job.device or pick("auto"))
     log.info(start_line(job, data))
     guess = None if job.task.definition else looks_like.guess_of_studies(as_paths(data), job.studies)
@@ -129,7 +128,7 @@ def infer(
         log.info(line)
     if hint and doubt(submission.summary, submission.done):
         log.info("warning: %s", hint)
-    log.info("written: %s", ", ".join(map(str, written_files(job.task, out))))
+    log.info("written: %s", ", ".join(map(str, written_files(job.task, out, predicted=predicted))))
     log.info("next: %s", next_step(data, out, limit))
     if submission.summary.unread > max_unread:
         log.info(
@@ -170,14 +169,3 @@ def next_step(data: Paths, out: Path, limit: int) -> str:
     if folder is not None and (folder / TEMPLATE).is_file() and not limit:
         return f"python -m osteograde validate --submission {out} --template {folder / TEMPLATE}"
     return f"look at the rows in {flags_path(out)}; --overlays DIR draws what was found and graded in each study"
-
-
-def shipped_weights(task: str) -> Path:
-    """The folder under weights/ that belongs to a task: weights/TASK, else the only weights/TASK-*.
-
-    UserError where there is none or more than one.
-    """
-    found = [SHIPPED / task] if (SHIPPED / task).is_dir() else sorted(SHIPPED.glob(f"{task}-*"))
-    if len(found) != 1:
-        raise UserError(f"{len(found)} weights folders for {task!r} under {SHIPPED}; name one with --weights")
-    return found[0]
