@@ -34,6 +34,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from osteograde import logs
 from osteograde.errors import UserError
 from osteograde.inference import submission as submissions
 from osteograde.inference.deadline import Budget, Effort
@@ -177,11 +178,14 @@ def grading(job: Job, submission: RunningSubmission) -> Iterator[Iterator[Chunk]
 
 def _written_chunks(job: Job, submission: RunningSubmission) -> Generator[Chunk, None, None]:
     """Finished chunks, each after the submission was written with it."""
-    begun = time.monotonic()
-    for chunk in graded(job, submission):
-        submission.try_to_write()
-        log.info("%d/%d studies, %.0f s", submission.done, len(submission.studies), time.monotonic() - begun)
-        yield chunk
+    begun, count = time.monotonic(), len(submission.studies)
+    with logs.progress("grading", count, "studies", log) as shown:
+        for chunk in graded(job, submission):
+            submission.try_to_write()
+            shown.advance(len(chunk.results))
+            extra = None if submission.done == count else logs.PROGRESS
+            log.info("%d/%d studies, %.0f s", submission.done, count, time.monotonic() - begun, extra=extra)
+            yield chunk
 
 
 def graded(job: Job, submission: RunningSubmission) -> Iterator[Chunk]:
