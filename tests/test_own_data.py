@@ -81,7 +81,7 @@ def test_points_of_ones_own_are_learnt_and_graded_elsewhere(tmp_path, capsys):
     rows = read_submission(out)
     assert sorted(rows) == ["new100", "new101", "new102"]
     assert out.read_text().splitlines()[0] == "row_id,bright,dark"
-    assert len([*(tmp_path / "pictures").glob("*.png")]) == 3
+    assert len([*(tmp_path / "pictures").glob("*.jpg")]) == 3
     # scored by a table of other images, which names one of the classes only
     (new / "labels.csv").write_text("image,label\nnew100,dark\nnew102,dark\n")
     capsys.readouterr()
@@ -103,7 +103,7 @@ def test_whole_images_are_learnt_without_a_locator(tmp_path):
     drawer = overlays.overlay_drawer(tmp_path / "pictures")
     new = write_unseen(tmp_path / "new", 2)
     assert infer("table", new, tmp_path / "w", tmp_path / "s.csv", device="cpu", drawers=[drawer]) == 0
-    picture = cv2.imread(str(tmp_path / "pictures" / "new100.png"))
+    picture = cv2.imread(str(tmp_path / "pictures" / "new100.jpg"))
     assert picture[:, : picture.shape[1] // 2].std() > 10  # the image itself, though nothing is located in it
     assert "low_confidence" not in (tmp_path / "s.flags.csv").read_text()  # there is no landmark to be sure of
     assert read_manifest(tmp_path / "w").prior.keys() == {""}

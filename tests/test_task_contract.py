@@ -176,6 +176,7 @@ def test_the_score_prefers_the_truth(task):
     good, bad, poor = (task.metric.score(labels, probs) for probs in (truth, wrong, flat))
     assert list(good) == [*task.metric.parts]
     assert task.metric.higher_is_better <= set(good)
+    assert set(task.metric.words) == set(good) and len(set(task.metric.words.values())) == len(good)
     gain = {part: np.array([good[part] - bad[part], good[part] - poor[part]]) for part in good}
     gain = {part: values if part in task.metric.higher_is_better else -values for part, values in gain.items()}
     assert {part for part in good if not gain[part][0] > 0} == set()
