@@ -29,7 +29,7 @@ from typing import Any
 from osteograde import logs
 from osteograde.imaging import files
 from osteograde.inference import run
-from osteograde.inference.submission import RunningSubmission, RunSummary, write_beside
+from osteograde.inference.submission import RunningSubmission, RunSummary, with_other_rows, write_beside
 from osteograde.tasks.places import Paths, as_paths
 
 log = logging.getLogger("osteograde.inference")
@@ -204,12 +204,16 @@ class MergedRows:
 
     def take(self, worker: Worker) -> bool:
         """Take over the rows of studies that a worker has finished since; whether there were any."""
-        new = read_progress(worker.folder).done[worker.seen :]
+        progress = read_progress(worker.folder)
+        new = progress.done[worker.seen :]
         if not new:
             return False
         own = (worker.folder / PART).read_text(encoding="utf-8").splitlines()[1:]
         part = {line.partition(",")[0]: line for line in own}
         for study in new:
+            if rows := progress.settled.get(study):
+                self.lines = with_other_rows(self.lines, self.rows[study], rows, "")
+                self.rows = {**self.rows, study: rows}
             self.lines |= {row: part[row] for row in self.rows[study]}
         self.done |= dict.fromkeys(new)
         worker.seen += len(new)
@@ -258,10 +262,11 @@ class WorkOrder:
 
 @dataclass(frozen=True)
 class Progress:
-    """Studies that are finished, and what happened up to them."""
+    """Studies that are finished, and what happened up to them. settled: see ``RunningSubmission``."""
 
     done: tuple[str, ...]
     summary: RunSummary
+    settled: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def write_order(folder: Path, order: WorkOrder) -> None:
@@ -281,7 +286,8 @@ def read_progress(folder: Path) -> Progress:
     summary.flags = [(row, reason, count) for row, reason, count in facts["flags"]]
     summary.findings = [(row, tuple(values)) for row, values in facts["findings"]]
     summary.points = [tuple(cells) for cells in facts.get("points", ())]
-    return Progress(tuple(facts["done"]), summary)
+    settled = {study: tuple(rows) for study, rows in facts.get("settled", {}).items()}
+    return Progress(tuple(facts["done"]), summary, settled)
 
 
 def main(folder: Path) -> int:
@@ -309,7 +315,8 @@ def main(folder: Path) -> int:
 
 def write_progress(folder: Path, submission: RunningSubmission) -> None:
     """Report which studies are finished, and what happened up to them."""
-    facts = {"done": submission.saved, **vars(submission.summary)}  # counters are objects to JSON
+    own = {"done": submission.saved, "settled": submission.settled}
+    facts = {**own, **vars(submission.summary)}  # counters are objects to JSON
     files.atomic_write(folder / PROGRESS, json.dumps(facts))
 
 

@@ -9,10 +9,14 @@ decoded:
   header or its name gives one side;
 * any other film shows one knee (one row).
 
+Where nothing but the shape says so, the other ways to read the image go with the study (``Study.readings``), and the
+joints that are found in it decide (knee_count.py).
+
 The side of one knee is that of the header, else of patients.csv or of the name, else it is taken for a right one. What
 was assumed is noted in ``Study.notes`` and becomes flags of the rows: "side_assumed" (nothing names the side),
 "side_contradicts" (header and name give different sides, the header's is taken), "one_knee_assumed" (the shape would
-fit both knees as well).
+fit both knees as well). Two more are noted once the image has decided: "counted_by_joints" (it shows another number of
+knees than its shape says) and "side_by_anatomy" (nothing names the side, and the image shows a left knee).
 """
 
 from __future__ import annotations
@@ -40,13 +44,17 @@ GRADES = ("0", "1", "2", "3", "4")
 CROP_MM = 140.0
 CROP_PIXELS = 640  # a larger picture is a film
 BOTH_MM = 290.0  # a film at least as wide shows both knees, however tall
+NARROW_MM = 200.0  # a narrower one has no room for two
 FILM_MM = (400.0, 220.0)  # width of a film of both knees, and of one, that says no size
+CLOSE_MM = 300.0  # width of a film of both knees that was cut close
 SQUARE = 0.05  # sides of a crop differ by less than this share
 NEAR_SQUARE = 0.92  # films of both knees are at least so wide, as a share of their height (measured: from 0.92)
 PORTRAIT = 0.83  # films of one knee are at most so wide (measured: up to 0.83); between the two nobody knows
 SIDE_ASSUMED = "side_assumed"
 SIDE_CONTRADICTS = "side_contradicts"
 ONE_KNEE_ASSUMED = "one_knee_assumed"
+COUNTED_BY_JOINTS = "counted_by_joints"
+SIDE_BY_ANATOMY = "side_by_anatomy"  # as the checks of the image call it
 SIZE_ASSUMED = f"{VIEW}:size_assumed"
 
 patient_of = patient_of_id
@@ -97,6 +105,8 @@ def _studies(
         study_of_image(file, name, training and file.parent.name in GRADES, told, picture=file not in found.dicom)
         for file, name, told in zip(files, called, named, strict=True)
     ]
+    if training:
+        made = [replace(study, readings=()) for study in made]
     _tell_sides(folder, made)
     studies = _one_knee_each(folder, made) if graded_only else made
     return sorted(studies, key=lambda one: one.id)
@@ -188,9 +198,15 @@ class Shown:
 
 
 def study_of_image(file: Path, name: str, labelled: bool, named: Named, *, picture: bool) -> Study:
-    """One image as a study. See the module for what it is taken to be."""
+    """One image as a study, with its other readings. See the module for what it is taken to be."""
     outline = _outline(file, picture)
     shown = shown_by(outline, named, labelled)
+    study = _study(file, name, labelled, named, outline, shown)
+    others = [] if labelled else other_readings(outline, named, shown)
+    return replace(study, readings=tuple(_study(file, name, False, named, outline, one) for one in others))
+
+
+def _study(file: Path, name: str, labelled: bool, named: Named, outline: Outline, shown: Shown) -> Study:
     pixel_mm = shown.width_mm / max(outline.width, 1) if shown.width_mm else None
     spacing = (4.0, pixel_mm, pixel_mm) if pixel_mm else None
     series = Series(name, VIEW, file.parent, (file,), spacing, shown.side)
@@ -231,6 +247,43 @@ def shown_by(outline: Outline, named: Named, labelled: bool) -> Shown:
     if width < NEAR_SQUARE * height:
         return one if side else _doubted(one)
     return _doubted(one) if side and named.sure else _both(outline)
+
+
+def other_readings(outline: Outline, named: Named, shown: Shown) -> list[Shown]:
+    """What else an image may show that nothing but its shape was judged by; none where a header, a table or a word in
+    its name says it.
+
+    Of both knees and of one, in the sizes that are usual where none is known; of one in both sides where none is named.
+    """
+    if not outline.width or named.known or outline.side or named.side == BOTH:
+        return []
+    if named.side in SIDES and named.sure and shown.side and ONE_KNEE_ASSUMED not in shown.notes:
+        return []  # name and shape agree
+    sides, notes = ((named.side,), ()) if named.side in SIDES else (SIDES, (SIDE_ASSUMED,))
+    size = () if outline.width_mm or not outline.picture else (SIZE_ASSUMED,)
+    small = outline.picture and max(outline.width, outline.height) <= CROP_PIXELS
+    ways = []
+    if outline.width_mm >= NARROW_MM or not outline.width_mm:
+        ways += [Shown("", width, size) for width in ((None,) if outline.width_mm else (FILM_MM[0], CLOSE_MM))]
+    if outline.width_mm:
+        ways += [Shown(side, None, notes) for side in sides]
+    else:
+        ways += [Shown(side, CROP_MM, notes) for side in sides if small]
+        ways += [Shown(side, width, (*notes, *size)) for width in FILM_MM[::-1] for side in sides]
+    width_mm = _width_mm(outline, shown)
+    if shown.side:  # the other side of what it is taken for: the same in all else
+        ways = [
+            replace(way, width_mm=shown.width_mm, notes=tuple(note for note in shown.notes if note != ONE_KNEE_ASSUMED))
+            if way.side and _width_mm(outline, way) == width_mm
+            else way
+            for way in ways
+        ]
+    return [way for way in ways if (way.side, _width_mm(outline, way)) != (shown.side, width_mm)]
+
+
+def _width_mm(outline: Outline, shown: Shown) -> float:
+    """The width that an image has as it is read; ``View.width_mm`` where nothing is assumed here."""
+    return shown.width_mm or outline.width_mm or FILM_MM[outline.width <= outline.height]
 
 
 def _both(outline: Outline) -> Shown:

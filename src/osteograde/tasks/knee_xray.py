@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from osteograde.tasks.knee_count import settle
 from osteograde.tasks.knee_files import (
     CROP_MM,
     GRADES,
@@ -77,4 +78,5 @@ TASK = Task(
     assumed_side=SIDE_ASSUMED,
     patient_of=patient_of,
     read_files=read_files,
+    settle=settle,
 )

@@ -87,7 +87,8 @@ class Study:
     headers were read, such as "side_assumed"; they are reported as flags of each row. given, given_marks: landmarks
     whose place is given by hand, in mm or as pixels, and is not looked for in the images. covariates: covariate ->
     target -> its number or category; the target "" stands for all targets that have no value of their own; what is
-    unknown is absent.
+    unknown is absent. readings: other ways to read the same files where nothing but the image can tell which is right
+    (``Task.settle``); they differ in the targets, the side, the size in mm and the notes.
     """
 
     id: str
@@ -101,6 +102,7 @@ class Study:
     given: Mapping[str, Point] = field(default_factory=dict)
     given_marks: tuple[Mark, ...] = ()
     covariates: Mapping[str, Mapping[str, float | str]] = field(default_factory=dict)
+    readings: tuple[Study, ...] = ()
 
 
 NUMBER, CATEGORY = "number", "category"  # kinds of covariates
@@ -447,6 +449,10 @@ class Competition:
     memory_gib: float
 
 
+Settle = Callable[[Study, Callable[[Study], Points], Callable[[Study], bool]], Study]  # see ``Task``
+SIDE_MM = 200.0  # an image of one side alone is put this far from the patient's midline: all of it lies on that side
+
+
 @dataclass(frozen=True)
 class Task:
     """What a study may hold, what is found in it, what is graded, and how that is read and scored.
@@ -462,6 +468,9 @@ class Task:
     takes whole folders alone. covariates: what its studies may tell beside the images; every grader's plan chooses
     those that its net reads.
     inspect: counts what the tables and headers of a folder hold; None: not for this task.
+    settle(study, points_of, is_other_side): which reading of a study that has several (``Study.readings``) its image
+    fits. points_of(reading): the points that the locators find in it; is_other_side(reading): whether the weights can
+    tell that a reading of one assumed side shows the other one. None: studies of this task have one reading.
     """
 
     name: str
@@ -482,6 +491,7 @@ class Task:
     competition: Competition | None = None
     covariates: tuple[Covariate, ...] = ()
     inspect: Callable[[Path], Census] | None = None
+    settle: Settle | None = None
 
     @property
     def slug(self) -> str:
