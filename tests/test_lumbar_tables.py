@@ -5,6 +5,7 @@ import logging
 import numpy as np
 import pytest
 
+from osteograde.errors import UserError
 from osteograde.tasks import lumbar_names, lumbar_tables, tables
 from osteograde.tasks.lumbar_mr import TASK
 from osteograde.tasks.lumbar_names import TARGETS
@@ -446,3 +447,30 @@ def test_numbers_of_text():
     import pandas as pd
 
     np.testing.assert_array_equal(tables.numbers(pd.Series(["1.5", "", "x", "2"])), [1.5, np.nan, np.nan, 2.0])
+
+
+def write_volume(path):
+    """The start of a NIfTI or MetaImage file, which is what tells one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nifti = (348).to_bytes(4, "little") + bytes(340) + b"n+1\0" + bytes(4)
+    path.write_bytes(b"ObjectType = Image\nNDims = 3\n" if path.suffix == ".mha" else nifti)
+
+
+@pytest.mark.parametrize("place", ["901/11/v.nii", "901/11/v.nii.gz", "901/v.mha", "v.nii"])
+def test_volumes_beside_or_in_place_of_dicom_are_counted_and_named(root, caplog, place):
+    assert not [lumbar_tables.read(root, "test"), caplog.text][1]
+    for file in (root / "test_images" / "901" / "11").iterdir():
+        file.unlink()
+    write_volume(root / "test_images" / place)
+    lumbar_tables.read(root, "test")
+    assert f"1 NIfTI or MetaImage volumes are not read, because lumbar-mr reads DICOM: {place}" in caplog.text
+
+
+def test_a_folder_of_volumes_alone_is_refused_with_their_number(tmp_path):
+    for name in ("a.nii", "b.mha"):
+        write_volume(tmp_path / "in" / name)
+    with pytest.raises(UserError, match=r"2 NIfTI or MetaImage volumes, which are not read \(a\.nii, b\.mha\)"):
+        TASK.read(tmp_path / "in", "test")
+    assert TASK.read_files is not None
+    with pytest.raises(UserError, match="a NIfTI or MetaImage volume, which is not read"):
+        TASK.read_files(tmp_path / "in", [tmp_path / "in" / "a.nii"])

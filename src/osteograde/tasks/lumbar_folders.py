@@ -39,6 +39,11 @@ def read(root: Path, part: str) -> list[Study]:
     if part != "test" or not root.is_dir() or any((root / f"{name}_images").is_dir() for name in ("test", "train")):
         return lumbar_tables.read(root, part)
     found = look_through(root)
+    if not found.dicom and found.volumes:
+        names = tables.some([path.relative_to(root).as_posix() for path in found.volumes], 3)
+        raise UserError(
+            f"{root}: {len(found.volumes)} NIfTI or MetaImage volumes, which are not read ({names}); {EXPECTED}"
+        )
     if not found.dicom:
         names = tables.some(sorted(path.name for path in root.iterdir())) or "nothing"
         raise UserError(f"{root}: neither test_images nor train_images in it; found {names}; {EXPECTED}")
@@ -49,7 +54,8 @@ def read_files(root: Path, files: Sequence[Path]) -> list[Study]:
     """Single DICOM files below ROOT as studies to be graded. UserError where none of them is DICOM."""
     found = look_at(root, files)
     if not found.dicom:
-        raise UserError(f"{tables.some(files, 3)}: no DICOM file with an image; {EXPECTED}")
+        volumes = "a NIfTI or MetaImage volume, which is not read; " if found.volumes else ""
+        raise UserError(f"{tables.some(files, 3)}: {volumes}no DICOM file with an image; {EXPECTED}")
     return _studies(found)
 
 
