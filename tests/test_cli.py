@@ -31,7 +31,7 @@ FROZEN = {
     "train": TRAIN,
     "phantom": {"TASK", "--out", "--studies", "--test", "--seed"},
     "targets": {"TASK", "--tables", "--out", "--definition", "--months", "--loss", "--location"},
-    "score": {"TASK", "--data", "--submission", "--bootstrap"},
+    "score": {"TASK", "--data", "--submission", "--bootstrap", "--split"},
     "ensemble": {"TASK", "--members", "--data"},
     "segment": {"TASK", "--weights", "--data", "--out", "--points", "--limit", "--device"},
     "report": {"WEIGHTS_DIR", "--data", "--out"},

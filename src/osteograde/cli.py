@@ -150,6 +150,7 @@ def parser() -> argparse.ArgumentParser:
     scored.add_argument("--data", type=Path, required=True, metavar="DIR")
     scored.add_argument("--submission", type=Path, required=True, metavar="FILE")
     scored.add_argument("--bootstrap", type=_count, default=200, metavar="N", help="resamples; 0: no intervals")
+    scored.add_argument("--split", default="", metavar="NAME", help="of a published set: test, auto_test, val, train")
 
     _add_targets(commands)
 
@@ -244,7 +245,9 @@ def score(args: argparse.Namespace) -> int:
     from osteograde.tasks import TASKS
 
     rng = np.random.default_rng(0)  # the same table gets the same interval every time
-    result = score_table.score_submission(TASKS[args.task], args.data, args.submission, args.bootstrap, rng)
+    result = score_table.score_submission(
+        TASKS[args.task], args.data, args.submission, args.bootstrap, rng, split=args.split
+    )
     print(score_table.format_table(result))
     print(json.dumps(result, sort_keys=True))
     return 0

@@ -32,6 +32,7 @@ from osteograde.imaging import image_files
 from osteograde.imaging.dicom.patient import patient_key
 from osteograde.imaging.dicom.radiograph import film_outline
 from osteograde.imaging.discovery import Found, look_at, look_through, part_folder, stem_of, unique_names
+from osteograde.tasks import knee_sets
 from osteograde.tasks.names import BOTH, Named, People, patient_of_id, read_name, read_people
 from osteograde.tasks.spec import Mark, Series, Study
 from osteograde.tasks.tables import row_grades, some
@@ -80,23 +81,37 @@ def read_files(root: Path, files: Sequence[Path]) -> list[Study]:
     return _studies(Path(root), look_at(root, files), training=False)
 
 
+def read_split(root: Path, split: str) -> list[Study]:
+    """The labelled images of one split of a published set (``knee_sets.SPLITS``), such as "test", which is never learnt
+    from. UserError where ROOT holds none of it."""
+    return _studies(Path(root), look_through(part_folder(root, "train")), training=True, split=split)
+
+
 def _studies(
-    root: Path, found: Found, training: bool, *, ungraded: bool = False, used: Sequence[str] = ()
+    root: Path, found: Found, training: bool, *, ungraded: bool = False, used: Sequence[str] = (), split: str = ""
 ) -> list[Study]:
-    """ungraded: images that lie in no grade folder are training data too."""
+    """ungraded: images that lie in no grade folder are training data too. split: the images of this one alone."""
     folder, people = found.root, read_people((root, found.root))
     read = [root / name for name in ("test_truth.csv", "train.csv", "SOURCE.json", *used)]
     found.tell(used=[*read, people.path] if people.path else read)
     graded_only = training and not ungraded
-    files = [file for file in found.files if not graded_only or file.parent.name in GRADES]
+    images = knee_sets.largest_of_each(found.files, folder)
+    files = [file for file in images if not graded_only or file.parent.name in GRADES]
     if not files:
         kind = "images in grade folders 0 to 4" if graded_only else "image files (png, jpg, webp, tif, bmp, dcm)"
         volumes = f"{len(found.volumes)} NIfTI or MetaImage volumes, which are no radiographs, and " * bool(
             found.volumes
         )
         raise UserError(f"{folder}: {volumes}no {kind}; give the folder that holds them")
-    if len(files) < len(found.files):
-        log.info("%s: %d images lie in no grade folder: not used", folder, len(found.files) - len(files))
+    if len(files) < len(images):
+        log.info("%s: %d images lie in no grade folder: not used", folder, len(images) - len(files))
+    if split:
+        files = [file for file in files if knee_sets.split_of(file, folder, GRADES) == split]
+        if not files:
+            raise UserError(f"{folder}: no images in grade folders of a split {split!r}, such as {split}/2/knee_L.png")
+    elif training:
+        patients = {file: read_name(_name_below(file, folder)).patient for file in files}
+        files = knee_sets.to_learn_from(files, folder, GRADES, patients)
     called = unique_names(files, folder)
     named = _named(files, called, folder, people)
     if training:
@@ -126,10 +141,16 @@ def _named(files: Sequence[Path], ids: Sequence[str], folder: Path, people: Peop
     return result
 
 
+def _name_below(file: Path, folder: Path) -> str:
+    """The name by which sides and patients are read: the path below a folder without ending."""
+    below = file.relative_to(folder)
+    return "/".join([*below.parts[:-1], stem_of(below)])
+
+
 def _called(file: Path, name: str, folder: Path) -> list[str]:
     """The names that an image may have in a table: path with ending and without, file, stem, id."""
     below = file.relative_to(folder)
-    return [below.as_posix(), "/".join([*below.parts[:-1], stem_of(below)]), file.name, stem_of(file), name]
+    return [below.as_posix(), _name_below(file, folder), file.name, stem_of(file), name]
 
 
 def _with_patients(folder: Path, files: Sequence[Path], named: Sequence[Named], found: Found) -> list[Named]:

@@ -207,5 +207,6 @@ TASK = replace(
     read_labels=read_labels,
     metric=BinaryMetric(SIDES, ANSWERS),
     covariates=COVARIATES,
+    read_split=None,
     read_files=partial(read_files_known, knee_files.read_files, COVARIATES, SITES),
 )

@@ -19,6 +19,7 @@ from osteograde.tasks.knee_files import (
     patient_of,
     read,
     read_files,
+    read_split,
 )
 from osteograde.tasks.metrics import OrdinalMetric
 from osteograde.tasks.priors import normalised
@@ -78,5 +79,6 @@ TASK = Task(
     assumed_side=SIDE_ASSUMED,
     patient_of=patient_of,
     read_files=read_files,
+    read_split=read_split,
     settle=settle,
 )

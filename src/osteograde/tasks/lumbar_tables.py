@@ -206,10 +206,14 @@ def _tell_volumes(images: Path, studies: Iterable[str], found: Mapping[str, Iter
     volumes = [path for folder in above for path in _volumes_in(folder)]
     volumes += [path for folder in series if _volumes_in(folder, 1) for path in _volumes_in(folder)]
     if volumes:
+        named = tables.some([path.relative_to(images) for path in volumes], 3)
         log.warning(
             "%s: %d NIfTI or MetaImage volumes are not read, because lumbar-mr reads DICOM: %s; what only they show "
-            "keeps the class prior", images, len(volumes), tables.some([path.relative_to(images) for path in volumes], 3),
-        )  # fmt: skip
+            "keeps the class prior",
+            images,
+            len(volumes),
+            named,
+        )
 
 
 def _volumes_in(folder: Path, most: int | None = None) -> list[Path]:

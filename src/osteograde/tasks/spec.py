@@ -467,6 +467,8 @@ class Task:
     patients are resampled whole. read_files: studies to be graded of single files below a folder; None where the task
     takes whole folders alone. covariates: what its studies may tell beside the images; every grader's plan chooses
     those that its net reads.
+    read_split(root, split): the labelled studies of a split that is published with the data and never learnt from; None
+    where there are no such splits.
     inspect: counts what the tables and headers of a folder hold; None: not for this task.
     settle(study, points_of, is_other_side): which reading of a study that has several (``Study.readings``) its image
     fits. points_of(reading): the points that the locators find in it; is_other_side(reading): whether the weights can
@@ -490,6 +492,7 @@ class Task:
     read_files: Callable[[Path, Sequence[Path]], list[Study]] | None = None
     competition: Competition | None = None
     covariates: tuple[Covariate, ...] = ()
+    read_split: Callable[[Path, str], list[Study]] | None = None
     inspect: Callable[[Path], Census] | None = None
     settle: Settle | None = None
 
