@@ -1,12 +1,13 @@
 """The competition's tables: names as published, every mistake told with file, rows and a way out, no study lost."""
 
 import logging
+import shutil
 
 import numpy as np
 import pytest
 
 from osteograde.errors import UserError
-from osteograde.tasks import lumbar_names, lumbar_tables, tables
+from osteograde.tasks import lumbar_folders, lumbar_names, lumbar_tables, tables
 from osteograde.tasks.lumbar_mr import TASK
 from osteograde.tasks.lumbar_names import TARGETS
 
@@ -474,3 +475,21 @@ def test_a_folder_of_volumes_alone_is_refused_with_their_number(tmp_path):
     assert TASK.read_files is not None
     with pytest.raises(UserError, match="a NIfTI or MetaImage volume, which is not read"):
         TASK.read_files(tmp_path / "in", [tmp_path / "in" / "a.nii"])
+
+
+@pytest.mark.parametrize("deeper", ["", "rsna-2024", "zip/rsna-2024"])
+def test_an_archive_that_unpacked_deeper_is_read_alike(root, tmp_path_factory, deeper):
+    place = tmp_path_factory.mktemp("outer")
+    shutil.copytree(root, place / deeper, dirs_exist_ok=True)
+    for part in ("train", "test"):
+        assert [study.id for study in TASK.read(place, part)] == [study.id for study in TASK.read(root, part)]
+
+
+def test_a_test_part_alone_is_graded_and_two_copies_are_not_guessed_between(root, tmp_path):
+    alone = tmp_path / "alone"
+    shutil.copytree(root / "test_images", alone / "inner" / "test_images")
+    assert {study.id for study in TASK.read(alone, "test")} == {"901", "902"}
+    with pytest.raises(UserError, match="train_images: no such folder"):
+        TASK.read(alone, "train")
+    shutil.copytree(alone / "inner", alone / "copy")
+    assert lumbar_folders.competition_folder(alone) == alone
