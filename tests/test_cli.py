@@ -39,7 +39,7 @@ FROZEN = {
     "validate": {"--submission", "--template"},
     "doctor": set(),
     "kernel build": {"TASK", "--weights", "--mount", "--images"},
-    "download": {"TASK", "--out", "--space"},
+    "download": {"TASK", "--data", "--out", "--space"},
     "kaggle upload-weights": {"WEIGHTS_DIR", "--to", "--poll"},
     "kaggle push": {"TASK", "--no-run"},
     "kaggle wait": {"TASK", "--poll"},

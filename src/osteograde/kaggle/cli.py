@@ -21,8 +21,13 @@ Add = Callable[..., argparse.ArgumentParser]
 
 def add(commands, command: Add) -> None:
     """Add ``download`` and the group ``kaggle`` to the sub-commands. command(commands, name, function, text)."""
-    got = command(commands, "download", download, "the competition's data: resumes, and checks disk space and tables")
+    got = command(
+        commands, "download", download, "where a task's data are, what of them is there; fetch a competition's"
+    )
     got.add_argument("task", metavar="TASK")
+    got.add_argument(
+        "--data", type=Path, metavar="DIR", help="fetch nothing; count what of the data lies there already"
+    )
     got.add_argument("--out", type=Path, metavar="DIR", help="default: data/TASK")
     got.add_argument("--space", type=_positive, metavar="GIB", help="free disk it needs; default: as the files say")
 
@@ -77,6 +82,8 @@ def download(args: argparse.Namespace) -> int:
     check_name(args.task)
     from osteograde.kaggle import download as getter
 
+    if args.data or not getter.slug_of(args.task):
+        return getter.tell(args.task, args.data)
     return _run(lambda: getter.download(args.task, args.out or Path("data") / args.task, args.space))
 
 
