@@ -23,17 +23,19 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from osteograde.errors import UserError
 from osteograde.imaging import image_files
 from osteograde.imaging.dicom.patient import patient_key
 from osteograde.imaging.dicom.radiograph import film_outline
 from osteograde.imaging.discovery import Found, look_at, look_through, part_folder, stem_of, unique_names
-from osteograde.tasks import knee_sets
+from osteograde.tasks import knee_sets, oai_films
 from osteograde.tasks.names import BOTH, Named, People, patient_of_id, read_name, read_people
+from osteograde.tasks.oai_films import Graded
 from osteograde.tasks.spec import Mark, Series, Study
 from osteograde.tasks.tables import row_grades, some
 
@@ -58,16 +60,29 @@ COUNTED_BY_JOINTS = "counted_by_joints"
 SIDE_BY_ANATOMY = "side_by_anatomy"  # as the checks of the image call it
 SIZE_ASSUMED = f"{VIEW}:size_assumed"
 
+BODY_PARTS = (  # a film of the leg shows the knee
+    "KNEE", "KNIE", "GENOU", "RODILLA", "GINOCCHI", "JOELHO", "KOLEN", "PATELL", "LEG", "EXTREM", "LOWER", "LOWEXT",
+    "LEXT", "JOINT", "TIBIA", "TIBFIB", "FEMUR", "LLIMB",
+)  # fmt: skip
+
 patient_of = patient_of_id
 
 
 def read(root: Path, part: str) -> list[Study]:
     """Every image below ROOT as a study; for "train" those in grade folders 0..4, with labels and joint centres.
 
-    For "test" ROOT/test_images where it exists; labels and folder names are not looked at. UserError where there is
-    no image.
+    Where tables of the Osteoarthritis Initiative lie below ROOT, its films are labelled as well, by these; where the
+    joints are on them is not known. For "test" ROOT/test_images where it exists; labels and folder names are not looked
+    at. UserError where there is no image.
     """
-    return _studies(Path(root), look_through(part_folder(root, part)), part == "train")
+    found = look_through(part_folder(root, part))
+    if part != "train":
+        return _studies(Path(root), found, training=False)
+    graded: Mapping[Path, Graded] = {}
+    if tables := oai_films.tables_below(Path(root)):
+        films = [file for file in found.files if file.parent.name not in GRADES]
+        graded = oai_films.graded_films(found.root, films, tables, BODY_PARTS)
+    return _studies(Path(root), found, training=True, graded=graded, used=[str(table.path) for table in tables])
 
 
 def read_all(root: Path, used: Sequence[str] = ()) -> list[Study]:
@@ -88,15 +103,23 @@ def read_split(root: Path, split: str) -> list[Study]:
 
 
 def _studies(
-    root: Path, found: Found, training: bool, *, ungraded: bool = False, used: Sequence[str] = (), split: str = ""
+    root: Path,
+    found: Found,
+    training: bool,
+    *,
+    ungraded: bool = False,
+    used: Sequence[str] = (),
+    split: str = "",
+    graded: Mapping[Path, Graded] = MappingProxyType({}),
 ) -> list[Study]:
-    """ungraded: images that lie in no grade folder are training data too. split: the images of this one alone."""
+    """ungraded: images that lie in no grade folder are training data too. split: the images of this one alone. graded:
+    films in no grade folder whose grades tables know."""
     folder, people = found.root, read_people((root, found.root))
     read = [root / name for name in ("test_truth.csv", "train.csv", "SOURCE.json", *used)]
     found.tell(used=[*read, people.path] if people.path else read)
     graded_only = training and not ungraded
     images = knee_sets.largest_of_each(found.files, folder)
-    files = [file for file in images if not graded_only or file.parent.name in GRADES]
+    files = [file for file in images if not graded_only or file.parent.name in GRADES or file in graded]
     if not files:
         kind = "images in grade folders 0 to 4" if graded_only else "image files (png, jpg, webp, tif, bmp, dcm)"
         volumes = f"{len(found.volumes)} NIfTI or MetaImage volumes, which are no radiographs, and " * bool(
@@ -110,18 +133,22 @@ def _studies(
         if not files:
             raise UserError(f"{folder}: no images in grade folders of a split {split!r}, such as {split}/2/knee_L.png")
     elif training:
-        patients = {file: read_name(_name_below(file, folder)).patient for file in files}
+        patients = {file: _patient_below(file, folder, graded) for file in files}
         files = knee_sets.to_learn_from(files, folder, GRADES, patients)
     called = unique_names(files, folder)
     named = _named(files, called, folder, people)
     if training:
-        named = _with_patients(folder, files, named, found)
+        named = [
+            replace(told, patient=graded[file].patient) if file in graded else told
+            for file, told in zip(files, named, strict=True)
+        ]
+        named = _with_patients(folder, files, named, found.dicom - set(graded))
     made = [
         study_of_image(file, name, training and file.parent.name in GRADES, told, picture=file not in found.dicom)
         for file, name, told in zip(files, called, named, strict=True)
     ]
     if training:
-        made = [replace(study, readings=()) for study in made]
+        made = [_with_grades(study, graded.get(file)) for file, study in zip(files, made, strict=True)]
     _tell_sides(folder, made)
     studies = _one_knee_each(folder, made) if graded_only else made
     return sorted(studies, key=lambda one: one.id)
@@ -153,9 +180,19 @@ def _called(file: Path, name: str, folder: Path) -> list[str]:
     return [below.as_posix(), _name_below(file, folder), file.name, stem_of(file), name]
 
 
-def _with_patients(folder: Path, files: Sequence[Path], named: Sequence[Named], found: Found) -> list[Named]:
+def _patient_below(file: Path, folder: Path, graded: Mapping[Path, Graded]) -> str:
+    return graded[file].patient if file in graded else read_name(_name_below(file, folder)).patient
+
+
+def _with_grades(study: Study, film: Graded | None) -> Study:
+    """A study to learn from: what the file is taken to show counts, with the grades that a table has of it."""
+    labels = {side: film.grades[side] for side in study.targets or SIDES if side in film.grades} if film else {}
+    return replace(study, readings=(), labels=labels or study.labels)
+
+
+def _with_patients(folder: Path, files: Sequence[Path], named: Sequence[Named], dicom: Collection[Path]) -> list[Named]:
     """The same with DICOM's own patients where names give none, and one spelling a patient; says how many there are."""
-    keys = {file: patient_key(file) for file, told in zip(files, named, strict=True) if file in found.dicom}
+    keys = {file: patient_key(file) for file, told in zip(files, named, strict=True) if file in dicom}
     shared = Counter(keys.values())
     if len(keys) > 2 and len(shared) == 1:
         keys = {}  # one identifier for all is none
@@ -188,7 +225,7 @@ def _tell_sides(folder: Path, studies: Sequence[Study]) -> None:
 
 def _one_knee_each(folder: Path, studies: Sequence[Study]) -> list[Study]:
     """The studies to learn from: a film of both knees has two joints, and a folder tells the grade of one."""
-    kept = [study for study in studies if study.targets]
+    kept = [study for study in studies if study.targets or study.labels]
     if len(kept) < len(studies):
         log.warning(
             "%s: %d films of both knees lie in a folder of one grade: left out", folder, len(studies) - len(kept)

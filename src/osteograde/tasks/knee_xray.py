@@ -10,6 +10,7 @@ from functools import partial
 
 from osteograde.tasks.knee_count import settle
 from osteograde.tasks.knee_files import (
+    BODY_PARTS,
     CROP_MM,
     GRADES,
     SIDE_ASSUMED,
@@ -30,10 +31,6 @@ CORONAL = ((0.0, 1.0, 0.0), (0.0, 0.0, -1.0), (1.0, 0.0, 0.0))  # an AP film as 
 WINDOW = (5.0, 99.0)  # percentiles over the whole film (Tiulpin et al., Scientific Reports 8:1727, 2018)
 WIDTH_MM = (400.0, 220.0)  # of a film that does not say: both knees, or one
 FILM_MM = (400.0, 400.0)  # field of the locator
-BODY_PARTS = (  # a film of the leg shows the knee
-    "KNEE", "KNIE", "GENOU", "RODILLA", "GINOCCHI", "JOELHO", "KOLEN", "PATELL", "LEG", "EXTREM", "LOWER", "LOWEXT",
-    "LEXT", "JOINT", "TIBIA", "TIBFIB", "FEMUR", "LLIMB",
-)  # fmt: skip
 REACH_MM = {VIEW: float("inf")}  # a projection shows what lies at any depth
 
 # Knees per grade in the Osteoarthritis Initiative's baseline as published with the crops (doi 10.17632/56rmx5bjcr.1).
