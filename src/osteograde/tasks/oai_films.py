@@ -64,7 +64,8 @@ def grades_of(tables: Sequence[Table]) -> dict[tuple[str, str], dict[str, int]]:
         knees = oai_tables.of_knees(table, [column])
         if knees[column].isna().all():
             raise UserError(f"{table.place}: no grade in a column {column}; is it the table kxr_sq_bu{visit} of OAI?")
-        for (patient, side), grade in knees[column].items():
+        patients, sides = (knees.index.get_level_values(name) for name in oai_tables.KNEE)
+        for patient, side, grade in zip(patients, sides, knees[column], strict=True):
             if grade in (0, 1, 2, 3, 4):
                 found.setdefault((patient, visit), {})[SIDES[side]] = int(grade)
     return found

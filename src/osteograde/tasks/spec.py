@@ -454,6 +454,24 @@ SIDE_MM = 200.0  # an image of one side alone is put this far from the patient's
 
 
 @dataclass(frozen=True)
+class Serving:
+    """How a competition asks that hands its studies one by one to a predictor, and reads no table.
+
+    Its data hold the package ``kaggle_evaluation`` then. server: module and class in that package, as "module:Class".
+    studies(*args): the studies that one call of the predictor asks about; no image is opened, and a UserError or
+    OSError says that nothing is there. None: all that lie at the path which is the first argument. table({row id: (K,)
+    probabilities}): the columns of the table that the predictor returns. None: the columns of a submission. start_s:
+    seconds that a kernel may take before it serves. study_s: seconds that an answer may take, the first one excepted.
+    """
+
+    server: str = "default_inference_server:DefaultInferenceServer"
+    studies: Callable[..., list[Study]] | None = None
+    table: Callable[[Mapping[str, np.ndarray]], Mapping[str, Sequence[Any]]] | None = None
+    start_s: float = 900.0
+    study_s: float = 60.0
+
+
+@dataclass(frozen=True)
 class Task:
     """What a study may hold, what is found in it, what is graded, and how that is read and scored.
 
@@ -469,10 +487,11 @@ class Task:
     those that its net reads.
     read_split(root, split): the labelled studies of a split that is published with the data and never learnt from; None
     where there are no such splits.
-    inspect: counts what the tables and headers of a folder hold; None: not for this task.
     settle(study, points_of, is_other_side): which reading of a study that has several (``Study.readings``) its image
     fits. points_of(reading): the points that the locators find in it; is_other_side(reading): whether the weights can
     tell that a reading of one assumed side shows the other one. None: studies of this task have one reading.
+    inspect: counts what the tables and headers of a folder hold; None: not for this task. serving: how its kernel
+    answers where a competition streams the studies.
     """
 
     name: str
@@ -495,6 +514,7 @@ class Task:
     read_split: Callable[[Path, str], list[Study]] | None = None
     inspect: Callable[[Path], Census] | None = None
     settle: Settle | None = None
+    serving: Serving = Serving()
 
     @property
     def slug(self) -> str:
