@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from osteograde import cli
+from osteograde import cli, train_command
 from osteograde.errors import UserError
 from osteograde.tasks import TASKS
 
@@ -112,3 +112,14 @@ def test_a_submission_is_scored_on_the_split_that_is_asked_for(tmp_path, capsys)
     ):
         with pytest.raises(UserError, match=told):
             cli.main(said)
+
+
+def test_a_training_says_what_it_learns_from_before_anything_else(tmp_path, capsys, monkeypatch):
+    def stop(args, studies):
+        raise UserError(f"stopped with {len(studies)}")
+
+    monkeypatch.setattr(train_command, "check_folds", stop)
+    words = ["train", TASK.name, "--data", str(write(tmp_path / "in")), "--out", str(tmp_path / "out"), "--debug"]
+    with pytest.raises(UserError, match="stopped with 4"):
+        cli.main(words)
+    assert "never learnt from: test 3, auto_test 2" in capsys.readouterr().out

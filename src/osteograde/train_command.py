@@ -36,6 +36,7 @@ def main(args: argparse.Namespace) -> int:
     if args.debug:
         recipe = recipe.shrunk()
     check_run(args, recipe)
+    to_stdout()  # what is read, held back and left out is told too
     studies = recipe.task.read(args.data, "train")
     check_folds(args, studies)
     # torch and what stands on it: imported once nothing is known to be missing
@@ -43,7 +44,6 @@ def main(args: argparse.Namespace) -> int:
     from osteograde.learning.reuse import reuse_nets
     from osteograde.models.device import keep_all_freed_memory, pick
 
-    to_stdout()
     keep_all_freed_memory()
     device = pick(args.device)
     if args.debug:
