@@ -7,7 +7,7 @@ DIR: the crops that the weights were trained on, in grade folders. Films are com
 --sized as DICOM, under names that say nothing, or with --named the side. "before" is what size, header and name alone
 say, "after" what the joints in the image say. Of all films are counted
 
-* rows: those whose rows are as many as the film has knees;
+* rows: those of whose rows as many are graded as the film has knees (the row of an empty half keeps the prior);
 * place: those of them whose joints all lie within 20 mm of where the crop's centre was put;
 * side: those whose rows are of the right sides;
 * told: the same, or the flag says that the side of one knee is assumed.
@@ -95,7 +95,7 @@ def made(kind: Kind, crops: Mapping[str, Path], rng: np.random.Generator) -> Fil
 def judged(film: Film, loaded: Loaded, points: Points) -> tuple[bool, bool, bool, bool]:
     """(right rows, joints in place, sides right, sides right or flagged) of a film as it is read."""
     study = loaded.study
-    sides = study.targets or SIDES
+    sides = study.targets or tuple(side for side in SIDES if side in points)
     (volume,) = loaded.volumes["film"]
     places = {}
     for side in sides:

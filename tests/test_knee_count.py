@@ -47,7 +47,10 @@ def settled(study: Study, two: float = 0.0, one: float = 0.0, *, apart: float = 
             (side,) = reading.targets
             mm = np.array([SIGN[side] * SIDE_MM + away, 0, 0])
             return {side: Point(mm, one)} if one else {}
-        return {side: Point(np.array([sign * apart / 2, 0, 0]), two) for side, sign in SIGN.items() if two}
+        if two:
+            return {side: Point(np.array([sign * apart / 2, 0, 0]), two) for side, sign in SIGN.items()}
+        half = "left" if away > 0 else "right"
+        return {half: Point(np.array([away, 0, 0]), one)} if one else {}
 
     return settle(study, points_of, lambda reading: other and "side_assumed" in reading.notes)
 
@@ -74,14 +77,15 @@ def test_a_film_on_which_nothing_is_found_is_what_its_shape_says(tmp_path):
     assert settled(near) == near and near.notes == ("side_assumed", "one_knee_assumed")
 
 
-def test_a_knee_alone_on_one_half_is_of_that_side_unless_its_anatomy_says_otherwise(tmp_path):
+def test_a_knee_alone_in_its_half_of_a_film_for_two_keeps_both_rows_unless_its_anatomy_says_otherwise(tmp_path):
     wide = picture(tmp_path / "film.png", 900, 600)
     for away, side in ((-80.0, "right"), (80.0, "left")):
         told = settled(wide, one=0.8, away=away)
-        assert told.targets == (side,) and "side_assumed" in told.notes
+        assert told.targets == () and {"side_assumed", "counted_by_joints"} <= {*told.notes}
         turned = settled(wide, one=0.8, away=away, other=True)
         assert turned.targets == ({"right": "left", "left": "right"}[side],)
         assert "side_by_anatomy" in turned.notes and "side_assumed" not in turned.notes
+    assert settled(wide, one=0.8, away=20.0).targets == ("right",)
 
 
 def test_a_crop_of_the_other_side_is_graded_as_that_one_and_a_named_one_never(tmp_path):
@@ -161,10 +165,12 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
     both = [(right, "right"), (np.ascontiguousarray(right[:, ::-1]), "left")]
     sized = {"size_mm": (380.0, 540.0), "pixel_mm": 0.6}
     cv2.imwrite(str(folder / "tall.png"), compose(both, np.random.default_rng(3), **sized).pixels)
-    wide = {"layout": "single", "size_mm": (360.0, 250.0), "place": (0.25, 0.26), "pixel_mm": 0.6}
+    wide = {"layout": "single", "size_mm": (360.0, 250.0), "place": (0.49, 0.51), "pixel_mm": 0.6}
     film = compose(both[:1], np.random.default_rng(4), **wide)
     cv2.imwrite(str(folder / "wide.png"), film.pixels)
     write_film(folder / "wide_sized.dcm", film.pixels, film.pixel_mm, "wide_sized")
+    alone = compose(both[1:], np.random.default_rng(5), **{**wide, "place": (0.75, 0.76)})
+    cv2.imwrite(str(folder / "alone.png"), alone.pixels)
     return folder
 
 
@@ -184,37 +190,41 @@ def graded(data: Path, weights: Path, out: Path) -> Mapping[str, set[str]]:
 
 def test_rows_flags_and_points_are_those_of_the_knees_that_are_there(films, weights, tmp_path):
     flags = graded(films, weights, tmp_path / "out.csv")
-    assert list(flags) == ["tall_right", "tall_left", "wide_right", "wide_sized_right"]
-    assert all("not_graded" not in codes and "counted_by_joints" in codes for codes in flags.values())
+    assert list(flags) == ["alone_right", "alone_left", "tall_right", "tall_left", "wide_right", "wide_sized_right"]
+    assert all("counted_by_joints" in codes for codes in flags.values())
+    assert [row for row, codes in flags.items() if "not_graded" in codes] == ["alone_right"]  # its empty half
     with (tmp_path / "out.points.csv").open(newline="") as file:
         points = [(row["study_id"], row["landmark"]) for row in csv.DictReader(file)]
-    assert [f"{study}_{side}" for study, side in points] == list(flags)
+    assert [f"{study}_{side}" for study, side in points] == [row for row in flags if row != "alone_right"]
 
 
 def test_rows_that_a_template_names_stay(films, weights, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(films, data / "test_images")
+    (data / "test_images" / "alone.png").unlink()
     named = ["tall_right", "wide_left", "wide_right"]
     lines = ["row_id," + ",".join(TASK.classes), *(f"{row},1,0,0,0,0" for row in named)]
     (data / "sample_submission.csv").write_text("\n".join(lines) + "\n")
     flags = graded(data, weights, tmp_path / "out.csv")
     assert list(flags) == [*named, "wide_sized_right"]
-    assert "not_graded" in flags["wide_left"] and not flags["tall_right"] & {"counted_by_joints"}
+    assert "not_graded" in flags["wide_left"] and "not_graded" not in flags["wide_right"]  # one knee, in the middle
+    assert not flags["tall_right"] & {"counted_by_joints"}  # the template has no row for its left knee
 
 
 def test_a_study_that_was_not_reached_keeps_the_rows_of_its_shape(films, weights, tmp_path):
     studies = TASK.read(films, "test")
     sheet = submission.RunningSubmission(TASK, TASK.prior, studies, tmp_path / "out.csv")
-    assert list(sheet.rows) == ["tall_right", "wide_right", "wide_left", "wide_sized_right", "wide_sized_left"]
+    assert list(sheet.rows)[2:] == ["tall_right", "wide_right", "wide_left", "wide_sized_right", "wide_sized_left"]
     sheet.write()
     assert rows_of(tmp_path / "out.csv") == list(sheet.rows)
 
 
-def test_rows_of_processes_are_merged_as_their_images_have_them(tmp_path):
+@pytest.mark.parametrize("fixed", [False, True])
+def test_rows_of_processes_are_merged_as_their_images_have_them_and_those_of_a_template_stay(tmp_path, fixed):
     out = tmp_path / "out.csv"
     out.write_text("row_id,a\nx_right,1\ny_right,1\ny_left,1\nz_right,1\n")
     rows = {"x": ["x_right"], "y": ["y_right", "y_left"], "z": ["z_right"]}
-    table, folder = multi_gpu.MergedRows(out, rows), tmp_path / "worker"
+    table, folder = multi_gpu.MergedRows(out, rows, ["y_right"] if fixed else []), tmp_path / "worker"
     folder.mkdir()
     (folder / multi_gpu.PART).write_text("row_id,a\nx_right,2\nx_left,3\ny_left,4\n")
     facts = {"done": ["x", "y"], "settled": {"x": ["x_right", "x_left"], "y": ["y_left"]}}
@@ -222,6 +232,7 @@ def test_rows_of_processes_are_merged_as_their_images_have_them(tmp_path):
     (folder / multi_gpu.PROGRESS).write_text(json.dumps({**facts, **summary}))
     order = multi_gpu.WorkOrder(TASK.name, (), "", "cpu", ("x", "y", "z"), 1.0, 1)
     table.take(multi_gpu.Worker(order, folder, None))  # type: ignore[arg-type]
-    assert out.read_text() == "row_id,a\nx_right,2\nx_left,3\ny_left,4\nz_right,1\n"
+    kept = "y_right,1\n" if fixed else ""
+    assert out.read_text() == f"row_id,a\nx_right,2\nx_left,3\ny_left,4\n{kept}z_right,1\n"
     whole = multi_gpu.merged_summary([multi_gpu.read_progress(folder).summary], list(rows), table.rows)
     assert [row for row, *_ in whole.flags] == ["x_left", "y_left"] and whole.faults == Counter()

@@ -94,7 +94,7 @@ def infer_on_devices(
     """
     assert job.ends is not None
     submission = run.start(job, out)
-    table = MergedRows(out, {study.id: job.task.rows(study.id, study.targets) for study in job.studies})
+    table = MergedRows(out, {study.id: job.task.rows(study.id, study.targets) for study in job.studies}, job.template)
     threads = max(1, min(8, (os.cpu_count() or 1) // len(devices)))
     ids = [study.id for study in job.studies]
     orders = [
@@ -197,8 +197,8 @@ def start_worker(order: WorkOrder, folder: Path) -> Worker:
 class MergedRows:
     """The lines of the submission, as they were written with priors, and then as the parts have them."""
 
-    def __init__(self, out: Path, rows: Mapping[str, Sequence[str]]) -> None:
-        self.out, self.rows, self.done = out, rows, dict[str, None]()
+    def __init__(self, out: Path, rows: Mapping[str, Sequence[str]], template: Sequence[str] = ()) -> None:
+        self.out, self.rows, self.done, self.template = out, rows, dict[str, None](), frozenset(template)
         self.head, *lines = out.read_text(encoding="utf-8").splitlines()
         self.lines = {line.partition(",")[0]: line for line in lines}
 
@@ -212,7 +212,8 @@ class MergedRows:
         part = {line.partition(",")[0]: line for line in own}
         for study in new:
             if rows := progress.settled.get(study):
-                self.lines = with_other_rows(self.lines, self.rows[study], rows, "")
+                fixed = [row for row in self.rows[study] if row in self.template and row not in rows]
+                self.lines = with_other_rows(self.lines, self.rows[study], [*rows, *fixed], "")
                 self.rows = {**self.rows, study: rows}
             self.lines |= {row: part[row] for row in self.rows[study]}
         self.done |= dict.fromkeys(new)

@@ -8,8 +8,9 @@ pixels elsewhere or in another size, and the locator says what it finds there:
 * else one knee, in the size in which its joint is found most surely;
 * else what the shape says.
 
-The side of a knee that nothing names is the half of a film in which it lies alone, else right; where the weights can
-tell by the anatomy that it is the other one, that one is graded. Thresholds: bench/knee_counts.py.
+A film for two on which a knee that nothing names lies alone in its own half keeps both rows: the knee is of the side of
+that half, and the other row keeps the prior. The side of any other knee that nothing names is right. Where the weights
+can tell by the anatomy that it is the other one, that one is graded alone. Thresholds: bench/knee_counts.py.
 """
 
 from __future__ import annotations
@@ -36,17 +37,13 @@ PointsOf = Callable[[Study], Points]
 def settle(study: Study, points_of: PointsOf, is_other_side: Callable[[Study], bool]) -> Study:
     """The reading of an image that the joints in it fit. See ``spec.Task`` for the arguments."""
     chosen = _counted(study, points_of)
-    if SIDE_ASSUMED not in chosen.notes:
-        return chosen
-    ways = [chosen, *(way for way in study.readings if _is_like(way, chosen))]
-    if not study.targets:
-        away_mm = _away_mm(chosen, points_of(chosen))
-        half = SIDES[away_mm > 0] if abs(away_mm) > HALF_MM else SIDES[0]
-        chosen = _of_side(ways, half, chosen.notes) or chosen
-    if is_other_side(chosen):
-        other = SIDES[chosen.targets[0] == SIDES[0]]
+    if SIDE_ASSUMED in chosen.notes and is_other_side(chosen):
+        (side,) = chosen.targets or {*SIDES} & {*points_of(chosen)}
         notes = tuple(SIDE_BY_ANATOMY if note == SIDE_ASSUMED else note for note in chosen.notes)
-        chosen = _of_side(ways, other, notes) or chosen
+        others = [way for way in study.readings if way.targets == (SIDES[side == SIDES[0]],)]
+        like = [way for way in others if way.series[0].spacing_mm == chosen.series[0].spacing_mm]
+        other, _ = (like[0], 1.0) if like else _best(others, points_of, _fit_of_one)
+        chosen = replace(other, notes=notes) if other is not None else chosen
     return chosen
 
 
@@ -61,8 +58,25 @@ def _counted(study: Study, points_of: PointsOf) -> Study:
     for same, fit, least in ((two, _fit_of_two, LEAST), (one, _fit_of_one, ALONE)):
         best, score = _best(same, points_of, fit)
         if best is not None and score >= least:
-            return _noted(study, best)
+            return _noted(study, _in_its_half(study, best, points_of))
     return study
+
+
+def _in_its_half(study: Study, best: Study, points_of: PointsOf) -> Study:
+    """The reading of one knee itself; of a film for two on which nothing names that knee and it lies in its own half,
+    the reading of both in the same size, whose side is then assumed."""
+    if study.targets or not best.targets or SIDE_ASSUMED not in best.notes:
+        return best
+    if abs(_away_mm(best, points_of(best))) <= HALF_MM:
+        return best
+    two = [way for way in (study, *study.readings) if not way.targets]
+    found = [way for way in two if len(points_of(way)) == 1]
+    if not found:
+        return best
+    surest = max(
+        found, key=lambda way: max(point.confidence for point in points_of(way).values())
+    )  # the first of equals
+    return replace(surest, notes=(*surest.notes, SIDE_ASSUMED))
 
 
 def _best(
@@ -105,16 +119,6 @@ def _away_mm(study: Study, points: Points) -> float:
 def _noted(study: Study, chosen: Study) -> Study:
     """The reading with notes that say what the image told of the number of knees."""
     notes = tuple(note for note in chosen.notes if note != ONE_KNEE_ASSUMED)
-    if bool(chosen.targets) != bool(study.targets):
+    if bool(chosen.targets) != bool(study.targets) or (not chosen.targets and SIDE_ASSUMED in notes):
         notes += (COUNTED_BY_JOINTS,)
     return replace(chosen, notes=notes)
-
-
-def _is_like(way: Study, chosen: Study) -> bool:
-    """Whether two readings of one knee are of the same size."""
-    return bool(way.targets) and way.series[0].spacing_mm == chosen.series[0].spacing_mm
-
-
-def _of_side(ways: Sequence[Study], side: str, notes: tuple[str, ...]) -> Study | None:
-    """The reading of a side, with notes."""
-    return next((replace(way, notes=notes) for way in ways if way.targets == (side,)), None)
