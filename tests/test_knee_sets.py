@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
@@ -101,8 +102,10 @@ def test_a_submission_is_scored_on_the_split_that_is_asked_for(tmp_path, capsys)
     words = ["score", TASK.name, "--data", str(tmp_path), "--submission", str(out), "--bootstrap", "0"]
     for split, studies, right in (("test", 3, 2), ("auto_test", 1, 1), ("train", 1, 1)):
         assert cli.main([*words, "--split", split]) == 0
-        told = capsys.readouterr().out
-        assert f"knee-xray: {studies} studies of {split}" in told and f'"accuracy": {right / studies:.4g}'[:16] in told
+        assert f"knee-xray: {studies} studies of {split}" in capsys.readouterr().out
+        assert cli.main([*words, "--split", split, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["studies"] == studies and found["score"]["accuracy"] == pytest.approx(right / studies)
     other = tmp_path / "other.csv"
     other.write_text("row_id," + ",".join(TASKS["knee-progression"].classes) + "\n9000004L_left,0.5,0.5\n")
     for said, told in (

@@ -24,7 +24,7 @@ def checked(task: str, data: Path) -> tuple[dict[str, str], bool]:
     return {line.split(":")[0].strip(): line for line in found.lines}, found.complete
 
 
-@pytest.mark.parametrize("task", NAMES)
+@pytest.mark.parametrize("task", [name for name in NAMES if name != "table"])
 def test_every_task_has_an_address_a_licence_a_size_and_a_layout(task, capsys):
     if not TASKS[task].slug:
         assert cli.main(["download", task]) == 0
@@ -80,6 +80,11 @@ def test_a_competition_is_counted_without_a_connection(tmp_path):
     lines, complete = checked("lumbar-mr", tmp_path)
     assert not complete and "1 of 1,975 published studies" in lines["MISSING  train_images"]
     assert "OK       train.csv" in lines and "OK       test_images" in lines
+
+
+def test_data_of_ones_own_are_published_nowhere():
+    with pytest.raises(UserError, match="its data are your own"):
+        cli.main(["download", "table"])
 
 
 def test_a_folder_that_is_not_there_is_the_users_mistake(tmp_path):

@@ -74,7 +74,12 @@ def add(commands, command: Add) -> None:
     whole.add_argument("--yes", action="store_true", help="send the submission, too")
     _poll(whole, 30)
 
-    tried = command(steps, "rehearse", rehearse, "run the kernel here as the competition does, without a network")
+    _rehearse_options(
+        command(steps, "rehearse", rehearse, "run the kernel here as the competition does, without a network")
+    )
+
+
+def _rehearse_options(tried: argparse.ArgumentParser) -> None:
     tried.add_argument("task", metavar="TASK")
     tried.add_argument("--data", type=Path, required=True, metavar="DIR", help="studies: their test part, else all")
     tried.add_argument("--weights", type=Path, metavar="DIR", help="default: the shipped weights of the task")
@@ -86,7 +91,10 @@ def add(commands, command: Add) -> None:
         "--train", type=_positive, metavar="SESSIONS", help="the kernel that trains, in so many sessions"
     )
     tried.add_argument("--minutes", type=_seconds, default=2.0, help="of each session of --train; default: 2")
-    tried.add_argument("--image-constraints", action="store_true", help="with the image's versions (make kaggle-env)")
+    tried.add_argument(
+        "--image-constraints", nargs="?", const="", metavar="IMAGE",
+        help="with the image's versions (make kaggle-env [IMAGE=...])",
+    )  # fmt: skip
 
 
 def download(args: argparse.Namespace) -> int:
@@ -202,11 +210,14 @@ def rehearse(args: argparse.Namespace) -> int:
     from osteograde.kaggle import build_kernel
     from osteograde.kaggle import rehearse as stage
     from osteograde.kaggle import rehearse_served as served
+    from osteograde.models import shipped
 
-    python = stage.image_python(Path(".venv-kaggle")) if args.image_constraints else Path(sys.executable)
+    python = Path(sys.executable)
+    if args.image_constraints is not None:
+        python = stage.image_python(Path("-".join([".venv-kaggle", *filter(None, [args.image_constraints])])))
     if args.train:
         return _rehearse_training(args, python)
-    weights = args.weights or stage.shipped(args.task, Path("weights"))
+    weights = args.weights or shipped.find(args.task)
     script = BUILT / args.task / build_kernel.script_name(args.task)
     play = served.rehearse_served if args.served else stage.rehearse
     with _logging():

@@ -195,6 +195,9 @@ PROGRESSION = Source(
 
 
 def source_of(task: str, slug: str) -> Source:
-    """The source of a task's data. slug: of its competition, "" where it has none."""
+    """The source of a task's data. slug: of its competition, "" where it has none. UserError where they are the user's
+    own."""
     known: Mapping[str, Source] = {"knee-xray": KNEES, "spider": SPIDER, "knee-progression": PROGRESSION}
+    if not slug and task not in known:
+        raise UserError(f"{task}: its data are your own, nobody publishes them; docs/own-data.md says how they lie")
     return known[task] if not slug else _competition(slug)
