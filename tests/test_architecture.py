@@ -121,10 +121,16 @@ def long_functions(sources: Sequence[Source]) -> list[str]:
     ]
 
 
+# An error that reaches the host of a streamed competition ends the whole run, so these two keep every one to its study.
+HOSTED = ("inference/serve.py", "kaggle/stand_in_host.py")
+
+
 def failures_caught_without_a_name(sources: Sequence[Source]) -> list[str]:
     """``except:``, ``except Exception``, also among others, and ``suppress(Exception)``."""
     found = []
     for source in sources:
+        if source.name in HOSTED:
+            continue
         for node in source.nodes:
             caught: list[ast.AST] = []
             if isinstance(node, ast.ExceptHandler):

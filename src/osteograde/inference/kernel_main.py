@@ -23,7 +23,7 @@ import torch
 from osteograde import logs
 from osteograde.errors import UserError
 from osteograde.imaging.discovery import has_images
-from osteograde.inference import multi_gpu, run, submission
+from osteograde.inference import multi_gpu, run, serve, submission
 from osteograde.inference.submission import RunSummary
 from osteograde.models import bundle, device
 from osteograde.models.manifest import ENSEMBLE
@@ -56,6 +56,8 @@ def kernel_main(task: str, manifest_sha256: str = "", data_set: str = "", hours:
         weights = find_weights(root, task, manifest_sha256)
         data = find_data(root, TASKS[task].slug, data_set, skip=weights)
         devices = preflight(data, weights, out.parent)
+        if serve.is_served(data):
+            return answer_host(TASKS[task], data, weights, out, devices[0], hours, begun)
         summary, left = grade(task, data, weights, out, devices, hours - (time.monotonic() - begun) / 3600)
     except (ValueError, OSError) as error:  # whatever was written stays; the log is all its reader has
         traceback.print_exc()
@@ -64,6 +66,38 @@ def kernel_main(task: str, manifest_sha256: str = "", data_set: str = "", hours:
     for line in closing(task, data, out, summary, left, devices, time.monotonic() - begun):
         log.info(line)
     return 0
+
+
+def answer_host(task: Task, data: Path, weights: Path, out: Path, device_name: str, hours: float, begun: float) -> int:
+    """Answer the calls of a competition's host, and write the tables beside the submission; the exit code, always 0.
+
+    One device answers, as one study is asked about at a time. The submission itself is written by the host.
+    """
+    predictor = serve.Predictor(task, ensemble.verify(weights), torch.device(device_name), ends=begun + hours * 3600)
+    serve.serve(predictor, data, begun)
+    submission.write_beside(task, predictor.summary, out)
+    for line in closing_served(predictor, time.monotonic() - begun):
+        log.info(line)
+    return 0
+
+
+def closing_served(predictor: serve.Predictor, seconds: float) -> list[str]:
+    """One screen at the end of the log of a kernel that answered a host."""
+    summary = predictor.summary
+    return [
+        f"== osteograde {predictor.task.name}, served ".ljust(WIDTH, "="),
+        f"studies    {predictor.calls} calls, {summary.unread} studies unreadable",
+        f"rows       {summary.on_prior} graded rows on their prior",
+        f"faults     {told_faults(summary)}",
+        f"time       {seconds:.0f} s, slowest answer after the first {predictor.slowest_s:.1f} s of "
+        f"{predictor.task.serving.study_s:.0f}, peak memory {peak_mib():.0f} MiB",
+        "=" * WIDTH,
+    ]
+
+
+def told_faults(summary: RunSummary) -> str:
+    """The codes of everything that was lost, and how often."""
+    return ", ".join(f"{code} x {count}" for code, count in sorted(summary.faults.items())) or "none"
 
 
 def default_hours(task: Task) -> float:
@@ -91,7 +125,7 @@ def find_data(root: Path, slug: str, data_set: str = "", skip: Path | None = Non
     holds a marker file or, for a task without a competition, the only one that holds images."""
     owner, _, name = data_set.partition("/")
     for folder in (root / "competitions" / slug, root / slug):
-        if slug and any((folder / marker).is_file() for marker in MARKERS):
+        if slug and (serve.is_served(folder) or any((folder / marker).is_file() for marker in MARKERS)):
             return folder
     for folder in (root / "datasets" / owner / name, root / name):
         if name and folder.is_dir():
@@ -172,12 +206,11 @@ def closing(
     problems = submission.validate(out, template) if submission.template_ids(data) else []
     state = f"{len(problems)} problems, such as {problems[0]}" if problems else "valid"
     stages = ", ".join(f"{name} {spent:.1f} s" for name, spent in summary.seconds.items()) or "none"
-    faults = ", ".join(f"{code} x {count}" for code, count in sorted(summary.faults.items())) or "none"
     return [
         f"== osteograde {task} ".ljust(WIDTH, "="),
         f"studies    {summary.studies - left} of {summary.studies} graded, {summary.unread} unreadable",
         f"rows       {len(submission.read_submission(out))}, {summary.on_prior} on their prior; {state}",
-        f"faults     {faults}",
+        f"faults     {told_faults(summary)}",
         f"stages     {stages}",
         f"time       {seconds:.0f} s on {', '.join(devices)}, peak memory {peak_mib():.0f} MiB a process",
         f"result     {out.name} sha256 {bundle.sha256(out)}",

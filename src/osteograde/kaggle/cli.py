@@ -70,6 +70,7 @@ def add(commands, command: Add) -> None:
     tried.add_argument(
         "--copies", type=_positive, default=1, metavar="N", help="of every study, to see time and memory"
     )
+    tried.add_argument("--served", action="store_true", help="as a competition that streams its studies to a predictor")
     tried.add_argument("--image-constraints", action="store_true", help="with the image's versions (make kaggle-env)")
 
 
@@ -180,12 +181,14 @@ def rehearse(args: argparse.Namespace) -> int:
     _check_built(args.task)
     from osteograde.kaggle import build_kernel
     from osteograde.kaggle import rehearse as stage
+    from osteograde.kaggle import rehearse_served as served
 
     weights = args.weights or stage.shipped(args.task, Path("weights"))
     python = stage.image_python(Path(".venv-kaggle")) if args.image_constraints else Path(sys.executable)
     script = BUILT / args.task / build_kernel.script_name(args.task)
+    play = served.rehearse_served if args.served else stage.rehearse
     with _logging():
-        faults = stage.rehearse(args.task, script, args.data, weights, copies=args.copies, python=python)
+        faults = play(args.task, script, args.data, weights, copies=args.copies, python=python)
     for fault in faults:
         print(fault, file=sys.stderr)
     return 2 if faults else 0

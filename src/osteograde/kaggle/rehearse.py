@@ -16,7 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +45,11 @@ class Stage:
     mounts: Mapping[str, Path]  # below the input: path -> folder
     isolated: bool
 
+    @property
+    def put(self) -> staging.Put:
+        """How files come here: linked where the system itself keeps them from being written to."""
+        return staging.link if self.isolated else staging.copy
+
 
 def rehearse(
     task: str,
@@ -67,21 +73,10 @@ def rehearse(
     Raises UserError before any run for a kernel that was not built, damaged weights and data that cannot be read.
     """
     limits = limits or limits_of(TASKS[task])
-    facts = metadata.read(script.parent)
-    metadata.check(facts, script.parent)
     stock = staging.stock(TASKS[task], data)
     shown, others = stock.studies[:1], stock.studies[1:] or stock.studies
-    with tempfile.TemporaryDirectory(prefix="osteograde-") as folder:
-        home = Path(folder).resolve()
-        isolated = isolate and allowed(home, python)
-        place = "Linux namespaces: no network, input read-only" if isolated else "a plain folder: no namespaces here"
-        logger.info("rehearsal in %s; %s", place, python)
-        mounts = {
-            mount: home / name for name, mount in zip(("weights", "data"), places(facts, TASKS[task]), strict=True)
-        }
-        stage = Stage(home, python, script, mounts, isolated)
-        put = staging.link if isolated else staging.copy
-        staging.lay_weights(weights, home / "weights", put)
+    with staged(task, script, weights, python=python, isolate=isolate) as stage:
+        home, put = stage.home, stage.put
         for name, studies, times in ((VISIBLE, shown, 1), (HIDDEN, others, copies)):
             made = staging.lay(stock, studies, home / "data", copies=times, put=put)
             limit_s = start_s + limits.hours * 3600 * len(made) / limits.studies
@@ -94,6 +89,27 @@ def rehearse(
         for line in (*_closing(done.out), *project(done, len(made), limits)):
             logger.info("%s", line)
     return []
+
+
+@contextmanager
+def staged(task: str, script: Path, weights: Path, *, python: Path, isolate: bool) -> Iterator[Stage]:
+    """A place for the runs of a built kernel, with its weights and without data; removed in the end.
+
+    Raises UserError for a kernel that was not built and for damaged weights.
+    """
+    facts = metadata.read(script.parent)
+    metadata.check(facts, script.parent)
+    with tempfile.TemporaryDirectory(prefix="osteograde-") as folder:
+        home = Path(folder).resolve()
+        isolated = isolate and allowed(home, python)
+        place = "Linux namespaces: no network, input read-only" if isolated else "a plain folder: no namespaces here"
+        logger.info("rehearsal in %s; %s", place, python)
+        mounts = {
+            mount: home / name for name, mount in zip(("weights", "data"), places(facts, TASKS[task]), strict=True)
+        }
+        stage = Stage(home, python, script, mounts, isolated)
+        staging.lay_weights(weights, home / "weights", stage.put)
+        yield stage
 
 
 def places(facts: Mapping[str, object], task: Task) -> tuple[str, str]:
@@ -119,30 +135,43 @@ def allowed(home: Path, python: Path) -> bool:
     return done.returncode == 0
 
 
-def play(stage: Stage, name: str, limit_s: float, memory_gib: float) -> WatchedRun:
-    """One run of the script with what is staged now."""
+def play(
+    stage: Stage,
+    name: str,
+    limit_s: float,
+    memory_gib: float,
+    *,
+    beside: Mapping[str, Path] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> WatchedRun:
+    """One run of the script with what is staged now.
+
+    beside: further folders that the script may write to, by their path in a session; without namespaces they stay
+    where they are. environment: further variables.
+    """
     working, source = stage.home / "working", stage.home / "src"
     for folder in (working, source):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
     shutil.copyfile(stage.script, source / "script.py")
     shutil.copyfile(sandbox_guard.__file__, source / "guard.py")
-    environment = {"KAGGLE_KERNEL_RUN_TYPE": "Batch"} | ({"KAGGLE_IS_COMPETITION_RERUN": "1"} if name == HIDDEN else {})
+    variables = {"KAGGLE_KERNEL_RUN_TYPE": "Batch"} | ({"KAGGLE_IS_COMPETITION_RERUN": "1"} if name == HIDDEN else {})
+    variables |= environment or {}
     limits = {"limit_s": limit_s, "limit_bytes": int(memory_gib * 2**30)}
     python, logs = [str(stage.python), "-I"], stage.home / "log"
     if stage.isolated:
         inside = [*python, "/kaggle/src/guard.py", "/kaggle/src/script.py", sandbox_namespaces.INPUT]
-        spec = _spec(stage.home, stage.mounts, inside, working, environment)
+        spec = _spec(stage.home, stage.mounts, inside, working, variables, beside)
         return run_watched([*python, sandbox_namespaces.__file__, str(spec)], {}, working, logs, **limits)  # type: ignore[arg-type]
     root = stage.home / "input"
     shutil.rmtree(root, ignore_errors=True)
     for path, folder in stage.mounts.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(folder, root / path)
-    environment |= {"OSTEOGRADE_KAGGLE_INPUT": str(root), "OSTEOGRADE_KAGGLE_WORKING": str(working)}
+    variables |= {"OSTEOGRADE_KAGGLE_INPUT": str(root), "OSTEOGRADE_KAGGLE_WORKING": str(working)}
     before = _snapshot(root)
     command = [*python, str(source / "guard.py"), str(source / "script.py"), str(root)]
-    done = run_watched(command, environment, working, logs, **limits)  # type: ignore[arg-type]
+    done = run_watched(command, variables, working, logs, **limits)  # type: ignore[arg-type]
     if _snapshot(root) != before:
         told = f"{done.err}\n{sandbox_guard.MARK}: {sandbox_guard.WRITE}: its files differ after the run\n"
         return WatchedRun(done.code, done.seconds, done.peak, done.steps, done.out, told)
@@ -223,11 +252,13 @@ def _spec(
     command: list[str],
     working: Path,
     environment: Mapping[str, str] | None = None,
+    beside: Mapping[str, Path] | None = None,
 ) -> Path:
     for name in ("root", "tmp", "src"):
         (home / name).mkdir(exist_ok=True)
     inside = {f"{sandbox_namespaces.INPUT}/{path}": [str(folder), "ro"] for path, folder in mounts.items()}
     inside |= {"/kaggle/working": [str(working), "rw"], "/kaggle/src": [str(home / "src"), "ro"]}
+    inside |= {path: [str(folder), "rw"] for path, folder in (beside or {}).items()}
     facts = {"root": str(home / "root"), "mounts": inside, "tmp": str(home / "tmp"), "command": command}
     path = home / "spec.json"
     path.write_text(json.dumps(facts | {"environment": dict(environment or {})}), encoding="utf-8")

@@ -448,6 +448,24 @@ class Competition:
 
 
 @dataclass(frozen=True)
+class Serving:
+    """How a competition asks that hands its studies one by one to a predictor, and reads no table.
+
+    Its data hold the package ``kaggle_evaluation`` then. server: module and class in that package, as "module:Class".
+    studies(*args): the studies that one call of the predictor asks about; no image is opened, and a UserError or
+    OSError says that nothing is there. None: all that lie at the path which is the first argument. table({row id: (K,)
+    probabilities}): the columns of the table that the predictor returns. None: the columns of a submission. start_s:
+    seconds that a kernel may take before it serves. study_s: seconds that an answer may take, the first one excepted.
+    """
+
+    server: str = "default_inference_server:DefaultInferenceServer"
+    studies: Callable[..., list[Study]] | None = None
+    table: Callable[[Mapping[str, np.ndarray]], Mapping[str, Sequence[Any]]] | None = None
+    start_s: float = 900.0
+    study_s: float = 60.0
+
+
+@dataclass(frozen=True)
 class Task:
     """What a study may hold, what is found in it, what is graded, and how that is read and scored.
 
@@ -461,7 +479,8 @@ class Task:
     patients are resampled whole. read_files: studies to be graded of single files below a folder; None where the task
     takes whole folders alone. covariates: what its studies may tell beside the images; every grader's plan chooses
     those that its net reads.
-    inspect: counts what the tables and headers of a folder hold; None: not for this task.
+    inspect: counts what the tables and headers of a folder hold; None: not for this task. serving: how its kernel
+    answers where a competition streams the studies.
     """
 
     name: str
@@ -482,6 +501,7 @@ class Task:
     competition: Competition | None = None
     covariates: tuple[Covariate, ...] = ()
     inspect: Callable[[Path], Census] | None = None
+    serving: Serving = Serving()
 
     @property
     def slug(self) -> str:
