@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from osteograde import packages
 from osteograde.errors import UserError
 from osteograde.kaggle import cli
 from osteograde.tasks import NAMES, check_name
@@ -205,6 +206,7 @@ def grade(args: argparse.Namespace) -> int:
         check_file("--points", args.points)
     if args.weights is not None:
         cli.check_weights(args.weights, args.task)
+    packages.check(to_train=False)
     from osteograde import grade_command
 
     return grade_command.main(args)
@@ -217,6 +219,7 @@ def train(args: argparse.Namespace) -> int:
 
         print(*catalogue.lines(args.task), sep="\n")
         return 0
+    packages.check(to_train=True)
     from osteograde import train_command
 
     return train_command.main(args)
