@@ -110,6 +110,38 @@ def test_weights_become_the_next_version_of_a_model(world, weights):
     assert world.sent("CreateModel") == world.sent("CreateModelInstance") == []
 
 
+@pytest.mark.parametrize("to", [WEIGHTS_SET, WEIGHTS_MODEL])
+def test_published_weights_carry_their_card_and_licence(world, weights, tmp_path, to):
+    folder = shutil.copytree(weights, tmp_path / "weights")
+    (folder / "README.md").write_text("# What they are for\n")
+    upload.upload(folder, to, public=True, licence="CC-BY-4.0", poll_s=0.01)
+    (sent,) = world.sent("CreateModel" if to == WEIGHTS_MODEL else "CreateDataset")
+    assert not sent.get("isPrivate", False)  # what is false is left out on the wire
+    assert sent["description"].startswith("# What they are for")
+    if to == WEIGHTS_MODEL:
+        sent = world.sent("CreateModelInstance")[0]["body"]
+    assert sent["licenseName"] == "CC-BY-4.0"
+
+
+@pytest.mark.parametrize(
+    ("options", "card", "told"),
+    [
+        ({"public": True, "licence": "CC-BY-4.0"}, False, "need a card"),
+        ({"public": True}, True, "needs --licence NAME"),
+        ({"public": True, "licence": "CC-BY4.0"}, True, "did you mean CC-BY-4.0"),
+        ({"licence": "CC-BY-4.0"}, True, "add --public"),
+    ],
+)
+def test_weights_are_not_published_without_what_others_need(world, weights, tmp_path, options, card, told):
+    folder = shutil.copytree(weights, tmp_path / "weights")
+    (folder / "README.md").unlink(missing_ok=True)
+    if card:
+        (folder / "README.md").write_text("# What they are for\n")
+    with pytest.raises(ValueError, match=told):
+        upload.upload(folder, WEIGHTS_SET, **options, poll_s=0.01)
+    assert world.seen == []
+
+
 def test_a_file_that_the_service_lost_is_noticed(world, weights):
     world.ready_after, world.lose = 0, frozenset({"locate__canal__fold0.safetensors"})
     with pytest.raises(Refused, match=r"locate__canal__fold0\.safetensors missing"):

@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Callable
@@ -361,7 +362,25 @@ def kernel_build(args: argparse.Namespace) -> int:
     if args.weights is not None:
         cli.check_weights(args.weights, args.task)
     from osteograde.kaggle import build_kernel
+    from osteograde.kaggle.metadata import training_name
 
+    if args.train:
+        if args.weights or args.mount:
+            raise UserError("a kernel that trains makes its weights: leave --weights and --mount out")
+        train_parser().parse_args([args.task, "--data", ".", "--out", ".", *args.options])
+        print(
+            build_kernel.build_training(
+                args.task,
+                build_kernel.BUILT / training_name(args.task),
+                arguments=shlex.join(args.options),
+                data=args.images,
+                go_on=args.go_on,
+                internet=args.internet,
+            )
+        )
+        return 0
+    if args.options or args.go_on or args.internet:
+        raise UserError("--options, --go-on and --internet are of a kernel that trains: add --train")
     out = build_kernel.BUILT / args.task
     print(build_kernel.build(args.task, args.weights, out, source=args.mount, data=args.images))
     return 0
@@ -385,6 +404,13 @@ def _add_kernel(commands) -> None:
     built.add_argument(
         "--images", default="", metavar="OWNER/NAME", help="data set to grade, if there is no competition"
     )
+    built.add_argument("--train", action="store_true", help="the kernel that trains, to build/kernels/TASK-train")
+    built.add_argument("--go-on", action="store_true", help="of --train: read its own last output")
+    built.add_argument("--internet", action="store_true", help="of --train: for starting weights that are downloaded")
+    built.add_argument(
+        "--options", nargs=argparse.REMAINDER, default=[], metavar="...",
+        help="of --train, last: options of train_folds.py, such as --options --recipe NAME --folds 0,1",
+    )  # fmt: skip
 
 
 def _add_targets(commands) -> None:

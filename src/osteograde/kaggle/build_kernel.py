@@ -7,8 +7,11 @@ The modules stay readable (one raw string each), and building twice from the sam
 from __future__ import annotations
 
 import ast
+import base64
+import io
 import json
 import re
+import tarfile
 from pathlib import Path
 
 import osteograde
@@ -19,6 +22,7 @@ from osteograde.pipeline import ensemble
 from osteograde.tasks import TASKS
 
 ENTRY = "osteograde.inference.kernel_main"
+TRAIN = "train"  # the folder of the script that trains any task
 READABLE = Path("kernels")  # one folder a task: the script with its settings, and the metadata
 BUILT = Path("build") / "kernels"  # git ignores it
 MAX_BYTES = 900_000  # of the built script: Kaggle documents no limit of a kernel source; 1 MB is what users report
@@ -61,6 +65,58 @@ def build(
     (out / metadata.NAME).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8", newline="\n")
     metadata.check(facts, out)
     return out / path.name
+
+
+def build_training(
+    task: str, out: Path, *, arguments: str = "", data: str = "", go_on: bool = False, internet: bool = False
+) -> Path:
+    """Write the kernel that trains a task to ``out``: its metadata and train.py, whose path is returned.
+
+    arguments: options of train_folds.py beside the task, the data and the folder. data: the data set on Kaggle of the
+    labelled studies, for a task without a competition. go_on: attach the kernel's own last output, which exists once it
+    has run. internet: for starting weights that are downloaded; nothing is submitted from this kernel.
+
+    UserError for an unknown task, options that train_folds.py does not take, and data that a competition has already.
+    """
+    if task not in TASKS:
+        raise UserError(f"no task {task!r}; known tasks: {', '.join(sorted(TASKS))}")
+    slug = TASKS[task].slug
+    if bool(data) == bool(slug):
+        raise UserError(
+            f"{task} reads the competition {slug}; leave --images {data} out"
+            if slug
+            else f"{task} has no competition; name the data set of the labelled studies with --images OWNER/NAME"
+        )
+    folder = readable_folder(TRAIN)
+    path = folder / script_name(TRAIN)
+    text = path.read_text(encoding="utf-8")
+    settings = {"TASK": task, "ARGUMENTS": arguments, "DATA_SET": data, "PACKAGE": packed(PACKAGE)}
+    for name, value in settings.items():
+        text = with_setting(path, text, name, value)
+    if (size := len(text.encode())) > MAX_BYTES:
+        raise UserError(f"{path}: with the package it has {size} bytes, more than {MAX_BYTES}")
+    facts = metadata.for_training(metadata.read(folder), task, slug, data, go_on=go_on, internet=internet)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / path.name).write_text(text, encoding="utf-8", newline="\n")
+    (out / metadata.NAME).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8", newline="\n")
+    metadata.check(facts, out)
+    return out / path.name
+
+
+def packed(package: Path) -> str:
+    """All modules of the package as text: base 85 of a tar archive that xz compressed; the same source, the same text.
+
+    It holds every module, which is more than an inference kernel carries, and nobody grades what it says: so it is
+    packed, while the script of inference stays readable.
+    """
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w:xz", preset=9, format=tarfile.USTAR_FORMAT) as tar:
+        for path in sorted(package.rglob("*.py")):
+            data = path.read_bytes()
+            member = tarfile.TarInfo(path.relative_to(package.parent).as_posix())
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return base64.b85encode(archive.getvalue()).decode("ascii")
 
 
 def script_name(task: str) -> str:

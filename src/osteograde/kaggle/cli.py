@@ -29,21 +29,26 @@ def add(commands, command: Add) -> None:
     group = commands.add_parser("kaggle", help="from weights to the leaderboard, one checked step each")
     steps = group.add_subparsers(required=True, metavar="STEP", parser_class=type(group))
 
-    sent = command(steps, "upload-weights", upload, "weights to a private data set or model, compared file by file")
+    sent = command(steps, "upload-weights", upload, "weights to a data set or model, compared file by file")
     sent.add_argument("weights", type=Path, metavar="WEIGHTS_DIR")
     sent.add_argument("--to", required=True, metavar="SOURCE", help="owner/name, or owner/model/pyTorch/variation")
+    sent.add_argument("--public", action="store_true", help="everybody may use them; the card becomes the description")
+    sent.add_argument("--licence", default="", metavar="NAME", help="of --public, as Kaggle calls it: CC-BY-4.0, other")
     _poll(sent, 10)
 
     pushed = command(steps, "push", push, "push and start the kernel in build/kernels/TASK, and read it back")
     pushed.add_argument("task", metavar="TASK")
+    _training(pushed)
     pushed.add_argument("--no-run", action="store_true", help="save the version without running it")
 
     waited = command(steps, "wait", wait, "until the kernel has ended; the end of its log where it failed")
     waited.add_argument("task", metavar="TASK")
+    _training(waited)
     _poll(waited, 30)
 
     fetched = command(steps, "output", output, "fetch what the kernel wrote, and check it")
     fetched.add_argument("task", metavar="TASK")
+    _training(fetched)
 
     last = command(steps, "submit", submit, "tell what would be submitted; with --yes do it and see it listed")
     last.add_argument("task", metavar="TASK")
@@ -63,7 +68,12 @@ def add(commands, command: Add) -> None:
     whole.add_argument("--yes", action="store_true", help="send the submission, too")
     _poll(whole, 30)
 
-    tried = command(steps, "rehearse", rehearse, "run the kernel here as the competition does, without a network")
+    _rehearse_options(
+        command(steps, "rehearse", rehearse, "run the kernel here as the competition does, without a network")
+    )
+
+
+def _rehearse_options(tried: argparse.ArgumentParser) -> None:
     tried.add_argument("task", metavar="TASK")
     tried.add_argument("--data", type=Path, required=True, metavar="DIR", help="studies: their test part, else all")
     tried.add_argument("--weights", type=Path, metavar="DIR", help="default: the shipped weights of the task")
@@ -71,6 +81,10 @@ def add(commands, command: Add) -> None:
         "--copies", type=_positive, default=1, metavar="N", help="of every study, to see time and memory"
     )
     tried.add_argument("--served", action="store_true", help="as a competition that streams its studies to a predictor")
+    tried.add_argument(
+        "--train", type=_positive, metavar="SESSIONS", help="the kernel that trains, in so many sessions"
+    )
+    tried.add_argument("--minutes", type=_seconds, default=2.0, help="of each session of --train; default: 2")
     tried.add_argument("--image-constraints", action="store_true", help="with the image's versions (make kaggle-env)")
 
 
@@ -85,31 +99,34 @@ def upload(args: argparse.Namespace) -> int:
     check_weights(args.weights)
     from osteograde.kaggle import upload as sender
 
-    return _run(lambda: sender.upload(args.weights, args.to, poll_s=args.poll))
+    return _run(
+        lambda: sender.upload(args.weights, args.to, public=args.public, licence=args.licence, poll_s=args.poll)
+    )
 
 
 def push(args: argparse.Namespace) -> int:
     check_name(args.task)
-    _check_built(args.task)
+    name = _kernel(args)
+    _check_built(name)
     from osteograde.kaggle import push as pusher
 
-    return _run(lambda: pusher.push(args.task, BUILT / args.task, run=not args.no_run))
+    return _run(lambda: pusher.push(args.task, BUILT / name, run=not args.no_run, training=args.train))
 
 
 def wait(args: argparse.Namespace) -> int:
     check_name(args.task)
-    record.need_record(args.task, "kernel", f"push {args.task}")
+    record.need_record(_kernel(args), "kernel", f"push {args.task}")
     from osteograde.kaggle import push as pusher
 
-    return _run(lambda: pusher.wait(args.task, poll_s=args.poll))
+    return _run(lambda: pusher.wait(args.task, poll_s=args.poll, training=args.train))
 
 
 def output(args: argparse.Namespace) -> int:
     check_name(args.task)
-    record.need_record(args.task, "kernel", f"push {args.task}")
+    record.need_record(_kernel(args), "kernel", f"push {args.task}")
     from osteograde.kaggle import push as pusher
 
-    return _run(lambda: pusher.output(args.task))
+    return _run(lambda: (pusher.output_of_training if args.train else pusher.output)(args.task))
 
 
 def submit(args: argparse.Namespace) -> int:
@@ -178,20 +195,42 @@ def rehearse(args: argparse.Namespace) -> int:
     check_name(args.task)
     if not args.data.is_dir():
         raise UserError(f"{args.data}: no such folder; --data is the folder that holds the studies")
-    _check_built(args.task)
+    _check_built(metadata.training_name(args.task) if args.train else args.task)
     from osteograde.kaggle import build_kernel
     from osteograde.kaggle import rehearse as stage
     from osteograde.kaggle import rehearse_served as served
 
-    weights = args.weights or stage.shipped(args.task, Path("weights"))
     python = stage.image_python(Path(".venv-kaggle")) if args.image_constraints else Path(sys.executable)
+    if args.train:
+        return _rehearse_training(args, python)
+    weights = args.weights or stage.shipped(args.task, Path("weights"))
     script = BUILT / args.task / build_kernel.script_name(args.task)
     play = served.rehearse_served if args.served else stage.rehearse
     with _logging():
         faults = play(args.task, script, args.data, weights, copies=args.copies, python=python)
+    return _told(faults)
+
+
+def _rehearse_training(args: argparse.Namespace, python: Path) -> int:
+    from osteograde.kaggle import rehearse_training
+
+    folder = BUILT / metadata.training_name(args.task)
+    with _logging():
+        faults = rehearse_training.rehearse_training(
+            args.task, folder / "train.py", args.data, sessions=args.train, minutes=args.minutes, python=python
+        )
+    return _told(faults)
+
+
+def _told(faults: list[str]) -> int:
     for fault in faults:
         print(fault, file=sys.stderr)
     return 2 if faults else 0
+
+
+def _kernel(args: argparse.Namespace) -> str:
+    """The name of the folder and of the record of the kernel that is meant."""
+    return metadata.training_name(args.task) if args.train else args.task
 
 
 def check_weights(folder: Path, task: str = "") -> None:
@@ -220,6 +259,10 @@ def _run(step: Callable[[], object]) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return RETRY
     return 0
+
+
+def _training(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--train", action="store_true", help="the kernel that trains (kernel build TASK --train)")
 
 
 def _poll(parser: argparse.ArgumentParser, default: float) -> None:

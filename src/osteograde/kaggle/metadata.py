@@ -32,6 +32,8 @@ FIXED: Mapping[str, Any] = {
     "kernel_sources": [],  # the service drops their versions
 }
 KEYS = {*FIXED, "id", "title", "code_file", "machine_shape", "competition_sources", "dataset_sources", "model_sources"}
+OWNED = ("dataset_sources", "model_sources", "kernel_sources")
+FREE_IN_TRAINING = ("enable_internet", "kernel_sources")
 OPTIONAL = {"docker_image"}
 IMAGE = re.compile(r"gcr\.io/kaggle[a-z-]*/python(:[\w.-]+)?(@sha256:[0-9a-f]{64})?")
 
@@ -63,11 +65,37 @@ def with_sources(facts: Mapping[str, Any], weights: str = "", data: str = "") ->
     return owned(changed, source.owner) if weights else changed
 
 
+def for_training(
+    facts: Mapping[str, Any], task: str, slug: str, data: str, *, go_on: bool, internet: bool
+) -> dict[str, Any]:
+    """The metadata of the kernel that trains a task, from those of ``kernels/train``: a name of its own, the data of
+    the competition ``slug`` or of the data set ``data``, and with ``go_on`` its own last output."""
+    named = training_name(task)
+    own = f"{str(facts['id']).partition('/')[0]}/osteograde-{named}"
+    return {
+        **facts,
+        "id": own,
+        "title": f"Osteograde {named}",
+        "competition_sources": [slug] if slug else [],
+        "dataset_sources": [*([data] if data else []), *facts["dataset_sources"]],
+        "kernel_sources": [own] if go_on else [],
+        "enable_internet": internet,
+    }
+
+
+def training_name(task: str) -> str:
+    """What the kernel that trains a task is called in folders and records: TASK-train."""
+    return f"{task}-train"
+
+
+def trains(facts: Mapping[str, Any]) -> bool:
+    """Whether the metadata are of a kernel that trains: it may go online and read its own output."""
+    return facts.get("code_file") == "train.py"
+
+
 def has_placeholder(facts: Mapping[str, Any]) -> bool:
     """True if the metadata still has the placeholder owner."""
-    return any(
-        name.startswith(f"{OWNER}/") for name in (facts["id"], *facts["dataset_sources"], *facts["model_sources"])
-    )
+    return any(name.startswith(f"{OWNER}/") for name in (facts["id"], *(one for key in OWNED for one in facts[key])))
 
 
 def owned(facts: Mapping[str, Any], account: str) -> dict[str, Any]:
@@ -76,7 +104,7 @@ def owned(facts: Mapping[str, Any], account: str) -> dict[str, Any]:
     def own(name: str) -> str:
         return account + name.removeprefix(OWNER) if name.startswith(f"{OWNER}/") else name
 
-    lists = {key: [own(name) for name in facts[key]] for key in ("dataset_sources", "model_sources")}
+    lists = {key: [own(name) for name in facts[key]] for key in OWNED}
     return {**facts, "id": own(facts["id"]), **lists}
 
 
@@ -107,7 +135,9 @@ def check(facts: Mapping[str, Any], folder: Path) -> None:
 
 
 def _fixed(facts: Mapping[str, Any]) -> list[str]:
+    free = FREE_IN_TRAINING if trains(facts) else ()
     odd = [key for key, value in FIXED.items() if facts[key] != value or type(facts[key]) is not type(value)]
+    odd = [key for key in odd if key not in free or type(facts[key]) is not type(FIXED[key])]
     return [f"{key} is {facts[key]!r}, expected {FIXED[key]!r}" for key in odd]
 
 

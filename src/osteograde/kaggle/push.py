@@ -16,8 +16,9 @@ from osteograde.kaggle import client, credentials, metadata, record
 from osteograde.kaggle.client import Refused, RetryLater, logger
 from osteograde.kaggle.metadata import parse_source
 from osteograde.models import bundle
+from osteograde.models.manifest import MANIFEST
 from osteograde.tasks import TASKS
-from osteograde.tasks.limits import limits_of
+from osteograde.tasks.limits import SESSION, limits_of
 
 POLL_S = 30.0
 TAIL = 20  # lines of a log that are shown
@@ -27,10 +28,11 @@ READ_BACK = ("is_private", "enable_gpu", "enable_internet", "machine_shape")
 SOURCES = ("dataset_sources", "competition_sources", "kernel_sources", "model_sources")
 
 
-def push(task: str, folder: Path, *, run: bool = True, records: Path = record.FOLDER) -> int:
+def push(task: str, folder: Path, *, run: bool = True, training: bool = False, records: Path = record.FOLDER) -> int:
     """Push the kernel in ``folder`` and start it; returns the version that the service gave it.
 
-    run: False only saves the version, which cannot be submitted (needs kaggle 2.2.5).
+    training: it is the kernel that trains the task, which is recorded by a name of its own. run: False only saves the
+    version, which cannot be submitted (needs kaggle 2.2.5).
 
     Raises UserError for bad metadata or a secret, before anything is sent; RetryLater if no session is free; Refused
     if the service refuses, leaves a source out, or holds other settings than were sent.
@@ -47,16 +49,24 @@ def push(task: str, folder: Path, *, run: bool = True, records: Path = record.FO
     with tempfile.TemporaryDirectory(prefix="osteograde-") as stage:
         shutil.copy(folder / facts["code_file"], stage)
         Path(stage, metadata.NAME).write_text(json.dumps(facts, indent=2), encoding="utf-8")
-        seconds = limits_of(TASKS[task]).hours * 3600
+        seconds = (SESSION if training else limits_of(TASKS[task])).hours * 3600
         words = ("kernels", "push", "-p", stage, "-t", f"{seconds:.0f}", "--accelerator", facts["machine_shape"])
         reply = client.ask(*words, *(() if run else ("--no-run",)))
     done = "pushed" if run else "saved without running"
     version = int(client.expect(reply, rf"Kernel version (\d+) successfully {done}")[1])
     image = read_back(facts, version, (folder / facts["code_file"]).read_text(encoding="utf-8"))
-    settings = f"private, internet off, {facts['machine_shape']}, {image}"
+    online = "on" if facts["enable_internet"] else "off"
+    settings = f"private, internet {online}, {facts['machine_shape']}, {image}"
     logger.info("%s version %d %s: %s", facts["id"], version, "pushed and running" if run else done, settings)
-    record.keep_record(task, "kernel", {"ref": facts["id"], "version": version, "image": image}, records)
+    record.keep_record(
+        recorded(task, training), "kernel", {"ref": facts["id"], "version": version, "image": image}, records
+    )
     return version
+
+
+def recorded(task: str, training: bool) -> str:
+    """The name of a kernel's record."""
+    return metadata.training_name(task) if training else task
 
 
 def read_back(facts: dict[str, Any], version: int, text: str) -> str:
@@ -79,13 +89,20 @@ def read_back(facts: dict[str, Any], version: int, text: str) -> str:
     return str(there.get("docker_image") or "image unknown")
 
 
-def wait(task: str, *, poll_s: float = POLL_S, hours: float = 13.0, records: Path = record.FOLDER) -> None:
+def wait(
+    task: str,
+    *,
+    poll_s: float = POLL_S,
+    hours: float = 13.0,
+    training: bool = False,
+    records: Path = record.FOLDER,
+) -> None:
     """Wait until the pushed version has ended well; its status and the last line of its log are logged meanwhile.
 
     Raises Refused, after logging the end of the kernel's log, if the run failed or was stopped; RetryLater if it has
     not ended after ``hours``.
     """
-    ref = version_ref(record.need_record(task, "kernel", f"push {task}", records))
+    ref = version_ref(record.need_record(recorded(task, training), "kernel", f"push {task}", records))
     begun, told = time.monotonic(), ""
     while True:
         status, message = state(ref)
@@ -157,15 +174,45 @@ def output(task: str, *, records: Path = record.FOLDER) -> Path:
     rows = check_rows(task, path)
     digest = bundle.sha256(path)
     log = target / f"{ref.partition('/')[2]}.log"
-    told = re.findall(
-        rf"{SUBMISSION} sha256 ([0-9a-f]{{64}})", "\n".join(lines_of(log.read_text())) if log.is_file() else ""
-    )
+    told = re.findall(rf"{SUBMISSION} sha256 ([0-9a-f]{{64}})", _plain_log(log))
     if told and told[-1] != digest:
         raise Refused(f"{path}: sha256 {digest[:12]}, the kernel's log says {told[-1][:12]}; fetch it again")
     seen = "as the kernel's log says" if told else "the log tells no hash"
     logger.info("%s: %d rows, sha256 %s, %s", path, rows, digest[:12], seen)
     record.keep_record(task, "output", {"ref": ref, "version": version, "file": str(path), "sha256": digest}, records)
     return path
+
+
+def output_of_training(task: str, *, records: Path = record.FOLDER) -> Path:
+    """Fetch what the kernel that trains left, and check it; the path of the weights folder, finished or not.
+
+    Raises Refused if there is none, or if a finished one has another manifest than the kernel's log says.
+    """
+    name = metadata.training_name(task)
+    kernel = record.need_record(name, "kernel", f"push {task} --train", records)
+    target = records / name / f"output-v{kernel['version']}"
+    shutil.rmtree(target, ignore_errors=True)
+    reply = client.ask("kernels", "output", version_ref(kernel), "-p", str(target), "-o")
+    client.expect(reply, r"downloaded to")
+    weights = target / task
+    if not weights.is_dir():
+        raise Refused(f"{kernel['ref']}: version {kernel['version']} left no folder {task}; look at its log")
+    log = target / f"{kernel['ref'].partition('/')[2]}.log"
+    told = re.findall(r"manifest\.json sha256 ([0-9a-f]{64})", _plain_log(log))
+    path = weights / MANIFEST
+    if not path.is_file():
+        logger.info("%s: not finished; kernel build %s --train --go-on, push it again", weights, task)
+    elif told and told[-1] != bundle.sha256(path):
+        raise Refused(f"{path}: another hash than the kernel's log says ({told[-1][:12]}); fetch it again")
+    else:
+        bundle.verify(weights)
+        logger.info("%s: finished, every hash is right", weights)
+    record.keep_record(name, "output", {"version": kernel["version"], "folder": str(weights)}, records)
+    return weights
+
+
+def _plain_log(path: Path) -> str:
+    return "\n".join(lines_of(path.read_text(encoding="utf-8"))) if path.is_file() else ""
 
 
 def check_rows(task: str, path: Path) -> int:

@@ -99,17 +99,24 @@ def staged(task: str, script: Path, weights: Path, *, python: Path, isolate: boo
     """
     facts = metadata.read(script.parent)
     metadata.check(facts, script.parent)
-    with tempfile.TemporaryDirectory(prefix="osteograde-") as folder:
-        home = Path(folder).resolve()
-        isolated = isolate and allowed(home, python)
-        place = "Linux namespaces: no network, input read-only" if isolated else "a plain folder: no namespaces here"
-        logger.info("rehearsal in %s; %s", place, python)
+    with prepared(python, isolate) as (home, isolated):
         mounts = {
             mount: home / name for name, mount in zip(("weights", "data"), places(facts, TASKS[task]), strict=True)
         }
         stage = Stage(home, python, script, mounts, isolated)
         staging.lay_weights(weights, home / "weights", stage.put)
         yield stage
+
+
+@contextmanager
+def prepared(python: Path, isolate: bool) -> Iterator[tuple[Path, bool]]:
+    """An empty folder for runs, removed in the end, and whether they take place in namespaces."""
+    with tempfile.TemporaryDirectory(prefix="osteograde-") as folder:
+        home = Path(folder).resolve()
+        isolated = isolate and allowed(home, python)
+        place = "Linux namespaces: no network, input read-only" if isolated else "a plain folder: no namespaces here"
+        logger.info("rehearsal in %s; %s", place, python)
+        yield home, isolated
 
 
 def places(facts: Mapping[str, object], task: Task) -> tuple[str, str]:

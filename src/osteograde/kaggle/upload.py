@@ -1,4 +1,6 @@
-"""Upload weights to a private data set or model: create it or add a version, wait until it is ready, compare the files.
+"""Upload weights to a data set or model: create it or add a version, wait until it is ready, compare the files.
+
+Only the account sees them, unless they are published, which needs a card and a licence.
 
 Files lie flat there (locate/canal/fold0.safetensors is locate__canal__fold0.safetensors): the client would drop
 folders, or pack them into archives which the service may or may not unpack. ``models.manifest.place`` finds
@@ -7,10 +9,12 @@ both forms.
 
 from __future__ import annotations
 
+import difflib
 import json
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from osteograde.errors import UserError
@@ -23,6 +27,12 @@ from osteograde.pipeline import ensemble
 PATIENCE_S = 3600.0
 POLL_S = 10.0
 CARD = "README.md"
+SUBTITLE = "Trained nets of osteograde: find the joint, crop it, grade it"  # 20 to 80 characters
+# What the service calls licences of data sets (documentation of the client 2.2.5); those of models are free text.
+LICENCES = (
+    "CC0-1.0", "CC-BY-4.0", "CC-BY-SA-4.0", "CC-BY-NC-4.0", "CC-BY-NC-SA-4.0", "GPL-2.0", "ODbL-1.0", "DbCL-1.0",
+    "PDDL", "copyright-authors", "other", "unknown",
+)  # fmt: skip
 FAILED = ("failed", "deleted")
 
 
@@ -30,35 +40,64 @@ def upload(
     weights: Path,
     to: str,
     *,
+    public: bool = False,
+    licence: str = "",
     poll_s: float = POLL_S,
     patience_s: float = PATIENCE_S,
     records: Path = record.FOLDER,
 ) -> Source:
     """Upload a weights folder and return its source with the version that now holds it.
 
-    poll_s: between two questions whether it is ready. patience_s: how long to ask. Raises UserError for damaged
-    weights, a bad name or a secret, before anything is sent; Refused if the service refuses, or holds other files than
-    were sent; RetryLater if it is busy or not ready in time.
+    public: everybody may use it: the card becomes its description, and a licence must be named. licence: as the service
+    calls it. poll_s: between two questions whether it is ready. patience_s: how long to ask. Raises UserError for
+    damaged weights, a bad name or a secret, before anything is sent; Refused if the service refuses, or holds other
+    files than were sent; RetryLater if it is busy or not ready in time.
     """
     checked = ensemble.verify(weights)
     target = parse_source(to)
     if target.version:
         raise UserError(f"{to}: an upload makes the version itself; leave {target.version} out")
+    published = Published(weights / CARD, licence) if public else None
+    if published is not None:
+        published.check(target)
+    elif licence:
+        raise UserError(f"--licence {licence} is of weights that everybody may use: add --public")
     files = to_send(checked)
     credentials.refuse_secrets(files.values())
     with tempfile.TemporaryDirectory(prefix="osteograde-") as folder:
-        stage(Path(folder), files, target, checked.task)
+        stage(Path(folder), files, target, checked.task, published)
         before = version_of(target)
         after = f" after version {before}" if before else ""
         logger.info("%d files, %.1f MiB -> %s%s", len(files), total(files) / 2**20, target.ref, after)
         notes = f"manifest {sha256(checked.path)[:12]}"
-        (_send_model if target.is_model else _send_set)(target, Path(folder), before, notes)
+        if before and public:
+            logger.warning("%s is there already: who may see it stays as it is; its page changes that", target.ref)
+        (_send_model if target.is_model else _send_set)(target, Path(folder), before, notes, public)
     version = wait(target, before, poll_s=poll_s, patience_s=patience_s)
     compare(target.at(version), {name: path.stat().st_size for name, path in files.items()})
     logger.info("%s version %d: all %d files there, names and sizes as sent", target.ref, version, len(files))
     facts = {"source": str(target.at(version)), "manifest": sha256(checked.path)}
     record.keep_record(checked.task, "weights", facts, records)
     return target.at(version)
+
+
+@dataclass(frozen=True)
+class Published:
+    """What weights that everybody may use need: a model card and a licence, as the service calls it."""
+
+    card: Path
+    licence: str
+
+    def check(self, target: Source) -> None:
+        """UserError where the card is missing, or the licence is none that the service knows."""
+        if not self.card.is_file():
+            raise UserError(f"{self.card}: missing; weights for others need a card that says what they are for")
+        if not self.licence:
+            raise UserError("--public needs --licence NAME: the terms under which others may use the weights")
+        if not target.is_model and self.licence not in LICENCES:
+            near = difflib.get_close_matches(self.licence, LICENCES, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UserError(f"--licence {self.licence!r} is none of {', '.join(LICENCES)}{hint}")
 
 
 def to_send(weights: ensemble.Weights) -> dict[str, Path]:
@@ -78,26 +117,33 @@ def total(files: Mapping[str, Path]) -> int:
     return sum(path.stat().st_size for path in files.values())
 
 
-def stage(folder: Path, files: Mapping[str, Path], target: Source, task: str) -> None:
-    """Links to the files and the metadata that the client reads."""
+def stage(
+    folder: Path, files: Mapping[str, Path], target: Source, task: str, published: Published | None = None
+) -> None:
+    """Links to the files, and the metadata that the client reads."""
     for name, path in files.items():
         (folder / name).symlink_to(path.resolve())
     title = f"{target.slug.replace('-', ' ').capitalize()}"
     text = f"Weights of osteograde for the task {task}. Licence and source of the training data: see README.md."
+    if published is not None:
+        text = published.card.read_text(encoding="utf-8")
     if target.is_model:
-        model = {"ownerSlug": target.owner, "title": title, "slug": target.slug, "isPrivate": True, "description": text}
+        private = published is None
+        model = {"ownerSlug": target.owner, "title": title, "slug": target.slug, "isPrivate": private}
         variation = {
             "ownerSlug": target.owner,
             "modelSlug": target.slug,
             "instanceSlug": target.variation,
             "framework": target.framework,
             "overview": text,
-            "licenseName": "Other",
+            "licenseName": published.licence if published else "Other",
         }
-        (folder / "model-metadata.json").write_text(json.dumps(model), encoding="utf-8")
+        (folder / "model-metadata.json").write_text(json.dumps({**model, "description": text}), encoding="utf-8")
         (folder / "model-instance-metadata.json").write_text(json.dumps(variation), encoding="utf-8")
     else:
-        facts = {"title": title, "id": target.ref, "licenses": [{"name": "other"}]}
+        facts: dict[str, object] = {"title": title, "id": target.ref, "licenses": [{"name": "other"}]}
+        if published is not None:
+            facts |= {"licenses": [{"name": published.licence}], "subtitle": SUBTITLE, "description": text}
         (folder / "dataset-metadata.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
@@ -163,16 +209,16 @@ def _state(target: Source) -> tuple[str, int]:
     return str(facts["status"]).lower(), int(facts["current_version_number"])
 
 
-def _send_set(target: Source, folder: Path, before: int, notes: str) -> None:
+def _send_set(target: Source, folder: Path, before: int, notes: str, public: bool) -> None:
     if before:
         reply = client.ask("datasets", "version", "-p", str(folder), "-m", notes, "--keep-tabular")
         client.expect(reply, r"Dataset version is being created")
     else:
-        reply = client.ask("datasets", "create", "-p", str(folder), "--keep-tabular")
-        client.expect(reply, r"Your private Dataset is being created")
+        reply = client.ask("datasets", "create", "-p", str(folder), "--keep-tabular", *(["--public"] if public else []))
+        client.expect(reply, rf"Your {'public' if public else 'private'} Dataset is being created")
 
 
-def _send_model(target: Source, folder: Path, before: int, notes: str) -> None:
+def _send_model(target: Source, folder: Path, before: int, notes: str, public: bool) -> None:
     words = ("models", "variations")
     if before:
         reply = client.ask(*words, "versions", "create", target.ref, "-p", str(folder), "-n", notes)
