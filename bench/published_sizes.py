@@ -120,7 +120,7 @@ def graded(recipe: Recipe, name: str, unseen: Sequence[Loaded], nets: predict.Ne
         for target, values in one.items():
             answers.setdefault(target, []).append(np.asarray(values))
     spread = max((float(np.std(rows, axis=0).max()) for rows in answers.values() if len(rows) > 1), default=0.0)
-    return {"rows": sum(map(len, answers.values())), "spread": round(spread, 6)}
+    return {"rows": sum(map(len, answers.values())), "spread": float(f"{spread:.2g}")}
 
 
 def located(recipe: Recipe, name: str, unseen: Sequence[Loaded], nets: predict.Nets) -> dict[str, int]:
