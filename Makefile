@@ -1,9 +1,12 @@
 # PYTHON=python3.12 make test   chooses the interpreter; 3.11, 3.12 and 3.13 are supported.
 PYTHON ?= python3
 TASK ?= lumbar-mr
+IMAGE ?=
+SUFFIX := $(if $(IMAGE),-$(IMAGE))
 PY := .venv/bin/python
 SEED := 20261121
-KERNEL_TESTS := tests/test_kernel.py tests/test_multi_gpu.py tests/test_rehearse.py tests/test_run.py tests/test_submission.py
+KERNEL_TESTS := tests/test_kernel.py tests/test_multi_gpu.py tests/test_rehearse.py tests/test_run.py tests/test_submission.py \
+	tests/test_serve.py tests/test_rehearse_served.py
 .PHONY: test check demo kernel kaggle-env clean
 
 .venv/ready: requirements.lock pyproject.toml
@@ -25,13 +28,14 @@ demo: .venv/ready
 kernel: .venv/ready
 	$(PY) -m osteograde kernel build $(TASK)
 
-# The versions of Kaggle's image, about 3 GB to download: PYTHON=python3.12 make kaggle-env is what runs there.
-.venv-kaggle/ready: requirements-kaggle.txt
-	$(PYTHON) -m venv .venv-kaggle
-	.venv-kaggle/bin/python -m pip install --quiet --disable-pip-version-check -r $< && touch $@
+# The versions of Kaggle's image, about 3 GB to download: PYTHON=python3.12 make kaggle-env is what runs there, and
+# PYTHON=python3.13 make kaggle-env IMAGE=2026-08 is what it moves to next.
+.venv-kaggle$(SUFFIX)/ready: requirements-kaggle$(SUFFIX).txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $< && touch $@
 
-kaggle-env: .venv-kaggle/ready
-	PYTHONPATH=src .venv-kaggle/bin/python -m pytest -n auto --dist loadfile $(KERNEL_TESTS)
+kaggle-env: .venv-kaggle$(SUFFIX)/ready
+	PYTHONPATH=src $(<D)/bin/python -m pytest -n auto --dist loadfile $(KERNEL_TESTS)
 
 clean:
 	rm -rf demo runs build src/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

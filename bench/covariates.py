@@ -4,7 +4,8 @@
 
 W holds a table of answers by nets that never saw the study. In every fold a regression learns from the other folds to
 correct the log probabilities; a second one is told the covariates as well, as a grader's net would be. Both are set
-against each other with the paired bootstrap of ``compare_oof.py``: patients are drawn. Seconds, and no net is trained.
+against each other with the paired bootstrap of ``osteograde runs --compare``: patients are drawn. Seconds, and no
+net is trained.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from compare_oof import compare, table
 from sklearn.linear_model import LogisticRegression
 
+from osteograde.learning.compare import compare_out_of_fold
 from osteograde.learning.ensemble import OofTables, side_by_side
 from osteograde.models.covariates import CovariateFeatures
 from osteograde.tasks import TASKS
@@ -74,9 +75,9 @@ def main() -> None:
     studies = [by_id[name] for name in oof.studies]
     tables = np.array([corrected(oof, studies, ()), corrected(oof, studies, chosen)])
     both = replace(oof, members=("answers alone", "answers and " + ", ".join(names)), tables=tables)
-    parts = compare(both, args.bootstrap)
-    print(table(both, parts))
-    print(json.dumps(parts))
+    compared = compare_out_of_fold(task, both.sides(), resamples=args.bootstrap)
+    print(*compared.lines(), sep="\n")
+    print(json.dumps(compared.plain()))
 
 
 if __name__ == "__main__":

@@ -16,11 +16,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import compare_oof
 import numpy as np
 import torch
 
 from osteograde.learning import folds
+from osteograde.learning.compare import compare_out_of_fold
 from osteograde.learning.cross_fit import net_name
 from osteograde.learning.ensemble import OofTables
 from osteograde.learning.recipes import RECIPES
@@ -124,10 +124,10 @@ def main() -> None:
         sides = [{film.id: _of_crops(film, crop_of, said) for film in made}, on_films]
         names = (f"{args.weights.name} on crops", f"{args.weights.name} on films")
     both = answers(names, made, sides)
-    parts = compare_oof.compare(both, args.bootstrap)
+    compared = compare_out_of_fold(both.task, both.sides(), resamples=args.bootstrap)
     print(f"{sum(len(own) for own in both.labels.values())} knees, {args.views} views")
-    print(compare_oof.table(both, parts))
-    print(json.dumps(parts))
+    print(*compared.lines(), sep="\n")
+    print(json.dumps(compared.plain()))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 W are trained weights: its folds and locators are reused, and its graders too for the loss they were trained with.
 The others are trained. ``plain``: cross entropy. ``weighted``: classes count by 1 / sqrt(frequency). ``ordinal``: the
 same weights, and targets that fall off with the squared distance between grades (Diaz and Marathe, CVPR 2019). Each is
-then set against the first one with the paired bootstrap of ``compare_oof.py``.
+then set against the first one with the paired bootstrap of ``osteograde runs --compare``.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from compare_oof import compare, table
-
 from osteograde.learning import train
+from osteograde.learning.compare import compare_out_of_fold
 from osteograde.learning.ensemble import gather
 from osteograde.learning.recipe import Recipe
 from osteograde.learning.recipes import RECIPES
@@ -60,7 +59,8 @@ def main() -> None:
         print(train.table(scores), flush=True)
     for name in names[1:]:
         answers = gather(TASKS[args.task], [args.out / names[0], args.out / name], args.data)
-        print("\n" + table(answers, compare(answers, args.bootstrap)))
+        compared = compare_out_of_fold(answers.task, answers.sides(), resamples=args.bootstrap)
+        print("", *compared.lines(), sep="\n")
 
 
 if __name__ == "__main__":

@@ -36,10 +36,11 @@ TRIES = {
 log = logging.getLogger("osteograde.learning")
 
 
-def measures(said: Sites, studies: list[Study]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Measure -> its value at every labelled disc that was graded, and the patient of each."""
+def measures(said: Sites, studies: list[Study], classes: int) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Measure -> its value at every labelled disc that was graded, and the patient of each. Answers of auxiliary heads
+    stand behind the ``classes`` and are left out."""
     rows = [
-        (said[one.id][target], label, one.patient)
+        (said[one.id][target][:classes], label, one.patient)
         for one in studies
         for target, label in sorted(one.labels.items())
         if target in said[one.id]
@@ -96,7 +97,7 @@ def main() -> None:
         plan = replace(plain, augmentation=replace(plain.augmentation, **TRIES[name]))
         plan = for_grader(plan, grader, recipe.task)
         said = answers(recipe, plan, grader.name, loaded, split, args.out / name)
-        found[name], patients = measures(said, given)
+        found[name], patients = measures(said, given, len(recipe.task.classes))
         groups = groups_of(patients)
         if name == "plain":
             print(f"{len(patients)} discs of {len(set(patients))} patients")

@@ -20,7 +20,7 @@ from typing import Any
 
 from osteograde import phantom
 from osteograde.learning import loop, train
-from osteograde.learning.recipe import AnyPlan, Recipe, Schedule, Scope, Start
+from osteograde.learning.recipe import AnyPlan, GraderPlan, Recipe, Schedule, Scope, Start
 from osteograde.learning.recipes import RECIPES
 from osteograde.models.device import keep_all_freed_memory, pick
 
@@ -46,6 +46,8 @@ def short(recipe: Recipe, epochs: int, steps: int) -> Recipe:
 
     def few(stage: str, plan: AnyPlan) -> AnyPlan:
         training = replace(plan.training, epochs=epochs, steps=steps)
+        if isinstance(plan, GraderPlan):
+            plan = replace(plan, resizing=None, synthetic_epochs=min(plan.synthetic_epochs, epochs))
         return replace(plan, training=training, schedule=Schedule(), start=Start())
 
     first = {grader: members[:1] for grader, members in recipe.graders.items()}

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from osteograde.errors import UserError
-from osteograde.learning.augment import draw_move, move_points, resample, shade, still
+from osteograde.learning.augment import cut_out, draw_move, move_points, resample, shade, still
 from osteograde.learning.recipe import Augmentation
 
 
@@ -107,3 +107,25 @@ def test_rician_noise_lifts_what_is_dark_and_hardly_what_is_bright():
     dark, bright = float(shaded[..., :8].mean()), float(shaded[..., 8:].mean())
     assert dark == pytest.approx(0.1 * np.sqrt(np.pi / 2), rel=0.1)  # Rayleigh's mean of the mean deviation, 0.1
     assert 0 < bright - 0.5 < 0.25 * dark
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.floats(0.05, 0.6))
+def test_cutout_hides_one_box_of_at_most_its_share_under_the_mean_and_the_same_in_all_slices(seed, largest):
+    images = torch.rand(3, 2, 24, 32)
+    cut = cut_out(np.random.default_rng(seed), images, largest)
+    for before, after in zip(images, cut, strict=True):
+        hidden = (after != before).any(0)
+        assert torch.equal(after[:, ~hidden], before[:, ~hidden])
+        assert torch.allclose(after[:, hidden], before.mean())
+        assert float(hidden.float().mean()) <= largest + 1 / 24 + 1 / 32
+        rows, columns = hidden.any(1), hidden.any(0)
+        assert int(hidden.sum()) == int(rows.sum()) * int(columns.sum())  # one box
+    assert torch.equal(cut, cut_out(np.random.default_rng(seed), images, largest))
+
+
+def test_shading_hides_a_box_where_the_augmentation_says_so():
+    images, still_there = torch.rand(8, 1, 24, 32), Augmentation(gamma=0, contrast=0, noise=0, blur=0)
+    cut = shade(np.random.default_rng(0), images, replace(still_there, cutout=0.5))
+    kept = torch.isclose(cut, images, atol=1e-4).float().mean((1, 2, 3))
+    assert (kept >= 0.4).all() and (kept < 0.98).any()

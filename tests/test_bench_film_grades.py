@@ -7,9 +7,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 
-import compare_oof
 import film_grades
 
+from osteograde.learning.compare import compare_out_of_fold
 from osteograde.tasks.spec import Study
 
 
@@ -28,7 +28,7 @@ def test_only_knees_that_both_sides_graded_are_compared():
     del wrong["film3"]["left"], wrong["film4"]["left"], wrong["film4"]["right"]
     both = film_grades.answers(("right", "wrong"), made, [right, wrong])
     assert "film4" not in both.studies and set(both.labels["film3"]) == {"right"}
-    table = compare_oof.compare(both, 50)
-    assert table["accuracy"]["first"] == 1 and table["accuracy"]["second"] == 0
-    assert table["accuracy"]["interval_95"] == [-1, -1]
+    compared = compare_out_of_fold(both.task, both.sides(), resamples=50)
+    accuracy = next(part for part in compared.parts if part.name == "accuracy")
+    assert accuracy.values == (1, 0) and accuracy.intervals == ((-1, -1),)
     assert np.allclose(np.nansum(both.tables, -1)[~np.isnan(both.tables).all(-1)], 1)

@@ -138,7 +138,7 @@ def test_an_overlay_is_drawn_with_and_without_views(weights, tmp_path):
     for i, study in enumerate((full, loaded())):
         _, [points] = predict.locate_all(TASK, [study], run.nets_of(weights, "locate", run.Effort(1, 1)))
         overlays.overlay_drawer(tmp_path / str(i))(Result(study, points, {}), weights)
-        image = cv2.imread(str(tmp_path / str(i) / "7.png"))
+        image = cv2.imread(str(tmp_path / str(i) / "7.jpg"))
         assert image is not None and image.max() > 200
 
 

@@ -144,3 +144,10 @@ def test_folds_of_another_folder_are_taken_as_they_are_or_refused_in_one_line(tm
     folds.save(folds.assign(recipe.task, studies, 5, seed=4), out / folds.FILE)
     with pytest.raises(UserError, match="not the folds of"):
         folds.check_taken(first, out, recipe)
+
+
+def test_classes_of_fewer_patients_than_folds_are_named(caplog):
+    folds.assign(TASK, studies_of(30, 30, {0, 1, 2}), 5, 0)
+    assert "classes of fewer patients than the 5 folds" in caplog.text
+    assert f"{TASK.classes[2]} (3)" in caplog.text
+    assert TASK.classes[0] not in caplog.text

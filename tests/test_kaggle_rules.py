@@ -297,3 +297,22 @@ def test_variables_of_other_versions_and_paths_below_home_are_read(name, value, 
     (tmp_path / "token").write_text(TOKEN)
     monkeypatch.setenv(name, value)
     assert TOKEN in credentials.own_secrets()
+
+
+@pytest.mark.parametrize(
+    ("machine", "shape", "has_gpu"),
+    [("", "NvidiaTeslaT4", True), ("t4x2", "NvidiaTeslaT4", True), ("L4", "NvidiaL4X1", True), ("cpu", "", False)],
+)
+def test_a_kernel_is_built_for_the_machine_that_is_named(machine, shape, has_gpu, tmp_path):
+    out = build_kernel.build(TASK, None, tmp_path / "built", machine=machine).parent
+    facts = json.loads((out / metadata.NAME).read_text())
+    assert (facts["machine_shape"], facts["enable_gpu"]) == (shape, has_gpu)
+    metadata.check(facts, out)
+    with pytest.raises(ValueError, match=r"contradict each other|expected True"):
+        metadata.check({**facts, "enable_gpu": not has_gpu}, out)
+
+
+@pytest.mark.parametrize(("machine", "told"), [("p100", "cannot run there"), ("t4", "is none of t4x2, cpu")])
+def test_a_machine_that_the_service_does_not_have_is_refused(machine, told, tmp_path):
+    with pytest.raises(ValueError, match=told):
+        build_kernel.build(TASK, None, tmp_path / "built", machine=machine)

@@ -93,7 +93,9 @@ def test_on_a_cpu_products_are_in_bfloat16_where_the_plan_says_so_and_it_still_l
     assert loop.evaluate(trained, data, PLAN, loss, job(tmp_path)) < 0.05
 
 
-@pytest.mark.parametrize("changes", [{}, {"patience": 3}, {"restarts": {1: 0.5, 3: 0.25}, "swa": True}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"patience": 3}, {"restarts": {1: 0.5, 3: 0.25}, "swa": True}, {"accumulate": 2, "batch": 2}]
+)
 def test_killed_in_any_epoch_and_resumed_it_ends_the_same(tmp_path, changes):
     plan = changed(PLAN, **changes)
     whole = run(tmp_path / "whole", plan)
@@ -101,6 +103,60 @@ def test_killed_in_any_epoch_and_resumed_it_ends_the_same(tmp_path, changes):
         run(tmp_path / "killed", plan)
     resumed = run(tmp_path / "killed", plan, resume=True)
     assert torch.equal(weights(whole), weights(resumed))
+
+
+@pytest.mark.parametrize("together", [2, 5])
+def test_a_step_of_several_batches_equals_one_of_a_batch_with_all_of_their_samples(tmp_path, together):
+    """Of a net without batch norm and dropout, over whole epochs: clipping, rates and moving average are per step."""
+
+    class Still(Line):
+        def batch(self, indices, rng, device, *, augment):
+            return super().batch(indices, rng, device, augment=False)
+
+    def plain() -> nn.Module:
+        return nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1))
+
+    plan = changed(PLAN, batch=10, clip=0.1)
+    split = changed(plan, batch=10 // together, accumulate=together)
+    with logged("learning") as lines:
+        one = loop.train(plain, plan, Still(), Still(), loss, job(tmp_path / "one"), resume=False)
+        several = loop.train(plain, split, Still(), Still(), loss, job(tmp_path / "several"), resume=False)
+    assert torch.allclose(weights(one), weights(several), atol=1e-6)
+    shown = [line.partition(" s,")[0].rpartition(",")[0] for line in lines]
+    assert shown[:4] == shown[4:]  # the same losses as well
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "has", "expected"),
+    [
+        ("cuda", False, True, torch.float16),
+        ("cuda", True, True, torch.bfloat16),
+        ("cuda", True, False, torch.float16),
+        ("cpu", True, False, torch.bfloat16),
+        ("cpu", False, False, None),
+    ],
+)
+def test_bfloat16_is_used_where_it_is_asked_for_and_the_device_has_it(device, asked, has, expected):
+    training = replace(PLAN.training, bfloat16=asked)
+    assert loop.half_of(torch.device(device), training, has_bfloat16=has) == expected
+
+
+@pytest.mark.parametrize(("device", "asked"), [("cuda", True), ("cuda", False), ("cpu", True)])
+def test_the_trunk_is_compiled_on_cuda_where_the_plan_says_so_and_keeps_its_names(device, asked, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self))
+    made = Trunk()
+    loop.compile_trunk(made, replace(PLAN.training, compile=asked), torch.device(device))
+    assert compiled == ([made.encoder] if device == "cuda" and asked else [])
+
+
+def test_a_compiled_trunk_keeps_the_names_of_its_weights_and_computes_the_same():
+    made = Trunk().eval()
+    names, x = list(made.state_dict()), torch.linspace(-1, 1, 6)[:, None]
+    before = made(x)
+    made.encoder.compile(backend="eager")
+    assert list(made.state_dict()) == names
+    assert torch.allclose(made(x), before, atol=1e-6)
 
 
 def test_without_resume_a_checkpoint_is_not_used(tmp_path):

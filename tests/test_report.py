@@ -23,16 +23,19 @@ from osteograde.models.explain import fold_maps
 from osteograde.models.manifest import Manifest
 from osteograde.pipeline.crops import site_boxes, site_crops, turned
 from osteograde.pipeline.load import load_study
-from osteograde.report import charts, heatmaps, page, worst_cases
-from osteograde.report.oof_tables import read
+from osteograde.report import charts, class_figures, heatmaps, page, score_sections, worst_cases
+from osteograde.report.oof_tables import Graded, read
+from osteograde.report.words import plain
 from osteograde.tasks import TASKS
+from osteograde.tasks.metrics import auc_and_precision
 from tests.oof import SHIPPED, judged_folder
 
 TASK = TASKS["lumbar-mr"]
+KNEES = SHIPPED.parent / "knee-xray"
 MADE = datetime(2026, 11, 21, 10, 30)
 SECTIONS = [
-    "Summary", "Folds", "Out-of-fold scores", "Confusion", "Calibration", "Landmark errors",
-    "By level, side and grade", "Worst cases",
+    "Result", "Scores", "Classes", "ROC and precision-recall", "Calibration", "Landmark errors",
+    "By level, side and class", "Worst cases", "Folds", "Weights",
 ]  # fmt: skip
 VOID = {"meta", "img"}  # written without an end
 CLOSED = {"rect", "line", "polyline", "circle"}  # in pictures they may end themselves
@@ -124,8 +127,15 @@ def test_the_page_holds_every_section_and_nothing_from_elsewhere(whole):
     assert all(image["alt"] and image["width"] and image["height"] for image in read_page.images)
     drawn = re.findall('<svg [^>]*role="img" aria-label="([^"]+)"', visible)
     assert len(drawn) == visible.count("<svg")  # every chart says what it shows
-    bars = [label for label in drawn if label.startswith("Probabilities: ")]  # one of every worst case
-    assert bars and len(drawn) - len(bars) == 1 + len(TASK.locators)
+    kinds = [
+        "Probabilities: ",
+        "ROC curves",
+        "Precision-recall curves",
+        "Reliability",
+        *(one.name for one in TASK.locators),
+    ]
+    counts = [sum(label.startswith(kind) for label in drawn) for kind in kinds]
+    assert counts == [worst_cases.WORST, 4, 4, 1, *(1 for _ in TASK.locators)]  # four: all rows and three conditions
     assert "2026-11-21 10:30" in visible and "lumbar-mr-small" in visible
 
 
@@ -145,10 +155,13 @@ def test_the_fold_table_counts_the_files(judged, whole):
 def test_the_scores_are_those_of_the_manifest(judged, whole):
     scores = json.loads((judged / "manifest.json").read_text())["scores"]["grade"]
     shown = table_of(whole, "score")
-    assert list(shown) == list(scores["model"])
-    assert f"{scores['studies']} held-out studies; intervals resample patients." in whole
-    for name, value in scores["model"].items():
-        low, high = scores["interval_95"][name]
+    words = TASK.metric.words
+    assert list(shown) == [words[name] for name in ["score", *(part for part in scores["model"] if part != "score")]]
+    assert f"{scores['studies']} held-out studies." in whole and "The interval resamples patients." in whole
+    assert f'<p class="big">{scores["model"]["score"]:.3f}</p>' in whole
+    for part, value in scores["model"].items():
+        name = words[part]
+        low, high = scores["interval_95"][part]
         assert shown[name][:2] == ["lower", f"{value:.4f}"]
         assert shown[name][2] == ("-" if low is None else f"{low:.4f} to {high:.4f}")
 
@@ -166,10 +179,10 @@ def test_the_confusion_matrices_and_the_calibration_are_counted_from_the_table(j
     shown = table_of(whole, "true \\ predicted")
     for name, expected in zip(TASK.classes, counts, strict=True):
         cells = [f"{n} {100 * n / max(sum(expected), 1):.0f} %" for n in expected]
-        assert shown[name] == [*cells, str(sum(expected))]
+        assert shown[plain(name)] == [*cells, str(sum(expected))]
     each = [table_of(whole, "true \\ predicted", 1 + i) for i in range(len(TASK.graders))]
-    total = sum(int(shown[name][-1]) for name in TASK.classes)
-    assert sum(int(part[name][-1]) for part in each for name in TASK.classes) == total == len(rows)
+    total = sum(int(cells[-1]) for cells in shown.values())
+    assert sum(int(cells[-1]) for part in each for cells in part.values()) == total == len(rows)
     gaps = [abs(sum(p for p, _ in b) / len(b) - sum(hit for _, hit in b) / len(b)) * len(b) for b in bins.values()]
     assert f"(ECE) {sum(gaps) / len(rows):.4f} over {len(rows)} rows" in whole
     assert sorted(int(n) for n in re.findall(r"<title>(\d+) rows: mean probability", whole)) == sorted(
@@ -190,8 +203,9 @@ def test_the_landmark_errors_are_the_distances_of_the_table(judged, whole):
             for row in own if row["x_mm"]
         ]  # fmt: skip
         middle, far = np.median(errors), np.percentile(errors, 95)
-        assert shown[stage.name] == [
-            str(len(own)), f"{100 * len(errors) / len(own):.1f} %", f"{middle:.2f}", f"{far:.2f}"
+        assert shown[plain(stage.name)][:5] == [
+            str(len(own)), f"{100 * len(errors) / len(own):.1f} %", f"{middle:.2f}", f"{far:.2f}",
+            f"{100 * told[stage.name]['right_level']:.1f} %",
         ]  # fmt: skip
         assert middle == pytest.approx(told[stage.name]["median_mm"], abs=0.002)
     bars = [int(n) for n in re.findall(r"mm: (\d+)</title>", whole)]
@@ -204,7 +218,7 @@ def test_each_part_is_the_mean_of_its_rows(judged, whole):
     truth = [-math.log(float(row[TASK.classes[int(row["label"])]])) for row in rows]
     for name, of in (("level", "_l4_l5"), ("side", "_left_")):
         own = [loss for row, loss in zip(rows, truth, strict=True) if of in row["row_id"]]
-        shown = table_of(whole, name)[of.strip("_")]
+        shown = table_of(whole, name)[plain(of.strip("_"))]
         assert shown[:2] == [str(len(own)), f"{sum(own) / len(own):.3f}"]
     assert sum(int(cells[0]) for cells in table_of(whole, "true class").values()) == len(rows)
 
@@ -214,10 +228,13 @@ def test_the_cases_are_the_rows_of_largest_loss_in_order(judged, whole):
     rows = [row for row in records(judged / "oof.csv") if row["label"]]
     chance = lambda row: float(row[TASK.classes[int(row["label"])]])  # noqa: E731
     worst = sorted(rows, key=chance)[: worst_cases.WORST]
-    told = re.findall(r"<h3>(\d+)\. (\S+)</h3><p>true <b>(\w+)</b>.*?-log p ([\d.]+); fold (\d)</p>", whole)
+    pattern = r"<h3>(\d+)\. ([^<]+)</h3><p>Study <b>(\d+)</b>: true <b>([^<]+)</b>.*?-log p ([\d.]+); fold (\d)</p>"
+    told = re.findall(pattern, whole)
     assert [int(rank) for rank, *_ in told] == list(range(1, worst_cases.WORST + 1))
-    for (_, name, true, loss, fold), row in zip(told, worst, strict=True):
-        assert (name, true, fold) == (row["row_id"], TASK.classes[int(row["label"])], row["fold"])
+    for (_, target, study, true, loss, fold), row in zip(told, worst, strict=True):
+        own = row["row_id"].partition("_")
+        assert (study, target) == (own[0], plain(own[2]))
+        assert (true, fold) == (plain(TASK.classes[int(row["label"])]), row["fold"])
         assert float(loss) == pytest.approx(-math.log(chance(row)), abs=6e-4)
     assert whole.count("<article") == worst_cases.WORST
     assert len(Reader(whole).images) >= 3 * worst_cases.WORST
@@ -264,7 +281,7 @@ def test_tables_without_labels_are_read_with_those_of_the_data(data, judged, who
     page.write(old, tmp_path / "with.html", TASKS, data=data, made=MADE)
     assert (tmp_path / "with.html").read_text() == whole
     page.write(old, tmp_path / "without.html", TASKS, data=None, made=MADE)
-    assert (tmp_path / "without.html").read_text().count(page.NO_LABELS) == 3
+    assert (tmp_path / "without.html").read_text().count(score_sections.NO_LABELS) == 4
 
 
 @pytest.mark.slow
@@ -297,6 +314,7 @@ def test_the_command_makes_a_page_of_weights_without_tables(tmp_path, monkeypatc
 
 def random_folder(task, folder: Path) -> Path:
     """A weights folder of any task with random out-of-fold tables and no nets."""
+    folder.mkdir(exist_ok=True)
     rng = np.random.default_rng(5)
     bundle.write_manifest(folder, Manifest(task.name, {}, {}, 1, {}))
     studies = [f"s<{i}>" for i in range(6)]
@@ -324,8 +342,88 @@ def test_the_page_can_be_made_for_every_task(name, tmp_path):
     assert Reader(text).headings == SECTIONS
     labels = [row["label"] for row in records(tmp_path / "oof.csv")]
     shown = table_of(text, "true \\ predicted")
-    assert [int(shown[c][-1]) for c in task.classes] == [labels.count(str(k)) for k in range(len(task.classes))]
+    assert [int(shown[plain(c)][-1]) for c in task.classes] == [labels.count(str(k)) for k in range(len(task.classes))]
     assert table_of(text, "held out")["all"][:2] == ["6", "3"]
+
+
+@given(st.integers(0, 500), st.integers(2, 60), st.booleans())
+def test_curves_enclose_the_areas_that_are_told(seed, rows, coarse):
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(0, 5, rows) / 5 if coarse else rng.random(rows)
+    positive = rng.random(rows) < 0.4
+    positive[:2] = True, False
+    auc, precision = auc_and_precision(scores, positive, np.arange(rows))(np.ones((rows, 1)))
+    roc, pr = class_figures.roc_curve(scores, positive), class_figures.precision_recall_curve(scores, positive)
+    assert np.trapezoid(roc[:, 1], roc[:, 0]) == pytest.approx(auc[0])
+    assert np.trapezoid(pr[:, 1], pr[:, 0]) == pytest.approx(precision[0])
+    for curve in (roc, pr):
+        assert (np.diff(curve[:, 0]) >= 0).all() and (curve >= 0).all() and (curve <= 1).all()
+        thin = class_figures.thinned(curve)
+        assert tuple(thin[0]) == tuple(curve[0]) and tuple(thin[-1]) == tuple(curve[-1])
+
+
+def test_intervals_of_classes_draw_whole_patients():
+    """Ten copies of every row of a patient leave the interval as it is: rows of one patient are not independent."""
+    rng, studies = np.random.default_rng(1), [f"s{i}" for i in range(60)]
+    probs, label = rng.dirichlet(np.ones(3), 60), rng.integers(0, 3, 60)
+    patient = {f"{study}{copy}": study for study in studies for copy in range(10)}
+
+    def figures(copies: int) -> class_figures.ClassFigures:
+        names = tuple(f"{study}{copy}" for study in studies for copy in range(copies))
+        n = len(names)
+        graded = Graded(names, names, names, probs.repeat(copies, 0), np.zeros(n, int), label.repeat(copies))
+        return class_figures.of_rows(graded, np.ones(n, bool), 3, patient, np.random.default_rng(0))
+
+    once, often = figures(1), figures(10)
+    for name in ("scores", "accuracy", "auc", "average_precision"):
+        for end in ("value", "low", "high"):
+            np.testing.assert_allclose(getattr(getattr(once, name), end), getattr(getattr(often, name), end))
+    assert (once.accuracy.low < once.accuracy.value) and (once.accuracy.value < once.accuracy.high)
+
+
+def test_a_comparison_shows_the_paired_difference_and_refuses_other_labels(tmp_path):
+    first, second = (random_folder(TASKS["spider"], tmp_path / name) for name in ("first", "second"))
+    rows = records(second / "oof.csv")
+    (second / "oof.csv").write_text("\n".join([",".join(rows[0]), *(",".join(better(row)) for row in rows)]) + "\n")
+    page.write(first, tmp_path / "r.html", TASKS, data=None, made=MADE, others=[second, first])
+    text = (tmp_path / "r.html").read_text()
+    assert Reader(text).headings == [SECTIONS[0], "Comparison", *SECTIONS[1:]]
+    tables = [rows for rows in Reader(text).tables if rows[0][2:4] == ["first", "second"]]
+    kappa = next(row for row in tables[0] if row[0] == "quadratic weighted kappa")
+    assert kappa[3] == "1.0000" and kappa[-1] == "better"
+    assert float(kappa[4]) == pytest.approx(1 - float(kappa[2]), abs=2e-4)
+    same = next(rows for rows in Reader(text).tables if rows[0][2:4] == ["first", "first"])
+    assert {row[4] for row in same[1:]} <= {"+0.0000", "-"}
+    flipped = (first / "oof.csv").read_text().splitlines()
+    i = next(i for i, row in enumerate(flipped) if row.endswith(",1"))
+    flipped[i] = flipped[i][:-1] + "2"
+    (second / "oof.csv").write_text("\n".join(flipped) + "\n")
+    (tmp_path / "r.html").unlink()
+    with pytest.raises(ValueError, match="learnt from other labels"):
+        page.write(first, tmp_path / "r.html", TASKS, data=None, made=MADE, others=[second])
+    assert not (tmp_path / "r.html").exists()
+
+
+def better(row: dict[str, str]) -> list[str]:
+    """A row of an out-of-fold table whose true class is certain."""
+    names = list(row)[1:-2]
+    return [row["row_id"], *(str(float(row["label"] == str(k))) if row["label"] else row[name]
+                             for k, name in enumerate(names)), row["fold"], row["label"]]  # fmt: skip
+
+
+def test_the_result_stands_first_and_parts_have_words(tmp_path):
+    page.write(KNEES, tmp_path / "r.html", TASKS, data=None, made=MADE)
+    text = (tmp_path / "r.html").read_text()
+    told = json.loads((KNEES / "manifest.json").read_text())["scores"]["grade"]
+    low, high = told["interval_95"]["score"]
+    assert text.index(f'<p class="big">{told["model"]["score"]:.3f}</p>') < text.index("<table")
+    assert f"95 % interval {low:.3f} to {high:.3f}" in text and "Quadratic weighted kappa, higher is better" in text
+    shown = re.sub(r"<[^>]+>", " ", text)
+    assert not [part for part in TASKS["knee-xray"].metric.parts if "_" in part and part in shown]
+    for k, name in enumerate(TASKS["knee-xray"].classes):
+        cells = table_of(text, "class")[plain(name)]
+        expected = [told["model"][f"{what}_{k}"] for what in ("precision", "recall", "f1")]
+        assert [float(cell) for cell in cells[1::2]] == pytest.approx(expected, abs=6e-4)
 
 
 def test_names_are_shown_as_they_are_written():

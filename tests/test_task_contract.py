@@ -14,14 +14,26 @@ import osteograde
 from osteograde.imaging import geometry
 from osteograde.imaging.geometry import Volume
 from osteograde.pipeline.crops import region_grids
-from osteograde.tasks import TASKS
-from osteograde.tasks.spec import Point
+from osteograde.tasks import TASKS, own_data
+from osteograde.tasks.spec import Point, row_id
+from osteograde.tasks.tables import split_id
 
-EACH = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+MADE_OF_DATA = {  # what a table of one's own may make of its task
+    "whole image": own_data.Definition("classes", ("cyst", "none", "tumour"), (5, 3, 2)),
+    "one side of an image": own_data.Definition("grades", ("0", "1", "2"), (5, 3, 2), sides=own_data.ONE),
+    "named places on both sides": own_data.Definition(
+        "yes_no", ("no", "yes"), (5, 3), places="box", regions=("hip", "knee"), sides=own_data.BOTH, crop=0.2
+    ),
+    "places in volumes": own_data.Definition(
+        "grades", ("1", "2", "3"), (5, 3, 2), "volume", places="point", crop=0.3, extent=300.0, plane="sagittal"
+    ),
+    "whole volumes": own_data.Definition("yes_no", ("0", "1"), (5, 3), "volume", extent=300.0, plane="axial"),
+}
+KNOWN = TASKS | {f"table: {name}": own_data.task_of(definition) for name, definition in MADE_OF_DATA.items()}
+EACH = pytest.mark.parametrize("task", KNOWN.values(), ids=KNOWN)
 EACH_GRADER = pytest.mark.parametrize(
     ("task", "group"),
-    [(task, group) for task in TASKS.values() for group in task.graders],
-    ids=lambda value: value.name,
+    [pytest.param(task, group, id=f"{name}-{group.name}") for name, task in KNOWN.items() for group in task.graders],
 )
 
 
@@ -44,7 +56,7 @@ def study(task, side=300):
 
 @EACH
 def test_a_task_is_known_by_its_name(task):
-    assert TASKS[task.name] is task
+    assert TASKS[task.name] is task or TASKS[task.name].as_defined(task.definition).classes == task.classes
     assert len(task.classes) == len(task.class_weights) == len(set(task.classes))
 
 
@@ -57,7 +69,8 @@ def test_every_target_is_graded_once(task):
 
 @EACH
 def test_row_ids_are_derived_from_study_and_targets(task):
-    assert task.rows("77") == [f"77_{target}" for target in task.targets]
+    assert task.rows("77") == [row_id("77", target) for target in task.targets]
+    assert [split_id(task, row) for row in task.rows("7_7")] == [("7_7", target) for target in task.targets]
 
 
 @EACH
@@ -136,7 +149,7 @@ def test_sided_sites_come_in_pairs_at_landmarks_of_their_side(task):
     for group in task.graders:
         pairs: dict[tuple[str, str], set[str]] = {}
         for site in group.sites:
-            assert sides[site.landmark] == site.side
+            assert not site.landmarks or sides[site.landmark] == site.side
             pairs.setdefault((site.condition, site.level), set()).add(site.side)
         assert all(found in ({""}, {"right", "left"}) for found in pairs.values())
 
@@ -163,6 +176,7 @@ def test_the_score_prefers_the_truth(task):
     good, bad, poor = (task.metric.score(labels, probs) for probs in (truth, wrong, flat))
     assert list(good) == [*task.metric.parts]
     assert task.metric.higher_is_better <= set(good)
+    assert set(task.metric.words) == set(good) and len(set(task.metric.words.values())) == len(good)
     gain = {part: np.array([good[part] - bad[part], good[part] - poor[part]]) for part in good}
     gain = {part: values if part in task.metric.higher_is_better else -values for part, values in gain.items()}
     assert {part for part in good if not gain[part][0] > 0} == set()
@@ -213,7 +227,7 @@ def test_boxes_are_pure_and_fit_their_specs(task, group):
             assert volume is volumes[crops[name].view][0]
             assert roi.shape == (crops[name].slices, 24, 24)
             field_mm = roi.spacing_mm[1:] * 24
-            if task.name == "spider":  # images of unknown size: boxes follow the patient's own proportions, all alike
+            if task.name in ("spider", "table"):  # of unknown size: by the proportions of the patient or the image
                 np.testing.assert_allclose(field_mm, fields_mm.setdefault(name, field_mm[0]))
             else:
                 np.testing.assert_allclose(field_mm, crops[name].field_mm)
@@ -230,7 +244,9 @@ def test_left_boxes_of_a_mirrored_body_are_its_right_boxes(task, group):
     swap = {"right": "left", "left": "right", "": ""}
     sites = {(site.condition, site.level, site.side): site for site in group.sites}
     twins = {site.target: sites[site.condition, site.level, swap[site.side]] for site in group.sites}
-    moved = {twins[site.target].landmark: Point(points[site.landmark].mm @ flip) for site in group.sites}
+    moved = {
+        twins[site.target].landmark: Point(points[site.landmark].mm @ flip) for site in group.sites if site.landmarks
+    }
     here, there = (
         group.regions(volumes, points, 12),
         group.regions(volumes, moved, 12),
@@ -249,7 +265,7 @@ def test_left_boxes_of_a_mirrored_body_are_its_right_boxes(task, group):
 def test_nothing_seen_or_nothing_found_gives_no_box(task, group):
     volumes, points = study(task)
     assert dict(group.regions({}, points, 8)) == {}
-    assert dict(group.regions(volumes, {}, 8)) == {}
+    assert set(group.regions(volumes, {}, 8)) == {site.target for site in group.sites if not site.landmarks}
 
 
 @EACH
@@ -262,6 +278,9 @@ def test_completion_keeps_what_was_found(task):
 # A task that does not hang together is refused with what is known
 
 
+WITH_LOCATORS = pytest.mark.parametrize(
+    "task", [task for task in KNOWN.values() if task.locators], ids=[name for name in KNOWN if KNOWN[name].locators]
+)
 PROMPTED = [
     task
     for task in TASKS.values()
@@ -287,7 +306,7 @@ def test_a_target_left_out_or_graded_twice_is_refused(task):
         replace(task, graders=(*task.graders, task.graders[0]))
 
 
-@EACH
+@WITH_LOCATORS
 def test_unknown_views_landmarks_and_priors_are_refused(task):
     group, stage = task.graders[0], task.locators[0]
     crop = replace(group.crops[0], view="elsewhere")

@@ -17,6 +17,7 @@ NEEDED = {  # module that is imported: package that holds it, as pyproject.toml 
     "scipy": "scipy",
     "safetensors": "safetensors",
     "PIL": "pillow",
+    "tqdm": "tqdm",
 }
 TO_TRAIN = {"sklearn": "scikit-learn"}
 

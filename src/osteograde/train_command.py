@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from osteograde.errors import UserError
+from osteograde.learning import recipe_file
 from osteograde.learning.recipes import check_name
 from osteograde.logs import to_stdout
 
@@ -20,43 +21,58 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("osteograde.learning")
 
-RESUME = "the same command with --resume goes on from the last finished epoch"
 ROOM_GIB, ROOM_DEBUG_GIB = 1.0, 0.1  # free disk that a run should find: decoded images, checkpoints and nets
 
 
 def main(args: argparse.Namespace) -> int:
     """Do what the options of ``cli.add_train_options`` ask for; the exit code is returned."""
-    name = args.recipe or args.task
-    check_name(name, args.task)
+    try:
+        return train_and_report(args)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(how_to_go_on(args)) from None
+
+
+def how_to_go_on(args: argparse.Namespace) -> str:
+    """What to type after a training was interrupted."""
+    if not (args.out / "work").is_dir():
+        return f"nothing is trained yet; start again with: {args.typed}"
+    again = args.typed if args.resume else f"{args.typed} --resume"
+    return f"what is done is kept in {args.out}; go on from the last finished epoch with: {again}"
+
+
+def train_and_report(args: argparse.Namespace) -> int:
+    """The same, without a word about how to go on after Ctrl-C."""
+    check_recipe(args)
     if not args.data.is_dir():
         raise UserError(f"{args.data}: no such folder; --data is the folder that holds the tables and the images")
-    from osteograde.learning.recipes import RECIPES
-
-    recipe = RECIPES[name]()
+    to_stdout(bars=True)
+    recipe = chosen_recipe(args)
     if args.debug:
         recipe = recipe.shrunk()
     check_run(args, recipe)
     studies = recipe.task.read(args.data, "train")
     check_folds(args, studies)
     # torch and what stands on it: imported once nothing is known to be missing
-    from osteograde.learning import folds, pretrained, train
+    from osteograde.learning import calls, folds, outlook, pretrained, starting, train
     from osteograde.learning.reuse import reuse_nets
     from osteograde.models.device import keep_all_freed_memory, pick
 
-    to_stdout()
     keep_all_freed_memory()
     device = pick(args.device)
     if args.debug:
         recipe = pretrained.without_missing_weights(recipe)
     elif not (args.reuse or args.resume):  # nets that are there already need none
         pretrained.check_fit(recipe, args.folds[0] if args.folds else 0)
+    for line in starting.lines_of(recipe):
+        log.info(line)
     for weights in args.reuse:
         copied = reuse_nets(weights, args.out, recipe)
         log.info(f"reused from {weights}: folds.csv and {len(copied)} nets")
     if args.folds_of:
         folds.take(args.folds_of, args.out)
     resume = args.resume or bool(args.reuse)
-    try:
+    chosen, words = folds.chosen(recipe, args.folds), outlook.device_words(device)
+    with calls.timed(args.out, recipe.name, words, chosen, debug=args.debug):
         scores = train.train(
             recipe,
             args.data,
@@ -68,12 +84,50 @@ def main(args: argparse.Namespace) -> int:
             tensorboard=args.tensorboard,
             teacher=args.pseudo_labels,
         )
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(RESUME) from None
     print(train.table(scores))
-    print(f"written: {args.out / 'manifest.json'}, the nets that it names, and out-of-fold tables beside it")
+    print(f"weights: {args.out}; its manifest.json names the nets, and out-of-fold tables lie beside it")
+    print(train.headline(recipe.task.metric, scores))
     print(f"next: python -m osteograde report {args.out} --data {args.data}")
     return 0
+
+
+def listed(args: argparse.Namespace) -> Sequence[str]:
+    """What --list prints: the recipes of the task, or every value of the recipe that is named or changed."""
+    if not (args.recipe or args.settings):
+        from osteograde.learning.recipes import catalogue
+
+        return list(catalogue.lines(args.task))
+    from osteograde.learning import settings
+
+    check_recipe(args)
+    return settings.lines(chosen_recipe(args))
+
+
+def check_recipe(args: argparse.Namespace) -> None:
+    """UserError where --recipe names neither a recipe of the task nor a file, before any recipe is imported."""
+    if args.recipe and recipe_file.is_file(args.recipe):
+        if not Path(args.recipe).is_file():
+            raise UserError(f"--recipe {args.recipe}: no such file")
+    else:
+        check_name(args.recipe or args.task, args.task)
+
+
+def chosen_recipe(args: argparse.Namespace) -> Recipe:
+    """The recipe that --recipe names, one that ships or that of a file, with every --set put in."""
+    from osteograde.learning import settings
+    from osteograde.learning.recipes import recipe_for
+    from osteograde.tasks import TASKS
+
+    name, task = args.recipe or args.task, TASKS[args.task]
+    if args.data is not None:  # --list needs none
+        task = task.for_data(args.data)
+    own = recipe_file.is_file(name)
+    recipe = recipe_file.load(Path(name), task) if own else recipe_for(name, task)
+    if task.definition and not recipe.task.definition:
+        raise UserError(
+            f"{name}: RECIPE knows nothing of {args.data}; make it a function of the task: def RECIPE(task)"
+        )
+    return settings.changed(recipe, args.settings)
 
 
 def check_run(args: argparse.Namespace, recipe: Recipe) -> None:
@@ -91,7 +145,7 @@ def check_run(args: argparse.Namespace, recipe: Recipe) -> None:
     if args.folds_of:
         folds.check_taken(args.folds_of, args.out, recipe, debug=args.debug)
     if args.pseudo_labels:
-        check_teacher(args.pseudo_labels, recipe.task.name)
+        check_teacher(args.pseudo_labels, recipe)
         folds.check_taken(args.pseudo_labels, args.out, recipe, option="--pseudo-labels", debug=args.debug)
     check_out(args.out, ROOM_DEBUG_GIB if args.debug else ROOM_GIB)
     if args.resume or args.reuse:
@@ -101,12 +155,19 @@ def check_run(args: argparse.Namespace, recipe: Recipe) -> None:
         starting.check(recipe, chosen)
 
 
-def check_teacher(weights: Path, task: str) -> None:
-    """UserError where ``--pseudo-labels`` names no weights folder, or one of another task than that of the run."""
+def check_teacher(weights: Path, recipe: Recipe) -> None:
+    """UserError where ``--pseudo-labels`` names no weights folder, one of another task than that of the run, or where
+    classes are drawn equally often, which is done by labels that sites of a teacher do not have."""
     from osteograde.models.manifest import read_manifest
 
-    if (found := read_manifest(weights).task) != task:
-        raise UserError(f"--pseudo-labels {weights}: of task {found!r}, this run is of {task!r}")
+    if (found := read_manifest(weights).task) != recipe.task.name:
+        raise UserError(f"--pseudo-labels {weights}: of task {found!r}, this run is of {recipe.task.name!r}")
+    for name, members in recipe.graders.items():
+        if any(plan.sampling == "balanced" for plan in members):
+            raise UserError(
+                f"--pseudo-labels {weights}: grader {name!r} of recipe {recipe.name!r} draws classes equally often, "
+                f"in which a teacher's answers have no part; add --set grade.{name}.sampling=natural"
+            )
 
 
 def check_folds(args: argparse.Namespace, studies: Sequence[Study]) -> None:

@@ -88,7 +88,7 @@ def crop_stack(volume: Volume, roi: Roi, device: torch.device, oversample: int |
     move = volume.from_mm @ roi.to_mm
     z = _slices_of(move, roi.shape)
     if z is None:
-        voxels = torch.from_numpy(np.ascontiguousarray(volume.voxels)).to(device)
+        voxels = torch.from_numpy(np.require(volume.voxels, requirements=("C", "W"))).to(device)
         return sample(voxels, volume.to_mm, roi.to_mm[None], roi.shape, k)[0] / 255.0
 
     def gather(z: np.ndarray, y: slice, x: slice) -> torch.Tensor:  # only what the box touches leaves the host

@@ -49,7 +49,7 @@ def kernel_main(task: str, manifest_sha256: str = "", data_set: str = "", hours:
     """
     begun = time.monotonic()
     hours = hours or default_hours(TASKS[task])
-    logs.to_stdout()
+    logs.to_stdout(every_s=0.0)  # ``kaggle rehearse`` reads how many studies are done from these lines
     root = Path(os.environ.get("OSTEOGRADE_KAGGLE_INPUT", "/kaggle/input"))
     out = Path(os.environ.get("OSTEOGRADE_KAGGLE_WORKING", "/kaggle/working")) / "submission.csv"
     try:
@@ -57,7 +57,8 @@ def kernel_main(task: str, manifest_sha256: str = "", data_set: str = "", hours:
         data = find_data(root, TASKS[task].slug, data_set, skip=weights)
         devices = preflight(data, weights, out.parent)
         if serve.is_served(data):
-            return answer_host(TASKS[task], data, weights, out, devices[0], hours, begun)
+            known = TASKS[task].as_defined(ensemble.read(weights).definition)
+            return answer_host(known, data, weights, out, devices[0], hours, begun)
         summary, left = grade(task, data, weights, out, devices, hours - (time.monotonic() - begun) / 3600)
     except (ValueError, OSError) as error:  # whatever was written stays; the log is all its reader has
         traceback.print_exc()

@@ -28,16 +28,25 @@ BUILT = Path("build") / "kernels"  # git ignores it
 MAX_BYTES = 900_000  # of the built script: Kaggle documents no limit of a kernel source; 1 MB is what users report
 QUOTES = "'" * 3
 PACKAGE = Path(osteograde.__file__).parent
+CARRIED = PACKAGE / "kaggle" / "kernels"  # what an installed package has of READABLE
 
 
 def build(
-    task: str, weights: Path | None, out: Path, *, source: str = "", data: str = "", readable: Path | None = None
+    task: str,
+    weights: Path | None,
+    out: Path,
+    *,
+    source: str = "",
+    data: str = "",
+    machine: str = "",
+    readable: Path | None = None,
 ) -> Path:
     """Write ``out``/kernel-metadata.json and ``out``/<task>.py, the self-contained script; its path is returned.
 
     weights: their hashes are verified, and the kernel accepts no others. source: the data set or model on Kaggle that
-    holds them. data: the data set of the images, for a task without a competition. readable: the folder of the script
-    and of the metadata to start from; by default kernels/<task> of the current folder, else of the package's checkout.
+    holds them. data: the data set of the images, for a task without a competition. machine: where it runs, "" as the
+    metadata say (``metadata.on_machine``). readable: the folder of the script and of the metadata to start from; by
+    default that of ``readable_folder``.
 
     Raises UserError for an unknown task, a script or metadata that lack what is needed, damaged weights or weights of
     another task, the name of a source that cannot be one, and text that a raw string cannot hold.
@@ -59,7 +68,7 @@ def build(
     if data:
         settings = with_setting(path, settings, "DATA_SET", data)
     text = script(path, settings, sources(closure(ENTRY)))
-    facts = metadata.with_sources(metadata.read(folder), source, data)
+    facts = metadata.on_machine(metadata.with_sources(metadata.read(folder), source, data), machine)
     out.mkdir(parents=True, exist_ok=True)
     (out / path.name).write_text(text, encoding="utf-8", newline="\n")
     (out / metadata.NAME).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8", newline="\n")
@@ -68,13 +77,21 @@ def build(
 
 
 def build_training(
-    task: str, out: Path, *, arguments: str = "", data: str = "", go_on: bool = False, internet: bool = False
+    task: str,
+    out: Path,
+    *,
+    arguments: str = "",
+    data: str = "",
+    machine: str = "",
+    go_on: bool = False,
+    internet: bool = False,
 ) -> Path:
     """Write the kernel that trains a task to ``out``: its metadata and train.py, whose path is returned.
 
     arguments: options of train_folds.py beside the task, the data and the folder. data: the data set on Kaggle of the
-    labelled studies, for a task without a competition. go_on: attach the kernel's own last output, which exists once it
-    has run. internet: for starting weights that are downloaded; nothing is submitted from this kernel.
+    labelled studies, for a task without a competition. machine: as of ``build``. go_on: attach the kernel's own last
+    output, which exists once it has run. internet: for starting weights that are downloaded; nothing is submitted from
+    this kernel.
 
     UserError for an unknown task, options that train_folds.py does not take, and data that a competition has already.
     """
@@ -95,7 +112,8 @@ def build_training(
         text = with_setting(path, text, name, value)
     if (size := len(text.encode())) > MAX_BYTES:
         raise UserError(f"{path}: with the package it has {size} bytes, more than {MAX_BYTES}")
-    facts = metadata.for_training(metadata.read(folder), task, slug, data, go_on=go_on, internet=internet)
+    facts = metadata.on_machine(metadata.read(folder), machine)
+    facts = metadata.for_training(facts, task, slug, data, go_on=go_on, internet=internet)
     out.mkdir(parents=True, exist_ok=True)
     (out / path.name).write_text(text, encoding="utf-8", newline="\n")
     (out / metadata.NAME).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8", newline="\n")
@@ -125,12 +143,13 @@ def script_name(task: str) -> str:
 
 
 def readable_folder(task: str) -> Path:
-    """kernels/<task> below the current folder, else in the checkout that the package lies in; UserError if neither."""
-    places = [READABLE / task, PACKAGE.parents[1] / READABLE / task]
+    """kernels/<task> below the current folder, else in the checkout that the package lies in, else of those that an
+    installed package carries; UserError if none."""
+    places = [READABLE / task, PACKAGE.parents[1] / READABLE / task, CARRIED / task]
     found = [folder for folder in places if (folder / script_name(task)).is_file()]
     if not found:
         wanted = " and ".join(str(folder / script_name(task)) for folder in places)
-        raise UserError(f"{wanted}: missing; run this in a checkout, or copy the folder of another task and change it")
+        raise UserError(f"{wanted}: missing; copy the folder of another task to {places[0]} and change it")
     return found[0]
 
 

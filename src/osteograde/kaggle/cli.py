@@ -85,7 +85,10 @@ def _rehearse_options(tried: argparse.ArgumentParser) -> None:
         "--train", type=_positive, metavar="SESSIONS", help="the kernel that trains, in so many sessions"
     )
     tried.add_argument("--minutes", type=_seconds, default=2.0, help="of each session of --train; default: 2")
-    tried.add_argument("--image-constraints", action="store_true", help="with the image's versions (make kaggle-env)")
+    tried.add_argument(
+        "--image-constraints", nargs="?", const="", metavar="IMAGE",
+        help="with the image's versions (make kaggle-env [IMAGE=...])",
+    )  # fmt: skip
 
 
 def download(args: argparse.Namespace) -> int:
@@ -199,11 +202,14 @@ def rehearse(args: argparse.Namespace) -> int:
     from osteograde.kaggle import build_kernel
     from osteograde.kaggle import rehearse as stage
     from osteograde.kaggle import rehearse_served as served
+    from osteograde.models import shipped
 
-    python = stage.image_python(Path(".venv-kaggle")) if args.image_constraints else Path(sys.executable)
+    python = Path(sys.executable)
+    if args.image_constraints is not None:
+        python = stage.image_python(Path("-".join([".venv-kaggle", *filter(None, [args.image_constraints])])))
     if args.train:
         return _rehearse_training(args, python)
-    weights = args.weights or stage.shipped(args.task, Path("weights"))
+    weights = args.weights or shipped.find(args.task)
     script = BUILT / args.task / build_kernel.script_name(args.task)
     play = served.rehearse_served if args.served else stage.rehearse
     with _logging():

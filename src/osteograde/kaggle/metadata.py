@@ -21,6 +21,17 @@ OWNER = "your-name"  # placeholder in the committed metadata: a push puts the na
 MACHINE = "NvidiaTeslaT4"  # two of them; a single one does not exist
 MACHINES = (MACHINE, "NvidiaL4", "NvidiaL4X1", "NvidiaTeslaA100", "NvidiaH100", "NvidiaRtxPro6000")
 RETIRED = {"NvidiaTeslaP100": "the image's torch cannot run there and the service replaces it"}
+CPU = "cpu"
+SHORT = {  # what --machine takes -> the service's name; all but the first two are for some competitions and groups only
+    "t4x2": MACHINE,
+    CPU: "",  # no accelerator
+    "l4x4": "NvidiaL4",
+    "l4": "NvidiaL4X1",
+    "a100": "NvidiaTeslaA100",
+    "h100": "NvidiaH100",
+    "rtx-pro-6000": "NvidiaRtxPro6000",
+    "p100": "NvidiaTeslaP100",
+}
 FIXED: Mapping[str, Any] = {
     "language": "python",
     "kernel_type": "script",
@@ -63,6 +74,21 @@ def with_sources(facts: Mapping[str, Any], weights: str = "", data: str = "") ->
     }
     changed = {**facts, **lists}
     return owned(changed, source.owner) if weights else changed
+
+
+def on_machine(facts: Mapping[str, Any], machine: str) -> dict[str, Any]:
+    """The metadata of the same kernel on another machine, by its short or full name; "" leaves it where it is.
+
+    UserError for a machine that the service does not have, or no longer.
+    """
+    if not machine:
+        return dict(facts)
+    shape = SHORT.get(machine.lower(), machine)
+    if shape in RETIRED:
+        raise UserError(f"--machine {machine}: {RETIRED[shape]}; take t4x2")
+    if shape and shape not in MACHINES:
+        raise UserError(f"--machine {machine!r} is none of {', '.join(SHORT)}, as of the client 2.2.5")
+    return {**facts, "machine_shape": shape, "enable_gpu": bool(shape)}
 
 
 def for_training(
@@ -135,7 +161,7 @@ def check(facts: Mapping[str, Any], folder: Path) -> None:
 
 
 def _fixed(facts: Mapping[str, Any]) -> list[str]:
-    free = FREE_IN_TRAINING if trains(facts) else ()
+    free = (*(FREE_IN_TRAINING if trains(facts) else ()), *(() if facts["machine_shape"] else ("enable_gpu",)))
     odd = [key for key, value in FIXED.items() if facts[key] != value or type(facts[key]) is not type(value)]
     odd = [key for key in odd if key not in free or type(facts[key]) is not type(FIXED[key])]
     return [f"{key} is {facts[key]!r}, expected {FIXED[key]!r}" for key in odd]
@@ -149,8 +175,10 @@ def _names(facts: Mapping[str, Any]) -> list[str]:
     if (made := re.sub(r"[^a-z0-9]+", "-", str(facts["title"]).lower()).strip("-")) != slug:
         wrong.append(f"title {facts['title']!r} comes to {made!r}, the id says {slug!r}")
     machine = facts["machine_shape"]
-    if machine not in MACHINES:
+    if machine and machine not in MACHINES:
         wrong.append(f"machine_shape {machine!r}: {RETIRED.get(machine, f'expected one of {MACHINES}')}")
+    if bool(machine) != facts["enable_gpu"]:
+        wrong.append(f"machine_shape {machine!r} and enable_gpu {facts['enable_gpu']} contradict each other")
     image = facts.get("docker_image", "")
     if image and not IMAGE.fullmatch(image):
         wrong.append(f"docker_image {image!r} is not an image of Kaggle's")

@@ -26,6 +26,7 @@ from osteograde.inference import submission
 from osteograde.kaggle import metadata, sandbox_guard, sandbox_namespaces, staging
 from osteograde.kaggle.client import logger
 from osteograde.kaggle.metadata import Source, parse_source
+from osteograde.pipeline import ensemble
 from osteograde.tasks import TASKS
 from osteograde.tasks.limits import limits_of
 from osteograde.tasks.spec import Competition, Study, Task
@@ -73,7 +74,8 @@ def rehearse(
     Raises UserError before any run for a kernel that was not built, damaged weights and data that cannot be read.
     """
     limits = limits or limits_of(TASKS[task])
-    stock = staging.stock(TASKS[task], data)
+    known = ensemble.task_of(ensemble.read(weights), TASKS)
+    stock = staging.stock(known, data)
     shown, others = stock.studies[:1], stock.studies[1:] or stock.studies
     with staged(task, script, weights, python=python, isolate=isolate) as stage:
         home, put = stage.home, stage.put
@@ -81,7 +83,7 @@ def rehearse(
             made = staging.lay(stock, studies, home / "data", copies=times, put=put)
             limit_s = start_s + limits.hours * 3600 * len(made) / limits.studies
             done = play(stage, name, limit_s, limits.memory_gib)
-            faults = judge(name, done, limit_s, limits.memory_gib) or check(name, TASKS[task], made, home)
+            faults = judge(name, done, limit_s, limits.memory_gib) or check(name, known, made, home)
             took = f"{done.seconds:.1f} s, {done.peak / 2**30:.2f} GiB at most"
             logger.info("%s: %d of %d studies, %s", name, done.done, len(made), took)
             if faults:
@@ -232,14 +234,6 @@ def project(done: WatchedRun, studies: int, limits: Competition) -> list[str]:
         f"memory: {done.peak / 2**30:.2f} GiB at most in {studies} studies, of {limits.memory_gib:g}; it does "
         "not grow with their number but for the rows",
     ]
-
-
-def shipped(task: str, folder: Path) -> Path:
-    """The weights folder of a task: FOLDER/TASK, else the only FOLDER/TASK-*."""
-    found = [folder / task] if (folder / task).is_dir() else sorted(folder.glob(f"{task}-*"))
-    if len(found) != 1:
-        raise UserError(f"{len(found)} weights folders for {task!r} in {folder}; name one with --weights")
-    return found[0]
 
 
 def image_python(venv: Path) -> Path:

@@ -29,6 +29,7 @@ from osteograde.inference.submission import SUM_TOLERANCE, priors_rows
 from osteograde.kaggle import staging, stand_in_host
 from osteograde.kaggle.client import logger
 from osteograde.kaggle.rehearse import HIDDEN, START_S, VISIBLE, Stage, check, judge, play, staged
+from osteograde.pipeline import ensemble
 from osteograde.tasks import TASKS
 from osteograde.tasks.limits import limits_of
 from osteograde.tasks.places import read_places
@@ -119,19 +120,20 @@ def rehearse_served(
 
     The arguments are those of ``rehearse.rehearse``. UserError as there.
     """
-    limits = limits or limits_of(TASKS[task])
-    stock = staging.stock(TASKS[task], data)
+    known = TASKS[task].as_defined(ensemble.read(weights).definition)
+    limits = limits or limits_of(known)
+    stock = staging.stock(known, data)
     shown, others = stock.studies[:1], (*stock.studies[1:], *stock.studies[:1])
     with staged(task, script, weights, python=python, isolate=isolate) as stage:
         made = staging.lay(stock, shown, stage.home / "data", copies=1, put=stage.put)
-        lay_host(TASKS[task], stage.home / "data")
+        lay_host(known, stage.home / "data")
         limit_s = START_S + limits.hours * 3600 * len(made) / limits.studies
         done = play(stage, VISIBLE, limit_s, limits.memory_gib)
         faults = judge(VISIBLE, done, limit_s, limits.memory_gib)
-        if not faults and TASKS[task].serving.table is None:
-            faults = check(VISIBLE, TASKS[task], made, stage.home)
+        if not faults and known.serving.table is None:
+            faults = check(VISIBLE, known, made, stage.home)
         logger.info("%s: %.1f s, %.2f GiB at most", VISIBLE, done.seconds, done.peak / 2**30)
-        return faults or hidden_run(stage, TASKS[task], stock, list(others) * copies, limits)
+        return faults or hidden_run(stage, known, stock, list(others) * copies, limits)
 
 
 def hidden_run(

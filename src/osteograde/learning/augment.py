@@ -12,6 +12,7 @@ import torch
 from torch.nn.functional import avg_pool2d, grid_sample
 
 from osteograde.learning.elastic import Bend, draw_bend, lattice, smooth_field
+from osteograde.learning.mixing import random_box
 from osteograde.learning.recipe import Augmentation
 
 BIAS_PERIODS = 2  # control points of a bias field lie half an image apart
@@ -88,8 +89,8 @@ def sampling_grid(move: Move, stored: tuple[int, int], size: tuple[int, int], de
 
 
 def shade(rng: np.random.Generator, images_BCHW: torch.Tensor, augmentation: Augmentation) -> torch.Tensor:
-    """Change contrast and gamma, blur and add noise, each sample by numbers of its own; brighten unevenly and add the
-    noise of MR magnitude images where the augmentation says so. Values stay in 0..1."""
+    """Change contrast and gamma, blur and add noise, each sample by numbers of its own; brighten unevenly, add
+    the noise of MR magnitude images and hide a box where the augmentation says so. Values stay in 0..1."""
     count, device = images_BCHW.shape[0], images_BCHW.device
 
     def column(values: np.ndarray) -> torch.Tensor:
@@ -107,7 +108,19 @@ def shade(rng: np.random.Generator, images_BCHW: torch.Tensor, augmentation: Aug
     if augmentation.rician:
         images = _rician(images.clamp_min(0), column(rng.uniform(0, augmentation.rician, count)), generator)
     noise = torch.randn(images.shape, generator=generator, device=device)
-    return (images + noise * column(rng.uniform(0, augmentation.noise, count))).clamp(0, 1)
+    images = (images + noise * column(rng.uniform(0, augmentation.noise, count))).clamp(0, 1)
+    return cut_out(rng, images, augmentation.cutout) if augmentation.cutout else images
+
+
+def cut_out(rng: np.random.Generator, images_BCHW: torch.Tensor, largest: float) -> torch.Tensor:
+    """Hide a box at a random place of each sample under its mean grey value, the same box in all of its slices (cutout,
+    DeVries and Taylor 2017). Its share of the image is drawn between 0 and ``largest``."""
+    height, width = images_BCHW.shape[2:]
+    hidden = np.zeros((len(images_BCHW), 1, height, width), bool)
+    for sample in hidden:
+        sample[(0, *random_box(rng, (height, width), rng.uniform(0, largest)))] = True
+    mean = images_BCHW.mean((1, 2, 3), keepdim=True)
+    return torch.where(torch.from_numpy(hidden).to(images_BCHW.device), mean, images_BCHW)
 
 
 def _bias_field(rng: np.random.Generator, images_BCHW: torch.Tensor, largest: float) -> torch.Tensor:

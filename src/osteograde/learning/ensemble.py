@@ -23,6 +23,8 @@ import numpy as np
 
 from osteograde.errors import UserError
 from osteograde.learning import folds
+from osteograde.learning.compare import FILE as OOF
+from osteograde.learning.compare import OofTable
 from osteograde.models import bundle
 from osteograde.models.manifest import ENSEMBLE
 from osteograde.pipeline import voting
@@ -34,7 +36,6 @@ from osteograde.tasks.tables import some
 log = logging.getLogger("osteograde.learning")
 
 MOST = 10  # members: 1023 subsets
-OOF = "oof.csv"
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +55,15 @@ class OofTables:
     def sign(self) -> float:
         """1 where a higher score is better, else -1."""
         return 1.0 if "score" in self.task.metric.higher_is_better else -1.0
+
+    def sides(self) -> list[OofTable]:
+        """A table for every member, to be compared (``learning.compare``)."""
+        patient = {study: str(number) for study, number in zip(self.studies, self.group.tolist(), strict=True)}
+        fold = dict(zip(self.studies, self.fold.tolist(), strict=True))
+        return [
+            OofTable(name, self.task.name, dict(zip(self.studies, table, strict=True)), self.labels, patient, fold)
+            for name, table in zip(self.members, self.tables, strict=True)
+        ]
 
 
 def gather(task: Task, folders: Sequence[Path], data: Path) -> OofTables:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import logging
 import shutil
 import warnings
 import zlib
@@ -19,6 +20,8 @@ from osteograde.learning.recipe import Recipe
 from osteograde.models.manifest import MANIFEST
 from osteograde.tasks.spec import Grader, Study, Task
 from osteograde.tasks.tables import cells_of, some
+
+log = logging.getLogger("osteograde.learning")
 
 FEW_SITES = 2  # of one grader: a right and a left one
 FILE = "folds.csv"
@@ -98,6 +101,7 @@ def assign(task: Task, studies: Sequence[Study], count: int, seed: int) -> Split
     patients = sorted({study.patient for study in studies})
     if len(patients) < count:
         raise UserError(f"{len(patients)} patients cannot fill {count} folds; give more data or fewer folds")
+    _tell_rare(task, studies, count)
     ordered = sorted(studies, key=lambda study: study.id)
     keys = [rarity(task, study) for study in ordered]
     splitter = StratifiedGroupKFold(n_splits=count, shuffle=True, random_state=seed)
@@ -108,6 +112,18 @@ def assign(task: Task, studies: Sequence[Study], count: int, seed: int) -> Split
         for k, (_, held) in enumerate(splitter.split(np.zeros(len(ordered)), keys, [s.patient for s in ordered])):
             fold.update({ordered[i].id: k for i in held})
     return Split({study.id: fold[study.id] for study in studies}, {study.id: study.patient for study in studies})
+
+
+def _tell_rare(task: Task, studies: Sequence[Study], count: int) -> None:
+    """Log the classes that fewer patients have than there are folds: some folds are judged without them."""
+    patients: list[set[str]] = [set() for _ in task.classes]
+    for study in studies:
+        for label in study.labels.values():
+            patients[label].add(study.patient)
+    rare = [f"{name} ({len(own)})" for name, own in zip(task.classes, patients, strict=True) if 0 < len(own) < count]
+    if rare:
+        log.warning("classes of fewer patients than the %d folds, some of which are judged without them: %s", count,
+                    some(rare, 10))  # fmt: skip
 
 
 def like(split: Split, studies: Sequence[Study]) -> Split:

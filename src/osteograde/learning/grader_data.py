@@ -22,6 +22,8 @@ from osteograde.imaging.geometry import Roi, Volume, grown
 from osteograde.imaging.resample import crop_stack
 from osteograde.learning.augment import Move, draw_move, resample, shade, still
 from osteograde.learning.loop import every_sample
+from osteograde.learning.mixing import draw_mix, mixed
+from osteograde.learning.plan_checks import resized
 from osteograde.learning.recipe import GraderPlan
 from osteograde.models.covariates import features_of
 from osteograde.models.losses import UNLABELLED
@@ -34,7 +36,6 @@ log = logging.getLogger("osteograde.learning")
 
 MARGIN = 0.22  # stored border on each side, as a share of the side
 SLICE_MARGIN = 2
-STRIDE = 16  # sides of smaller batches are multiples of this
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +45,8 @@ class GraderBatch:
     counts; covariates: name -> (S,), NaN = unknown, those that the plan's net reads; log_prior_shift (K,), or one 0 for
     all: what is added to the logits of the target's classes before the loss, the logarithm of how much more often sites
     of a class are drawn than they occur; pseudo (S, K): a teacher's probabilities at sites without a label, each
-    times how much a site of its class counts, and 0 at all others; None without a teacher."""
+    times how much a site of its class counts, and 0 at all others; None without a teacher; partner (S,) and own (S,):
+    the site that each one is mixed with, and the share of its own image; None where nothing is mixed."""
 
     crops: tuple[torch.Tensor, ...]
     present: torch.Tensor
@@ -55,6 +57,31 @@ class GraderBatch:
     covariates: Mapping[str, torch.Tensor] = field(default_factory=dict)
     log_prior_shift: torch.Tensor = field(default_factory=lambda: torch.tensor(0.0))
     pseudo: torch.Tensor | None = None
+    partner: torch.Tensor | None = None
+    own: torch.Tensor | None = None
+
+    def taken_apart(self) -> GraderBatch:
+        """Every mixed site as two sites without images (2 S,): itself, counting by the share of its own image, then its
+        partner, counting by the rest. The batch itself where nothing is mixed."""
+        if self.partner is None or self.own is None:
+            return self
+        own = torch.cat([self.own, 1 - self.own])
+
+        def both(values: torch.Tensor) -> torch.Tensor:
+            return torch.cat([values, values[self.partner]])
+
+        return replace(
+            self,
+            crops=(),
+            present=both(self.present),
+            labels=both(self.labels),
+            study=both(self.study),
+            head_labels=both(self.head_labels),
+            weight=both(self.weight) * own,
+            pseudo=None if self.pseudo is None else both(self.pseudo),
+            partner=None,
+            own=own,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,12 +230,7 @@ class GraderData:
     @property
     def size(self) -> tuple[int, int]:
         """(H, W) of a batch."""
-        height, width = sides(self.plan.pixels)
-        if self.share == 1:
-            return height, width
-        return max(STRIDE, round(height * self.share / STRIDE) * STRIDE), max(
-            STRIDE, round(width * self.share / STRIDE) * STRIDE
-        )
+        return sides(self.plan.pixels) if self.share == 1 else resized(self.plan.pixels, self.share)
 
     def _with(self, **changes) -> GraderData:
         return replace(self, **changes)
@@ -227,6 +249,12 @@ class GraderData:
         mirror = self.mirrorable[rows] & (rng.random(len(rows)) < 0.5) & augment & self.plan.augmentation.mirror
         crops = tuple(self._crop(c, rows, errors, mirror, rng, device, augment=augment) for c in range(len(self.crops)))
         present = self._hide(self.present[rows], rng) if augment else self.present[rows]
+        covariates = self._covariates(rows, rng, device, augment=augment)
+        partner = own = None
+        if augment and (self.plan.mixup or self.plan.cutmix):
+            mix = draw_mix(rng, self._alike(rows, present), self.size, self.plan.mixup, self.plan.cutmix)
+            crops = tuple(mixed(images, mix) for images in crops)
+            partner, own = torch.from_numpy(mix.partner).to(device), torch.from_numpy(mix.own).to(device)
         weight = self.class_weight[np.maximum(self.labels[rows], 0)].astype(np.float32)
         pseudo = None
         if self.pseudo is not None:
@@ -240,10 +268,18 @@ class GraderData:
             head_labels=torch.from_numpy(self.head_labels[rows]).to(device),
             weight=torch.from_numpy(weight).to(device),
             study=torch.from_numpy(np.repeat(np.arange(len(picked)), [len(p) for p in picked])).to(device),
-            covariates=self._covariates(rows, rng, device, augment=augment),
+            covariates=covariates,
             log_prior_shift=torch.from_numpy(self.log_prior_shift.astype(np.float32)).to(device),
             pseudo=pseudo,
+            partner=partner,
+            own=own,
         )
+
+    def _alike(self, rows: np.ndarray, present: np.ndarray) -> np.ndarray:
+        """(S, C + 2) rows of numbers, the same for sites that may be mixed: with the same crops (S, C), and with a
+        label of the target, with a pseudo-label, or with neither."""
+        taught = np.zeros(len(rows), bool) if self.pseudo is None else self.pseudo[rows].any(1)
+        return np.column_stack([present, self.labels[rows] != UNLABELLED, taught]).astype(int)
 
     def _covariates(
         self, rows: np.ndarray, rng: np.random.Generator, device: torch.device, *, augment: bool

@@ -26,6 +26,8 @@ def grader_loss(grader: Grader, recipe: Recipe, plan: GraderPlan) -> Loss:
     def loss(net: nn.Module, batch: GraderBatch) -> torch.Tensor:
         covariates = (batch.covariates,) if batch.covariates else ()
         outputs = net(list(batch.crops), batch.present, *covariates).float()
+        if batch.partner is not None:  # cross entropy is linear in what it aims at, so each label has its share of it
+            outputs, batch = torch.cat([outputs, outputs]), batch.taken_apart()
         weights = class_weights.to(outputs.device)
         logits, head_logits = grader.split_heads(outputs, len(weights))
         logits = logits + batch.log_prior_shift
@@ -35,7 +37,7 @@ def grader_loss(grader: Grader, recipe: Recipe, plan: GraderPlan) -> Loss:
             aim, counted = _with_pseudo(aim, counted, batch.pseudo * weights, batch.labels)
         value = target_cross_entropy(logits, aim, counted * batch.weight)
         if grader.heads:
-            value = value + plan.head_weight * heads_loss(grader.heads, head_logits, batch.head_labels)
+            value = value + plan.head_weight * heads_loss(grader.heads, head_logits, batch.head_labels, batch.own)
         if grader.study_loss is not None:
             value = value + grader.study_loss(*by_study(logits, batch, len(grader.sites)), weights)
         return value
@@ -54,23 +56,28 @@ def _with_pseudo(
     return torch.where(is_pseudo[:, None], soft, aim), torch.where(is_pseudo, total, counted)
 
 
-def heads_loss(heads: Sequence[Head], logits: Sequence[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+def heads_loss(
+    heads: Sequence[Head], logits: Sequence[torch.Tensor], labels: torch.Tensor, weight: torch.Tensor | None = None
+) -> torch.Tensor:
     """The mean of the heads' losses over those that have a label in the batch; 0, with a gradient of 0, if none has.
 
-    logits: per head (S, outputs). labels: (S, heads), -1 where unlabelled, which is left out.
+    logits: per head (S, outputs). labels: (S, heads), -1 where unlabelled, which is left out. weight: (S,) how much
+    each site counts; None: all alike.
     """
     known = (labels != UNLABELLED).any(0)
-    losses = [head_loss(head, logits[h], labels[:, h]) for h, head in enumerate(heads)]
+    losses = [head_loss(head, logits[h], labels[:, h], weight) for h, head in enumerate(heads)]
     return (torch.stack(losses) * known).sum() / known.sum().clamp_min(1)
 
 
-def head_loss(head: Head, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def head_loss(
+    head: Head, logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor | None = None
+) -> torch.Tensor:
     """Mean over labelled sites: binary cross entropy of a yes/no head, cross entropy of a head of classes, and of
-    grades that against the ordinal targets of ``losses.targets_of``. logits (S, outputs), labels (S,)."""
+    grades that against the ordinal targets of ``losses.targets_of``. logits (S, outputs), labels and weight (S,)."""
     if head.kind == YES_NO:
-        return binary_cross_entropy(logits[:, 0], labels)
+        return binary_cross_entropy(logits[:, 0], labels, weight)
     aim = targets_of(labels, logits.shape[-1], "ordinal" if head.kind == GRADES else "classes")
-    return target_cross_entropy(logits, aim, torch.ones_like(aim[:, 0]))
+    return target_cross_entropy(logits, aim, torch.ones_like(aim[:, 0]) if weight is None else weight)
 
 
 def by_study(logits: torch.Tensor, batch: GraderBatch, sites: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,7 +14,6 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,13 +21,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from osteograde import logs
 from osteograde.errors import UserError
 from osteograde.learning.history import Row, recorder
+from osteograde.learning.optimiser import optimiser_of, set_rate
 from osteograde.learning.recipe import Plan, Start, Training
 from osteograde.models.bundle import on_device
 
 CHECKPOINT_FORMAT = 2
-MOMENTUM = 0.99  # of the optimiser "sgd", with Nesterov's step, as nnU-Net has it
 Weights = dict[str, torch.Tensor]  # a state dict
 
 log = logging.getLogger("osteograde.learning")
@@ -75,6 +75,7 @@ class Job:
 
     shared_by: the folds that continue from this net, of which ``fold`` is the first; empty for the net of one fold.
     history: the file of its curves, see ``learning.history``; None writes none. tensorboard: its events as well.
+    progress: of the run, in epochs, as whose part this net is shown; None where it is trained alone.
     """
 
     stage: str
@@ -85,6 +86,7 @@ class Job:
     shared_by: tuple[int, ...] = ()
     history: Path | None = None
     tensorboard: bool = False
+    progress: logs.Progress | None = None
 
     @property
     def title(self) -> str:
@@ -176,15 +178,17 @@ def train(
 
 def steps_per_epoch(plan: Plan, data: Data) -> int:
     """As the plan says, else one pass over the data of the first epoch; the same number in all epochs."""
-    return plan.training.steps or max(1, len(data.in_epoch(0)) // plan.training.batch)
+    return plan.training.steps or max(1, len(data.in_epoch(0)) // (plan.training.batch * plan.training.accumulate))
 
 
 def _begin(build_net: Callable[[], nn.Module], plan: Plan, job: Job) -> Progress:
     torch.manual_seed(int(job.rng().integers(2**62)))
     net = on_device(build_net(), job.device)
     average = copy.deepcopy(net).requires_grad_(False)
-    optimiser = _optimiser(net, plan, decay=plan.start.head_epochs == 0)
-    scaler = torch.amp.GradScaler(job.device.type, enabled=job.device.type == "cuda")
+    optimiser = optimiser_of(net, plan, decay=plan.start.head_epochs == 0)
+    half = half_of(job.device, plan.training, has_bfloat16=_has_bfloat16(job.device))
+    scaler = torch.amp.GradScaler(job.device.type, enabled=half == torch.float16)  # bfloat16 has the range of float32
+    compile_trunk(net, plan.training, job.device)
     progress = Progress(net, average, optimiser, scaler)
     if plan.training.patience:
         progress.best = copy.deepcopy(average.state_dict())
@@ -193,21 +197,33 @@ def _begin(build_net: Callable[[], nn.Module], plan: Plan, job: Job) -> Progress
     return progress
 
 
+def compile_trunk(net: nn.Module, training: Training, device: torch.device) -> None:
+    """Compile the trunk, or a net without one, in place, where the plan says so and the device is CUDA. Weights keep
+    their names, and only the net in training is compiled: what is judged and kept is not."""
+    if training.compile and device.type == "cuda":
+        getattr(net, "encoder", net).compile()
+
+
 def _train_epoch(progress: Progress, plan: Plan, data: Data, steps: int, loss: Loss, job: Job) -> EpochLog:
     """Take the steps of the next epoch."""
     begun, epoch = time.perf_counter(), progress.epoch
     _set_trained_parts(progress.net, plan.start, epoch)
     if 0 < epoch == plan.start.head_epochs:  # momentum of the head's epochs is not carried into those of the whole net
-        progress.optimiser = _optimiser(progress.net, plan)
+        progress.optimiser = optimiser_of(progress.net, plan)
     batches = Batches(data.in_epoch(epoch), plan, job, epoch, steps)
-    report = EpochLog()
-    for step, batch in enumerate(batches):
-        done = epoch * steps + step
-        _set_rate(progress.optimiser, rate(plan, done, steps))
-        torch.manual_seed(int(job.rng(epoch, step, 1).integers(2**62)))  # dropout and proposals
-        report.loss += _step(progress, batch, loss, plan.training, f"{job.title} epoch {epoch + 1} step {step + 1}")
-        update_ema(progress.average, progress.net, plan.training.ema, done)
-    report.loss /= steps
+    report, together = EpochLog(), plan.training.accumulate
+    for number, batch in enumerate(batches):
+        step, done = number // together, epoch * steps + number // together
+        if number % together == 0:
+            set_rate(progress.optimiser, rate(plan, done, steps))
+            progress.optimiser.zero_grad(set_to_none=True)
+        torch.manual_seed(int(job.rng(epoch, number, 1).integers(2**62)))  # dropout and proposals
+        title = f"{job.title} epoch {epoch + 1} step {step + 1}"
+        report.loss += _add_gradient(progress, batch, loss, plan.training, title)
+        if (number + 1) % together == 0:
+            _step(progress, plan.training)
+            update_ema(progress.average, progress.net, plan.training.ema, done)
+    report.loss /= steps * together
     report.seconds, report.waited = time.perf_counter() - begun, batches.waited
     return report
 
@@ -238,27 +254,35 @@ def _row(progress: Progress, report: EpochLog) -> Row:
 def _log_epoch(job: Job, epoch: int, epochs: int, report: EpochLog) -> None:
     held_out = "" if math.isnan(report.held_out) else f", held-out loss {report.held_out:.4f}"
     share = report.waited / report.seconds
+    is_shown = epoch == epochs or report.seconds >= logs.LINE_EVERY_S  # of short epochs a log has one a minute
     log.info(
         f"{job.title} epoch {epoch}/{epochs}: loss {report.loss:.4f}{held_out}, {report.seconds:.0f} s, "
-        f"{share:.0%} of it waiting for data{report.measured and ', '}{report.measured}"
+        f"{share:.0%} of it waiting for data{report.measured and ', '}{report.measured}",
+        extra=None if is_shown else logs.PROGRESS,
     )
+    if job.progress is not None:
+        job.progress.advance(note=f"{job.title}, loss {report.loss:.4f}{held_out}")
 
 
 class Batches:
-    """The batches of one epoch in order. The next one is made in a thread while the net works on this one."""
+    """The batches of one epoch in order, ``accumulate`` of them for each step of the optimiser. The next one is made in
+    a thread while the net works on this one."""
 
     def __init__(self, data: Data, plan: Plan, job: Job, epoch: int, steps: int) -> None:
-        self.data, self.job, self.epoch, self.steps = data, job, epoch, steps
+        self.data, self.job, self.epoch = data, job, epoch
+        self.steps = steps * plan.training.accumulate
         self.size = plan.training.batch
-        self.order = data.order(job.rng(epoch), max(len(data), steps * self.size))
+        self.order = data.order(job.rng(epoch), max(len(data), self.steps * self.size))
         self.waited = 0.0  # seconds in which the net had nothing to do
+        self.title = f"{job.title} epoch {epoch + 1}/{plan.training.epochs}"
 
     def _make(self, step: int) -> Any:
         indices = self.order[step * self.size : (step + 1) * self.size]
         return self.data.batch(indices, self.job.rng(self.epoch, step), self.job.device, augment=True)
 
     def __iter__(self) -> Iterator[Any]:
-        with ThreadPoolExecutor(1) as ahead:
+        shown_as = logs.progress(self.title, self.steps, "steps", log, self.job.progress)
+        with ThreadPoolExecutor(1) as ahead, shown_as as shown:
             coming = ahead.submit(self._make, 0)
             for step in range(self.steps):
                 begun = time.perf_counter()
@@ -267,6 +291,7 @@ class Batches:
                 if step + 1 < self.steps:
                     coming = ahead.submit(self._make, step + 1)
                 yield batch
+                shown.advance()
 
 
 def rate(plan: Plan, step: int, steps: int) -> float:
@@ -299,11 +324,6 @@ def warm_up_and_cosine(step: int, steps: int, warm_up: float) -> float:
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
 
-def _set_rate(optimiser: torch.optim.Optimizer, lr: float) -> None:
-    for group in optimiser.param_groups:
-        group["lr"] = lr
-
-
 def _set_trained_parts(net: nn.Module, start: Start, epoch: int) -> None:
     """Put the net into training mode, but not what keeps its weights and statistics in this epoch.
 
@@ -321,50 +341,44 @@ def _set_trained_parts(net: nn.Module, start: Start, epoch: int) -> None:
         trunk.get_submodule(name).requires_grad_(False).train(False)
 
 
-def _optimiser(net: nn.Module, plan: Plan, *, decay: bool = True) -> torch.optim.Optimizer:
-    """A new optimiser of all parameters. decay: False for the epochs of the head alone, in which nothing is decayed."""
-    kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
-        "adamw": torch.optim.AdamW,
-        "adam": torch.optim.Adam,
-        "sgd": partial(torch.optim.SGD, momentum=MOMENTUM, nesterov=True),
-    }
-    training = plan.training
-    if training.optimiser not in kinds:
-        raise UserError(f"optimiser {training.optimiser!r} is unknown; known: {sorted(kinds)}")
-    weights = [p for p in net.parameters() if p.ndim > 1]
-    others = [p for p in net.parameters() if p.ndim <= 1]  # norms and biases are not decayed
-    groups = [
-        {"params": weights, "weight_decay": training.weight_decay if decay else 0.0},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    return kinds[training.optimiser](groups, lr=training.lr)
-
-
-def _step(progress: Progress, batch: Any, loss: Loss, training: Training, title: str) -> float:
-    """One step of the optimiser; returns the loss."""
-    net, optimiser, scaler = progress.net, progress.optimiser, progress.scaler
-    device = next(net.parameters()).device.type
-    optimiser.zero_grad(set_to_none=True)
-    with _half_precision(device, training):
+def _add_gradient(progress: Progress, batch: Any, loss: Loss, training: Training, title: str) -> float:
+    """Add a batch's part of the gradient of a step to the parameters; returns the loss of the batch."""
+    net = progress.net
+    with _half_precision(next(net.parameters()).device, training):
         value = loss(net, batch)
     if not torch.isfinite(value):
         raise Diverged(
             f"{title}: the loss is {value.item()}; "
             f"lower lr (now {training.lr:g}) or raise warm_up in the recipe, then start again"
         )
-    scaler.scale(value).backward()
-    scaler.unscale_(optimiser)
-    nn.utils.clip_grad_norm_(net.parameters(), training.clip)
-    scaler.step(optimiser)
-    scaler.update()
+    progress.scaler.scale(value / training.accumulate).backward()
     return value.item()
 
 
-def _half_precision(device: str, training: Training) -> torch.autocast:
-    """The context in which a net is run in training: float16 on CUDA, bfloat16 on a CPU where the plan asks for it."""
-    if device == "cuda":
-        return torch.autocast(device, torch.float16)
-    return torch.autocast(device, torch.bfloat16, enabled=training.bfloat16)
+def _step(progress: Progress, training: Training) -> None:
+    """One step of the optimiser along the gradient that the parameters have."""
+    progress.scaler.unscale_(progress.optimiser)
+    nn.utils.clip_grad_norm_(progress.net.parameters(), training.clip)
+    progress.scaler.step(progress.optimiser)
+    progress.scaler.update()
+
+
+def half_of(device: torch.device, training: Training, *, has_bfloat16: bool) -> torch.dtype | None:
+    """In which half precision a net is run in training; None: in full precision. On CUDA always in one, in bfloat16
+    where the plan asks for it and the device has it; on a CPU where the plan asks for it."""
+    if device.type == "cuda":
+        return torch.bfloat16 if training.bfloat16 and has_bfloat16 else torch.float16
+    return torch.bfloat16 if training.bfloat16 else None
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def _half_precision(device: torch.device, training: Training) -> torch.autocast:
+    """The context in which a net is run in training."""
+    half = half_of(device, training, has_bfloat16=_has_bfloat16(device))
+    return torch.autocast(device.type, half or torch.bfloat16, enabled=half is not None)
 
 
 @torch.no_grad()

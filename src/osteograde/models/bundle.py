@@ -169,9 +169,10 @@ def task_of(folder: Path, manifest: Manifest, tasks: Mapping[str, Task]) -> Task
     name = manifest.task
     if name not in tasks:
         raise UserError(f"{folder}: weights are of task {name!r}; known tasks: {sorted(tasks)}")
-    if sorted(manifest.prior) != sorted(tasks[name].targets):
+    task = tasks[name].as_defined(manifest.definition)
+    if sorted(manifest.prior) != sorted(task.targets):
         raise UserError(f"{folder}: its targets are not those of task {name!r}; train again with this version")
-    return as_read(tasks[name], manifest, folder)
+    return as_read(task, manifest, folder)
 
 
 def as_read(task: Task, manifest: Manifest, folder: Path) -> Task:

@@ -34,9 +34,11 @@ def target_cross_entropy(logits: torch.Tensor, targets: torch.Tensor, weight: to
     return (weight * each).sum() / weight.sum().clamp_min(torch.finfo(each.dtype).tiny)
 
 
-def binary_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean over labelled entries; logits and labels of one shape, labels 1, 0 or -1 = unlabelled. 0, with a gradient of
-    0, if nothing is labelled."""
-    known = labels != UNLABELLED
+def binary_cross_entropy(
+    logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Mean over labelled entries, weighted where a weight is given; logits, labels and weight of one shape, labels 1, 0
+    or -1 = unlabelled. 0, with a gradient of 0, if nothing is labelled."""
+    known = (labels != UNLABELLED) * (1 if weight is None else weight)
     each = F.binary_cross_entropy_with_logits(logits.float(), labels.clamp_min(0).float(), reduction="none")
-    return (each * known).sum() / known.sum().clamp_min(1)
+    return (each * known).sum() / known.sum().clamp_min(1 if weight is None else torch.finfo(each.dtype).tiny)

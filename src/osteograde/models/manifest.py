@@ -67,7 +67,8 @@ class Manifest:
     ``bundle.as_read`` knows what they read. data: source and licence of the training data. domain: what the weights
     know of images, where they know one kind alone (``pipeline.domain.Domain.plain()``). checks: of the image itself,
     where the weights have them: file, sha256 and bytes of their tensors, grader whose crops and encoder they use, and
-    the numbers of ``pipeline.image_checks``.
+    the numbers of ``pipeline.image_checks``. definition: of a task that is made of data, what it is made of
+    (``Task.definition``).
     """
 
     task: str
@@ -85,6 +86,7 @@ class Manifest:
     domain: Mapping[str, Any] = field(default_factory=dict)
     checks: Mapping[str, Any] = field(default_factory=dict)
     crops: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    definition: Mapping[str, Any] = field(default_factory=dict)
     use: str = USE
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -93,6 +95,7 @@ class Manifest:
         own = {
             "format": FORMAT,
             "task": self.task,
+            "definition": self.definition or None,
             "recipe": self.recipe,
             "pixels": self.pixels,
             "crops": self.crops or None,
@@ -233,6 +236,7 @@ def parse_manifest(facts: Mapping[str, Any], path: Path) -> Manifest:
         domain=top.get("domain", {}).mapping(_anything),
         checks=_image_checks(top.get("checks", {})),
         crops=top.get("crops", {}).mapping(lambda value: tuple(one.text() for one in value.items())),
+        definition=top.get("definition", {}).mapping(_anything),
         use=top.get("use", USE).text(),
         extra={key: value for key, value in facts.items() if key not in known},
     )

@@ -13,6 +13,7 @@ WRITERS: Mapping[str, Callable[..., None]] = {
     "knee-xray": knee_dataset.write,
     "knee-progression": progression_dataset.write,
     "spider": spider_dataset.write,
+    "table": knee_dataset.write_table,
 }
 
 

@@ -44,6 +44,28 @@ def write(out: Path, *, studies: int, test: int = 0, seed: int = 0, workers: int
         _films(out, test, seed)
 
 
+def write_table(out: Path, *, studies: int, test: int = 0, seed: int = 0, workers: int = 1) -> None:
+    """The same crops as a person brings images of their own: one folder and labels.csv, and ``test`` further images
+    with a table of their truth. See ``write``."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "SOURCE.json").write_text(json.dumps({**SOURCE, "seed": seed}) + "\n", encoding="utf-8")
+    rows: list[tuple[object, ...]] = []
+    truth: list[tuple[str, int]] = []
+    for part, count, folder in ((0, studies, out / "images"), (1, test, out / "test_images")):
+        for index in range(count):
+            rng, patient = np.random.default_rng([seed, part, index]), _patient(seed, part, index)
+            grade = _grade(rng, index)
+            folder.mkdir(exist_ok=True)
+            cv2.imwrite(str(folder / f"{patient}.png"), _crop(grade, "right", rng))
+            if part == 0:
+                rows.append((f"{patient}.png", grade, patient))
+            else:
+                truth.append((patient, grade))
+    _table(out / "labels.csv", ("image", "label", "patient"), rows)
+    if test:
+        _table(out / "test_truth.csv", GRADE_COLUMNS, truth)
+
+
 def _films(out: Path, count: int, seed: int) -> None:
     """Write ``count`` films without labels, and the tables of their grades and joint centres."""
     truth: list[tuple[str, int]] = []

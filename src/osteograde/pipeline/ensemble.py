@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,6 +52,11 @@ class Weights:
     def task(self) -> str:
         """The name of the task."""
         return self.members[0].manifest.task
+
+    @property
+    def definition(self) -> Mapping[str, Any]:
+        """What the task is made of, where it is made of data (``Task.as_defined``)."""
+        return self.members[0].manifest.definition
 
     @property
     def test_views(self) -> int:
@@ -133,10 +139,11 @@ def read(folder: Path) -> Weights:
         raise UserError(f"{folder / ENSEMBLE}: members more than once: {some(doubled)}; choose the ensemble again")
     members = tuple(_member(folder, one.name, one.folder, one.manifest_sha256) for one in said.members)
     for member in members:
-        if member.manifest.task != said.task or set(member.manifest.prior) != set(members[0].manifest.prior):
+        own, first = member.manifest, members[0].manifest
+        if own.task != said.task or set(own.prior) != set(first.prior) or own.definition != first.definition:
             raise UserError(
-                f"{member.folder}: member {member.name!r} is of task {member.manifest.task!r} or of other targets than "
-                f"the ensemble of {said.task!r}; choose the ensemble again"
+                f"{member.folder}: member {member.name!r} is of task {own.task!r} or of other targets than "
+                f"the ensemble of {said.task!r}, or of other classes; choose the ensemble again"
             )
     return Weights(folder, said.rule, members)
 

@@ -174,9 +174,11 @@ def _images(series: Series, view: View, directions: np.ndarray, centre_mm: np.nd
         width, height = image_files.image_size(series.files[0])
         spacing = (SLICE_MM, *(assumed_pixel_mm(view, width, height),) * 2)
     stacks = image_files.read_images(series.files, directions, spacing, centre_mm, codes)
-    if view.projection and series.spacing_mm is not None:  # a crop of one joint, whose polarity its edges tell
+    if not (view.projection and view.dark_background):
+        return stacks, codes
+    if series.spacing_mm is not None:  # a crop of one joint, whose polarity its edges tell
         stacks = [_bone_bright(stack, codes) for stack in stacks]
-    elif view.projection and any(is_background_bright(stack.voxels[0]) for stack in stacks):
+    elif any(is_background_bright(stack.voxels[0]) for stack in stacks):
         codes["polarity_in_doubt"] += 1
     return stacks, codes
 
@@ -198,7 +200,7 @@ def _film(series: Series, view: View, directions: np.ndarray, centre_mm: np.ndar
         and not any(one in part for part in film.body_parts for one in view.body_parts)
     ):
         codes["other_body_part"] += 1
-    if is_background_bright(film.pixels):
+    if view.dark_background and is_background_bright(film.pixels):
         codes["polarity_in_doubt"] += 1
     height, width = film.pixels.shape
     pixel_mm = film.pixel_mm

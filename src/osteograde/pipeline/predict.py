@@ -332,10 +332,11 @@ def grade(
     """The probabilities that one grader gives to every site that can be seen, per study: target -> (K + F,), the
     classes and then the outputs of each of the grader's heads. views: how many test-time augmentations are averaged. A
     site that could not be computed is counted in its study's faults, and doubts about the covariates of a graded one in
-    the faults of its target."""
+    the faults of its target. Sites that a study is known not to have are left out."""
     graded: list[dict[str, np.ndarray]] = [{} for _ in studies]
     boxes = [site_boxes(grader, loaded.volumes, points[i], nets.pixels) for i, loaded in enumerate(studies)]
-    seen = [(i, target) for i, found in enumerate(boxes) for target in found]
+    asked = [set(loaded.study.targets) for loaded in studies]
+    seen = [(i, target) for i, found in enumerate(boxes) for target in found if not asked[i] or target in asked[i]]
     for batch in _batched(seen, lambda _: 1, CROPS_PER_BATCH, nets.device):
         work = partial(_grade_batch, grader, views)
         rows = [(studies[i].study, target) for i, target in batch]

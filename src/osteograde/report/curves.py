@@ -8,22 +8,26 @@ from pathlib import Path
 from typing import Any
 
 from osteograde.learning import history
-from osteograde.report.charts import BLUE, GREY, ORANGE
+from osteograde.report.charts import WIDTH, line, svg, text
 
-WIDTH, HEIGHT, MARGIN = 220, 90, 18
+HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 150.0, 48.0, 10.0, 8.0, 34.0
 
 
 def section(folder: Path) -> str:
     """A chart per net of a weights folder whose history lies in it; "" where none does."""
     charts = [
-        chart(path.stem, rows)
+        f"<figure><figcaption>{escape(path.stem)}</figcaption>{chart(path.stem, rows)}</figure>"
         for path in sorted((folder / history.FOLDER).glob("*.jsonl"))
         if (rows := history.read(path))
     ]
     if not charts:
         return ""
-    said = "Mean loss of an epoch (blue) and loss on the held-out fold (orange; dots where it was measured)."
-    return f"<p>{said}</p><div>{''.join(charts)}</div>"
+    said = "Loss of each net over its epochs: "
+    key = (
+        '<span class="s0">mean loss of the epoch</span>, <span class="s1">loss on the held-out fold</span> '
+        "(dots where it was measured)."
+    )
+    return f'<p>{said}{key}</p><div class="charts">{"".join(charts)}</div>'
 
 
 def chart(name: str, rows: Sequence[dict[str, Any]]) -> str:
@@ -31,23 +35,20 @@ def chart(name: str, rows: Sequence[dict[str, Any]]) -> str:
     values = [row[key] for row in rows for key in ("loss", "held_out_loss") if row[key] is not None]
     low, high = min(values), max(values)
     last = max(row["epoch"] for row in rows)
+    floor, end = HEIGHT - BOTTOM, WIDTH - RIGHT
 
     def place(epoch: int, value: float) -> tuple[float, float]:
-        x = MARGIN + (WIDTH - 2 * MARGIN) * (epoch - 1) / max(1, last - 1)
-        return x, HEIGHT - MARGIN - (HEIGHT - 2 * MARGIN) * (value - low) / ((high - low) or 1)
+        x = LEFT + (end - LEFT) * (epoch - 1) / max(1, last - 1)
+        return x, floor - (floor - TOP) * (value - low) / ((high - low) or 1)
 
-    lines = []
-    for key, colour in (("loss", BLUE), ("held_out_loss", ORANGE)):
+    parts = [line(LEFT, floor, end, floor, "axis"), line(LEFT, TOP, LEFT, floor, "axis")]
+    parts += [text(LEFT - 5, TOP + 8, f"{high:.3g}", "end"), text(LEFT - 5, floor, f"{low:.3g}", "end")]
+    parts.append(text(LEFT, floor + 15, "1", "middle"))
+    parts += [text(end, floor + 15, str(last), "end")] if last > 1 else []
+    parts.append(text((LEFT + end) / 2, floor + 28, "epoch", "middle"))
+    for key, kind in (("loss", "s0"), ("held_out_loss", "s1")):
         points = [place(row["epoch"], row[key]) for row in rows if row[key] is not None]
         joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        lines.append(f'<polyline points="{joined}" fill="none" stroke="{colour}"/>')
-        lines += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="1.6" fill="{colour}"/>' for x, y in points]
-    words = (
-        f'<text x="2" y="10" font-size="9">{escape(name)}</text>'
-        f'<text x="{WIDTH - 2}" y="10" font-size="8" fill="{GREY}" text-anchor="end">{low:.3g} to {high:.3g}, '
-        f"{last} epochs</text>"
-    )
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" role="img" '
-        f'aria-label="loss of {escape(name)}">{words}{"".join(lines)}</svg>'
-    )
+        parts.append(f'<polyline points="{joined}" class="{kind}"/>')
+        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2" class="{kind}"/>' for x, y in points]
+    return svg(WIDTH, HEIGHT, parts, f"loss of {name}: {low:.3g} to {high:.3g}, {last} epochs")

@@ -25,8 +25,11 @@ from osteograde.models.explain import fold_maps
 from osteograde.pipeline.covariates import inputs_of
 from osteograde.pipeline.crops import site_boxes, site_crops
 from osteograde.pipeline.ensemble import Voters
-from osteograde.report.overlays import COLOURS, FONT, corners
-from osteograde.tasks.spec import Grader, Pixels, Study
+from osteograde.report import drawing
+from osteograde.report.drawing import NORMAL, SMALL, Words
+from osteograde.report.overlays import COLOURS, corners, file_stem
+from osteograde.report.words import plain
+from osteograde.tasks.spec import Grader, Pixels, Study, row_id
 
 SITES_PER_BATCH = 8  # the activations of so many sites are held in memory at once
 STRONGEST = 0.65  # opacity of the map where it is 1
@@ -208,9 +211,7 @@ def pair(shown: Shown, height: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 HEIGHT = 260  # pixels of a panel
-TITLE = 24
-BAR = 18  # pixels of a bar of the chart of probabilities
-WHITE, BLUE = (255, 255, 255), (200, 140, 60)  # BGR
+TITLE, BAR = 34, 23  # pixels of the line above the chart of probabilities, and of a bar
 
 
 def heatmap_drawer(folder: Path, method: str = "gradcam") -> Callable[[Result, Voters], None]:
@@ -220,7 +221,7 @@ def heatmap_drawer(folder: Path, method: str = "gradcam") -> Callable[[Result, V
 
     def draw(result: Result, voters: Voters) -> None:
         for target, image in pictures(result, voters, method).items():
-            cv2.imwrite(str(folder / f"{result.loaded.study.id}_{target}.png"), image)
+            cv2.imwrite(str(folder / f"{file_stem(row_id(result.loaded.study.id, target))}.png"), image)
 
     return draw
 
@@ -269,37 +270,21 @@ def _grades(result: Result, voters: Voters, target: str) -> np.ndarray:
 
 def _picture(result: Result, voters: Voters, target: str, rows: Sequence[np.ndarray]) -> np.ndarray:
     """The picture of a site: a line of text, a bar per class, then the rows."""
-    values, classes = _grades(result, voters, target), voters.task.classes
+    values, classes = _grades(result, voters, target), [plain(name) for name in voters.task.classes]
     width = max(560, *(row.shape[1] for row in rows))
-    head = np.zeros((TITLE, width, 3), np.uint8)
-    title = f"{result.loaded.study.id} {target}: evidence for {classes[int(np.argmax(values))]}"
-    cv2.putText(head, title, (6, 16), FONT, 0.42, WHITE, 1, cv2.LINE_AA)
-    return np.concatenate(
-        [
-            head,
-            bars(classes, values, width),
-            *(np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in rows),
-        ]
-    )
+    head = drawing.ground(TITLE + BAR * len(classes), width)
+    title = f"{result.loaded.study.id}, {plain(target)}: evidence for {classes[int(np.argmax(values))]}"
+    words = [Words(8, TITLE / 2, drawing.fitted(title, NORMAL, width - 16))]
+    words += drawing.class_bars(head, 8, TITLE, min(width - 16, 700), BAR, classes, values)
+    filled = [
+        np.concatenate([row, drawing.ground(row.shape[0], width - row.shape[1])], 1) if row.shape[1] < width else row
+        for row in rows
+    ]
+    return np.concatenate([drawing.with_words(head, words), *filled])
 
 
-def bars(classes: Sequence[str], values: np.ndarray, width: int) -> np.ndarray:
-    """(K * BAR, width, 3) BGR: a bar for the probability of each class, with its name and its number; that of the
-    likeliest class is lighter."""
-    image = np.zeros((BAR * len(classes), width, 3), np.uint8)
-    left, longest = 130, width - 130 - 60
-    for k, (name, value) in enumerate(zip(classes, values, strict=True)):
-        colour = tuple(min(255, c + 50) for c in BLUE) if k == int(np.argmax(values)) else BLUE
-        top, end = BAR * k, left + round(longest * float(np.clip(value, 0, 1)))
-        cv2.rectangle(image, (left, top + 3), (end, top + BAR - 4), colour, -1)
-        cv2.putText(image, name, (6, top + 13), FONT, 0.4, WHITE, 1, cv2.LINE_AA)
-        cv2.putText(image, f"{value:.2f}", (end + 6, top + 13), FONT, 0.4, WHITE, 1, cv2.LINE_AA)
-    return image
-
-
-def _row(view: Shown, words: str) -> np.ndarray:
+def _row(view: Shown, caption: str) -> np.ndarray:
     """A row of a picture: the crop, the map over it, and the map over the whole slice."""
     panels = [*pair(view, HEIGHT), view.film]
     row = np.concatenate([np.pad(panel, ((0, 4), (0, 4), (0, 0))) for panel in panels], 1)
-    cv2.putText(row, words, (6, 14), FONT, 0.4, WHITE, 1, cv2.LINE_AA)
-    return row
+    return drawing.with_words(row, [Words(8, 14, plain(caption), SMALL, halo=True)])

@@ -113,7 +113,7 @@ def read(folder: Path, tasks: Mapping[str, Task], labels: Mapping[str, Mapping[s
     manifest = bundle.read_manifest(folder)
     if manifest.task not in tasks:
         raise UserError(f"{folder}: weights are of task {manifest.task!r}; known tasks: {sorted(tasks)}")
-    task = bundle.as_read(tasks[manifest.task], manifest, folder)
+    task = bundle.as_read(tasks[manifest.task].as_defined(manifest.definition), manifest, folder)
     fold, patient = _folds(folder / folds.FILE)
     graded, points = folder / "oof.csv", folder / "oof_points.csv"
     return Evidence(

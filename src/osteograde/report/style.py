@@ -1,40 +1,81 @@
-"""The style sheet of every HTML page. It stands alone, so that a page of tables needs no torch."""
+"""The style sheet of every HTML page. It stands alone, so that a page of tables needs no torch.
+
+Pages follow the reader's choice of light or dark. Charts take all their colours from here: ``s0`` to ``s5`` are series,
+``axis`` lines, ``soft`` words of less weight. Text is at least 12 pixels high, also in charts, which are as wide as a
+phone at most.
+"""
 
 from __future__ import annotations
 
-CSS = """
-:root{color-scheme:light}
+SERIES = 6  # colours of series
+
+THEME = """
+:root{color-scheme:light dark;--page:#f4f6f8;--card:#fff;--ink:#1a1f26;--soft:#4d5661;--line:#d5dae0;--link:#174f8f;
+--accent:#1f5fa8;--s0:#1f5fa8;--s1:#b3530a;--s2:#2b7a3d;--s3:#7b3fa0;--s4:#b01f5c;--s5:#0b7285}
+@media (prefers-color-scheme:dark){:root{--page:#0f1318;--card:#181d24;--ink:#e6eaf0;--soft:#a9b3bf;--line:#343c47;
+--link:#82b4f5;--accent:#3f7fd0;--s0:#6ea8fe;--s1:#ffa657;--s2:#74d680;--s3:#cf9ff5;--s4:#ff86a8;--s5:#56d4dd}}
 *{box-sizing:border-box}
-body{margin:0;background:#f6f7f9;color:#1a1f26;font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
-main{max-width:1080px;margin:0 auto;padding:1.5rem 1rem 4rem}
-h1{font-size:1.7rem;line-height:1.2;margin:.5rem 0 1rem;overflow-wrap:anywhere}
+body{margin:0;background:var(--page);color:var(--ink);
+font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
+h1{font-size:1.6rem;line-height:1.2;margin:.5rem 0 .8rem;overflow-wrap:anywhere}
 h2{font-size:1.25rem;margin:0 0 .6rem}
 h3{font-size:1rem;margin:1rem 0 .3rem;overflow-wrap:anywhere}
+a{color:var(--link)}
+"""
+
+CSS = (
+    THEME
+    + """
+main{max-width:1120px;margin:0 auto;padding:1.2rem 1rem 4rem}
 nav{display:flex;flex-wrap:wrap;gap:.3rem 1rem;margin-bottom:1rem}
-a{color:#174f8f}
-section{background:#fff;border:1px solid #dfe3e8;border-radius:8px;padding:1rem 1.2rem;margin:0 0 1rem}
-p{margin:.3rem 0 .7rem;max-width:75ch}
+section{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:1rem 1.2rem;margin:0 0 1rem}
+p{margin:.3rem 0 .7rem;max-width:75ch;overflow-wrap:anywhere}
 dl{display:grid;grid-template-columns:minmax(7rem,max-content) 1fr;gap:.15rem 1rem;margin:0 0 1rem}
-dt{color:#4a535e}
+dt,.cap,figcaption{color:var(--soft)}
+.cap{margin:0 0 .3rem;font-size:.92rem}
 dd{margin:0;overflow-wrap:anywhere}
-.wide{overflow-x:auto;margin:0 0 1rem}
+.wide{overflow-x:auto;margin:0 0 1rem;max-width:100%}
 table{border-collapse:collapse;font-size:.92rem}
-caption{text-align:left;color:#4a535e;padding:0 0 .3rem}
-th,td{padding:.25rem .6rem;text-align:left;border-bottom:1px solid #e6e9ed;white-space:nowrap}
-thead th{border-bottom:2px solid #c3c9d1;font-weight:600}
-tbody th{font-weight:400}
+caption{text-align:left;color:var(--soft);padding:0 0 .3rem}
+th,td{padding:.25rem .6rem;text-align:left;border-bottom:1px solid var(--line);white-space:nowrap}
+thead th{border-bottom:2px solid var(--line);font-weight:600;vertical-align:bottom;white-space:normal}
+tbody th{font-weight:400;position:sticky;left:0;background:var(--card)}
 .n{text-align:right;font-variant-numeric:tabular-nums}
-.heat td small{display:block;font-size:.75rem}
-.grid{display:flex;flex-wrap:wrap;gap:0 1.2rem}
-svg{display:block;width:100%;height:auto;margin:0 0 .5rem}
-.case{border-top:1px solid #e6e9ed;padding:.4rem 0 .8rem}
+.heat td small{display:block;font-size:.78rem}
+.heat td.cell{background:color-mix(in srgb,var(--accent) calc(var(--p)*.55%),var(--card))}
+.grid,.charts{display:flex;flex-wrap:wrap;gap:.4rem 1.4rem}
+.charts figure{width:320px}
+svg{display:block;max-width:100%;height:auto;margin:0 0 .5rem}
+svg text{fill:var(--ink);font-size:12px;font-family:inherit}
+svg text.soft{fill:var(--soft)}
+svg text.big{font-size:15px;font-weight:600}
+svg .axis{stroke:var(--soft);fill:none}
+svg .rule{stroke:var(--line);fill:none}
+svg .bar{fill:var(--accent)}
+svg .grey{fill:var(--soft)}
+svg polyline,svg .stroke{fill:none;stroke:currentColor;stroke-width:2}
+svg circle,svg .fill{fill:currentColor}
+.s0{color:var(--s0)}.s1{color:var(--s1)}.s2{color:var(--s2)}.s3{color:var(--s3)}.s4{color:var(--s4)}.s5{color:var(--s5)}
+svg text.s0,svg text.s1,svg text.s2,svg text.s3,svg text.s4,svg text.s5{fill:currentColor}
+.swatch{display:inline-block;width:.8em;height:.8em;border-radius:2px;background:currentColor;margin-right:.4em}
+.big{font-size:2.6rem;line-height:1.1;font-weight:650;margin:0}
+.headline{display:flex;flex-wrap:wrap;gap:.4rem 3rem}
+.headline>div{flex:1 1 300px}
+.headline p{margin:.1rem 0 .4rem}
+.grid>div,.charts>div{min-width:0;max-width:100%}
+.cases{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,310px),1fr));gap:1rem}
+.case{border:1px solid var(--line);border-radius:6px;padding:.6rem .8rem;min-width:0}
+.case h3{margin:0 0 .2rem}
 .case p{max-width:none}
-.bars{max-width:390px}
 .strip{display:flex;flex-wrap:wrap;gap:.6rem;margin:0 0 .6rem}
+.case .strip figure{flex:1 1 45%;max-width:260px}
+summary{cursor:pointer;color:var(--link);min-height:24px}
 figure{margin:0;max-width:100%}
 img{display:block;max-width:100%;height:auto;background:#000;border-radius:4px}
-figcaption{font-size:.8rem;color:#4a535e}
+figcaption{font-size:.8rem;overflow-wrap:anywhere}
 @media (max-width:600px){section{padding:.8rem}th,td{padding:.2rem .4rem}
+tbody th{white-space:normal;min-width:7rem}thead th{min-width:5rem}
 dl{grid-template-columns:1fr}dt{margin-top:.3rem}}
 @media print{section{break-inside:avoid;border:0}body{background:#fff}}
 """
+)

@@ -7,6 +7,7 @@ fold found, so no net on the page saw the study in training.
 from __future__ import annotations
 
 import base64
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
@@ -16,6 +17,7 @@ import cv2
 import numpy as np
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from osteograde.errors import UserError
 from osteograde.learning.cross_fit import net_name
@@ -26,8 +28,10 @@ from osteograde.report import heatmaps
 from osteograde.report.charts import number, probability_bars
 from osteograde.report.heatmaps import Shown
 from osteograde.report.oof_tables import Evidence, Graded
+from osteograde.report.words import IMAGE, plain
 from osteograde.tasks.spec import Pixels, Points, Study
 
+log = logging.getLogger("osteograde.report")
 NO_CROP = (
     "<p>No crop: the site was not found. The row holds the prior of its fold, or, in a debug run, the grade at the "
     "annotated point.</p>"
@@ -64,7 +68,9 @@ def worst(evidence: Evidence, studies: Sequence[Study], count: int = WORST) -> l
     rows = worst_rows(evidence.graded, set(by_id), count)
     loss = evidence.graded.loss()
     pictures: dict[int, tuple[Sequence[Shown], Sequence[Shown]]] = {}
-    for study in dict.fromkeys(evidence.graded.studies[i] for i in rows):
+    wanted = list(dict.fromkeys(evidence.graded.studies[i] for i in rows))
+    log.info("worst cases: reading %d studies and making the maps of %d rows", len(wanted), len(rows))
+    for study in tqdm(wanted, desc="worst cases", unit="study", disable=None):  # a bar on terminals alone
         loaded = load_study(by_id[study], evidence.task)
         rows_of_study = [i for i in rows if evidence.graded.studies[i] == study]
         pictures |= _pictures(evidence, evidence.graded, loaded, rows_of_study, nets)
@@ -144,23 +150,31 @@ class _Nets:
 
 
 def card(case: Case, rank: int, evidence: Evidence, graded: Graded) -> str:
-    """A case as HTML: the prediction, the truth, and per crop the image, the maps and the slice it is from."""
-    i, classes = case.row, evidence.task.classes
+    """A case as HTML: the prediction, the truth, the first crop with its map, and behind a click everything else: the
+    other crops, the slices they are from, and the maps for the true class."""
+    i, classes = case.row, [plain(name) for name in evidence.task.classes]
     top, true = int(graded.probs[i].argmax()), int(graded.label[i])
     head = (
-        f"<h3>{rank}. {escape(graded.ids[i])}</h3><p>true <b>{escape(classes[true])}</b>, "
-        f"predicted {escape(classes[top])}; -log p {number(case.loss)}; fold {graded.fold[i]}</p>"
+        f"<h3>{rank}. {escape(plain(graded.targets[i]) or IMAGE)}</h3><p>Study <b>{escape(graded.studies[i])}</b>: "
+        f"true <b>{escape(classes[true])}</b>, predicted {escape(classes[top])}; -log p {number(case.loss)}; "
+        f"fold {graded.fold[i]}</p>"
         f"{probability_bars(classes, graded.probs[i], true)}"
     )
     views = [
-        _figure(predicted, truth if true != top else None, classes[top], classes[true])
+        _figures(predicted, truth if true != top else None, classes[top], classes[true])
         for predicted, truth in zip(case.predicted, case.truth, strict=True)
     ]
-    body = "".join(views) or NO_CROP
-    return f'<article class="case">{head}{body}</article>'
+    if not views:
+        return f'<article class="case">{head}{NO_CROP}</article>'
+    first, *others = views
+    more = "".join(f'<div class="strip">{"".join(strip)}</div>' for strip in (first[2:], *others))
+    return (
+        f'<article class="case">{head}<div class="strip">{"".join(first[:2])}</div>'
+        f"<details><summary>slice and further maps</summary>{more}</details></article>"
+    )
 
 
-def _figure(predicted: Shown, truth: Shown | None, predicted_class: str, true_class: str) -> str:
+def _figures(predicted: Shown, truth: Shown | None, predicted_class: str, true_class: str) -> list[str]:
     """The crop, the map for the predicted class on the crop and on its slice and, where the prediction is wrong, the
     map for the true class."""
     crop, seen = heatmaps.pair(predicted, HEIGHT)
@@ -168,15 +182,15 @@ def _figure(predicted: Shown, truth: Shown | None, predicted_class: str, true_cl
     images.append((predicted.film, f"evidence for {predicted_class} on the slice"))
     if truth is not None:
         images.append((heatmaps.pair(truth, HEIGHT)[1], f"evidence for {true_class}, {truth.slice_words}"))
-    return '<div class="strip">' + "".join(_image(image, words) for image, words in images) + "</div>"
+    return [_image(image, words) for image, words in images]
 
 
 def _image(image: np.ndarray, words: str) -> str:
     """A picture with its caption, as HTML."""
     height, width = image.shape[:2]
     return (
-        f'<figure style="width:{width}px">'
-        f'<img src="{data_uri(image)}" width="{width}" height="{height}" alt="{escape(words)}">'
+        "<figure>"
+        f'<img loading="lazy" src="{data_uri(image)}" width="{width}" height="{height}" alt="{escape(words)}">'
         f"<figcaption>{escape(words)}</figcaption></figure>"
     )
 

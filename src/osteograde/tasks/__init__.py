@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
     TASKS: dict[str, Task]
 
-NAMES = ("lumbar-mr", "knee-xray", "knee-progression", "spider")
+NAMES = ("lumbar-mr", "knee-xray", "knee-progression", "spider", "table")
 
 
 def __getattr__(name: str) -> dict[str, Task]:
     if name != "TASKS":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from osteograde.tasks import knee_progression, knee_xray, lumbar_mr, spider_mr
+    from osteograde.tasks import knee_progression, knee_xray, lumbar_mr, own_data, spider_mr
 
-    modules = (lumbar_mr, knee_xray, knee_progression, spider_mr)
+    modules = (lumbar_mr, knee_xray, knee_progression, spider_mr, own_data)
     globals()["TASKS"] = tasks = {module.TASK.name: module.TASK for module in modules}
     return tasks
 

@@ -47,6 +47,21 @@ class BinaryMetric:
     def higher_is_better(self) -> frozenset[str]:
         return frozenset(self.parts) - {"brier", "log_loss", "ece"}
 
+    @property
+    def words(self) -> dict[str, str]:
+        """What people call each part."""
+        sensitivities = {
+            f"sensitivity_at_{percent}": f"sensitivity at a specificity of {percent} %" for percent in SPECIFICITIES
+        }
+        return {
+            "average_precision": "average precision",
+            "brier": "Brier score",
+            "log_loss": "log loss",
+            "ece": "expected calibration error",
+            **sensitivities,
+            "score": "area under the ROC curve",
+        }
+
     def score(self, labels: Labels, probs: Probabilities) -> dict[str, float]:
         """Every part of ``parts``; those that the labels leave undefined are NaN. See ``OrdinalMetric.score`` for what
         is read and refused."""

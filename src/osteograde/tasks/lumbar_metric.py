@@ -46,6 +46,16 @@ class LumbarMetric:
     def higher_is_better(self) -> frozenset[str]:
         return frozenset()
 
+    @property
+    def words(self) -> dict[str, str]:
+        """What people call each part."""
+        conditions = {short: f"weighted log loss, {short}" for short in SHORT.values()}
+        return {
+            **conditions,
+            "any_severe_spinal": "weighted log loss, any severe spinal canal stenosis",
+            "score": "weighted log loss, mean of the four parts",
+        }
+
     def score(self, labels: Labels, probs: Probabilities) -> dict[str, float]:
         """{part: value}. labels: {study: {target: class}}. probs: {study: (T, K)} in the template's order; studies
         without labels are ignored.

@@ -34,6 +34,18 @@ BINS = 15  # of the calibration error
 SUM_TOLERANCE = 1e-3  # how far a row may be from summing to 1
 EPS = float(np.finfo(np.float64).eps)
 LOWER_IS_BETTER = frozenset({"mae", "brier", "log_loss", "ece"})
+_WORDS = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "F1, mean over classes",
+    "mae": "mean absolute error, classes",
+    "auc": "AUC, mean over classes",
+    "average_precision": "average precision, mean over classes",
+    "brier": "Brier score",
+    "log_loss": "log loss",
+    "ece": "expected calibration error",
+    "score": "quadratic weighted kappa",
+}
 
 
 @dataclass(frozen=True)
@@ -84,6 +96,22 @@ class OrdinalMetric:
     def higher_is_better(self) -> frozenset[str]:
         """The parts of which more is better."""
         return frozenset(self.parts) - LOWER_IS_BETTER
+
+    @property
+    def words(self) -> dict[str, str]:
+        """What people call each part.
+
+        >>> THREE = OrdinalMetric(("right", "left"), ("0", "1", "2"), threshold=1)
+        >>> [THREE.words[part] for part in ("auc_ge_1", "f1_2", "score")]
+        ['AUC, 1 or more', 'F1 of 2', 'quadratic weighted kappa']
+        """
+        threshold = self.grades[self.threshold]
+        by_grade = {
+            f"{what}_{grade}": f"{called} of {grade}"
+            for what, called in (("precision", "precision"), ("recall", "recall"), ("f1", "F1"))
+            for grade in self.grades
+        }
+        return {**_WORDS, f"auc_ge_{threshold}": f"AUC, {threshold} or more", **by_grade}
 
     def score(self, labels: Labels, probs: Probabilities) -> dict[str, float]:
         """Every part of ``parts``; those that the labels leave undefined are NaN.

@@ -145,10 +145,11 @@ class View:
     directions: unit LPS rows to which the (D, H, W) axes of a stack are turned, e.g. sagittal (left, feet, back), so
     that every net sees every patient the same way up. window: percentiles of a series' grey values that become black
     and white. width_mm: the width that is assumed for images without a pixel size, as (landscape, portrait or square).
-    projection: the files are radiographs, one image each, not slices. required: a study without this view is
-    incomplete, which is counted. contrasts: kinds of MR series that the view shows ("T1", "T2", "STIR"), by which
-    series are told apart that no table names; () = any. body_parts: words in upper case, one of which must occur in
-    what a radiograph's header calls the body part, if it calls it anything; () = any.
+    projection: the files are radiographs, one image each, not slices. dark_background: what lies around the body on
+    them is dark; where it is not the image may be a negative, which is flagged, or turned where a crop tells. required:
+    a study without this view is incomplete, which is counted. contrasts: kinds of MR series that the view shows ("T1",
+    "T2", "STIR"), by which series are told apart that no table names; () = any. body_parts: words in upper case, one of
+    which must occur in what a radiograph's header calls the body part, if it calls it anything; () = any.
     """
 
     name: str
@@ -156,6 +157,7 @@ class View:
     window: tuple[float, float] = (0.5, 99.5)
     width_mm: tuple[float, float] = (280.0, 280.0)
     projection: bool = False
+    dark_background: bool = True
     required: bool = True
     contrasts: tuple[str, ...] = ()
     body_parts: tuple[str, ...] = ()
@@ -245,9 +247,10 @@ class Locator:
 class Site:
     """One graded place, which is one submitted row.
 
-    target: its name in the tables. condition, level, side: what the tables of a report are grouped by; left sites are
-    read mirrored. landmarks: where it lies, the landmark that measures its error first. Further ones are the same place
-    in views whose series share no frame of reference with the first one's.
+    target: its name in the tables; "" for the only site of a task, whose rows are called as its studies. condition,
+    level, side: what the tables of a report are grouped by; left sites are read mirrored. landmarks: where it lies, the
+    landmark that measures its error first. Further ones are the same place in views whose series share no frame of
+    reference with the first one's. None: the site is the whole image.
     """
 
     target: str
@@ -258,7 +261,8 @@ class Site:
 
     @property
     def landmark(self) -> str:
-        return self.landmarks[0]
+        """The landmark that measures its error; "" where the site is the whole image."""
+        return next(iter(self.landmarks), "")
 
 
 @dataclass(frozen=True)
@@ -412,13 +416,17 @@ Probabilities = Mapping[str, np.ndarray]  # study -> (targets, classes), in the 
 
 class Metric(Protocol):
     """How a task is scored. ``parts``: names of the figures in their order, of which "score", the official one, is the
-    last. ``higher_is_better``: those of the parts of which more is better; of all others less is."""
+    last. ``higher_is_better``: those of the parts of which more is better; of all others less is. ``words``: what
+    people call each part, for pages and pictures."""
 
     @property
     def parts(self) -> tuple[str, ...]: ...
 
     @property
     def higher_is_better(self) -> frozenset[str]: ...
+
+    @property
+    def words(self) -> Mapping[str, str]: ...
 
     def score(self, labels: Labels, probs: Probabilities) -> dict[str, float]:
         """Every part; NaN where the labels leave one undefined. Studies without labels are ignored. ValueError where a
@@ -479,8 +487,13 @@ class Task:
     patients are resampled whole. read_files: studies to be graded of single files below a folder; None where the task
     takes whole folders alone. covariates: what its studies may tell beside the images; every grader's plan chooses
     those that its net reads.
-    inspect: counts what the tables and headers of a folder hold; None: not for this task. serving: how its kernel
-    answers where a competition streams the studies.
+    inspect: counts what the task's own tables hold, beside what is counted of the studies of every task; None where
+    there is nothing to add. serving: how its kernel answers where a competition streams the studies.
+
+    A task may be made of data: which classes there are, and what is looked for, is then told by a folder of labelled
+    studies, and kept in the manifest of the weights. of_folder(root, classes): the task as a folder defines it, whose
+    classes are the given ones where any are given. of_definition(definition): the same task again out of
+    ``definition``, plain JSON data, which is what the manifest keeps of it. None and {}: the task is the same always.
     """
 
     name: str
@@ -502,6 +515,19 @@ class Task:
     covariates: tuple[Covariate, ...] = ()
     inspect: Callable[[Path], Census] | None = None
     serving: Serving = Serving()
+    of_folder: Callable[[Path, Sequence[str]], Task] | None = None
+    of_definition: Callable[[Mapping[str, Any]], Task] | None = None
+    definition: Mapping[str, Any] = field(default_factory=dict)
+
+    def for_data(self, root: Path, classes: Sequence[str] = ()) -> Task:
+        """The task as a folder of labelled studies defines it; itself where it is the same always. classes: those that
+        a submission names already. UserError where the folder does not define one."""
+        return self if self.of_folder is None else self.of_folder(Path(root), classes)
+
+    def as_defined(self, definition: Mapping[str, Any]) -> Task:
+        """The task as the manifest of weights defines it; itself where it is the same always. UserError where the
+        definition is not one."""
+        return self if self.of_definition is None or not definition else self.of_definition(definition)
 
     @property
     def slug(self) -> str:
@@ -586,12 +612,21 @@ class Task:
 
     def rows(self, study: str, targets: Sequence[str] = ()) -> list[str]:
         """The submitted row ids of a study, in the order of ``targets_of``."""
-        return [f"{study}_{target}" for target in self.targets_of(targets)]
+        return [row_id(study, target) for target in self.targets_of(targets)]
 
     def targets_of(self, targets: Sequence[str] = ()) -> tuple[str, ...]:
         """Those of the task's targets that a study has, in the task's order. ``targets``: ``Study.targets``, where none
         named means all."""
         return tuple(target for target in self.targets if target in targets) if targets else self.targets
+
+
+def row_id(study: str, target: str) -> str:
+    """The id of a submitted row; that of the study alone where it has one site without a name.
+
+    >>> row_id("77", "left"), row_id("77", "")
+    ('77_left', '77')
+    """
+    return f"{study}_{target}" if target else study
 
 
 def sides(pixels: Pixels) -> tuple[int, int]:

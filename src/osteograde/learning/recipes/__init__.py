@@ -1,5 +1,7 @@
 """RECIPES: name -> function that returns one complete, frozen Recipe. Variants call another and replace a field.
 
+Recipes of a task that is made of data take that task; without it they are recipes of the task that no data define yet.
+
 ``train_folds.py TASK`` without --recipe takes the one named like the task. ``NAMES`` can be read without importing any
 recipe, so a command line refuses a wrong name at once; ``RECIPES`` imports all of them when it is first used.
 """
@@ -13,8 +15,9 @@ from osteograde.errors import UserError
 
 if TYPE_CHECKING:
     from osteograde.learning.recipe import Recipe
+    from osteograde.tasks.spec import Task
 
-    RECIPES: dict[str, Callable[[], Recipe]]
+    RECIPES: dict[str, Callable[..., Recipe]]
 
 NAMES = {  # recipe -> task
     "lumbar-mr": "lumbar-mr",
@@ -48,15 +51,18 @@ NAMES = {  # recipe -> task
     "knee-xray-small": "knee-xray",
     "knee-siamese": "knee-xray",
     "knee-siamese-small": "knee-xray",
+    "table": "table",
+    "table-long": "table",
+    "table-covariates": "table",
 }
 
 
-def __getattr__(name: str) -> dict[str, Callable[[], Recipe]]:
+def __getattr__(name: str) -> dict[str, Callable[..., Recipe]]:
     if name != "RECIPES":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from osteograde.learning.recipes import knee, lumbar, progression, spider
+    from osteograde.learning.recipes import knee, lumbar, own_data, progression, spider
 
-    recipes: dict[str, Callable[[], Recipe]] = {
+    recipes: dict[str, Callable[..., Recipe]] = {
         "lumbar-mr": lumbar.lumbar_mr,
         "lumbar-mr-small": lumbar.lumbar_mr_small,
         "lumbar-medvit": lumbar.lumbar_medvit,
@@ -81,9 +87,20 @@ def __getattr__(name: str) -> dict[str, Callable[[], Recipe]]:
         "knee-xray-small": knee.knee_xray_small,
         "knee-siamese": knee.knee_siamese,
         "knee-siamese-small": knee.knee_siamese_small,
+        "table": own_data.table,
+        "table-long": own_data.table_long,
+        "table-covariates": own_data.table_covariates,
     }
     globals()["RECIPES"] = recipes
     return recipes
+
+
+def recipe_for(name: str, task: Task) -> Recipe:
+    """The recipe of this name, for a task as ``Task.for_data`` gives it."""
+    import osteograde.learning.recipes as here
+
+    make = here.RECIPES[name]
+    return make(task) if task.definition else make()
 
 
 def check_name(name: str, task: str) -> None:
