@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from osteograde import packages
 from osteograde.errors import UserError
 from osteograde.kaggle import cli
 from osteograde.tasks import NAMES, check_name
@@ -285,6 +286,7 @@ def grade(args: argparse.Namespace) -> int:
         from osteograde.models import shipped
 
         args.weights = shipped.find(args.task)
+    packages.check(to_train=False)
     from osteograde import grade_command
 
     return grade_command.main(args)
@@ -292,6 +294,7 @@ def grade(args: argparse.Namespace) -> int:
 
 def train(args: argparse.Namespace) -> int:
     check_name(args.task)
+    packages.check(to_train=True)
     from osteograde import train_command
 
     if args.list:
