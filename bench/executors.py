@@ -76,7 +76,7 @@ def _environment(threads: int) -> dict[str, str]:
 
 
 def _load() -> str:
-    return "%.1f %.1f %.1f" % os.getloadavg() if hasattr(os, "getloadavg") else "not known"
+    return " ".join(f"{one:.1f}" for one in os.getloadavg()) if hasattr(os, "getloadavg") else "not known"
 
 
 if __name__ == "__main__":
