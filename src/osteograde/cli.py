@@ -322,7 +322,7 @@ def score(args: argparse.Namespace) -> int:
     from osteograde.report import score_table
     from osteograde.tasks import TASKS
 
-    result = score_table.score_file(TASKS[args.task], args.data, args.submission, args.bootstrap)
+    result = score_table.score_file(TASKS[args.task], args.data, args.submission, args.bootstrap, split=args.split)
     print(json.dumps(result, sort_keys=True) if args.json else score_table.format_table(result))
     return 0
 
@@ -507,6 +507,7 @@ def _add_score(commands) -> None:
     scored.add_argument("--data", type=Path, required=True, metavar="DIR")
     scored.add_argument("--submission", type=Path, required=True, metavar="FILE")
     scored.add_argument("--bootstrap", type=_count, default=200, metavar="N", help="resamples; 0: no intervals")
+    scored.add_argument("--split", default="", metavar="NAME", help="of a published set: test, auto_test, val, train")
     _add_json(scored)
 
 
