@@ -351,7 +351,7 @@ def provenance(data: Path, recipe: Recipe) -> dict[str, str]:
 
 
 def headline(metric: Metric, scores: Mapping[str, Any]) -> str:
-    """The official score with its interval, beside the class prior's, as a line."""
+    """The official score by its name, with its interval, beside the class prior's, as a line."""
     grade = scores["grade"]
     low, high = grade["interval_95"]["score"]
     score, low, high, prior = (
@@ -359,8 +359,10 @@ def headline(metric: Metric, scores: Mapping[str, Any]) -> str:
         for value in (grade["model"]["score"], low, high, grade["prior"]["score"])
     )
     better = "higher" if "score" in metric.higher_is_better else "lower"
+    words = metric.words["score"]
+    name = words[:1].lower() + words[1:]
     return (
-        f"score: {score} (95 % interval {low} to {high}) on {grade['studies']} held-out studies; "
+        f"score: {name} {score} (95 % interval {low} to {high}) on {grade['studies']} held-out studies; "
         f"class prior: {prior}; {better} is better"
     )
 
@@ -388,10 +390,9 @@ def table(scores: Mapping[str, Any]) -> str:
         cells = ["-" if one is None else f"{one:.4f}" for one in (value, low, high)]
         lines.append(f"{f'{part} of {name}':<22}{cells[0]:>9}{f'{cells[1]} - {cells[2]}':>20}{'-':>9}")
     if "rows_at_annotated_points" in grade:
-        lines.append(
-            f"debug run: {grade['rows_at_annotated_points']} of {grade['rows']} rows were graded at annotated points, "
-            "because nothing was found there; these scores say only that everything runs"
-        )
+        count = grade["rows_at_annotated_points"]
+        where = f"{count} of {grade['rows']} rows were graded at annotated points, because nothing was found there; "
+        lines.append(f"debug run: {where * bool(count)}these scores say only that everything runs")
     if "accuracy" not in grade["model"]:  # a score that does not look at the most probable class
         lines += ["", *evaluate.condition_lines(grade["confusion"], grade["classes"])]
     return "\n".join([*lines, *scores.get("warnings", [])])
