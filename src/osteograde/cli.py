@@ -376,7 +376,9 @@ def runs(args: argparse.Namespace) -> int:
     if args.compare and not args.bootstrap:
         raise UserError("--bootstrap 0: a difference without an interval says nothing; give 100 or more")
     if not given and not any(Path(name).is_dir() for name in RUNS_IN):
-        raise UserError(f"no folder {' or '.join(RUNS_IN)} here; name the folder that holds weights folders")
+        raise UserError(
+            f"no folder {' or '.join(RUNS_IN)} here; name the folder that holds weights folders: osteograde runs ."
+        )
     from osteograde import runs_command
 
     return runs_command.main(args)
@@ -460,6 +462,7 @@ def weights_get(args: argparse.Namespace) -> int:
 
     to_stdout()
     print(weights_command.get(args.name, args.source))
+    print(f"next: osteograde grade {weights_command.task_of(args.name)} --data FOLDER --out submission.csv")
     return 0
 
 
@@ -485,12 +488,15 @@ def kernel_build(args: argparse.Namespace) -> int:
                 internet=args.internet,
             )
         )
+        print(f"next: osteograde kaggle push {args.task} --train")
         return 0
     if args.options or args.go_on or args.internet:
         raise UserError("--options, --go-on and --internet are of a kernel that trains: add --train")
     out = build_kernel.BUILT / args.task
     made = build_kernel.build(args.task, args.weights, out, source=args.mount, data=args.images, machine=args.machine)
     print(made)
+    weights = "" if args.weights is None else f" --weights {args.weights}"
+    print(f"next: osteograde kaggle rehearse {args.task} --data DIR{weights}")
     return 0
 
 

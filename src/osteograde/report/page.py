@@ -190,7 +190,9 @@ def calibration(evidence: Evidence) -> str:
 
 def landmarks(evidence: Evidence) -> str:
     """Distances of out-of-fold landmarks from the annotated ones, per locator; without oof_points.csv the figures of
-    the manifest."""
+    the manifest. "" for a task that looks for nothing, since it grades whole images."""
+    if not evidence.task.locators:
+        return ""
     located, scores = evidence.located, evidence.manifest.scores.locate
     if located is None:
         note = "<p>oof_points.csv is not in the folder: these are the figures of the manifest, without a histogram.</p>"
