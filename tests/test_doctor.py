@@ -59,7 +59,7 @@ def test_a_syntax_without_a_decoder_is_named_with_the_code_that_counts_it():
         ("numpy>=2.0", ""),
         ("numpy", ""),
         ("numpy>=99.1", "older than 99.1"),
-        ("no-such-package>=1", "pip install -r requirements.lock"),
+        ("no-such-package>=1", "pip install no-such-package"),
     ],
 )
 def test_package_versions_are_compared_as_numbers(line, fault):

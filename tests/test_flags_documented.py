@@ -17,7 +17,7 @@ PAGE = (ROOT / "docs" / "inference.md").read_text(encoding="utf-8")
 MAKERS = ("imaging", "pipeline", "inference", "tasks/knee_files.py", "grade_command.py")
 OF_ONE_WORD = {"absent", "deadline", "stopped"}  # codes that a form alone does not tell from other words
 NO_CODES = {
-    "b_value", "n_frames", "tag_v2",  # attributes of libraries and values
+    "b_value", "file_meta", "n_frames", "tag_v2",  # attributes of libraries and values
     "on_prior", "row_id", "test_images", "kaggle_evaluation",  # fields, columns, folders
     "study_id", "x_mm", "y_mm", "z_mm",  # columns of landmarks
 }  # fmt: skip

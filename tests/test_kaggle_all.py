@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from osteograde import cli
-from osteograde.grade_command import shipped_weights
+from osteograde.models import shipped
 from osteograde.tasks import TASKS
 from tests.kaggle_stub import ACCOUNT, SECRET, Stub, client_environment
 from tests.kaggle_stub.world import CAPACITY
@@ -72,7 +72,7 @@ def test_ten_commands_lead_from_an_empty_account_to_a_submission(world, tmp_path
         if words[1] == "train_folds.py":
             args = cli.train_parser().parse_args(words[2:])
             assert args.data.is_dir()  # the download before it made this folder
-            shutil.copytree(shipped_weights(args.task), args.out)
+            shutil.copytree(shipped.find(args.task), args.out)
         elif set(words) & set(ELSEWHERE):
             cli.parser().parse_args(words[3:])
         else:
@@ -90,7 +90,7 @@ def plain(text: str) -> list[str]:
 
 @pytest.mark.slow
 def test_all_in_one_says_what_the_transcript_says(world, capsys):
-    weights = str(shipped_weights(TASK))
+    weights = str(shipped.find(TASK))
     assert call("kaggle", "all", TASK, "--weights", weights, "--yes") == 0
     told = capsys.readouterr().out
     assert len(world.submissions) == 1

@@ -81,7 +81,7 @@ def test_points_of_ones_own_are_learnt_and_graded_elsewhere(tmp_path, capsys):
     rows = read_submission(out)
     assert sorted(rows) == ["new100", "new101", "new102"]
     assert out.read_text().splitlines()[0] == "row_id,bright,dark"
-    assert len([*(tmp_path / "pictures").glob("*.png")]) == 3
+    assert len([*(tmp_path / "pictures").glob("*.jpg")]) == 3
     # scored by a table of other images, which names one of the classes only
     (new / "labels.csv").write_text("image,label\nnew100,dark\nnew102,dark\n")
     capsys.readouterr()

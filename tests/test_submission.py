@@ -2,6 +2,7 @@
 
 import os
 import stat
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from hypothesis import strategies as st
 
 from osteograde.inference import submission
 from osteograde.report.score_table import format_table, score_submission
+from osteograde.tasks import TASKS
 from osteograde.tasks.lumbar_mr import TASK
+from osteograde.tasks.spec import Study, Task
 
 COLUMNS = TASK.classes
 IDS = [*TASK.rows("1002"), *TASK.rows("1001")]
@@ -285,3 +288,48 @@ def test_what_cannot_be_scored_is_refused_in_words(scored, change, words):
 
 def spoil(path, change):
     path.write_text("\n".join(change(path.read_text().splitlines())) + "\n")
+
+
+def run_of(name: str, out: Path, **options) -> tuple[Task, submission.RunningSubmission]:
+    """A run that has graded nothing, so that its rows are priors."""
+    task = TASKS[name]
+    studies = [Study(study, study, ()) for study in ("1001", "1002")]
+    running = submission.RunningSubmission(task, task.prior, studies, out, **options)
+    running.write()
+    return task, running
+
+
+@pytest.mark.parametrize("name", sorted(name for name, task in TASKS.items() if not task.slug))
+def test_the_predicted_class_is_a_column_that_scores_and_checks_pass_over(name, tmp_path):
+    task, _ = run_of(name, tmp_path / "plain.csv")
+    run_of(name, tmp_path / "named.csv", predicted=True)
+    plain, named = ((tmp_path / file).read_text().splitlines() for file in ("plain.csv", "named.csv"))
+    assert [line.rpartition(",")[0] for line in named] == plain and named[0].endswith(",predicted")
+    for row, line in submission.read_submission(tmp_path / "plain.csv").items():
+        assert f"{row}," in "\n".join(named)
+        assert task.classes[int(line.argmax())] == next(x for x in named if x.startswith(f"{row},")).rpartition(",")[2]
+    assert submission.validate(tmp_path / "named.csv", tmp_path / "plain.csv") == []
+    assert submission.validate(tmp_path / "plain.csv", tmp_path / "named.csv") == []
+    same = [submission.read_submission(tmp_path / file) for file in ("plain.csv", "named.csv")]
+    assert same[0].keys() == same[1].keys()
+    assert all(np.array_equal(same[0][row], same[1][row]) for row in same[0])
+    assert sorted(path.name for path in tmp_path.glob("*.predicted.csv")) == []
+
+
+@pytest.mark.parametrize("name", sorted(name for name, task in TASKS.items() if task.slug))
+def test_the_submission_of_a_competition_is_never_given_a_column(name, tmp_path):
+    task, _ = run_of(name, tmp_path / "plain.csv")
+    assert not submission.predicted_path(tmp_path / "plain.csv").exists()
+    run_of(name, tmp_path / "named.csv", predicted=True)
+    assert (tmp_path / "named.csv").read_bytes() == (tmp_path / "plain.csv").read_bytes()
+    table = submission.predicted_path(tmp_path / "named.csv").read_text().splitlines()
+    assert table[0] == "row_id,predicted"
+    rows = submission.read_submission(tmp_path / "named.csv")
+    assert table[1:] == [f"{row},{task.classes[int(probs.argmax())]}" for row, probs in rows.items()]
+    assert tmp_path / "named.predicted.csv" in submission.written_files(task, tmp_path / "named.csv", predicted=True)
+    odd = [
+        f"{line},{'predicted' if not i else 'x'}" for i, line in enumerate((tmp_path / "plain.csv").open().readlines())
+    ]
+    (tmp_path / "odd.csv").write_text("\n".join(line.replace("\n", "") for line in odd) + "\n")
+    (problem,) = submission.validate(tmp_path / "odd.csv", tmp_path / "plain.csv")
+    assert "found predicted as well" in str(problem)

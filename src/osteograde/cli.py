@@ -1,7 +1,7 @@
 """Command lines: paths and names only, everything else lives in recipes. The options are frozen; a test lists them.
 
 Exit codes: 0 done; 2 the user's mistake, one clear line on stderr; 1 a fault of ours, with its traceback;
-130 interrupted.
+130 interrupted, one line that says how to go on. A second Ctrl-C ends the process at once.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import json
 import os
 import re
 import shlex
+import signal
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 from osteograde.errors import UserError
@@ -24,18 +26,71 @@ from osteograde.tasks import NAMES, check_name
 
 DEFAULT_TASK = "lumbar-mr"
 TASK_OF_TARGETS = "knee-progression"
+RUNS_IN = ("weights", "runs")  # folders that ``osteograde runs`` looks into
 EXPLAIN_METHODS = ("gradcam", "saliency", "smoothgrad")  # those of models/explain.py, which is imported later
+INTERRUPTED = 130  # exit code
+_AGAIN_S = 0.02  # after which an interrupt that came during an import is tried again
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # what only a user can make room for
 
 
 class Parser(argparse.ArgumentParser):
-    """Full option names only (an abbreviation would freeze names nobody chose), and one line for a mistake."""
+    """Full option names only (an abbreviation would freeze names nobody chose), and one line for a mistake.
+
+    What ``parse_args`` returns has one name more than the options: ``typed``, the whole command, to be typed again.
+    """
 
     def __init__(self, **kwargs):
         super().__init__(**{**kwargs, "allow_abbrev": False})
 
+    def parse_args(self, args=None, namespace=None):  # type: ignore[override]
+        words = sys.argv[1:] if args is None else args
+        parsed = super().parse_args(words, namespace)
+        parsed.typed = shlex.join([*_program(self.prog), *words])
+        return parsed
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def _program(name: str) -> list[str]:
+    """How the program ``name`` was started."""
+    if not name.endswith(".py"):
+        return ["python", "-m", name] if Path(sys.argv[0]).name == "__main__.py" else [name]
+    return ["python", sys.argv[0] if Path(sys.argv[0]).name == name else name]
+
+
+def program(main: Callable[[], int | None]) -> NoReturn:
+    """Call ``main`` as ``run`` does and end the process with its exit code: what the entry scripts are.
+
+    After Ctrl-C, threads that still read or compute are not waited for.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a process in the background ignores it
+        signal.signal(signal.SIGINT, _interrupt)
+    code = run(main)
+    if code == INTERRUPTED:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt; where a module is being imported, once that is over: half a module, or an extension that
+    takes the interrupt for a fault of its own, would end in some other error."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the second one ends the process, whatever it is doing
+    if _is_importing(frame):
+        signal.signal(signal.SIGALRM, _interrupt)
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
+    else:
+        raise KeyboardInterrupt
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "importlib._bootstrap":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def run(main: Callable[[], int | None]) -> int:
@@ -50,7 +105,7 @@ def run(main: Callable[[], int | None]) -> int:
     except KeyboardInterrupt as interrupt:
         how = " ".join(map(str, interrupt.args)) or "the same command starts again"
         print(f"interrupted: {how}", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except (ValueError, OSError) as error:
         if not is_user_mistake(error):
             traceback.print_exc()
@@ -90,6 +145,9 @@ def add_grade_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--points", type=Path, metavar="FILE", help="grade at these landmarks (a points.csv) and look for the others"
+    )
+    parser.add_argument(
+        "--predicted", action="store_true", help="name the likeliest class: a last column, or for a competition a table"
     )
     parser.add_argument("--overlays", type=Path, metavar="DIR", help="draw points and crops on slices into DIR")
     parser.add_argument("--explain", type=Path, metavar="DIR", help="draw a map of the evidence of every graded site")
@@ -153,11 +211,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--test", type=_count, default=0, metavar="N", help="studies without labels; default: 0")
     made.add_argument("--seed", type=_count, default=0, metavar="S")
 
-    scored = _command(commands, "score", score, "the official metric with intervals: a table, then one line of JSON")
-    scored.add_argument("task", metavar="TASK")
-    scored.add_argument("--data", type=Path, required=True, metavar="DIR")
-    scored.add_argument("--submission", type=Path, required=True, metavar="FILE")
-    scored.add_argument("--bootstrap", type=_count, default=200, metavar="N", help="resamples; 0: no intervals")
+    _add_score(commands)
 
     _add_targets(commands)
 
@@ -165,6 +219,9 @@ def parser() -> argparse.ArgumentParser:
     chosen.add_argument("task", metavar="TASK")
     chosen.add_argument("--members", type=Path, nargs="+", required=True, metavar="WEIGHTS_DIR")
     chosen.add_argument("--data", type=Path, required=True, metavar="DIR", help="the labelled studies they learnt from")
+    _add_json(chosen)
+
+    _add_runs(commands)
 
     _add_segment_options(_command(commands, "segment", segment, "write label images of discs, vertebrae and canal"))
 
@@ -176,10 +233,17 @@ def parser() -> argparse.ArgumentParser:
         "--compare", type=Path, nargs="+", default=[], metavar="WEIGHTS_DIR", help="shows what these have more or less"
     )
 
-    seen = _command(commands, "inspect", inspect, "count what the tables and headers of a folder hold, before training")
+    seen = _command(commands, "inspect", inspect, "before training: what a folder holds, and what is wrong")
     seen.add_argument("task", metavar="TASK")
     seen.add_argument("--data", type=Path, required=True, metavar="DIR")
-    seen.add_argument("--out", type=Path, default=Path("inspect"), metavar="DIR", help="default: inspect")
+    seen.add_argument(
+        "--out", type=Path, default=Path("inspect.html"), metavar="page.html",
+        help="a table page.csv is written beside it; default: inspect.html",
+    )  # fmt: skip
+    seen.add_argument(
+        "--oof", type=Path, metavar="WEIGHTS_DIR", help="with oof.csv: shows the labels that are likely wrong"
+    )
+    seen.add_argument("--json", action="store_true", help="print JSON alone on stdout")
 
     checked = _command(commands, "validate", validate, "exit 0, or a list of what is wrong with a submission")
     checked.add_argument("--submission", type=Path, required=True, metavar="FILE")
@@ -187,6 +251,7 @@ def parser() -> argparse.ArgumentParser:
 
     _command(commands, "doctor", doctor, "can this environment do the work: versions, devices, decoders, weights")
 
+    _add_weights(commands)
     _add_kernel(commands)
     cli.add(commands, _command)
     return top
@@ -216,6 +281,10 @@ def grade(args: argparse.Namespace) -> int:
         check_file("--points", args.points)
     if args.weights is not None:
         cli.check_weights(args.weights, args.task)
+    else:
+        from osteograde.models import shipped
+
+        args.weights = shipped.find(args.task)
     from osteograde import grade_command
 
     return grade_command.main(args)
@@ -247,17 +316,11 @@ def score(args: argparse.Namespace) -> int:
     if not args.data.is_dir():
         raise UserError(f"{args.data}: no such folder; --data is the folder that holds the labels or their table")
     check_file("--submission", args.submission)
-    import numpy as np
-
     from osteograde.report import score_table
-    from osteograde.tasks import TASKS, tables
+    from osteograde.tasks import TASKS
 
-    rng = np.random.default_rng(0)  # the same table gets the same interval every time
-    classes = tables.header_of(args.submission)[1:]
-    task = TASKS[args.task].for_data(args.data, classes)
-    result = score_table.score_submission(task, args.data, args.submission, args.bootstrap, rng)
-    print(score_table.format_table(result))
-    print(json.dumps(result, sort_keys=True))
+    result = score_table.score_file(TASKS[args.task], args.data, args.submission, args.bootstrap)
+    print(json.dumps(result, sort_keys=True) if args.json else score_table.format_table(result))
     return 0
 
 
@@ -292,12 +355,28 @@ def ensemble(args: argparse.Namespace) -> int:
     from osteograde.models.manifest import read_manifest
     from osteograde.tasks import TASKS
 
-    to_stdout()
+    if not args.json:
+        to_stdout()
     task = TASKS[args.task].as_defined(read_manifest(args.members[0]).definition)
     result = voters.choose(task, args.members, args.data)
-    print(voters.table(result))
-    print(json.dumps(result, sort_keys=True))
+    print(json.dumps(result, sort_keys=True) if args.json else voters.table(result))
     return 0
+
+
+def runs(args: argparse.Namespace) -> int:
+    given = args.compare or args.dir
+    for folder in given:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder; name one that holds weights folders, or weights folders")
+    if args.compare and len(args.compare) < 2:
+        raise UserError("--compare: name two or more weights folders; each is compared with the first one")
+    if args.compare and not args.bootstrap:
+        raise UserError("--bootstrap 0: a difference without an interval says nothing; give 100 or more")
+    if not given and not any(Path(name).is_dir() for name in RUNS_IN):
+        raise UserError(f"no folder {' or '.join(RUNS_IN)} here; name the folder that holds weights folders")
+    from osteograde import runs_command
+
+    return runs_command.main(args)
 
 
 def segment(args: argparse.Namespace) -> int:
@@ -331,23 +410,19 @@ def inspect(args: argparse.Namespace) -> int:
     check_name(args.task)
     if not args.data.is_dir():
         raise UserError(f"{args.data}: no such folder; --data is the folder that holds the tables and the images")
-    from datetime import datetime
+    if args.out.is_dir() or not args.out.parent.is_dir() or args.out.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"--out {args.out}: name a page in a folder that exists, such as inspect.html")
+    from osteograde.imaging.discovery import has_images
 
-    from osteograde.logs import to_stdout
-    from osteograde.report import inspect as inspection
-    from osteograde.tasks import TASKS
+    if not (has_images(args.data) or any(args.data.glob("*.csv"))):
+        raise UserError(f"{args.data}: holds no image and no table; give the folder that does")
+    if args.oof is not None:
+        cli.check_weights(args.oof, args.task)
+        if not any((args.oof / name).is_file() for name in ("oof.csv", "ensemble.json")):
+            raise UserError(f"--oof {args.oof}: holds no oof.csv, the out-of-fold table that training writes")
+    from osteograde import inspect_command
 
-    count = TASKS[args.task].inspect
-    if count is None:
-        known = sorted(name for name, task in TASKS.items() if task.inspect is not None)
-        raise UserError(f"{args.task}: nothing is counted for this task; inspect knows {', '.join(known)}")
-    to_stdout()
-    census = count(args.data)
-    title = f"{args.task}: what {args.data.resolve().name} holds"
-    written = inspection.write(census, title, args.out, datetime.now())
-    print(*inspection.lines(census.facts), sep="\n")
-    print(f"written: {', '.join(map(str, written))}")
-    return 0
+    return inspect_command.main(args)
 
 
 def validate(args: argparse.Namespace) -> int:
@@ -367,6 +442,22 @@ def doctor(args: argparse.Namespace) -> int:
     from osteograde import doctor as visit
 
     return visit.main()
+
+
+def weights_list(args: argparse.Namespace) -> int:
+    from osteograde import weights_command
+
+    print(*weights_command.lines(), sep="\n")
+    return 0
+
+
+def weights_get(args: argparse.Namespace) -> int:
+    from osteograde import weights_command
+    from osteograde.logs import to_stdout
+
+    to_stdout()
+    print(weights_command.get(args.name, args.source))
+    return 0
 
 
 def kernel_build(args: argparse.Namespace) -> int:
@@ -407,6 +498,29 @@ def _command(commands, name: str, function: Callable[[argparse.Namespace], int],
     return made
 
 
+def _add_score(commands) -> None:
+    scored = _command(commands, "score", score, "the official metric of a submission, with intervals")
+    scored.add_argument("task", metavar="TASK")
+    scored.add_argument("--data", type=Path, required=True, metavar="DIR")
+    scored.add_argument("--submission", type=Path, required=True, metavar="FILE")
+    scored.add_argument("--bootstrap", type=_count, default=200, metavar="N", help="resamples; 0: no intervals")
+    _add_json(scored)
+
+
+def _add_runs(commands) -> None:
+    listed = _command(commands, "runs", runs, "list weights folders with their scores, or compare some of them")
+    listed.add_argument("dir", type=Path, nargs="*", metavar="DIR", help=f"default: {' and '.join(RUNS_IN)}")
+    listed.add_argument(
+        "--compare", type=Path, nargs="+", metavar="WEIGHTS_DIR", help="each of them with the first one"
+    )
+    listed.add_argument("--bootstrap", type=_count, default=1000, metavar="N", help="resamples of --compare")
+    _add_json(listed)
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one line of JSON and nothing else")
+
+
 def _add_kernel(commands) -> None:
     kernel = commands.add_parser("kernel", help="the offline Kaggle kernel").add_subparsers(
         required=True, metavar="COMMAND", parser_class=Parser
@@ -426,6 +540,18 @@ def _add_kernel(commands) -> None:
         "--options", nargs=argparse.REMAINDER, default=[], metavar="...",
         help="of --train, last: options of train_folds.py, such as --options --recipe NAME --folds 0,1",
     )  # fmt: skip
+
+
+def _add_weights(commands) -> None:
+    kept = commands.add_parser("weights", help="the trained weights of this version").add_subparsers(
+        required=True, metavar="COMMAND", parser_class=Parser
+    )
+    _command(kept, "list", weights_list, "which weights there are, how large they are, and where they lie here")
+    got = _command(kept, "get", weights_get, "fetch weights once, each file held to its hash; goes on where it ended")
+    got.add_argument("name", metavar="NAME", help="as 'weights list' names them, or a task")
+    got.add_argument(
+        "--from", dest="source", metavar="DIR|URL", help="holds NAME/FILE; default: OSTEOGRADE_WEIGHTS_URL"
+    )
 
 
 def _add_targets(commands) -> None:

@@ -16,7 +16,6 @@ import numpy as np
 
 from osteograde.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[2]
 PYTHON = ((3, 11), (3, 13))
 # What DICOM files come in. The first five are made and read back here, of the others pydicom is asked.
 SYNTAXES = {
@@ -63,7 +62,7 @@ def main() -> int:
 
 
 def examine(folder: Path) -> list[Finding]:
-    """All findings; weights are looked for in ``folder``/weights and beside the package."""
+    """All findings; weights are looked for in ``folder``/weights, beside the package and where they are fetched to."""
     found = [interpreter(), *packages(), *machine(folder), data()]
     if any(finding.found == MISSING for finding in found):
         return found  # what is left needs those packages
@@ -90,7 +89,7 @@ def _package(requirement: str) -> Finding:
     try:
         version = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return Finding(name, MISSING, "pip install -r requirements.lock")
+        return Finding(name, MISSING, f"pip install {name}")
     old = floor is not None and _numbers(version) < _numbers(floor)
     return Finding(name, version, f"older than {floor}" if old else "")
 
@@ -174,9 +173,9 @@ def _round_trip(uid: str) -> np.ndarray:
 
 def weights(folder: Path) -> list[Finding]:
     """Every weights/*/manifest.json, each file's hash checked."""
-    from osteograde.models import bundle
+    from osteograde.models import bundle, shipped
 
-    places = dict.fromkeys(((folder / "weights").resolve(), ROOT / "weights"))
+    places = dict.fromkeys(((folder / "weights").resolve(), *(place.resolve() for place in shipped.places())))
     found = []
     for manifest in sorted(path for place in places for path in place.glob("*/manifest.json")):
         try:
@@ -184,7 +183,7 @@ def weights(folder: Path) -> list[Finding]:
             found.append(Finding(f"weights/{manifest.parent.name}", f"hashes right, task {manifest_of.task}"))
         except (UserError, OSError) as error:
             found.append(Finding(f"weights/{manifest.parent.name}", "damaged", str(error)))
-    return found or [Finding("weights", "none found")]
+    return found or [Finding("weights", "none found; osteograde weights list tells which there are")]
 
 
 def data() -> Finding:

@@ -7,12 +7,12 @@ import logging
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from osteograde import logs, phantom
-from osteograde.errors import UserError
 from osteograde.inference import run
 from osteograde.inference.submission import (
     TEMPLATE,
@@ -23,14 +23,15 @@ from osteograde.inference.submission import (
     summary_lines,
     written_files,
 )
+from osteograde.models.device import pick
 from osteograde.pipeline.ensemble import Voters
 from osteograde.report import heatmaps
 from osteograde.report.gallery import Gallery
 from osteograde.tasks import looks_like
 from osteograde.tasks.places import Paths, as_paths, only_folder
+from osteograde.tasks.tables import some
 
 log = logging.getLogger("osteograde.inference")
-SHIPPED = Path(__file__).resolve().parents[2] / "weights"  # of a checkout
 PHANTOMS = 3  # studies made on the spot where no data are given
 PHANTOM_SEED = 20261121
 
@@ -38,22 +39,30 @@ Drawer = Callable[[Result, Voters], None]
 
 
 def main(args: argparse.Namespace) -> int:
-    """Do what the options of ``cli.add_grade_options`` ask for; the exit code is returned."""
-    logs.to_stdout()
-    weights = args.weights or shipped_weights(args.task)
+    """Do what the options of ``cli.add_grade_options`` ask for; the exit code is returned. Weights must be named."""
+    try:
+        return grade(args)
+    except KeyboardInterrupt as interrupt:
+        what = " ".join(map(str, interrupt.args)) or f"nothing was written to {args.out}"
+        raise KeyboardInterrupt(f"{what}; start again with: {args.typed}") from None
+
+
+def grade(args: argparse.Namespace) -> int:
+    """The same, without a word about how to go on after Ctrl-C."""
+    logs.to_stdout(bars=True)
     maps = [heatmaps.heatmap_drawer(args.explain, args.explain_method)] if args.explain else []
     with Gallery(args.overlays) if args.overlays else nullcontext() as gallery:
-        return _grade(args, weights, [*([gallery] if gallery else []), *maps])
+        return _grade(args, [*([gallery] if gallery else []), *maps])
 
 
-def _grade(args: argparse.Namespace, weights: Path, drawers: Sequence[Drawer]) -> int:
+def _grade(args: argparse.Namespace, drawers: Sequence[Drawer]) -> int:
     """Grade what ``--data`` names, or phantoms made on the spot."""
 
-    def grade(data: Paths) -> int:
+    def grade_at(data: Paths) -> int:
         return infer(
             args.task,
             data,
-            weights,
+            args.weights,
             args.out,
             device=args.device,
             limit=args.limit,
@@ -61,15 +70,16 @@ def _grade(args: argparse.Namespace, weights: Path, drawers: Sequence[Drawer]) -
             time_budget_hours=args.time_budget,
             max_unread=args.max_unread,
             points=args.points,
+            predicted=args.predicted,
             drawers=drawers,
         )
 
     if args.data is not None:
-        return grade(args.data)
+        return grade_at(args.data)
     with tempfile.TemporaryDirectory(prefix="osteograde-") as folder:
         log.info("no --data: making %d phantom studies", PHANTOMS)
         phantom.write(args.task, Path(folder), studies=0, test=PHANTOMS, seed=PHANTOM_SEED)
-        return grade(Path(folder))
+        return grade_at(Path(folder))
 
 
 def infer(
@@ -84,20 +94,23 @@ def infer(
     time_budget_hours: float | None = None,
     max_unread: int = 0,
     points: Path | None = None,
+    predicted: bool = False,
     drawers: Sequence[Drawer] = (),
 ) -> int:
     """Grade ``data`` with ``weights`` into ``out``; returns the exit code (1: more than max_unread studies unread).
 
     data: a folder, a single file, or several of them, which share one submission. points: a table of landmarks
-    that are given and not looked for. drawers: each is called with every finished study and the nets that graded it.
-    UserError or OSError: the user's mistake, found before any work; a
-    submission already at ``out`` is untouched. OSError at the end: the last submission could not be written; the one
-    before it is in place.
+    that are given and not looked for. predicted: name the most probable class of every row as well. drawers: each is
+    called with every finished study and the nets that graded it. UserError or OSError: the user's mistake, found before
+    any work; a submission already at ``out`` is untouched. OSError at the end: the last submission could not be
+    written; the one before it is in place.
     """
     job = run.prepare(
         task, data, weights, device=device, limit=limit, workers=workers, hours=time_budget_hours, points=points
     )
-    submission = run.start(job, out)
+    submission = run.start(job, out, predicted=predicted)
+    job = replace(job, device=job.device or pick("auto"))
+    log.info(start_line(job, data))
     guess = None if job.task.definition else looks_like.guess_of_studies(as_paths(data), job.studies)
     hint = looks_like.hint(job.task.name, guess)
     if hint:
@@ -108,14 +121,14 @@ def infer(
                 draw_pictures(chunk, drawers, submission.summary)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"{out} holds {submission.done} graded studies, its other rows are class priors; the same command starts "
-            "again"
+            f"{out} is a valid submission: {submission.done} of {len(submission.studies)} studies are graded, its "
+            "other rows are class priors"
         ) from None
     for line in summary_lines(submission.summary, submission.done):
         log.info(line)
     if hint and doubt(submission.summary, submission.done):
         log.info("warning: %s", hint)
-    log.info("written: %s", ", ".join(map(str, written_files(job.task, out))))
+    log.info("written: %s", ", ".join(map(str, written_files(job.task, out, predicted=predicted))))
     log.info("next: %s", next_step(data, out, limit))
     if submission.summary.unread > max_unread:
         log.info(
@@ -125,6 +138,19 @@ def infer(
         )
         return 1
     return 0
+
+
+def start_line(job: run.Job, data: Paths) -> str:
+    """What will be graded, where it comes from, with what and on what."""
+    places = [str(path) for path in as_paths(data)]
+    nets = sum(len(member.manifest.files) for member in job.weights.members)
+    recipes = [str(member.manifest.recipe.get("name", "not stated")) for member in job.weights.members]
+    device = "cpu" if job.device is None else str(job.device)
+    threads = f" with {torch.get_num_threads()} threads" if device == "cpu" else ""
+    return (
+        f"{job.task.name}: {len(job.studies)} studies from {some(places, 3)}, by {job.weights.folder} "
+        f"(recipe {' and '.join(recipes)}, {nets} nets, {job.weights.folds} folds), on {device}{threads}"
+    )
 
 
 def draw_pictures(chunk: run.Chunk, drawers: Sequence[Drawer], summary: RunSummary) -> None:
@@ -143,14 +169,3 @@ def next_step(data: Paths, out: Path, limit: int) -> str:
     if folder is not None and (folder / TEMPLATE).is_file() and not limit:
         return f"python -m osteograde validate --submission {out} --template {folder / TEMPLATE}"
     return f"look at the rows in {flags_path(out)}; --overlays DIR draws what was found and graded in each study"
-
-
-def shipped_weights(task: str) -> Path:
-    """The folder under weights/ that belongs to a task: weights/TASK, else the only weights/TASK-*.
-
-    UserError where there is none or more than one.
-    """
-    found = [SHIPPED / task] if (SHIPPED / task).is_dir() else sorted(SHIPPED.glob(f"{task}-*"))
-    if len(found) != 1:
-        raise UserError(f"{len(found)} weights folders for {task!r} under {SHIPPED}; name one with --weights")
-    return found[0]

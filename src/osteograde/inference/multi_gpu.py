@@ -140,7 +140,8 @@ def _supervise(schedule: Schedule, table: MergedRows, home: Path, deadline: floa
             code = worker.process.poll()  # before the parts are read: what it wrote last is then there
             if table.take(worker):
                 seconds, device = time.monotonic() - begun, worker.order.device
-                log.info("%d/%d studies, %.0f s (%s)", len(table.done), len(table.rows), seconds, device)
+                extra = None if len(table.done) == len(table.rows) else logs.PROGRESS  # a line a minute
+                log.info("%d/%d studies, %.0f s (%s)", len(table.done), len(table.rows), seconds, device, extra=extra)
             if code is not None:
                 _ended(schedule, worker, code)
         if time.monotonic() > deadline + 60:
@@ -314,5 +315,5 @@ def write_progress(folder: Path, submission: RunningSubmission) -> None:
 
 
 if __name__ == "__main__":
-    logs.to_stdout()  # the process that started this one keeps its stdout as log.txt
+    logs.to_stdout(every_s=0.0)  # the process that started this one keeps its stdout as log.txt
     sys.exit(main(Path(sys.argv[1])))

@@ -34,6 +34,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from osteograde import logs
 from osteograde.errors import UserError
 from osteograde.inference import submission as submissions
 from osteograde.inference.deadline import Budget, Effort, Voter
@@ -61,7 +62,8 @@ class Job:
 
     template: row ids that the submission must have, in their order. device: None takes the first that works. ends:
     ``time.monotonic()`` at which the run must have ended, None for no limit. workers: threads that decode, 0: one per
-    core. chunk: studies that go through the nets together, 0: ``CHUNK``.
+    core. chunk: studies that go through the nets together, 0: ``CHUNK``. voters: the nets of ``weights`` where they are
+    loaded already, else None.
     """
 
     task: Task
@@ -72,6 +74,7 @@ class Job:
     ends: float | None = None
     workers: int = 0
     chunk: int = 0
+    voters: Voters | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,21 +107,27 @@ def prepare(
     if task not in TASKS:
         raise UserError(f"unknown task {task!r}; known: {sorted(TASKS)}")
     places.check_places(places.as_paths(data))
-    voters = ensemble.verify(Path(weights))
-    known = ensemble.task_of(voters, TASKS)
+    known, voters = verified(weights)
     if known.name != task:
         raise UserError(f"{weights}: weights are of task {known.name!r}, asked for {task!r}")
-    studies, folder = _studies(known, data), places.only_folder(data)
+    studies, template = listed(known, data, limit=limit, points=points)
+    return Job(known, studies, voters, template, chosen, ends, workers)
+
+
+def verified(weights: Path) -> tuple[Task, ensemble.Weights]:
+    """A weights folder whose hashes were checked, and its task as its nets read it. UserError: see ``ensemble``."""
+    voters = ensemble.verify(Path(weights))
+    return ensemble.task_of(voters, TASKS), voters
+
+
+def listed(
+    task: Task, data: Paths, *, limit: int = 0, points: Path | None = None
+) -> tuple[Sequence[Study], Sequence[str]]:
+    """The studies to grade at the given places, and the row ids of the template that lies there; see ``prepare``."""
+    studies, folder = _studies(task, data), places.only_folder(data)
     studies = studies[:limit] if limit else studies
-    return Job(
-        task=known,
-        studies=studies if points is None else with_given_points(known, studies, Path(points)),
-        weights=voters,
-        template=(() if limit or folder is None else submissions.template_ids(folder)) or (),
-        device=chosen,
-        ends=ends,
-        workers=workers,
-    )
+    template = (() if limit or folder is None else submissions.template_ids(folder)) or ()
+    return (studies if points is None else with_given_points(task, studies, Path(points))), template
 
 
 def _studies(task: Task, data: Paths) -> list[Study]:
@@ -134,9 +143,14 @@ def _studies(task: Task, data: Paths) -> list[Study]:
         raise
 
 
-def start(job: Job, out: Path) -> RunningSubmission:
-    """Write a full, valid submission of class priors to ``out`` and return it. OSError where it cannot be written."""
-    submission = RunningSubmission(job.task, job.weights.prior, job.studies, Path(out), job.template)
+def start(job: Job, out: Path, *, predicted: bool = False) -> RunningSubmission:
+    """Write a full, valid submission of class priors to ``out`` and return it. OSError where it cannot be written.
+
+    predicted: name the most probable class of every row as well (submission.py).
+    """
+    submission = RunningSubmission(
+        job.task, job.weights.prior, job.studies, Path(out), job.template, predicted=predicted
+    )
     submission.write()
     return submission
 
@@ -164,12 +178,21 @@ def grading(job: Job, submission: RunningSubmission) -> Iterator[Iterator[Chunk]
 
 def _written_chunks(job: Job, submission: RunningSubmission) -> Generator[Chunk, None, None]:
     """Finished chunks, each after the submission was written with it."""
-    begun = time.monotonic()
+    begun, count = time.monotonic(), len(submission.studies)
+    with logs.progress("grading", count, "studies", log) as shown:
+        for chunk in graded(job, submission):
+            submission.try_to_write()
+            shown.advance(len(chunk.results))
+            extra = None if submission.done == count else logs.PROGRESS
+            log.info("%d/%d studies, %.0f s", submission.done, count, time.monotonic() - begun, extra=extra)
+            yield chunk
+
+
+def graded(job: Job, submission: RunningSubmission) -> Iterator[Chunk]:
+    """Finished chunks, each after it was added to the submission; nothing is written."""
     for chunk in _chunks_on_any_device(job, submission):
         for result in chunk.results:
             submission.add(result)
-        submission.try_to_write()
-        log.info("%d/%d studies, %.0f s", submission.done, len(submission.studies), time.monotonic() - begun)
         yield chunk
 
 
@@ -177,7 +200,7 @@ def _chunks_on_any_device(job: Job, submission: RunningSubmission) -> Iterator[C
     """Finished chunks. A GPU that is lost is not used again: the CPU does the rest."""
     budget = _budget(job)
     load = partial(ensemble.load, job.weights, TASKS)
-    voters = load(job.device or pick("auto"))
+    voters = job.voters or load(job.device or pick("auto"))
     while True:
         left, most = submission.studies[submission.done :], job.chunk or CHUNK
         try:

@@ -3,7 +3,9 @@
 submission.csv is written whole or not at all, with the same bytes for the same numbers, and can be checked against a
 template. submission.flags.csv lists rows that a person should look at before believing them, and why; it holds no
 patient data. submission.points.csv holds the landmarks that the rows stand on (points_file.py).
-submission.findings.csv holds answers of the auxiliary heads of graders, for tasks that have any.
+submission.findings.csv holds answers of the auxiliary heads of graders, for tasks that have any. Where it is asked for,
+a last column names the most probable class; the submission of a competition stays as its rules have it, and
+submission.predicted.csv holds the names.
 """
 
 from __future__ import annotations
@@ -23,9 +25,9 @@ from osteograde.imaging import files
 from osteograde.inference.points_file import PointRow, points_path, rows_of, write_points
 from osteograde.pipeline import predict
 from osteograde.pipeline.load import Loaded
-from osteograde.tasks import tables
+from osteograde.tasks import TASKS, tables
 from osteograde.tasks.spec import Point, Site, Study, Task, row_id
-from osteograde.tasks.tables import ROW_ID, duplicates, some
+from osteograde.tasks.tables import PREDICTED, ROW_ID, duplicates, some
 
 log = logging.getLogger("osteograde.inference")
 
@@ -78,20 +80,32 @@ def written(probs: np.ndarray) -> np.ndarray:
     return clipped / clipped.sum(-1, keepdims=True)
 
 
-def write_submission(path: Path, rows: Rows, columns: Sequence[str]) -> None:
+def printed(rows: Rows) -> list[tuple[str, ...]]:
+    """The cells of every row as they are written: its id, then its probabilities (see ``written``)."""
+    table = written(np.stack(list(rows.values()))).tolist() if rows else []
+    return [(row, *(f"{p:.{DIGITS}f}" for p in probs)) for row, probs in zip(rows, table, strict=True)]
+
+
+def most_probable(cells: Sequence[str], classes: Sequence[str]) -> str:
+    """The most probable class of a row of ``printed``, of equals the first."""
+    return classes[int(np.argmax([float(text) for text in cells[1:]]))]
+
+
+def write_submission(path: Path, rows: Rows, columns: Sequence[str], *, predicted: bool = False) -> None:
     """Replace ``path`` by a table of all rows in one step: at every moment it is the old file or the new one.
 
-    columns: names of the classes. An existing file's permissions are kept. Raises ValueError before touching the file
-    where a probability cannot be written (see ``written``), OSError where the folder cannot be written.
+    columns: names of the classes. predicted: with a last column that names the most probable one. An existing file's
+    permissions are kept. Raises ValueError before touching the file where a probability cannot be written (see
+    ``written``), OSError where the folder cannot be written.
     """
     path = Path(path).resolve()
-    table = written(np.stack(list(rows.values()))) if rows else np.zeros((0, len(columns)))
-    if table.shape[1] != len(columns):
-        raise ValueError(f"{path}: rows have {table.shape[1]} classes, the columns are {list(columns)}")
+    table = printed(rows)
+    if table and len(table[0]) != 1 + len(columns):
+        raise ValueError(f"{path}: rows have {len(table[0]) - 1} classes, the columns are {list(columns)}")
     text = StringIO()
     out = csv.writer(text, lineterminator="\n")
-    out.writerow((ROW_ID, *columns))
-    out.writerows((row, *(f"{p:.{DIGITS}f}" for p in ps)) for row, ps in zip(rows, table.tolist(), strict=True))
+    out.writerow((ROW_ID, *columns, *([PREDICTED] if predicted else [])))
+    out.writerows((*row, most_probable(row, columns)) if predicted else row for row in table)
     files.atomic_write(path, text.getvalue())
 
 
@@ -134,7 +148,14 @@ def validate(submission: Path, template: Path) -> list[Problem]:
         return [Problem(str(error))]
     if found != columns:
         return [Problem(f"wrong columns: expected {','.join(columns)}, found {','.join(found)}")]
+    if is_official(columns[1:]) and PREDICTED in tables.header_of(submission):
+        return [Problem(f"wrong columns: a competition takes {','.join(columns)} alone, found {PREDICTED} as well")]
     return _id_problems(ids, wanted) + _value_problems(ids, values)
+
+
+def is_official(classes: Sequence[str]) -> bool:
+    """Whether a table with these classes is the submission of a competition, which has no column beside them."""
+    return any(task.slug and list(task.classes) == list(classes) for task in TASKS.values())
 
 
 def _id_problems(ids: list[str], wanted: list[str]) -> list[Problem]:
@@ -268,6 +289,17 @@ def findings_path(out: Path) -> Path:
     return out.with_name(out.stem + ".findings.csv")
 
 
+def predicted_path(out: Path) -> Path:
+    """submission.csv -> submission.predicted.csv."""
+    return out.with_name(out.stem + ".predicted.csv")
+
+
+def write_predicted(path: Path, rows: Rows, classes: Sequence[str]) -> None:
+    """The most probable class of every row, in the order of the submission."""
+    lines = [f"{ROW_ID},{PREDICTED}", *(f"{cells[0]},{most_probable(cells, classes)}" for cells in printed(rows))]
+    files.atomic_write(path, "\n".join(lines) + "\n")
+
+
 @dataclass(frozen=True, eq=False)
 class Result:
     """Everything one study came to."""
@@ -314,8 +346,10 @@ class RunningSubmission:
         studies: Sequence[Study],
         out: Path,
         template: Sequence[str] = (),
+        *,
+        predicted: bool = False,
     ) -> None:
-        self.task, self.prior, self.studies, self.out = task, prior, studies, out
+        self.task, self.prior, self.studies, self.out, self.predicted = task, prior, studies, out, predicted
         self.summary, self.done, self.saved = RunSummary(studies=len(studies)), 0, tuple[str, ...]()
         own = [row for study in studies for row in self.task.rows(study.id, study.targets)]
         self.rows = priors_rows(self.task, dict.fromkeys((*template, *own)), self.prior)
@@ -344,8 +378,10 @@ class RunningSubmission:
 
     def write(self) -> None:
         """Replace the submission and the tables beside it. OSError: what was written before is in place."""
-        write_submission(self.out, self.rows, self.task.classes)
+        write_submission(self.out, self.rows, self.task.classes, predicted=self.predicted and not self.task.slug)
         write_beside(self.task, self.summary, self.out)
+        if self.predicted and self.task.slug:
+            write_predicted(predicted_path(self.out), self.rows, self.task.classes)
         self.saved = tuple(study.id for study in self.studies[: self.done])
 
     def try_to_write(self) -> None:
@@ -364,9 +400,11 @@ def write_beside(task: Task, summary: RunSummary, out: Path) -> None:
         write_findings(findings_path(out), columns, summary.findings)
 
 
-def written_files(task: Task, out: Path) -> list[Path]:
+def written_files(task: Task, out: Path, *, predicted: bool = False) -> list[Path]:
     """What a run writes: the submission and the tables beside it."""
-    return [out, flags_path(out), points_path(out), *([findings_path(out)] if finding_names(task) else [])]
+    besides = [findings_path(out)] if finding_names(task) else []
+    besides += [predicted_path(out)] if predicted and task.slug else []
+    return [out, flags_path(out), points_path(out), *besides]
 
 
 def summary_lines(summary: RunSummary, done: int) -> list[str]:

@@ -28,6 +28,7 @@ BUILT = Path("build") / "kernels"  # git ignores it
 MAX_BYTES = 900_000  # of the built script: Kaggle documents no limit of a kernel source; 1 MB is what users report
 QUOTES = "'" * 3
 PACKAGE = Path(osteograde.__file__).parent
+CARRIED = PACKAGE / "kaggle" / "kernels"  # what an installed package has of READABLE
 
 
 def build(
@@ -45,7 +46,7 @@ def build(
     weights: their hashes are verified, and the kernel accepts no others. source: the data set or model on Kaggle that
     holds them. data: the data set of the images, for a task without a competition. machine: where it runs, "" as the
     metadata say (``metadata.on_machine``). readable: the folder of the script and of the metadata to start from; by
-    default kernels/<task> of the current folder, else of the package's checkout.
+    default that of ``readable_folder``.
 
     Raises UserError for an unknown task, a script or metadata that lack what is needed, damaged weights or weights of
     another task, the name of a source that cannot be one, and text that a raw string cannot hold.
@@ -142,12 +143,13 @@ def script_name(task: str) -> str:
 
 
 def readable_folder(task: str) -> Path:
-    """kernels/<task> below the current folder, else in the checkout that the package lies in; UserError if neither."""
-    places = [READABLE / task, PACKAGE.parents[1] / READABLE / task]
+    """kernels/<task> below the current folder, else in the checkout that the package lies in, else of those that an
+    installed package carries; UserError if none."""
+    places = [READABLE / task, PACKAGE.parents[1] / READABLE / task, CARRIED / task]
     found = [folder for folder in places if (folder / script_name(task)).is_file()]
     if not found:
         wanted = " and ".join(str(folder / script_name(task)) for folder in places)
-        raise UserError(f"{wanted}: missing; run this in a checkout, or copy the folder of another task and change it")
+        raise UserError(f"{wanted}: missing; copy the folder of another task to {places[0]} and change it")
     return found[0]
 
 

@@ -202,13 +202,14 @@ def rehearse(args: argparse.Namespace) -> int:
     from osteograde.kaggle import build_kernel
     from osteograde.kaggle import rehearse as stage
     from osteograde.kaggle import rehearse_served as served
+    from osteograde.models import shipped
 
     python = Path(sys.executable)
     if args.image_constraints is not None:
         python = stage.image_python(Path("-".join([".venv-kaggle", *filter(None, [args.image_constraints])])))
     if args.train:
         return _rehearse_training(args, python)
-    weights = args.weights or stage.shipped(args.task, Path("weights"))
+    weights = args.weights or shipped.find(args.task)
     script = BUILT / args.task / build_kernel.script_name(args.task)
     play = served.rehearse_served if args.served else stage.rehearse
     with _logging():

@@ -236,14 +236,6 @@ def project(done: WatchedRun, studies: int, limits: Competition) -> list[str]:
     ]
 
 
-def shipped(task: str, folder: Path) -> Path:
-    """The weights folder of a task: FOLDER/TASK, else the only FOLDER/TASK-*."""
-    found = [folder / task] if (folder / task).is_dir() else sorted(folder.glob(f"{task}-*"))
-    if len(found) != 1:
-        raise UserError(f"{len(found)} weights folders for {task!r} in {folder}; name one with --weights")
-    return found[0]
-
-
 def image_python(venv: Path) -> Path:
     """The interpreter with the image's versions. Raises UserError if its environment was not made or is incomplete."""
     python = venv.absolute() / "bin" / "python"

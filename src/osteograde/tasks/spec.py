@@ -487,8 +487,8 @@ class Task:
     patients are resampled whole. read_files: studies to be graded of single files below a folder; None where the task
     takes whole folders alone. covariates: what its studies may tell beside the images; every grader's plan chooses
     those that its net reads.
-    inspect: counts what the tables and headers of a folder hold; None: not for this task. serving: how its kernel
-    answers where a competition streams the studies.
+    inspect: counts what the task's own tables hold, beside what is counted of the studies of every task; None where
+    there is nothing to add. serving: how its kernel answers where a competition streams the studies.
 
     A task may be made of data: which classes there are, and what is looked for, is then told by a folder of labelled
     studies, and kept in the manifest of the weights. of_folder(root, classes): the task as a folder defines it, whose

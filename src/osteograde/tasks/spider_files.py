@@ -30,6 +30,7 @@ from osteograde.imaging.discovery import Found, look_at, look_through, part_fold
 from osteograde.imaging.geometry import LEFT
 from osteograde.imaging.volume_files import SUFFIXES as VOLUME_SUFFIXES
 from osteograde.imaging.volume_files import read_volume, slices_first
+from osteograde.tasks.census import Census, Fact
 from osteograde.tasks.covariates import FILE as COVARIATES_FILE
 from osteograde.tasks.names import PATIENTS, People, read_people
 from osteograde.tasks.spec import CATEGORY, Covariate, Mark, Series, Study
@@ -252,12 +253,44 @@ def _tell_unused(
     root: Path, grades: Mapping[str, _Known], marks: Mapping[str, Sequence[Mark]], studies: Sequence[Study]
 ) -> None:
     """Log how many rows of the tables speak of no image."""
-    patients, series = {study.patient for study in studies}, {one.id for study in studies for one in study.series}
-    lost = sorted(patient for patient, (labels, _) in grades.items() if labels and patient not in patients)
+    lost, boxless = _without_image(grades, marks, studies)
     if lost:
         log.warning("%s: %d patients of gradings.csv have no image: %s", root, len(lost), some(lost))
-    if boxless := sorted(name for name in marks if name not in series):
+    if boxless:
         log.warning("%s: boxes.csv speaks of %d images that are not there: %s", root, len(boxless), some(boxless))
+
+
+def _without_image(
+    grades: Mapping[str, _Known], marks: Mapping[str, Sequence[Mark]], studies: Sequence[Study]
+) -> tuple[list[str], list[str]]:
+    """(graded patients, images with boxes) that are not there."""
+    patients, series = {study.patient for study in studies}, {one.id for study in studies for one in study.series}
+    lost = sorted(patient for patient, (labels, _) in grades.items() if labels and patient not in patients)
+    return lost, sorted(name for name in marks if name not in series)
+
+
+def inspect(root: Path) -> Census:
+    """What the tables tell of images that are not there, and which images they leave out. UserError where a table is
+    broken or there is no image."""
+    root = Path(root)
+    studies = _studies(root, look_through(part_folder(root, "train")))
+    boxes, overview = _table(root, "boxes.csv"), _table(root, "overview.csv")
+    marks = of_boxes(boxes) if boxes is not None else {}
+    patients = {study.patient for study in studies}
+    grades = _as_files_say(root, _grades(_table(root, "gradings.csv")), patients)
+    lost, boxless = _without_image(grades, marks, studies)
+    named = {one.id for study in studies for one in study.series if _NAMED.match(one.id)}
+    unsized = sorted(named - set(overview["new_file_name"])) if overview is not None else []
+    told = "the table speaks of images that are not there"
+    return Census(
+        (
+            Fact("patients of gradings.csv without an image", len(lost), len(grades), some(lost), told, True),
+            Fact("images of boxes.csv that are not there", len(boxless), len(marks), some(boxless), told, True),
+            Fact("images that overview.csv leaves out", len(unsized), len(named), some(unsized),
+                 "their size in mm is assumed", True),
+        ),
+        (),
+    )  # fmt: skip
 
 
 def _grades(table: pd.DataFrame | None) -> dict[str, _Known]:

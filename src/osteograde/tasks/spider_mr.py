@@ -155,6 +155,7 @@ TASK = Task(
     prior={level: normalised(COUNTS[level]) for level in LEVELS},
     read=partial(read_known, spider_files.read, spider_files.COVARIATES, SITES),
     read_labels=spider_files.labels,
+    inspect=spider_files.inspect,
     metric=OrdinalMetric(LEVELS, spider_files.GRADES),
     fill_missing_landmarks=fill_missing_landmarks,
     patient_of=spider_files.patient_of,

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 ID = re.compile(r"(?=.*[0-9A-Za-z])[0-9A-Za-z._-]{1,64}")  # of a study, a series or a file, as a folder may be called
 GRADE_COLUMNS = ("row_id", "grade")
+PREDICTED = "predicted"  # the most probable class, a last column that a submission may have beside its numbers
 SEPARATORS = (",", ";", "\t", "|")
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?', re.IGNORECASE)
 _MARKS = (  # the longer ones first
@@ -316,7 +317,10 @@ def by_study(task: Task, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
 
 
 def read_rows(path: Path) -> tuple[list[str], list[str], np.ndarray]:
-    """(columns, row ids, values (rows, classes)) of a table; cells that are no number are NaN. UserError otherwise."""
+    """(columns, row ids, values (rows, classes)) of a table; cells that are no number are NaN. UserError otherwise.
+
+    A last column ``PREDICTED`` is told by the numbers and left out.
+    """
     try:
         with Path(path).open(encoding="utf-8-sig", newline="") as file:
             records = [record for record in csv.reader(file) if record]
@@ -332,7 +336,8 @@ def read_rows(path: Path) -> tuple[list[str], list[str], np.ndarray]:
     ragged = [i + 1 for i, record in enumerate(records) if len(record) != len(columns)]
     if ragged:
         raise UserError(f"{path}: lines without {len(columns)} cells: {some(ragged)}")
-    values = np.array([[_number(cell) for cell in record[1:]] for record in records[1:]], dtype=float)
+    columns = columns[:-1] if columns[-1] == PREDICTED else columns
+    values = np.array([[_number(cell) for cell in record[1 : len(columns)]] for record in records[1:]], dtype=float)
     return columns, [record[0].strip() for record in records[1:]], values.reshape(len(records) - 1, len(columns) - 1)
 
 
