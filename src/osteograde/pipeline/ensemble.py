@@ -79,6 +79,11 @@ class Weights:
         return max(member.manifest.test_views for member in self.members)
 
     @property
+    def folds(self) -> int:
+        """The most nets that any stage of any member has."""
+        return max(member.folds for member in self.members)
+
+    @property
     def prior(self) -> Mapping[str, tuple[float, ...]]:
         """Target -> what the members' class priors say by the voting rule."""
         if len(self.members) == 1:
