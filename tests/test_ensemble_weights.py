@@ -16,18 +16,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import inference
+from osteograde import cli as command_line
 from osteograde import phantom
 from osteograde.errors import UserError
 from osteograde.inference import kernel_main, run, submission
 from osteograde.inference.deadline import FEWER_MEMBERS, FEWER_VIEWS, Budget, Effort, Voter
 from osteograde.inference.submission import RunSummary
-from osteograde.kaggle import cli, staging
+from osteograde.kaggle import build_kernel, cli, rehearse, staging
+from osteograde.learning import ensemble as choosing
 from osteograde.models import bundle
 from osteograde.models.manifest import read_manifest, write_manifest
 from osteograde.pipeline import ensemble, predict, voting
 from osteograde.report import drawing, heatmaps
 from osteograde.tasks import TASKS
 from tests.logs import logged
+from tests.test_kernel import rehearse as run_alone
 from tests.tiny import random_bundle
 
 KNEES = TASKS["knee-xray"]
@@ -312,3 +315,101 @@ def test_members_of_an_older_file_are_worth_the_same(members, tmp_path):
     (weights / "ensemble.json").write_text(json.dumps(said))
     with pytest.raises(UserError, match=r"key 'members/1/worth' is 'much'; expected a finite number"):
         ensemble.read(weights)
+
+
+IMAGES = "some-one/knee-films"
+SOURCE = "some-one/knee-voters"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", ["", "cpu,cpu"], ids=["one", "two"])
+def test_the_kernel_writes_the_bytes_of_inference_which_are_the_vote_on_the_tables(
+    members, data, alone, tmp_path, devices
+):
+    weights = write_ensemble(members[0].parent, members, "mix")
+    script = build_kernel.build("knee-xray", weights, tmp_path / "kernel", source=SOURCE, data=IMAGES)
+    inputs = tmp_path / "input"
+    shutil.copytree(data, inputs / "datasets" / IMAGES)
+    staging.lay_weights(weights, inputs / "datasets" / SOURCE, shutil.copyfile)
+    working, empty = tmp_path / "working", tmp_path / "empty"
+    working.mkdir()
+    empty.mkdir()
+    done = run_alone(script, inputs, working, empty, {"OMP_NUM_THREADS": "1", "OSTEOGRADE_DEVICES": devices})
+    assert done.returncode == 0, done.stderr
+    assert f"ensemble.json {bundle.sha256(weights / 'ensemble.json')[:12]}, 3 members" in done.stdout
+    grade(data, weights, tmp_path / "own.csv")
+    for name in ("{}.csv", "{}.flags.csv", "{}.points.csv"):
+        assert (working / name.format("submission")).read_bytes() == (tmp_path / name.format("own")).read_bytes()
+
+    studies = [study.id for study in KNEES.read(data, "test")]
+    rows = [[f"{study}_{target}" for target in KNEES.targets] for study in studies]
+    tables = np.array([[[one[row] for row in of_study] for of_study in rows] for one in alone])
+    numbers = np.arange(len(studies))
+    names = tuple(member.name for member in members)
+    oof = choosing.OofTables(KNEES, names, tuple(studies), tables, {}, numbers, numbers, "")
+    expected = choosing.voted(oof, choosing.Choice((0, 1, 2), "mix"))
+    written = submission.read_submission(working / "submission.csv")
+    assert np.abs(np.array([[written[row] for row in of_study] for of_study in rows]) - expected).max() < 1e-5
+
+
+@pytest.mark.slow
+def test_an_ensemble_of_three_passes_its_rehearsal(members, data, tmp_path):
+    weights = write_ensemble(members[0].parent, members)
+    script = build_kernel.build("knee-xray", weights, tmp_path / "kernel", source=SOURCE, data=IMAGES)
+    with logged("kaggle") as lines:
+        assert rehearse.rehearse("knee-xray", script, data, weights) == []
+    assert any(line.startswith("hidden run: 2 of 2 studies, ") for line in lines)
+
+
+def missing(folder: Path) -> None:
+    shutil.rmtree(folder / "second")
+
+
+def changed(folder: Path) -> None:
+    write_manifest(folder / "second", replace(read_manifest(folder / "second"), test_views=1))
+
+
+def of_another_task(folder: Path) -> None:
+    write_manifest(folder / "second", replace(read_manifest(folder / "second"), task="knee-progression"))
+    said = json.loads((folder / "ensemble.json").read_text())
+    said["members"][1]["manifest_sha256"] = bundle.sha256(folder / "second" / "manifest.json")
+    (folder / "ensemble.json").write_text(json.dumps(said))
+
+
+def by_an_unknown_rule(folder: Path) -> None:
+    said = json.loads((folder / "ensemble.json").read_text())
+    (folder / "ensemble.json").write_text(json.dumps({**said, "rule": "loudest"}))
+
+
+def twice_the_same(folder: Path) -> None:
+    said = json.loads((folder / "ensemble.json").read_text())
+    (folder / "ensemble.json").write_text(json.dumps({**said, "members": said["members"][:1] * 2}))
+
+
+BROKEN = [
+    (missing, "member 'second' is missing: no "),
+    (changed, "member 'second' was trained or changed after the ensemble was chosen, choose it again"),
+    (of_another_task, "member 'second' is of task 'knee-progression' or of other targets than the ensemble"),
+    (by_an_unknown_rule, "rule 'loudest' is unknown; known: "),
+    (twice_the_same, "members more than once: first; choose the ensemble again"),
+]
+
+
+@pytest.mark.parametrize(("damage", "told"), BROKEN, ids=[damage.__name__ for damage, _ in BROKEN])
+def test_each_way_to_break_an_ensemble_is_one_line_before_a_kernel_is_built_or_rehearsed(
+    copied, data, tmp_path, monkeypatch, capsys, damage, told
+):
+    monkeypatch.chdir(tmp_path)
+    built = ["kernel", "build", "knee-xray", "--weights", str(copied), "--mount", SOURCE, "--images", IMAGES]
+    assert command_line.run(lambda: command_line.main(built)) == 0
+    script = (tmp_path / "build" / "kernels" / "knee-xray" / "knee_xray.py").read_bytes()
+    damage(copied)
+    capsys.readouterr()
+    for words in (built, ["kaggle", "rehearse", "knee-xray", "--data", str(data), "--weights", str(copied)]):
+        assert command_line.run(lambda words=words: command_line.main(words)) == 2
+        heard = capsys.readouterr()
+        (line,) = heard.err.splitlines()
+        assert line.startswith("error: ")
+        assert told in line
+        assert heard.out == ""
+    assert (tmp_path / "build" / "kernels" / "knee-xray" / "knee_xray.py").read_bytes() == script
