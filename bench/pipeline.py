@@ -26,7 +26,7 @@ from osteograde import phantom
 from osteograde.imaging.dicom import fast_header, rle
 from osteograde.imaging.dicom.read import file_contents
 from osteograde.inference import run
-from osteograde.inference.deadline import Budget, Effort
+from osteograde.inference.deadline import Budget, Effort, Voter
 from osteograde.inference.submission import RunSummary
 from osteograde.models import bundle
 from osteograde.models.device import keep_freed_memory, pick
@@ -67,7 +67,7 @@ def whole(
     crops.crop_stack = cutting.around(original)
     try:
         begun = clock()
-        budget = Budget(None, weights.test_views, folds_of(weights))
+        budget = Budget(None, (Voter(weights.test_views, folds_of(weights)),))
         for results in run.graded_chunks(weights, studies, budget, tally):
             answers += [result.graded for result in results]
         total = clock() - begun

@@ -12,7 +12,7 @@ from osteograde import phantom
 from osteograde.grade_command import infer
 from osteograde.imaging.dicom import read
 from osteograde.inference import run, submission
-from osteograde.inference.deadline import Budget
+from osteograde.inference.deadline import Budget, Voter
 from osteograde.inference.submission import RunSummary
 from osteograde.models import bundle
 from osteograde.models.device import pick
@@ -134,7 +134,7 @@ def test_the_log_names_no_patient_and_studies_in_a_batch_do_not_touch(data, weig
     together = grade(data, weights, tmp_path / "s.csv")
     loaded = bundle.load(weights, TASKS, pick("cpu"))
     study = TASK.read(data, "test")[0]
-    budget = Budget(None, views=2, folds=2)
+    budget = Budget(None, (Voter(2, 2),))
     [[result]] = run.graded_chunks(loaded, [study], budget, RunSummary())
     expected = submission.written(predict.probability_rows(TASK, result.graded, loaded.prior))
     assert np.abs(of_study(together, study.id) - expected).max() < 1e-5
