@@ -25,6 +25,7 @@ from osteograde.learning import (
     pseudo_labels,
     reuse,
     starting,
+    work_files,
 )
 from osteograde.learning.cross_fit import Run
 from osteograde.learning.out_of_fold import OutOfFold
@@ -83,6 +84,7 @@ def train(
     run = Run(recipe, studies, made, split, chosen, out, device, resume, tensorboard, teacher)
     lost = _read_all(run)
     run = replace(run, recipe=planning.planned_recipe(recipe, (run.loaded([study])[0] for study in studies)))
+    log.info(work_files.told(run))
     found, points = out_of_fold.locate_out_of_fold(run)
     out_of_fold.save_points(run, found, out / "oof_points.csv")
     graded = out_of_fold.grade_out_of_fold(run, found, points)
