@@ -31,8 +31,9 @@ FROZEN = {
     "train": TRAIN,
     "phantom": {"TASK", "--out", "--studies", "--test", "--seed"},
     "targets": {"TASK", "--tables", "--out", "--definition", "--months", "--loss", "--location"},
-    "score": {"TASK", "--data", "--submission", "--bootstrap"},
-    "ensemble": {"TASK", "--members", "--data"},
+    "score": {"TASK", "--data", "--submission", "--bootstrap", "--split", "--json"},
+    "ensemble": {"TASK", "--members", "--data", "--json"},
+    "runs": {"DIR", "--compare", "--bootstrap", "--json"},
     "segment": {"TASK", "--weights", "--data", "--out", "--points", "--limit", "--device"},
     "report": {"WEIGHTS_DIR", "--data", "--out", "--compare"},
     "inspect": {"TASK", "--data", "--out", "--oof", "--json"},
@@ -51,7 +52,7 @@ FROZEN = {
         "--internet",
         "--options",
     },
-    "download": {"TASK", "--out", "--space"},
+    "download": {"TASK", "--data", "--out", "--space"},
     "kaggle upload-weights": {"WEIGHTS_DIR", "--to", "--public", "--licence", "--poll"},
     "kaggle push": {"TASK", "--no-run", "--train"},
     "kaggle wait": {"TASK", "--poll", "--train"},
@@ -231,6 +232,11 @@ REFUSED = [
     ["score", "spider", "--data", "no/such/folder", "--submission", "x.csv"],
     ["score", "spider", "--data", ".", "--submission", "x.csv"],
     ["validate", "--submission", "x.csv", "--template", "y.csv"],
+    ["runs", "--help"],
+    ["runs"],
+    ["runs", "no/such/folder"],
+    ["runs", "--compare", "."],
+    ["runs", "--compare", ".", ".", "--bootstrap", "0"],
     ["kernel", "build", "no-such-task"],
     ["kaggle", "push", "no-such-task"],
     ["kaggle", "push", "spider"],
@@ -333,7 +339,7 @@ def test_validate_lists_what_is_wrong(tmp_path, capsys):
     assert all(word in err for word in ("1_y", "1_z", "summing to 1"))
 
 
-def test_score_ends_with_one_line_of_json(tmp_path, capsys):
+def test_score_prints_a_table_or_with_json_one_line_of_json_alone(tmp_path, capsys):
     task = TASKS["lumbar-mr"]
     labels = [f"1{',Normal/Mild' * 25}\n", f"2{',Moderate' * 25}\n"]
     (tmp_path / "train.csv").write_text(",".join(["study_id", *task.targets]) + "\n" + "".join(labels))
@@ -345,7 +351,10 @@ def test_score_ends_with_one_line_of_json(tmp_path, capsys):
         assert cli.run(lambda: cli.main([*words, "--bootstrap", "20"])) == 0
         printed.append(capsys.readouterr().out)
     assert printed[0] == printed[1]
-    result = json.loads(printed[0].splitlines()[-1])
+    assert printed[0].splitlines()[0] == "lumbar-mr: 2 studies of train.csv" and "{" not in printed[0]
+    assert cli.run(lambda: cli.main([*words, "--bootstrap", "20", "--json"])) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    result = json.loads(line)
     condition = -(np.log(0.5) + 2 * np.log(0.3)) / 3  # classes of weight 1 and 2, equally often
     assert result["score"]["score"] == pytest.approx((3 * condition - np.log(1 - 0.2)) / 4)  # and no severe canal
 

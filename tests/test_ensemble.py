@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -257,16 +258,19 @@ def test_what_cannot_be_compared_is_refused(tmp_path, split, folders):
         ensemble.gather(TASK, [folders[0], fewer], Path("data"))
 
 
-def test_the_command_prints_a_table_and_one_line_of_json(tmp_path, folders, capsys):
+def test_the_command_prints_a_table_or_with_json_one_line_alone(tmp_path, folders, capsys, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("osteograde"), "handlers", [])  # as in a new process
     for study in STUDIES:
         grade = tmp_path / "data" / str(next(iter(study.labels.values())))
         grade.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(grade / f"{study.id}.png"), np.zeros((8, 8), np.uint8))
     words = ["ensemble", "knee-xray", "--data", str(tmp_path / "data"), "--members", *map(str, folders[:2])]
+    assert cli.run(lambda: cli.main([*words, "--json"])) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    result = json.loads(line)
     assert cli.run(lambda: cli.main(words)) == 0
     lines = capsys.readouterr().out.splitlines()
     assert f"2 members, {len(STUDIES)} studies, 5 choices of members and rule" in lines
     assert any(line.startswith("chosen, nested") for line in lines)
-    result = json.loads(lines[-1])
     low, high = result["nested"]["interval_95"]
     assert low < result["nested"]["score"] < high

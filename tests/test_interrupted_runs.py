@@ -88,8 +88,9 @@ def test_ctrl_c_leaves_a_whole_file_and_says_so_in_one_line(undisturbed, tmp_pat
     code = cli.run(lambda: infer("lumbar-mr", job.data, job.weights, out, device="cpu", drawers=[interrupt]))
     err = capsys.readouterr().err
     assert code == 130 and kill.is_whole(job, out)
-    assert err == f"interrupted: {out} holds 1 graded studies, its other rows are class priors; " \
-                  "the same command starts again\n"  # fmt: skip
+    assert err == (
+        f"interrupted: {out} is a valid submission: 1 of 3 studies are graded, its other rows are class priors\n"
+    )
 
 
 def test_a_study_is_reported_as_finished_only_once_its_rows_are_on_disk(undisturbed, tmp_path, monkeypatch):

@@ -29,6 +29,7 @@ TASK = "lumbar-mr"
 SLUG = TASKS[TASK].slug
 IN_THE_IMAGE = {
     "torch", "torchvision", "timm", "pydicom", "cv2", "pandas", "numpy", "scipy", "safetensors", "PIL",
+    "tqdm",
     "osteograde",
 }  # fmt: skip
 OPTIONAL = {"osteograde/imaging/dicom/rle_numba.py": {"numba", "llvmlite"}}  # in the image too, and never needed

@@ -93,7 +93,7 @@ def test_the_nets_of_a_fold_answer_only_what_this_fold_trains_on(tmp_path, monke
     monkeypatch.setattr(pseudo_labels, "answers", answers)
     recipe = RECIPES["lumbar-mr-small"]()
     run = SimpleNamespace(
-        teacher=tmp_path, out=tmp_path, synthetic=[], recipe=recipe, device=CPU,
+        teacher=tmp_path, out=tmp_path, synthetic=[], recipe=recipe, device=CPU, progress=None,
         loaded=lambda some: [SimpleNamespace(study=one, marks={}) for one in some],
     )  # fmt: skip
     data = stored(tmp_path, {TARGETS[0]: 1})

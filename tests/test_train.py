@@ -134,6 +134,6 @@ def test_a_resumed_run_with_another_recipe_is_refused_and_the_change_is_named(tm
 
 
 def test_a_choice_that_is_new_and_off_is_no_change():
-    assert train._changed({"a": {"b": 1}}, {"a": {"b": 1, "new": 0}, "other": []}) == []
-    assert train._changed({"a": [1, {"b": 2}]}, {"a": [1, {"b": 3}]}) == [("a.1.b", 2, 3)]
-    assert train._changed({"a": [1]}, {"a": [1, 2], "c": 4}) == [("a", [1], [1, 2]), ("c", None, 4)]
+    assert train.changed({"a": {"b": 1}}, {"a": {"b": 1, "new": 0}, "other": []}) == []
+    assert train.changed({"a": [1, {"b": 2}]}, {"a": [1, {"b": 3}]}) == [("a.1.b", 2, 3)]
+    assert train.changed({"a": [1]}, {"a": [1, 2], "c": 4}) == [("a", [1], [1, 2]), ("c", None, 4)]

@@ -1,13 +1,13 @@
 """``python -m osteograde`` and the console script ``osteograde``: see cli.py."""
 
-import sys
+from typing import NoReturn
 
 from osteograde import cli
 
 
-def main() -> int:
-    return cli.run(cli.main)
+def main() -> NoReturn:
+    cli.program(cli.main)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

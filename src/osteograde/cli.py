@@ -1,7 +1,7 @@
 """Command lines: paths and names only, everything else lives in recipes. The options are frozen; a test lists them.
 
 Exit codes: 0 done; 2 the user's mistake, one clear line on stderr; 1 a fault of ours, with its traceback;
-130 interrupted.
+130 interrupted, one line that says how to go on. A second Ctrl-C ends the process at once.
 """
 
 from __future__ import annotations
@@ -12,30 +12,86 @@ import json
 import os
 import re
 import shlex
+import signal
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
+from osteograde import packages
 from osteograde.errors import UserError
 from osteograde.kaggle import cli
 from osteograde.tasks import NAMES, check_name
 
 DEFAULT_TASK = "lumbar-mr"
 TASK_OF_TARGETS = "knee-progression"
+RUNS_IN = ("weights", "runs")  # folders that ``osteograde runs`` looks into
 EXPLAIN_METHODS = ("gradcam", "saliency", "smoothgrad")  # those of models/explain.py, which is imported later
+INTERRUPTED = 130  # exit code
+_AGAIN_S = 0.02  # after which an interrupt that came during an import is tried again
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # what only a user can make room for
 
 
 class Parser(argparse.ArgumentParser):
-    """Full option names only (an abbreviation would freeze names nobody chose), and one line for a mistake."""
+    """Full option names only (an abbreviation would freeze names nobody chose), and one line for a mistake.
+
+    What ``parse_args`` returns has one name more than the options: ``typed``, the whole command, to be typed again.
+    """
 
     def __init__(self, **kwargs):
         super().__init__(**{**kwargs, "allow_abbrev": False})
 
+    def parse_args(self, args=None, namespace=None):  # type: ignore[override]
+        words = sys.argv[1:] if args is None else args
+        parsed = super().parse_args(words, namespace)
+        parsed.typed = shlex.join([*_program(self.prog), *words])
+        return parsed
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def _program(name: str) -> list[str]:
+    """How the program ``name`` was started."""
+    if not name.endswith(".py"):
+        return ["python", "-m", name] if Path(sys.argv[0]).name == "__main__.py" else [name]
+    return ["python", sys.argv[0] if Path(sys.argv[0]).name == name else name]
+
+
+def program(main: Callable[[], int | None]) -> NoReturn:
+    """Call ``main`` as ``run`` does and end the process with its exit code: what the entry scripts are.
+
+    After Ctrl-C, threads that still read or compute are not waited for.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a process in the background ignores it
+        signal.signal(signal.SIGINT, _interrupt)
+    code = run(main)
+    if code == INTERRUPTED:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt; where a module is being imported, once that is over: half a module, or an extension that
+    takes the interrupt for a fault of its own, would end in some other error."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the second one ends the process, whatever it is doing
+    if _is_importing(frame):
+        signal.signal(signal.SIGALRM, _interrupt)
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
+    else:
+        raise KeyboardInterrupt
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "importlib._bootstrap":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def run(main: Callable[[], int | None]) -> int:
@@ -50,7 +106,7 @@ def run(main: Callable[[], int | None]) -> int:
     except KeyboardInterrupt as interrupt:
         how = " ".join(map(str, interrupt.args)) or "the same command starts again"
         print(f"interrupted: {how}", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except (ValueError, OSError) as error:
         if not is_user_mistake(error):
             traceback.print_exc()
@@ -156,11 +212,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--test", type=_count, default=0, metavar="N", help="studies without labels; default: 0")
     made.add_argument("--seed", type=_count, default=0, metavar="S")
 
-    scored = _command(commands, "score", score, "the official metric with intervals: a table, then one line of JSON")
-    scored.add_argument("task", metavar="TASK")
-    scored.add_argument("--data", type=Path, required=True, metavar="DIR")
-    scored.add_argument("--submission", type=Path, required=True, metavar="FILE")
-    scored.add_argument("--bootstrap", type=_count, default=200, metavar="N", help="resamples; 0: no intervals")
+    _add_score(commands)
 
     _add_targets(commands)
 
@@ -168,6 +220,9 @@ def parser() -> argparse.ArgumentParser:
     chosen.add_argument("task", metavar="TASK")
     chosen.add_argument("--members", type=Path, nargs="+", required=True, metavar="WEIGHTS_DIR")
     chosen.add_argument("--data", type=Path, required=True, metavar="DIR", help="the labelled studies they learnt from")
+    _add_json(chosen)
+
+    _add_runs(commands)
 
     _add_segment_options(_command(commands, "segment", segment, "write label images of discs, vertebrae and canal"))
 
@@ -231,6 +286,7 @@ def grade(args: argparse.Namespace) -> int:
         from osteograde.models import shipped
 
         args.weights = shipped.find(args.task)
+    packages.check(to_train=False)
     from osteograde import grade_command
 
     return grade_command.main(args)
@@ -238,6 +294,7 @@ def grade(args: argparse.Namespace) -> int:
 
 def train(args: argparse.Namespace) -> int:
     check_name(args.task)
+    packages.check(to_train=True)
     from osteograde import train_command
 
     if args.list:
@@ -265,9 +322,8 @@ def score(args: argparse.Namespace) -> int:
     from osteograde.report import score_table
     from osteograde.tasks import TASKS
 
-    result = score_table.score_file(TASKS[args.task], args.data, args.submission, args.bootstrap)
-    print(score_table.format_table(result))
-    print(json.dumps(result, sort_keys=True))
+    result = score_table.score_file(TASKS[args.task], args.data, args.submission, args.bootstrap, split=args.split)
+    print(json.dumps(result, sort_keys=True) if args.json else score_table.format_table(result))
     return 0
 
 
@@ -302,12 +358,28 @@ def ensemble(args: argparse.Namespace) -> int:
     from osteograde.models.manifest import read_manifest
     from osteograde.tasks import TASKS
 
-    to_stdout()
+    if not args.json:
+        to_stdout()
     task = TASKS[args.task].as_defined(read_manifest(args.members[0]).definition)
     result = voters.choose(task, args.members, args.data)
-    print(voters.table(result))
-    print(json.dumps(result, sort_keys=True))
+    print(json.dumps(result, sort_keys=True) if args.json else voters.table(result))
     return 0
+
+
+def runs(args: argparse.Namespace) -> int:
+    given = args.compare or args.dir
+    for folder in given:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder; name one that holds weights folders, or weights folders")
+    if args.compare and len(args.compare) < 2:
+        raise UserError("--compare: name two or more weights folders; each is compared with the first one")
+    if args.compare and not args.bootstrap:
+        raise UserError("--bootstrap 0: a difference without an interval says nothing; give 100 or more")
+    if not given and not any(Path(name).is_dir() for name in RUNS_IN):
+        raise UserError(f"no folder {' or '.join(RUNS_IN)} here; name the folder that holds weights folders")
+    from osteograde import runs_command
+
+    return runs_command.main(args)
 
 
 def segment(args: argparse.Namespace) -> int:
@@ -427,6 +499,30 @@ def _command(commands, name: str, function: Callable[[argparse.Namespace], int],
     made = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     made.set_defaults(command=function)
     return made
+
+
+def _add_score(commands) -> None:
+    scored = _command(commands, "score", score, "the official metric of a submission, with intervals")
+    scored.add_argument("task", metavar="TASK")
+    scored.add_argument("--data", type=Path, required=True, metavar="DIR")
+    scored.add_argument("--submission", type=Path, required=True, metavar="FILE")
+    scored.add_argument("--bootstrap", type=_count, default=200, metavar="N", help="resamples; 0: no intervals")
+    scored.add_argument("--split", default="", metavar="NAME", help="of a published set: test, auto_test, val, train")
+    _add_json(scored)
+
+
+def _add_runs(commands) -> None:
+    listed = _command(commands, "runs", runs, "list weights folders with their scores, or compare some of them")
+    listed.add_argument("dir", type=Path, nargs="*", metavar="DIR", help=f"default: {' and '.join(RUNS_IN)}")
+    listed.add_argument(
+        "--compare", type=Path, nargs="+", metavar="WEIGHTS_DIR", help="each of them with the first one"
+    )
+    listed.add_argument("--bootstrap", type=_count, default=1000, metavar="N", help="resamples of --compare")
+    _add_json(listed)
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one line of JSON and nothing else")
 
 
 def _add_kernel(commands) -> None:

@@ -7,6 +7,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,11 +23,13 @@ from osteograde.inference.submission import (
     summary_lines,
     written_files,
 )
+from osteograde.models.device import pick
 from osteograde.pipeline.ensemble import Voters
 from osteograde.report import heatmaps
 from osteograde.report.gallery import Gallery
 from osteograde.tasks import looks_like
 from osteograde.tasks.places import Paths, as_paths, only_folder
+from osteograde.tasks.tables import some
 
 log = logging.getLogger("osteograde.inference")
 PHANTOMS = 3  # studies made on the spot where no data are given
@@ -37,7 +40,16 @@ Drawer = Callable[[Result, Voters], None]
 
 def main(args: argparse.Namespace) -> int:
     """Do what the options of ``cli.add_grade_options`` ask for; the exit code is returned. Weights must be named."""
-    logs.to_stdout()
+    try:
+        return grade(args)
+    except KeyboardInterrupt as interrupt:
+        what = " ".join(map(str, interrupt.args)) or f"nothing was written to {args.out}"
+        raise KeyboardInterrupt(f"{what}; start again with: {args.typed}") from None
+
+
+def grade(args: argparse.Namespace) -> int:
+    """The same, without a word about how to go on after Ctrl-C."""
+    logs.to_stdout(bars=True)
     maps = [heatmaps.heatmap_drawer(args.explain, args.explain_method)] if args.explain else []
     with Gallery(args.overlays) if args.overlays else nullcontext() as gallery:
         return _grade(args, [*([gallery] if gallery else []), *maps])
@@ -46,7 +58,7 @@ def main(args: argparse.Namespace) -> int:
 def _grade(args: argparse.Namespace, drawers: Sequence[Drawer]) -> int:
     """Grade what ``--data`` names, or phantoms made on the spot."""
 
-    def grade(data: Paths) -> int:
+    def grade_at(data: Paths) -> int:
         return infer(
             args.task,
             data,
@@ -63,11 +75,11 @@ def _grade(args: argparse.Namespace, drawers: Sequence[Drawer]) -> int:
         )
 
     if args.data is not None:
-        return grade(args.data)
+        return grade_at(args.data)
     with tempfile.TemporaryDirectory(prefix="osteograde-") as folder:
         log.info("no --data: making %d phantom studies", PHANTOMS)
         phantom.write(args.task, Path(folder), studies=0, test=PHANTOMS, seed=PHANTOM_SEED)
-        return grade(Path(folder))
+        return grade_at(Path(folder))
 
 
 def infer(
@@ -97,6 +109,8 @@ def infer(
         task, data, weights, device=device, limit=limit, workers=workers, hours=time_budget_hours, points=points
     )
     submission = run.start(job, out, predicted=predicted)
+    job = replace(job, device=job.device or pick("auto"))
+    log.info(start_line(job, data))
     guess = None if job.task.definition else looks_like.guess_of_studies(as_paths(data), job.studies)
     hint = looks_like.hint(job.task.name, guess)
     if hint:
@@ -107,8 +121,8 @@ def infer(
                 draw_pictures(chunk, drawers, submission.summary)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"{out} holds {submission.done} graded studies, its other rows are class priors; the same command starts "
-            "again"
+            f"{out} is a valid submission: {submission.done} of {len(submission.studies)} studies are graded, its "
+            "other rows are class priors"
         ) from None
     for line in summary_lines(submission.summary, submission.done):
         log.info(line)
@@ -124,6 +138,19 @@ def infer(
         )
         return 1
     return 0
+
+
+def start_line(job: run.Job, data: Paths) -> str:
+    """What will be graded, where it comes from, with what and on what."""
+    places = [str(path) for path in as_paths(data)]
+    nets = sum(len(member.manifest.files) for member in job.weights.members)
+    recipes = [str(member.manifest.recipe.get("name", "not stated")) for member in job.weights.members]
+    device = "cpu" if job.device is None else str(job.device)
+    threads = f" with {torch.get_num_threads()} threads" if device == "cpu" else ""
+    return (
+        f"{job.task.name}: {len(job.studies)} studies from {some(places, 3)}, by {job.weights.folder} "
+        f"(recipe {' and '.join(recipes)}, {nets} nets, {job.weights.folds} folds), on {device}{threads}"
+    )
 
 
 def draw_pictures(chunk: run.Chunk, drawers: Sequence[Drawer], summary: RunSummary) -> None:

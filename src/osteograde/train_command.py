@@ -21,16 +21,31 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("osteograde.learning")
 
-RESUME = "the same command with --resume goes on from the last finished epoch"
 ROOM_GIB, ROOM_DEBUG_GIB = 1.0, 0.1  # free disk that a run should find: decoded images, checkpoints and nets
 
 
 def main(args: argparse.Namespace) -> int:
     """Do what the options of ``cli.add_train_options`` ask for; the exit code is returned."""
+    try:
+        return train_and_report(args)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(how_to_go_on(args)) from None
+
+
+def how_to_go_on(args: argparse.Namespace) -> str:
+    """What to type after a training was interrupted."""
+    if not (args.out / "work").is_dir():
+        return f"nothing is trained yet; start again with: {args.typed}"
+    again = args.typed if args.resume else f"{args.typed} --resume"
+    return f"what is done is kept in {args.out}; go on from the last finished epoch with: {again}"
+
+
+def train_and_report(args: argparse.Namespace) -> int:
+    """The same, without a word about how to go on after Ctrl-C."""
     check_recipe(args)
     if not args.data.is_dir():
         raise UserError(f"{args.data}: no such folder; --data is the folder that holds the tables and the images")
-    to_stdout()
+    to_stdout(bars=True)
     recipe = chosen_recipe(args)
     if args.debug:
         recipe = recipe.shrunk()
@@ -38,7 +53,7 @@ def main(args: argparse.Namespace) -> int:
     studies = recipe.task.read(args.data, "train")
     check_folds(args, studies)
     # torch and what stands on it: imported once nothing is known to be missing
-    from osteograde.learning import folds, pretrained, starting, train
+    from osteograde.learning import calls, folds, outlook, pretrained, starting, train
     from osteograde.learning.reuse import reuse_nets
     from osteograde.models.device import keep_all_freed_memory, pick
 
@@ -56,7 +71,8 @@ def main(args: argparse.Namespace) -> int:
     if args.folds_of:
         folds.take(args.folds_of, args.out)
     resume = args.resume or bool(args.reuse)
-    try:
+    chosen, words = folds.chosen(recipe, args.folds), outlook.device_words(device)
+    with calls.timed(args.out, recipe.name, words, chosen, debug=args.debug):
         scores = train.train(
             recipe,
             args.data,
@@ -68,10 +84,9 @@ def main(args: argparse.Namespace) -> int:
             tensorboard=args.tensorboard,
             teacher=args.pseudo_labels,
         )
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(RESUME) from None
     print(train.table(scores))
-    print(f"written: {args.out / 'manifest.json'}, the nets that it names, and out-of-fold tables beside it")
+    print(f"weights: {args.out}; its manifest.json names the nets, and out-of-fold tables lie beside it")
+    print(train.headline(recipe.task.metric, scores))
     print(f"next: python -m osteograde report {args.out} --data {args.data}")
     return 0
 

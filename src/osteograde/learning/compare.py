@@ -1,7 +1,7 @@
 """Trained weights compared on their out-of-fold tables: each part of the score, and paired differences with intervals.
 
     tables = [read_out_of_fold(folder, TASKS) for folder in folders]
-    comparison = compare_out_of_fold(TASKS[tables[0].task], tables)
+    comparison = compare_out_of_fold(task_of(folders[0], TASKS), tables)
     print("\\n".join(comparison.lines()))
 
 Only what every table has counts: the rows that are labelled in all of them. Patients are drawn, the same ones for every
@@ -127,6 +127,16 @@ class Comparison:
         return lines
 
 
+def task_of(folder: Path, tasks: Mapping[str, Task]) -> Task:
+    """The task of a weights folder, or of an ensemble's first member, as they define it. UserError where it is none."""
+    while not is_plain(folder):
+        folder = folder / read_ensemble(folder).members[0].folder
+    manifest = read_manifest(folder)
+    if manifest.task not in tasks:
+        raise UserError(f"{folder}: weights are of task {manifest.task!r}; known tasks: {sorted(tasks)}")
+    return tasks[manifest.task].as_defined(manifest.definition)
+
+
 def read_out_of_fold(folder: Path, tasks: Mapping[str, Task]) -> OofTable:
     """The out-of-fold table of a weights folder; of an ensemble the vote on the tables of its members.
 
@@ -135,16 +145,14 @@ def read_out_of_fold(folder: Path, tasks: Mapping[str, Task]) -> OofTable:
     """
     if not is_plain(folder):
         return _voted(folder, tasks)
-    manifest = read_manifest(folder)
-    if manifest.task not in tasks:
-        raise UserError(f"{folder}: weights are of task {manifest.task!r}; known tasks: {sorted(tasks)}")
+    task = task_of(folder, tasks)
     for name in (folds.FILE, FILE):
         if not (folder / name).is_file():
             raise UserError(
                 f"{folder}: no {name}, so nothing is known of studies that its nets never saw; "
                 "compare submissions with osteograde score instead"
             )
-    task, split = tasks[manifest.task], folds.read(folder / folds.FILE)
+    split = folds.read(folder / folds.FILE)
     probs, labels = _read(folder / FILE, task)
     if odd := sorted(set(probs) - set(split.fold)):
         raise UserError(f"{folder / FILE}: {len(odd)} studies are not in {folds.FILE}: {some(odd)}; train again")
@@ -240,7 +248,9 @@ def _refuse_strangers(task: Task, sides: Sequence[OofTable]) -> None:
         raise UserError(f"{len(sides)} weights folder to compare; name two or more")
     if odd := [f"{side.name} ({side.task})" for side in sides if side.task != task.name]:
         raise UserError(f"not weights of {task.name}: {some(odd)}; compare weights of one task")
-    first = sides[0]
+    shape, first = (len(task.targets), len(task.classes)), sides[0]
+    if odd := [side.name for side in sides for table in [*side.probs.values()][:1] if table.shape != shape]:
+        raise UserError(f"{some(odd)}: other classes or targets than {first.name}; compare weights of the same ones")
     for side in sides[1:]:
         both = [(study, target) for study, given in first.labels.items() for target in given
                 if target in side.labels.get(study, {})]  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from osteograde import logs
 from osteograde.learning import folds, head_fit, history, loop, pretrained
 from osteograde.learning.cache import cached
 from osteograde.learning.loop import AfterEpoch, Data, Job, Loss
@@ -36,6 +38,7 @@ class Run:
     synthetic: studies made out of the given ones. Nets are trained on them, and their landmarks are predicted and
     scored; they are never graded. tensorboard: events of TensorBoard are written beside the history of every net.
     teacher: a weights folder with the same folds.csv, from whose answers graders learn at sites without a label.
+    progress: what is shown of all nets together, in epochs; None shows every net alone.
     """
 
     recipe: Recipe
@@ -48,6 +51,7 @@ class Run:
     resume: bool
     tensorboard: bool = False
     teacher: Path | None = None
+    progress: logs.Progress | None = None
 
     @property
     def work(self) -> Path:
@@ -151,15 +155,18 @@ def cross_fit(run: Run, stage: Stage) -> Iterator[Fold]:
         nets = []
         for net in stage.nets:
             path, marker = run.out / net.file(k), net.done_marker(run.out, k)
-            if not (run.resume and _is_done(path, marker)):
+            if not is_done(run, net, k):
                 build: BuildNet | None = None
                 if net.plan.start.shared_epochs:
                     together = sharing_folds(run.recipe.scope.folds, k)
                     name = net.work_name(together[0])
                     if name not in shared:
-                        shared[name] = train_shared_epochs(run, stage, net, together)
+                        with _counting(run, net.plan.start.shared_epochs):
+                            shared[name] = train_shared_epochs(run, stage, net, together)
                     build = partial(_copy_to_train, shared[name])
-                bundle.save_net(_train_fold(run, stage, net, k, build), path)
+                with _counting(run, own_epochs(net.plan)):
+                    trained = _train_fold(run, stage, net, k, build)
+                bundle.save_net(trained, path)
                 marker.parent.mkdir(parents=True, exist_ok=True)  # a net of no epochs has no checkpoint there
                 marker.write_text(bundle.sha256(path))
             _checkpoint(run, net, k).unlink(missing_ok=True)  # several times the net, and of no more use
@@ -171,15 +178,44 @@ def cross_fit(run: Run, stage: Stage) -> Iterator[Fold]:
 
 def _remove_shared_checkpoints(run: Run, stage: Stage) -> None:
     """Those of epochs that folds share, where each of these folds has its net."""
+    later = replace(run, resume=True)  # as a later call would find them
     for net in stage.nets:
         for k in run.folds if net.plan.start.shared_epochs else ():
             together = sharing_folds(run.recipe.scope.folds, k)
-            if all(_is_done(run.out / net.file(j), net.done_marker(run.out, j)) for j in together):
+            if all(is_done(later, net, j) for j in together):
                 _checkpoint_named(run, _shared_name(net, together)).unlink(missing_ok=True)
 
 
-def _is_done(net: Path, marker: Path) -> bool:
-    return marker.is_file() and net.is_file() and marker.read_text() == bundle.sha256(net)
+def is_done(run: Run, net: Net, k: int) -> bool:
+    """Whether an earlier call has finished the net of fold k, and this one takes it."""
+    path, marker = run.out / net.file(k), net.done_marker(run.out, k)
+    return run.resume and marker.is_file() and path.is_file() and marker.read_text() == bundle.sha256(path)
+
+
+def own_epochs(plan: Plan) -> int:
+    """The epochs that the net of a fold is trained for alone."""
+    return plan.training.epochs - plan.start.shared_epochs
+
+
+def to_train(run: Run) -> tuple[int, int]:
+    """(nets that are left to be trained, their epochs), those of shared epochs included."""
+    nets, epochs = 0, 0
+    for (kind, stage), plans in run.recipe.plans().items():
+        for net in nets_of(kind, stage, plans):
+            left = [k for k in run.folds if not is_done(run, net, k)]
+            together = {sharing_folds(run.recipe.scope.folds, k) for k in left} if net.plan.start.shared_epochs else ()
+            nets += len(left)
+            epochs += len(left) * own_epochs(net.plan) + len(together) * net.plan.start.shared_epochs
+    return nets, epochs
+
+
+@contextmanager
+def _counting(run: Run, epochs: int) -> Iterator[None]:
+    """A net that is trained in the block counts as so many epochs, also where it stops early or was begun before."""
+    begun = 0 if run.progress is None else run.progress.done
+    yield
+    if run.progress is not None:
+        run.progress.advance(begun + epochs - run.progress.done)
 
 
 def _train_fold(run: Run, stage: Stage, net: Net, k: int, shared: BuildNet | None) -> nn.Module:
@@ -271,6 +307,7 @@ def _job(run: Run, net: Net, fold: int, name: str, shared_by: tuple[int, ...] = 
         shared_by,
         history=run.out / history.FOLDER / f"{name}.jsonl",
         tensorboard=run.tensorboard,
+        progress=run.progress,
     )
 
 

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from osteograde import logs
 from osteograde.errors import UserError
 from osteograde.learning.history import Row, recorder
 from osteograde.learning.optimiser import optimiser_of, set_rate
@@ -74,6 +75,7 @@ class Job:
 
     shared_by: the folds that continue from this net, of which ``fold`` is the first; empty for the net of one fold.
     history: the file of its curves, see ``learning.history``; None writes none. tensorboard: its events as well.
+    progress: of the run, in epochs, as whose part this net is shown; None where it is trained alone.
     """
 
     stage: str
@@ -84,6 +86,7 @@ class Job:
     shared_by: tuple[int, ...] = ()
     history: Path | None = None
     tensorboard: bool = False
+    progress: logs.Progress | None = None
 
     @property
     def title(self) -> str:
@@ -251,10 +254,14 @@ def _row(progress: Progress, report: EpochLog) -> Row:
 def _log_epoch(job: Job, epoch: int, epochs: int, report: EpochLog) -> None:
     held_out = "" if math.isnan(report.held_out) else f", held-out loss {report.held_out:.4f}"
     share = report.waited / report.seconds
+    is_shown = epoch == epochs or report.seconds >= logs.LINE_EVERY_S  # of short epochs a log has one a minute
     log.info(
         f"{job.title} epoch {epoch}/{epochs}: loss {report.loss:.4f}{held_out}, {report.seconds:.0f} s, "
-        f"{share:.0%} of it waiting for data{report.measured and ', '}{report.measured}"
+        f"{share:.0%} of it waiting for data{report.measured and ', '}{report.measured}",
+        extra=None if is_shown else logs.PROGRESS,
     )
+    if job.progress is not None:
+        job.progress.advance(note=f"{job.title}, loss {report.loss:.4f}{held_out}")
 
 
 class Batches:
@@ -267,13 +274,15 @@ class Batches:
         self.size = plan.training.batch
         self.order = data.order(job.rng(epoch), max(len(data), self.steps * self.size))
         self.waited = 0.0  # seconds in which the net had nothing to do
+        self.title = f"{job.title} epoch {epoch + 1}/{plan.training.epochs}"
 
     def _make(self, step: int) -> Any:
         indices = self.order[step * self.size : (step + 1) * self.size]
         return self.data.batch(indices, self.job.rng(self.epoch, step), self.job.device, augment=True)
 
     def __iter__(self) -> Iterator[Any]:
-        with ThreadPoolExecutor(1) as ahead:
+        shown_as = logs.progress(self.title, self.steps, "steps", log, self.job.progress)
+        with ThreadPoolExecutor(1) as ahead, shown_as as shown:
             coming = ahead.submit(self._make, 0)
             for step in range(self.steps):
                 begun = time.perf_counter()
@@ -282,6 +291,7 @@ class Batches:
                 if step + 1 < self.steps:
                     coming = ahead.submit(self._make, step + 1)
                 yield batch
+                shown.advance()
 
 
 def rate(plan: Plan, step: int, steps: int) -> float:

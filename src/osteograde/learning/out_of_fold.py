@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from osteograde import logs
 from osteograde.learning import grader_data, locator_data, pseudo_dice, pseudo_labels, work_files
 from osteograde.learning.cross_fit import Fold, Net, Run, cross_fit, nets_of
 from osteograde.learning.grader_data import GraderData
@@ -25,6 +27,8 @@ from osteograde.models import bundle
 from osteograde.pipeline import predict
 from osteograde.pipeline.load import Loaded
 from osteograde.tasks.spec import Grader, Locator, Point, Points, Study
+
+log = logging.getLogger("osteograde.learning")
 
 VERSION = 1  # change it when nets are given other inputs for the same studies and landmarks
 CHUNK = 8  # studies that go through the nets together
@@ -223,7 +227,7 @@ def _around_annotated(
 
 
 def _one_by_one(run: Run, studies: Sequence[Study]) -> Iterator[Loaded]:
-    for study in studies:
+    for study in logs.counted(studies, "sampling", "studies", log, run.progress):
         yield run.loaded([study])[0]
 
 
@@ -254,9 +258,12 @@ def cached_predictions(
         if cached["key"] == key:
             return cached["predictions"]
     predictions: list[Plain] = []
-    for i in range(0, len(studies), CHUNK):
-        chunk = studies[i : i + CHUNK]
-        predictions += stage.predict(fold, chunk, [points[study.id] for study in chunk])
+    title = f"{nets[0].stage} fold {fold.k}: held-out studies"
+    with logs.progress(title, len(studies), "studies", log, run.progress) as shown:
+        for i in range(0, len(studies), CHUNK):
+            chunk = studies[i : i + CHUNK]
+            predictions += stage.predict(fold, chunk, [points[study.id] for study in chunk])
+            shown.advance(len(chunk))
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     part.write_text(json.dumps({"key": key, "predictions": predictions}), encoding="utf-8")

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from osteograde import logs
 from osteograde.errors import UserError
 from osteograde.learning import (
     cross_fit,
@@ -21,6 +22,7 @@ from osteograde.learning import (
     evaluate,
     folds,
     out_of_fold,
+    outlook,
     planning,
     pseudo_labels,
     reuse,
@@ -38,7 +40,7 @@ from osteograde.pipeline.load import Loaded
 from osteograde.tasks.covariates import FILE, values_of
 from osteograde.tasks.metrics import groups_of, interval
 from osteograde.tasks.priors import weighted_prior
-from osteograde.tasks.spec import Locator, Points, Study
+from osteograde.tasks.spec import Locator, Metric, Points, Study
 
 RECIPE = "recipe.json"
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pandas", "pydicom", "opencv-python-headless", "scikit-learn")
@@ -82,12 +84,16 @@ def train(
     _keep_recipe(recipe, out, resume=resume)
     made = _synthetic(recipe, studies, out)
     run = Run(recipe, studies, made, split, chosen, out, device, resume, tensorboard, teacher)
+    for line in outlook.lines(run, data):
+        log.info(line)
     lost = _read_all(run)
     run = replace(run, recipe=planning.planned_recipe(recipe, (run.loaded([study])[0] for study in studies)))
     log.info(work_files.told(run))
-    found, points = out_of_fold.locate_out_of_fold(run)
-    out_of_fold.save_points(run, found, out / "oof_points.csv")
-    graded = out_of_fold.grade_out_of_fold(run, found, points)
+    with logs.progress("training", cross_fit.to_train(run)[1], "epochs", log) as shown:
+        run = replace(run, progress=shown)
+        found, points = out_of_fold.locate_out_of_fold(run)
+        out_of_fold.save_points(run, found, out / "oof_points.csv")
+        graded = out_of_fold.grade_out_of_fold(run, found, points)
     calibrations: dict[str, Calibration] = {}
     if recipe.calibrate:
         fold_of = {study.id: split.fold_of(study) for study in studies}
@@ -124,25 +130,25 @@ def _keep_recipe(recipe: Recipe, out: Path, *, resume: bool) -> None:
     path, plain = out / "work" / RECIPE, json.loads(json.dumps(recipe.plain()))
     if resume and path.is_file():
         before = reuse.completed(json.loads(path.read_text(encoding="utf-8")))
-        if changed := _changed(_compared(before), _compared(plain)):
-            name, old, new = changed[0]
+        if changes := changed(compared(before), compared(plain)):
+            name, old, new = changes[0]
             raise UserError(
                 f"{out}: was begun with {name} = {old!r}, recipe {recipe.name!r} has {new!r} now"
-                + (f" (and {len(changed) - 1} other changes)" if len(changed) > 1 else "")
+                + (f" (and {len(changes) - 1} other changes)" if len(changes) > 1 else "")
                 + "; give another --out, or --reuse it from there, which takes the nets that did not change"
             )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(plain, indent=1), encoding="utf-8")
 
 
-def _compared(plain: Mapping[str, Any]) -> dict[str, Any]:
+def compared(plain: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe as JSON data without the text of its file, which has a hash, and without the list of what --set changed,
     which the plans hold."""
     file = {name: value for name, value in plain.get("file", {}).items() if name == "sha256"}
     return {**{name: value for name, value in plain.items() if name != "changes"}, "file": file}
 
 
-def _changed(before: Any, now: Any, name: str = "") -> list[tuple[str, Any, Any]]:
+def changed(before: Any, now: Any, name: str = "") -> list[tuple[str, Any, Any]]:
     """(name with dots, before, now) of every value of two JSON trees that differs. A choice that did not exist when the
     first one was written is no difference where it is off."""
     if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
@@ -153,15 +159,22 @@ def _changed(before: Any, now: Any, name: str = "") -> list[tuple[str, Any, Any]
     return [
         change
         for key in keys
-        for change in _changed(before.get(key), now.get(key), f"{name}.{key}" if name else str(key))
+        for change in changed(before.get(key), now.get(key), f"{name}.{key}" if name else str(key))
     ]
 
 
 def _read_all(run: Run) -> data_faults.DataFaults:
     """Decode every file of the run, once, into the cache; log what is lost. UserError where most labels are."""
-    lost = data_faults.data_faults(run.recipe.task_as_read, (run.loaded([study])[0] for study in run.studies))
-    for study in run.synthetic:
-        run.loaded([study])
+    with logs.progress("reading", len(run.everything), "studies", log) as shown:
+
+        def loaded(study: Study) -> Loaded:
+            read = run.loaded([study])[0]
+            shown.advance()
+            return read
+
+        lost = data_faults.data_faults(run.recipe.task_as_read, map(loaded, run.studies))
+        for study in run.synthetic:
+            loaded(study)
     for line in data_faults.lines_of(lost):
         log.warning(line)
     data_faults.refuse_if_most(lost)
@@ -337,6 +350,21 @@ def provenance(data: Path, recipe: Recipe) -> dict[str, str]:
         "source": "not stated",
         "licence": "not stated: the terms of the training data apply to the weights",
     }
+
+
+def headline(metric: Metric, scores: Mapping[str, Any]) -> str:
+    """The official score with its interval, beside the class prior's, as a line."""
+    grade = scores["grade"]
+    low, high = grade["interval_95"]["score"]
+    score, low, high, prior = (
+        "-" if value is None else f"{value:.4f}"
+        for value in (grade["model"]["score"], low, high, grade["prior"]["score"])
+    )
+    better = "higher" if "score" in metric.higher_is_better else "lower"
+    return (
+        f"score: {score} (95 % interval {low} to {high}) on {grade['studies']} held-out studies; "
+        f"class prior: {prior}; {better} is better"
+    )
 
 
 def table(scores: Mapping[str, Any]) -> str:

@@ -46,6 +46,12 @@ class ClassMetric:
         """The parts of which more is better."""
         return frozenset(self.parts) - LOWER_IS_BETTER
 
+    @property
+    def words(self) -> dict[str, str]:
+        """What people call each part."""
+        words = self._ordinal.words
+        return {part: words.get(part, part) for part in self.parts} | {"score": "accuracy"}
+
     def score(self, labels: Labels, probs: Probabilities) -> dict[str, float]:
         """Every part of ``parts``; those that the labels leave undefined are NaN. See ``OrdinalMetric.score`` for what
         is read and refused."""

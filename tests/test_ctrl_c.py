@@ -1,0 +1,122 @@
+"""Ctrl-C: one line that says how to go on, exit code 130, at once and without a traceback; in real processes."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from osteograde import phantom
+from osteograde.inference import submission
+
+ROOT = Path(__file__).resolve().parents[1]
+ENV = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+PROGRAM = "import sys, threading, time\nfrom osteograde import cli\n{work}\ncli.program(main)\n"
+
+
+def interrupted(command: list[str], moment: str, cwd: Path, times: int = 1) -> tuple[int, str, float]:
+    """Start a command and send it SIGINT as a terminal does, ``times`` times, once it has printed a line with
+    ``moment``; (exit code, stderr, seconds from the last signal to the end)."""
+    with subprocess.Popen(
+        command, cwd=cwd, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        seen = next((line for line in process.stdout if moment in line), None)
+        threading.Thread(target=process.stdout.read, daemon=True).start()  # so that it never waits for a reader
+        for _ in range(times):
+            time.sleep(0.3)
+            os.killpg(process.pid, signal.SIGINT)
+        sent = time.monotonic()
+        err = process.stderr.read()
+        code = process.wait(timeout=60)
+    assert seen is not None, err
+    return code, err, time.monotonic() - sent
+
+
+def program(work: str) -> list[str]:
+    return [sys.executable, "-u", "-c", PROGRAM.format(work=work)]
+
+
+THREAD = """
+def main():
+    print("begun")
+    worker = threading.Thread(target=time.sleep, args=(50,))  # as one that decodes; an interpreter waits for it
+    worker.start()
+    worker.join()
+"""
+STUCK = """
+def main():
+    print("begun")
+    try:
+        time.sleep(50)
+    finally:
+        time.sleep(50)
+"""
+HALF = """
+import time
+print("begun")
+try:
+    time.sleep(2)
+except BaseException:
+    raise RuntimeError("torn")
+"""
+WITHIN_AN_IMPORT = """
+def main():
+    sys.path.insert(0, ".")
+    import half
+    time.sleep(50)
+"""
+
+
+def test_threads_are_not_waited_for(tmp_path):
+    code, err, seconds = interrupted(program(THREAD), "begun", tmp_path)
+    assert (code, err) == (130, "interrupted: the same command starts again\n")
+    assert seconds < 20
+
+
+def test_a_second_one_ends_at_once_whatever_is_done(tmp_path):
+    code, err, seconds = interrupted(program(STUCK), "begun", tmp_path, times=2)
+    assert (code, err) == (-signal.SIGINT, "")
+    assert seconds < 20
+
+
+def test_a_module_that_is_being_imported_is_not_torn(tmp_path):
+    (tmp_path / "half.py").write_text(HALF)
+    code, err, _ = interrupted(program(WITHIN_AN_IMPORT), "begun", tmp_path)
+    assert (code, err) == (130, "interrupted: the same command starts again\n")
+
+
+@pytest.mark.slow
+def test_a_training_says_the_command_that_goes_on_and_that_command_does(tmp_path):
+    phantom.write("knee-xray", tmp_path / "knees", studies=4, seed=5)
+    words = [str(ROOT / "train_folds.py"), "knee-xray", "--data", "knees", "--out", "w", "--debug", "--device", "cpu"]
+    code, err, _ = interrupted([sys.executable, "-u", *words], "joint fold 0 epoch 1/1", tmp_path)
+    assert code == 130 and err.count("\n") == 1
+    said, _, again = err.strip().partition(" with: ")
+    assert said == "interrupted: what is done is kept in w; go on from the last finished epoch"
+    assert shlex.split(again) == ["python", *words, "--resume"]
+    assert not (tmp_path / "w" / "manifest.json").exists()
+    command = [sys.executable, *shlex.split(again)[1:]]
+    done = subprocess.run(command, cwd=tmp_path, env=ENV, capture_output=True, text=True, timeout=600, check=True)
+    assert "1 are finished" in done.stdout and "joint fold 0 epoch" not in done.stdout and done.stderr == ""
+    assert (tmp_path / "w" / "manifest.json").is_file()
+    *_, weights, score, following = done.stdout.splitlines()
+    assert weights.startswith("weights: w;") and following == "next: python -m osteograde report w --data knees"
+    assert score.startswith("score: ") and "95 % interval" in score and "class prior" in score
+
+
+@pytest.mark.slow
+def test_a_grading_says_that_its_file_is_valid_and_it_is(small_studies, tmp_path):
+    data, weights = small_studies
+    words = ["lumbar-mr", "--data", str(data), "--weights", str(weights), "--out", "s.csv", "--device", "cpu"]
+    command = [sys.executable, "-u", str(ROOT / "inference.py"), *words]
+    code, err, _ = interrupted(command, "lumbar-mr: 3 studies from", tmp_path)
+    assert code == 130 and err.count("\n") == 1
+    assert err.startswith("interrupted: s.csv is a valid submission: ") and " of 3 studies are graded" in err
+    assert err.endswith(f"start again with: {shlex.join(['python', *command[2:]])}\n")
+    assert submission.validate(tmp_path / "s.csv", data / "sample_submission.csv") == []
