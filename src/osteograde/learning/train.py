@@ -27,6 +27,7 @@ from osteograde.learning import (
     pseudo_labels,
     reuse,
     starting,
+    work_files,
 )
 from osteograde.learning.cross_fit import Run
 from osteograde.learning.out_of_fold import OutOfFold
@@ -87,7 +88,7 @@ def train(
     for line in outlook.lines(run, data):
         log.info(line)
     lost = _read_all(run)
-    run = replace(run, recipe=planning.planned_recipe(recipe, (run.loaded([study])[0] for study in studies)))
+    run = _planned(run)
     with logs.progress("training", cross_fit.to_train(run)[1], "epochs", log) as shown:
         run = replace(run, progress=shown)
         found, points = out_of_fold.locate_out_of_fold(run)
@@ -109,6 +110,14 @@ def train(
         scores["findings"] = findings
     seal(run, data, scores, calibrations)
     return {**scores, "warnings": data_faults.warning_of(lost)}
+
+
+def _planned(run: Run) -> Run:
+    """The run with what its recipe leaves to be planned from the decoded studies; the log says what it will store."""
+    recipe = planning.planned_recipe(run.recipe, (run.loaded([study])[0] for study in run.studies))
+    run = replace(run, recipe=recipe)
+    log.info(work_files.told(run))
+    return run
 
 
 def _refuse_unknown_covariates(recipe: Recipe, studies: Sequence[Study], data: Path) -> None:
