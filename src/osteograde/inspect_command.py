@@ -26,12 +26,12 @@ def main(args: argparse.Namespace) -> int:
     """Do what the options of ``osteograde inspect`` ask for; the exit code is returned."""
     if not args.json:
         to_stdout()
-    task = TASKS[args.task]
     evidence = oof_tables.read(args.oof, TASKS) if args.oof else None
     if evidence is not None and evidence.graded is None:
         raise UserError(f"--oof {args.oof}: a member of the ensemble has no oof.csv; give the folder of one that has")
     log.info("%s: reading names and tables", args.data)
-    gathered = data_survey.gather(task, args.data)
+    gathered = data_survey.gather(TASKS[args.task], args.data)
+    task = gathered.task
     series = sum(len(study.series) for study in gathered.studies)
     log.info("%s: %d studies, %d series: every image is read once", args.data, len(gathered.studies), series)
     looks = data_survey.survey(task, gathered, progress=_progress(series))

@@ -159,7 +159,9 @@ def cross_fit(run: Run, stage: Stage) -> Iterator[Fold]:
         for net in stage.nets:
             if not is_done(run, net, k):
                 train_net(run, stage, net, k, shared)
+            _checkpoint(run, net, k).unlink(missing_ok=True)  # several times the net, and of no more use
         yield finished_fold(run, stage, k)
+    _remove_shared_checkpoints(run, stage)
 
 
 def train_net(run: Run, stage: Stage, net: Net, k: int, shared: dict[str, nn.Module]) -> None:
@@ -185,6 +187,16 @@ def finished_fold(run: Run, stage: Stage, k: int) -> Fold:
     """The finished nets of fold k. What ships is judged: the fp16 file as it will be loaded, not the net in memory."""
     nets = [bundle.load_net(run.out / net.file(k), net.plan.net) for net in stage.nets]
     return Fold(k, [bundle.on_device(net, run.device) for net in nets], run.split.held_out(run.everything, k))
+
+
+def _remove_shared_checkpoints(run: Run, stage: Stage) -> None:
+    """Those of epochs that folds share, where each of these folds has its net."""
+    later = replace(run, resume=True)  # as a later call would find them
+    for net in stage.nets:
+        for k in run.folds if net.plan.start.shared_epochs else ():
+            together = sharing_folds(run.recipe.scope.folds, k)
+            if all(is_done(later, net, j) for j in together):
+                _checkpoint_named(run, _shared_name(net, together)).unlink(missing_ok=True)
 
 
 def is_done(run: Run, net: Net, k: int) -> bool:
@@ -268,7 +280,7 @@ def train_shared_epochs(run: Run, stage: Stage, net: Net, together: tuple[int, .
     """
     plan = shared_epochs_of(net.plan)
     data = stage.data(run.split.training(run.everything, *together), plan)
-    job = _job(run, net, together[0], net.work_name(f"common-{together[0]}"), together)
+    job = _job(run, net, together[0], _shared_name(net, together), together)
     if run.resume and is_shared_finished(run.out, net, together[0]):
         job = replace(job, history=None)  # nothing is left to be trained, and other processes may do the same
     loss = stage.loss(plan)
@@ -318,12 +330,25 @@ def _job(run: Run, net: Net, fold: int, name: str, shared_by: tuple[int, ...] = 
         fold,
         seed,
         run.device,
-        run.work / "nets" / f"{name}.pt",
+        _checkpoint_named(run, name),
         shared_by,
         history=run.out / history.FOLDER / f"{name}.jsonl",
         tensorboard=run.tensorboard,
         progress=run.progress,
     )
+
+
+def _checkpoint(run: Run, net: Net, k: int) -> Path:
+    """The checkpoint of fold k alone; that of epochs which folds share is another one."""
+    return _checkpoint_named(run, net.work_name(k))
+
+
+def _checkpoint_named(run: Run, name: str) -> Path:
+    return run.work / "nets" / f"{name}.pt"
+
+
+def _shared_name(net: Net, together: Sequence[int]) -> str:
+    return net.work_name(f"common-{together[0]}")
 
 
 def _copy_to_train(net: nn.Module) -> nn.Module:

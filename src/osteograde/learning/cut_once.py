@@ -10,7 +10,7 @@ import hashlib
 import re
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -75,15 +75,25 @@ def cut_once(
     return result, paths
 
 
+def remove(folder: Path, names: Sequence[str]) -> None:
+    """Remove the files of these names, of whatever key. On Windows a file that is mapped into memory stays."""
+    for name in names:
+        for path in _files(folder, name).values():
+            with suppress(OSError):
+                path.unlink()
+
+
 def _path(folder: Path, name: str, key: str) -> Path:
     return folder / f"{name}.{key}.u8"
 
 
 def _keys(folder: Path, names: Sequence[str]) -> set[str]:
     """The keys under which a file of every name is there."""
-    found = [
-        {match[1] for path in folder.iterdir() if (match := re.fullmatch(rf"{re.escape(name)}\.([0-9a-f]{{16}})\.u8",
-                                                                         path.name))}
-        for name in names
-    ]  # fmt: skip
-    return set.intersection(*found) if found else set()
+    return set.intersection(*(set(_files(folder, name)) for name in names))
+
+
+def _files(folder: Path, name: str) -> dict[str, Path]:
+    """Key -> file of this name."""
+    form = re.compile(rf"{re.escape(name)}\.([0-9a-f]{{16}})\.u8")
+    there = folder.iterdir() if folder.is_dir() else ()
+    return {match[1]: path for path in there if (match := form.fullmatch(path.name))}

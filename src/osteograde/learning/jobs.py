@@ -155,7 +155,7 @@ class Session:
             checkpoint.with_suffix(".sha256").write_text(bundle.sha256(checkpoint))
         elif job.kind == NET and not cross_fit.is_done(run, job.net, job.fold):
             shared: dict[str, nn.Module] = {}
-            cross_fit.train_net(run, stage, job.net, job.fold, shared)
+            cross_fit.train_net(run, stage, job.net, job.fold, shared)  # its checkpoint goes at the end of the run
         elif job.kind == HELD_OUT:
             self._predict(job, stage)
 

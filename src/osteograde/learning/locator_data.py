@@ -30,7 +30,7 @@ from osteograde.learning.cut_once import Cutter, cut_once
 from osteograde.learning.loop import every_sample
 from osteograde.learning.recipe import LocatorPlan
 from osteograde.models.locators.base import LocatorBatch
-from osteograde.pipeline.crops import LATERAL_SCALE_MM, SIGN, region_grids
+from osteograde.pipeline.crops import LATERAL_SCALE_MM, SIGN, RegionGrid, region_grids
 from osteograde.pipeline.load import Loaded
 from osteograde.tasks.spec import Landmark, Locator, Region, Series, Study, sides
 
@@ -253,8 +253,7 @@ def store(locator: Locator, plan: LocatorPlan, studies: Iterable[Loaded], folder
     Where the net learns from label images, they are cut alike into a second one. For a net that is used as it starts
     nothing is cut. UserError where no study has both an annotated landmark and a region that shows it.
     """
-    pixels = max(sides(plan.pixels))
-    margin = round(MARGIN * pixels)
+    pixels, margin = max(sides(plan.pixels)), margin_of(plan)
     side = pixels + 2 * margin
     if not plan.training.epochs:
         return LocatorData(locator, plan, (), np.zeros((0, side, side), np.uint8), ())
@@ -267,7 +266,7 @@ def store(locator: Locator, plan: LocatorPlan, studies: Iterable[Loaded], folder
             cutter.note(cache.key_of(loaded.study), *(_label_files(loaded.study) if masks else ()))
             for placed in region_grids(locator, loaded.volumes, loaded.marks, pixels):
                 region = placed.region
-                grid = grown(placed.grid, (SLICE_MARGIN if region.slices else 0, margin, margin))
+                grid = stored_grid(placed, plan)
                 item = _stored(region, grid, loaded, items[-1].start + items[-1].depth if items else 0)
                 landmarks = landmarks or region.landmarks
                 if np.isnan(item.points).all():
@@ -312,6 +311,17 @@ def _label_files(study: Study) -> list[tuple]:
 def _pixels(volume: Volume, grid: Roi) -> np.ndarray:
     """The bytes (D, H', W') that a volume shows in a grid."""
     return (crop_stack(volume, grid, torch.device("cpu")) * 255).round().to(torch.uint8).numpy()
+
+
+def margin_of(plan: LocatorPlan) -> int:
+    """Pixels of the border that is stored around what a net reads."""
+    return round(MARGIN * max(sides(plan.pixels)))
+
+
+def stored_grid(placed: RegionGrid, plan: LocatorPlan) -> Roi:
+    """The grid (D, H, W) of what is stored of a region, a byte a pixel, with its margins."""
+    margin = margin_of(plan)
+    return grown(placed.grid, (SLICE_MARGIN if placed.region.slices else 0, margin, margin))
 
 
 def _stored(region: Region, grid: Roi, loaded: Loaded, start: int) -> Stored:

@@ -12,7 +12,7 @@ import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -48,10 +48,11 @@ _TESTS = ("test", "holdout")  # words of splits whose images have no labels
 
 @dataclass(frozen=True, eq=False)
 class Gathered:
-    """The studies of a folder. remarks: what was logged while names and tables
-    were read, each once. refused: why the training part could not be read, "" where it could. counted: what the task
-    counts in its own tables; None where it counts nothing or they are not there."""
+    """The studies of a folder. task: as the folder defines it, where it defines one. remarks: what was logged while
+    names and tables were read, each once. refused: why the training part could not be read, "" where it could.
+    counted: what the task counts in its own tables; None where it counts nothing or they are not there."""
 
+    task: Task
     root: Path
     studies: tuple[Study, ...]
     remarks: tuple[str, ...] = ()
@@ -93,6 +94,8 @@ def gather(task: Task, root: Path) -> Gathered:
     found: dict[str, list[Study]] = {TRAIN: [], TEST: []}
     refused: dict[str, str] = {}
     with _remarks() as remarks:
+        with suppress(UserError):  # told when the training part is read
+            task = task.for_data(root)
         for part in found:
             try:
                 found[part] = task.read(root, part)
@@ -113,7 +116,7 @@ def gather(task: Task, root: Path) -> Gathered:
         if not any(place in known for series in study.series for place in _places(series))
     ]
     told = tuple(dict.fromkeys(remarks))
-    return Gathered(root, (*found[TRAIN], *others), told, refused.get(TRAIN, ""), counted)
+    return Gathered(task, root, (*found[TRAIN], *others), told, refused.get(TRAIN, ""), counted)
 
 
 def _places(series: Series) -> tuple[Path, ...]:
