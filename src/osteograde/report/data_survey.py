@@ -84,6 +84,16 @@ class Look:
     prints: np.ndarray | None = None
 
 
+def as_shown(task: Task, root: Path) -> Task:
+    """The task as a folder of labelled studies defines it, where tasks are made of data (``Task.for_data``). Where the
+    folder defines none the task is returned as it is, and ``gather`` tells why."""
+    with _remarks():  # all of them are logged again when the studies are read
+        try:
+            return task.for_data(Path(root))
+        except UserError:
+            return task
+
+
 def gather(task: Task, root: Path) -> Gathered:
     """The studies of a folder: those of its training part, and all images that are none of them.
 
