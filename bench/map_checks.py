@@ -1,18 +1,19 @@
 """Do maps of evidence lie at the joint, and do they depend on what the nets learnt? One line per method.
 
     python bench/map_checks.py --data DIR [--weights weights/knee-xray] [--sites 100] [--band 12] [--pictures DIR]
+        [--answer progresses]
 
 DIR: images in the form of the task of the weights, best ones that the nets never saw. Of every graded site the map of
-the predicted class by the first fold's net: the share of its sum within --band mm above and below the site's landmark
-(mean and 95 % interval over patients), the share of the crop that this band covers, and the rank correlation
-with the map of a net with random weights for the same class (Adebayo et al. 2018). --pictures: the first sites, with
-the maps of all methods side by side.
+the predicted class, or of --answer, by the first fold's net: the share of its sum within --band mm above and below the
+site's landmark (mean and 95 % interval over patients), the share of the crop that this band covers, and the rank
+correlation with the map of a net with random weights for the same class (Adebayo et al. 2018). --pictures: the first
+sites, with the maps of all methods side by side.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,8 +45,11 @@ class Row(NamedTuple):
     methods: dict[str, tuple[float, float]]
 
 
-def rows_of(loaded: bundle.Bundle, data: Path, sites: int, half_mm: float, pictures: Path | None) -> Iterator[Row]:
-    """The rows of the first ``sites`` sites of the studies, taken evenly from all of them."""
+def rows_of(
+    loaded: bundle.Bundle, data: Path, sites: int, half_mm: float, pictures: Path | None, answer: str = ""
+) -> Iterator[Row]:
+    """The rows of the first ``sites`` sites of the studies, taken evenly from all of them. answer: the class whose
+    evidence is mapped; "": of each site the predicted one."""
     studies = loaded.task.read(data, "test")
     studies = studies[:: max(1, len(studies) // sites)][:sites]
     effort = Effort(1, 1)
@@ -63,6 +67,8 @@ def rows_of(loaded: bundle.Bundle, data: Path, sites: int, half_mm: float, pictu
             crops = site_crops(grader, boxes, nets.pixels, CPU)
             with torch.inference_mode():
                 target = nets.nets[0](list(crops.images), crops.present)[:, : len(loaded.task.classes)].argmax(1)
+            if answer:
+                target = torch.full_like(target, loaded.task.classes.index(answer))
             maps = {name: fold_maps(nets.nets, crops.images, crops.present, target, name) for name in METHODS}
             others = {
                 name: fold_maps(random[grader.name], crops.images, crops.present, target, name) for name in METHODS
@@ -112,11 +118,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--sites", type=int, default=100, help="studies, taken evenly")
     parser.add_argument("--band", type=float, default=12.0, help="mm above and below the landmark")
     parser.add_argument("--pictures", type=Path)
+    parser.add_argument("--answer", default="", help="the class whose evidence is mapped; default: the predicted one")
     args = parser.parse_args(argv)
     loaded = bundle.load(args.weights, TASKS, CPU)
-    rows = list(rows_of(loaded, args.data, args.sites, args.band, args.pictures))
+    rows = list(rows_of(loaded, args.data, args.sites, args.band, args.pictures, args.answer))
+    report(rows, args.band)
+
+
+def report(rows: Sequence[Row], band_mm: float) -> None:
+    """Print a line for every method and measure."""
     groups = groups_of([row.patient for row in rows])
-    print(f"{len(rows)} crops of {len(set(groups.tolist()))} patients; band of {args.band:g} mm above and below")
+    print(f"{len(rows)} crops of {len(set(groups.tolist()))} patients; band of {band_mm:g} mm above and below")
     print(line("equal values: share inside the band", np.array([row.area for row in rows]), groups))
     for name in METHODS:
         for i, what in enumerate(("share inside the band", "correlation with random weights")):

@@ -110,6 +110,8 @@ def test_every_fold_has_a_net_of_each_member_and_is_judged_by_all_of_them(tmp_pa
         ("kl fold 3", "grade-kl-member1-3.pt", 0),
         ("kl fold 3", "grade-kl-member2-3.pt", 1),
     ]
+    curves = [tmp_path / "history" / f"{job.checkpoint.stem}.jsonl" for job, *_ in trained]  # a file for each net
+    assert [job.history for job, *_ in trained] == curves and len(set(curves)) == len(curves)
     markers = sorted(path.name for path in (tmp_path / "work" / "nets").glob("*.sha256"))
     assert markers == [f"grade-kl-{name}{k}.sha256" for name in ("", "member1-", "member2-") for k in (0, 3)]
 

@@ -13,11 +13,11 @@ from tests.logs import logged
 from tests.test_loop import PLAN, Line, changed, job, loss, net
 
 
-def run(folder, plan, *, resume=False, tensorboard=False):
+def run(folder, plan, *, resume=False, tensorboard=False, after_epoch=None):
     own = job(folder)
     own = loop.Job(own.stage, own.fold, own.seed, own.device, own.checkpoint, history=folder / "history" / "line.jsonl",
                    tensorboard=tensorboard)  # fmt: skip
-    loop.train(net, plan, Line(), Line(), loss, own, resume=resume)
+    loop.train(net, plan, Line(), Line(), loss, own, resume=resume, after_epoch=after_epoch)
     return history.read(folder / "history" / "line.jsonl")
 
 
@@ -35,11 +35,23 @@ def test_every_epoch_has_a_line_with_what_was_measured(tmp_path):
     assert all(row["held_out_loss"] for row in run(tmp_path, changed(PLAN, epochs=2, patience=2)))
 
 
+def test_what_is_measured_after_an_epoch_is_in_its_line_and_nothing_else_is(tmp_path):
+    rows = run(tmp_path, changed(PLAN, epochs=2), after_epoch=lambda net, epoch: f"Dice {epoch}" if epoch > 1 else "")
+    assert [row.get("measured") for row in rows] == [None, "Dice 2"]
+
+
 def test_lines_are_there_while_it_trains_and_whole_after_a_kill_and_a_resume(tmp_path):
     whole = run(tmp_path / "whole", PLAN)
     file = tmp_path / "killed" / "history" / "line.jsonl"
-    with logged("learning", stop=lambda line: " epoch 2/" in line), pytest.raises(KeyboardInterrupt):
+    seen = []
+
+    def stop(line):
+        seen.append([row["epoch"] for row in history.read(file)])  # as whoever watches the training reads it
+        return " epoch 2/" in line
+
+    with logged("learning", stop=stop), pytest.raises(KeyboardInterrupt):
         run(tmp_path / "killed", PLAN)
+    assert seen[-2:] == [[1], [1, 2]]
     assert [row["epoch"] for row in history.read(file)] == [1, 2]
     file.write_text(file.read_text() + json.dumps({**whole[2], "loss": 99}) + '\n{"epoch": 4, "lo')  # as a crash may
     assert without_seconds(run(tmp_path / "killed", PLAN, resume=True)) == without_seconds(whole)

@@ -121,18 +121,40 @@ def graded(data: Path, weights: Path, out: Path) -> tuple[bytes, set[tuple[str, 
         return out.read_bytes(), {(row["row_id"], row["reason"]) for row in csv.DictReader(file)}
 
 
-def test_checks_flag_rows_and_never_change_a_grade(pictures: Path, tmp_path: Path):
+def probabilities(submission: bytes) -> np.ndarray:
+    """(rows, classes) of a submission, whatever its rows are called."""
+    return np.array([line.split(",")[1:] for line in submission.decode().splitlines()[1:]], float)
+
+
+def test_a_knee_that_the_image_shows_to_be_a_left_one_becomes_a_left_row_and_named_ones_stay(
+    pictures: Path, tmp_path: Path
+):
     plain, before = graded(pictures, one_fold(tmp_path / "plain"), tmp_path / "plain.csv")
     assert ("some_right", "side_assumed") in before
-    told = set()
-    for sign in (1.0, -1.0):
+    for sign, row in ((1.0, "some_right"), (-1.0, "some_left")):
         weights = with_checks(tmp_path / f"side{sign}", sign, np.finfo(float).max)
         same, flags = graded(pictures, weights, tmp_path / "same.csv")
-        assert same == plain
-        assert not {("some_right", "side_assumed"), ("some_right", image_checks.UNUSUAL)} & flags
-        assert {row for row, code in flags - before} == {"some_right"}
-        told |= {code for _, code in flags - before}
-    assert told == {image_checks.BY_ANATOMY, image_checks.UNLIKELY}
+        assert {line.partition(b",")[0].decode() for line in same.split()} == {"row_id", "9000001_R_right", row}
+        told = tmp_path / row
+        told.mkdir()
+        shutil.copy(pictures / "some.png", told / f"some_{row[5].upper()}.png")
+        named, _ = graded(told, weights, tmp_path / "named.csv")
+        assert probabilities(same)[-1].tolist() == probabilities(named)[-1].tolist()
+        assert {code for name, code in flags if name == row} == {image_checks.BY_ANATOMY}
+        assert {name for name, _ in flags - before} == {row}
+        assert (same == plain) == (sign > 0)
+
+
+def test_a_row_that_a_template_names_keeps_its_side_and_says_that_it_is_unlikely(pictures: Path, tmp_path: Path):
+    shutil.copytree(pictures, tmp_path / "data" / "test_images")
+    (tmp_path / "data" / "sample_submission.csv").write_text("row_id,kl_0,kl_1,kl_2,kl_3,kl_4\nsome_right,1,0,0,0,0\n")
+    weights = with_checks(tmp_path / "weights", -1.0, np.finfo(float).max)
+    _, flags = graded(tmp_path / "data", weights, tmp_path / "out.csv")
+    assert {code for row, code in flags if row == "some_right"} == {image_checks.UNLIKELY}
+
+
+def test_an_unusual_image_is_flagged_and_its_grade_stays(pictures: Path, tmp_path: Path):
+    plain, before = graded(pictures, one_fold(tmp_path / "plain"), tmp_path / "plain.csv")
     same, flags = graded(pictures, with_checks(tmp_path / "odd", 1.0, 0.0), tmp_path / "odd.csv")
     assert same == plain
     assert flags - before == {(row, image_checks.UNUSUAL) for row in ("some_right", "9000001_R_right")}

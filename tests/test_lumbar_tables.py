@@ -1,11 +1,13 @@
 """The competition's tables: names as published, every mistake told with file, rows and a way out, no study lost."""
 
 import logging
+import shutil
 
 import numpy as np
 import pytest
 
-from osteograde.tasks import lumbar_names, lumbar_tables, tables
+from osteograde.errors import UserError
+from osteograde.tasks import lumbar_folders, lumbar_names, lumbar_tables, tables
 from osteograde.tasks.lumbar_mr import TASK
 from osteograde.tasks.lumbar_names import TARGETS
 
@@ -446,3 +448,48 @@ def test_numbers_of_text():
     import pandas as pd
 
     np.testing.assert_array_equal(tables.numbers(pd.Series(["1.5", "", "x", "2"])), [1.5, np.nan, np.nan, 2.0])
+
+
+def write_volume(path):
+    """The start of a NIfTI or MetaImage file, which is what tells one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nifti = (348).to_bytes(4, "little") + bytes(340) + b"n+1\0" + bytes(4)
+    path.write_bytes(b"ObjectType = Image\nNDims = 3\n" if path.suffix == ".mha" else nifti)
+
+
+@pytest.mark.parametrize("place", ["901/11/v.nii", "901/11/v.nii.gz", "901/v.mha", "v.nii"])
+def test_volumes_beside_or_in_place_of_dicom_are_counted_and_named(root, caplog, place):
+    assert not [lumbar_tables.read(root, "test"), caplog.text][1]
+    for file in (root / "test_images" / "901" / "11").iterdir():
+        file.unlink()
+    write_volume(root / "test_images" / place)
+    lumbar_tables.read(root, "test")
+    assert f"1 NIfTI or MetaImage volumes are not read, because lumbar-mr reads DICOM: {place}" in caplog.text
+
+
+def test_a_folder_of_volumes_alone_is_refused_with_their_number(tmp_path):
+    for name in ("a.nii", "b.mha"):
+        write_volume(tmp_path / "in" / name)
+    with pytest.raises(UserError, match=r"2 NIfTI or MetaImage volumes, which are not read \(a\.nii, b\.mha\)"):
+        TASK.read(tmp_path / "in", "test")
+    assert TASK.read_files is not None
+    with pytest.raises(UserError, match="a NIfTI or MetaImage volume, which is not read"):
+        TASK.read_files(tmp_path / "in", [tmp_path / "in" / "a.nii"])
+
+
+@pytest.mark.parametrize("deeper", ["", "rsna-2024", "zip/rsna-2024"])
+def test_an_archive_that_unpacked_deeper_is_read_alike(root, tmp_path_factory, deeper):
+    place = tmp_path_factory.mktemp("outer")
+    shutil.copytree(root, place / deeper, dirs_exist_ok=True)
+    for part in ("train", "test"):
+        assert [study.id for study in TASK.read(place, part)] == [study.id for study in TASK.read(root, part)]
+
+
+def test_a_test_part_alone_is_graded_and_two_copies_are_not_guessed_between(root, tmp_path):
+    alone = tmp_path / "alone"
+    shutil.copytree(root / "test_images", alone / "inner" / "test_images")
+    assert {study.id for study in TASK.read(alone, "test")} == {"901", "902"}
+    with pytest.raises(UserError, match="train_images: no such folder"):
+        TASK.read(alone, "train")
+    shutil.copytree(alone / "inner", alone / "copy")
+    assert lumbar_folders.competition_folder(alone) == alone

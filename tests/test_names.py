@@ -147,3 +147,20 @@ def test_what_stands_beside_an_unmistakable_patient_is_no_part_of_it(visit):
 @pytest.mark.parametrize(("name", "patient"), [("2019_L", "2019"), ("HOSP2_0031_L", "HOSP2_0031"), ("exam12_L", "12")])
 def test_years_and_examinations_name_the_patient_where_nothing_else_does(name, patient):
     assert side_and_patient(name) == ("left", patient)
+
+
+@pytest.mark.parametrize(
+    ("name", "patient"),
+    [
+        ("5/2019/R", "5"), ("5/2019/R/img", "5"), ("0/5/2019/R", "5"), ("7/2019-03-01/R", "7"), ("5/V01/R", "5"),
+        ("9001695/2019/R", "9001695"), ("P5/2019/R", "P5"), ("2/9001695/R", "9001695"), ("2019/R", "2019"),
+        ("3/7/R", ""), ("2/R", ""),
+    ],
+)  # fmt: skip
+def test_a_number_above_the_folder_of_a_visit_is_the_patient(name, patient):
+    assert side_and_patient(name) == ("right", patient)
+
+
+def test_two_patients_of_one_year_stay_apart():
+    assert side_and_patient("5/2019/R")[1] != side_and_patient("6/2019/R")[1]
+    assert side_and_patient("5/2019/R")[1] == side_and_patient("5/2021/L")[1]

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from osteograde import packages
 from osteograde.errors import UserError
 from osteograde.kaggle import cli
 from osteograde.tasks import NAMES, check_name
@@ -285,6 +286,7 @@ def grade(args: argparse.Namespace) -> int:
         from osteograde.models import shipped
 
         args.weights = shipped.find(args.task)
+    packages.check(to_train=False)
     from osteograde import grade_command
 
     return grade_command.main(args)
@@ -292,6 +294,7 @@ def grade(args: argparse.Namespace) -> int:
 
 def train(args: argparse.Namespace) -> int:
     check_name(args.task)
+    packages.check(to_train=True)
     from osteograde import train_command
 
     if args.list:
@@ -319,7 +322,7 @@ def score(args: argparse.Namespace) -> int:
     from osteograde.report import score_table
     from osteograde.tasks import TASKS
 
-    result = score_table.score_file(TASKS[args.task], args.data, args.submission, args.bootstrap)
+    result = score_table.score_file(TASKS[args.task], args.data, args.submission, args.bootstrap, split=args.split)
     print(json.dumps(result, sort_keys=True) if args.json else score_table.format_table(result))
     return 0
 
@@ -504,6 +507,7 @@ def _add_score(commands) -> None:
     scored.add_argument("--data", type=Path, required=True, metavar="DIR")
     scored.add_argument("--submission", type=Path, required=True, metavar="FILE")
     scored.add_argument("--bootstrap", type=_count, default=200, metavar="N", help="resamples; 0: no intervals")
+    scored.add_argument("--split", default="", metavar="NAME", help="of a published set: test, auto_test, val, train")
     _add_json(scored)
 
 

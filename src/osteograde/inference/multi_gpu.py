@@ -29,7 +29,7 @@ from typing import Any
 from osteograde import logs
 from osteograde.imaging import files
 from osteograde.inference import run
-from osteograde.inference.submission import RunningSubmission, RunSummary, write_beside
+from osteograde.inference.submission import RunningSubmission, RunSummary, with_other_rows, write_beside
 from osteograde.tasks.places import Paths, as_paths
 
 log = logging.getLogger("osteograde.inference")
@@ -94,7 +94,7 @@ def infer_on_devices(
     """
     assert job.ends is not None
     submission = run.start(job, out)
-    table = MergedRows(out, {study.id: job.task.rows(study.id, study.targets) for study in job.studies})
+    table = MergedRows(out, {study.id: job.task.rows(study.id, study.targets) for study in job.studies}, job.template)
     threads = max(1, min(8, (os.cpu_count() or 1) // len(devices)))
     ids = [study.id for study in job.studies]
     orders = [
@@ -198,19 +198,24 @@ def start_worker(order: WorkOrder, folder: Path) -> Worker:
 class MergedRows:
     """The lines of the submission, as they were written with priors, and then as the parts have them."""
 
-    def __init__(self, out: Path, rows: Mapping[str, Sequence[str]]) -> None:
-        self.out, self.rows, self.done = out, rows, dict[str, None]()
+    def __init__(self, out: Path, rows: Mapping[str, Sequence[str]], template: Sequence[str] = ()) -> None:
+        self.out, self.rows, self.done, self.template = out, rows, dict[str, None](), frozenset(template)
         self.head, *lines = out.read_text(encoding="utf-8").splitlines()
         self.lines = {line.partition(",")[0]: line for line in lines}
 
     def take(self, worker: Worker) -> bool:
         """Take over the rows of studies that a worker has finished since; whether there were any."""
-        new = read_progress(worker.folder).done[worker.seen :]
+        progress = read_progress(worker.folder)
+        new = progress.done[worker.seen :]
         if not new:
             return False
         own = (worker.folder / PART).read_text(encoding="utf-8").splitlines()[1:]
         part = {line.partition(",")[0]: line for line in own}
         for study in new:
+            if rows := progress.settled.get(study):
+                fixed = [row for row in self.rows[study] if row in self.template and row not in rows]
+                self.lines = with_other_rows(self.lines, self.rows[study], [*rows, *fixed], "")
+                self.rows = {**self.rows, study: rows}
             self.lines |= {row: part[row] for row in self.rows[study]}
         self.done |= dict.fromkeys(new)
         worker.seen += len(new)
@@ -259,10 +264,11 @@ class WorkOrder:
 
 @dataclass(frozen=True)
 class Progress:
-    """Studies that are finished, and what happened up to them."""
+    """Studies that are finished, and what happened up to them. settled: see ``RunningSubmission``."""
 
     done: tuple[str, ...]
     summary: RunSummary
+    settled: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def write_order(folder: Path, order: WorkOrder) -> None:
@@ -282,7 +288,8 @@ def read_progress(folder: Path) -> Progress:
     summary.flags = [(row, reason, count) for row, reason, count in facts["flags"]]
     summary.findings = [(row, tuple(values)) for row, values in facts["findings"]]
     summary.points = [tuple(cells) for cells in facts.get("points", ())]
-    return Progress(tuple(facts["done"]), summary)
+    settled = {study: tuple(rows) for study, rows in facts.get("settled", {}).items()}
+    return Progress(tuple(facts["done"]), summary, settled)
 
 
 def main(folder: Path) -> int:
@@ -310,7 +317,8 @@ def main(folder: Path) -> int:
 
 def write_progress(folder: Path, submission: RunningSubmission) -> None:
     """Report which studies are finished, and what happened up to them."""
-    facts = {"done": submission.saved, **vars(submission.summary)}  # counters are objects to JSON
+    own = {"done": submission.saved, "settled": submission.settled}
+    facts = {**own, **vars(submission.summary)}  # counters are objects to JSON
     files.atomic_write(folder / PROGRESS, json.dumps(facts))
 
 

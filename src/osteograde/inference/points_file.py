@@ -136,7 +136,7 @@ def with_given_points(task: Task, studies: Sequence[Study], path: Path) -> list[
     count = sum(len(one.points) + len(one.marks) for one in given.values())
     log.info("%s: %d landmarks of %d of %d studies are given, and not looked for", path, count, len(given), len(by_id))
     return [
-        replace(study, given=given[study.id].points, given_marks=tuple(given[study.id].marks))
+        replace(study, given=given[study.id].points, given_marks=tuple(given[study.id].marks), readings=())
         if study.id in given
         else study
         for study in studies

@@ -42,7 +42,7 @@ from osteograde.inference.points_file import with_given_points
 from osteograde.inference.submission import Result, RunningSubmission, RunSummary
 from osteograde.models.bundle import Bundle
 from osteograde.models.device import keep_freed_memory, pick
-from osteograde.pipeline import calibration, domain, ensemble, image_checks, levels, predict
+from osteograde.pipeline import calibration, domain, ensemble, image_checks, levels, predict, readings
 from osteograde.pipeline.crops import region_grids
 from osteograde.pipeline.ensemble import Voters
 from osteograde.pipeline.load import Loaded, load_study
@@ -127,7 +127,8 @@ def listed(
     studies, folder = _studies(task, data), places.only_folder(data)
     studies = studies[:limit] if limit else studies
     template = (() if limit or folder is None else submissions.template_ids(folder)) or ()
-    return (studies if points is None else with_given_points(task, studies, Path(points))), template
+    studies = studies if points is None else with_given_points(task, studies, Path(points))
+    return submissions.with_rows_of(task, studies, template), template
 
 
 def _studies(task: Task, data: Paths) -> list[Study]:
@@ -288,9 +289,10 @@ def _grade_chunk(
     begun = time.monotonic()
     apart = [[study] for study in loaded] if voters.device.type == "cpu" else [loaded]
     done = map_single_threaded(partial(_answers, voters, effort), apart)
-    points = [one for found, _, _ in done for one in found]
-    graded = [one for _, answers, _ in done for one in answers]
-    locate_thread_s, grade_thread_s = np.sum([seconds for _, _, seconds in done], axis=0)
+    loaded = [one for settled, _, _, _ in done for one in settled]
+    points = [one for _, found, _, _ in done for one in found]
+    graded = [one for _, _, answers, _ in done for one in answers]
+    locate_thread_s, grade_thread_s = np.sum([seconds for *_, seconds in done], axis=0)
     wall_s = time.monotonic() - begun
     locate_s = wall_s * locate_thread_s / max(locate_thread_s + grade_thread_s, 1e-9)
     spent = {"read": read_s, "locate": locate_s, "grade": wall_s - locate_s}
@@ -309,13 +311,18 @@ def _grade_chunk(
 
 def _answers(
     voters: Voters, effort: Effort, loaded: Sequence[Loaded]
-) -> tuple[list[dict[str, Point]], list[dict[str, np.ndarray]], tuple[float, float]]:
-    """(points, probabilities) of each study that goes through the nets together, and the seconds of both stages.
+) -> tuple[Sequence[Loaded], list[dict[str, Point]], list[dict[str, np.ndarray]], tuple[float, float]]:
+    """(the studies as their images are read, points, probabilities) of studies that go through the nets together, and
+    the seconds of both stages.
 
     Members with the same locators share what these find. The points are those of the first member.
     """
-    found: dict[str, list[dict[str, Point]]] = {}
-    answers, locate_s, grade_s = [], 0.0, 0.0
+    begun = time.monotonic()
+    first, looks = voters.members[0], _member_with_checks(voters)
+    checked = partial(image_checks.is_other_side, looks, nets_of(looks, "grade", effort))
+    loaded, settled = readings.settled(first.task, loaded, nets_of(first, "locate", effort), checked)
+    found: dict[str, list[dict[str, Point]]] = {first.locators_key: settled}
+    answers, locate_s, grade_s = [], time.monotonic() - begun, 0.0
     for member in voters.members:
         begun = time.monotonic()
         if member.locators_key not in found:
@@ -325,11 +332,15 @@ def _answers(
         locate_s, grade_s = locate_s + located - begun, grade_s + time.monotonic() - located
     points = found[voters.members[0].locators_key]
     begun = time.monotonic()
-    looks = next((member for member in voters.members if member.manifest.checks), voters.members[0])
     for i, study in enumerate(loaded):
         _look(looks, study, found[looks.locators_key][i], nets_of(looks, "grade", effort))
     graded = [ensemble.voted(voters, of_study) for of_study in zip(*answers, strict=True)]
-    return points, graded, (locate_s, grade_s + time.monotonic() - begun)
+    return loaded, points, graded, (locate_s, grade_s + time.monotonic() - begun)
+
+
+def _member_with_checks(voters: Voters) -> Bundle:
+    """The first member whose weights can check the image itself; the first one where none can."""
+    return next((member for member in voters.members if member.manifest.checks), voters.members[0])
 
 
 def _graded(
@@ -383,13 +394,7 @@ def _believed(
 
 def _look(bundle: Bundle, study: Loaded, points: Mapping[str, Point], graders: Mapping[str, predict.Nets]) -> None:
     """Count in the faults of a study what the checks of the image itself say; the grades stay as they are."""
-    facts = bundle.manifest.checks
-    checks = image_checks.checks_of(facts, bundle.check_tensors)
-    for grader in bundle.task.graders:
-        if checks is not None and grader.name == facts["grader"]:
-            nets = graders[grader.name]
-            codes = image_checks.look(checks, grader, study, points, nets, bundle.task.assumed_side)
-            study.faults.update(codes)
+    study.faults.update(image_checks.codes_of(bundle, graders, study, points))
     if bundle.task.assumed_side and not study.faults[bundle.task.assumed_side]:
         del study.faults[bundle.task.assumed_side]
 

@@ -14,9 +14,10 @@ import csv
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import StringIO
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -36,6 +37,7 @@ FLOOR = 1e-6  # the least probability written: what one confident mistake may co
 SUM_TOLERANCE = 1e-3  # how far a row may be from summing to 1
 DIGITS = 9  # rows still sum to 1 within 1e-6 after rounding
 
+T = TypeVar("T")
 Rows = Mapping[str, np.ndarray]  # row id -> (classes,) probabilities, in the order of writing
 
 
@@ -329,6 +331,39 @@ class RunSummary:
     points: list[PointRow] = field(default_factory=list)
 
 
+def with_rows_of(task: Task, studies: Sequence[Study], template: Sequence[str]) -> list[Study]:
+    """The studies, without those other readings that have rows which a template that names the study does not."""
+    named = {*template}
+
+    def fits(study: Study, reading: Study) -> bool:
+        return named >= {*task.rows(study.id, reading.targets)}
+
+    return [
+        replace(study, readings=tuple(reading for reading in study.readings if fits(study, reading)))
+        if study.readings and named & {*task.rows(study.id)}
+        else study
+        for study in studies
+    ]
+
+
+def with_other_rows(rows: Mapping[str, T], planned: Sequence[str], new: Sequence[str], value: T) -> dict[str, T]:
+    """Rows in which ``new`` ones stand where the ``planned`` ones of a study did; those in both keep their values, the
+    others have ``value``. Where none is added, all that stay keep their places, as a template may have them.
+
+    >>> with_other_rows({"a_r": 1, "a_l": 2, "b_r": 3}, ["a_r", "a_l"], ["a_l"], 0)
+    {'a_l': 2, 'b_r': 3}
+    """
+    if all(name in rows for name in new):
+        return {row: kept for row, kept in rows.items() if row not in planned or row in new}
+    changed: dict[str, T] = {}
+    for row, kept in rows.items():
+        if row == planned[0]:
+            changed |= {name: rows.get(name, value) for name in new}
+        elif row not in planned:
+            changed[row] = kept
+    return changed
+
+
 class RunningSubmission:
     """The submission of a run under way: class priors at first, replaced study by study, written whole each time.
 
@@ -336,7 +371,7 @@ class RunningSubmission:
     tables of flags, landmarks and findings lie beside the submission and are written with it.
 
     done: number of studies graded so far; they are the first ones of ``studies``. saved: ids of those whose rows are
-    on disk.
+    on disk. settled: the rows of studies that have other ones than were planned, see ``Study.readings``.
     """
 
     def __init__(
@@ -353,10 +388,19 @@ class RunningSubmission:
         self.summary, self.done, self.saved = RunSummary(studies=len(studies)), 0, tuple[str, ...]()
         own = [row for study in studies for row in self.task.rows(study.id, study.targets)]
         self.rows = priors_rows(self.task, dict.fromkeys((*template, *own)), self.prior)
+        self.template = frozenset(template)
+        self.settled: dict[str, tuple[str, ...]] = {}
 
     def add(self, result: Result) -> None:
-        """Replace the priors of the next study by its result. Nothing is written."""
+        """Replace the priors of the next study by its result; where the image has other targets than the files said,
+        its rows too, but for those of the template, which keep their priors. Nothing is written."""
         study, summary = result.loaded.study, self.summary
+        planned = self.task.rows(study.id, self.studies[self.done].targets)
+        rows = self.task.rows(study.id, study.targets)
+        fixed = [row for row in planned if row in self.template and row not in rows]
+        if rows != planned:
+            self.settled[study.id] = tuple(rows)
+            self.rows = dict(with_other_rows(self.rows, planned, [*rows, *fixed], np.empty(0)))
         table = predict.probability_rows(self.task, result.graded, self.prior, study.targets)
         self.rows |= dict(zip(self.task.rows(study.id, study.targets), table, strict=True))
         self.done += 1
@@ -365,9 +409,10 @@ class RunningSubmission:
         flags = result_flags(self.task, result)
         if any(reason == NOTHING_FOUND for _, reason, _ in flags):
             summary.faults[NOTHING_FOUND] += 1
-        summary.flags += flags
-        summary.on_prior += len(self.task.targets_of(study.targets)) - len(result.graded)
-        summary.rows += len(self.task.targets_of(study.targets))
+        flags += [(row, code, count) for row in fixed for code, count in sorted(result.loaded.faults.items())]
+        summary.flags += [*flags, *((row, NOT_GRADED, 1) for row in fixed)]
+        summary.on_prior += len(rows) - len(result.graded) + len(fixed)
+        summary.rows += len(rows) + len(fixed)
 
     def mark_unreached(self, reason: str) -> None:
         """Flag the rows of all studies that the run ended before; they keep their priors."""

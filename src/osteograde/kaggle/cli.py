@@ -19,12 +19,18 @@ BUILT = Path("build") / "kernels"  # where "kernel build" puts the scripts
 Add = Callable[..., argparse.ArgumentParser]
 
 
-def add(commands, command: Add) -> None:
-    """Add ``download`` and the group ``kaggle`` to the sub-commands. command(commands, name, function, text)."""
-    got = command(commands, "download", download, "the competition's data: resumes, and checks disk space and tables")
+def _add_download(commands, command: Add) -> None:
+    text = "say where a task's data are and what is there; fetch a competition's"
+    got = command(commands, "download", download, text)
     got.add_argument("task", metavar="TASK")
+    got.add_argument("--data", type=Path, metavar="DIR", help="fetch nothing; count what of the data lies there")
     got.add_argument("--out", type=Path, metavar="DIR", help="default: data/TASK")
     got.add_argument("--space", type=_positive, metavar="GIB", help="free disk it needs; default: as the files say")
+
+
+def add(commands, command: Add) -> None:
+    """Add ``download`` and the group ``kaggle`` to the sub-commands. command(commands, name, function, text)."""
+    _add_download(commands, command)
 
     group = commands.add_parser("kaggle", help="from weights to the leaderboard, one checked step each")
     steps = group.add_subparsers(required=True, metavar="STEP", parser_class=type(group))
@@ -95,6 +101,8 @@ def download(args: argparse.Namespace) -> int:
     check_name(args.task)
     from osteograde.kaggle import download as getter
 
+    if args.data or not getter.slug_of(args.task):
+        return getter.tell(args.task, args.data)
     return _run(lambda: getter.download(args.task, args.out or Path("data") / args.task, args.space))
 
 

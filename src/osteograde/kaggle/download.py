@@ -1,4 +1,7 @@
-"""Download the data of a competition: check the free disk space, fetch and unpack the archive, read its tables."""
+"""Download the data of a competition: check the free disk space, fetch and unpack the archive, read its tables.
+
+Data of other publishers are not fetched: where they are is told, and what of them lies in a folder already.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from typing import Any
 from osteograde.errors import UserError
 from osteograde.kaggle import client
 from osteograde.kaggle.client import Refused, logger
-from osteograde.tasks import TASKS
+from osteograde.tasks import TASKS, sources
 
 PAGES = 5  # of 200 files each: a competition of images has far more, and then the size is not told
 UNKNOWN_GIB = 100  # asked for where the size is not told: archive and files together
@@ -27,7 +30,7 @@ def download(task: str, out: Path, space_gib: int | None) -> None:
     """
     slug = TASKS[task].slug
     if not slug:
-        raise UserError(f"{task} has no competition to download from; README.md names its data")
+        raise UserError(f"{task} has no competition to download from; `osteograde download {task}` says where it is")
     out.mkdir(parents=True, exist_ok=True)
     archive = out / f"{slug}.zip"
     have = archive.stat().st_size if archive.is_file() else 0
@@ -44,6 +47,25 @@ def download(task: str, out: Path, space_gib: int | None) -> None:
     files, new = unpack(archive, out)
     logger.info("%s: %d files, %d unpacked now; the archive may be removed", archive, files, new)
     check(task, out)
+
+
+def slug_of(task: str) -> str:
+    """The competition of a task in its address; "" where it has none."""
+    return TASKS[task].slug
+
+
+def tell(task: str, data: Path | None) -> int:
+    """Print where the data of a task are published, and what of them lies in a folder. 1 where some that is needed is
+    missing there, else 0. UserError where there is no such folder."""
+    source = sources.source_of(task, slug_of(task))
+    print("\n".join(source.lines()))
+    if data is None:
+        print(f"next: fetch it there, unpack it, and count what came: osteograde download {task} --data DIR")
+        return 0
+    checked = sources.check(source, data)
+    print(f"{data}:", *checked.lines, sep="\n")
+    print(f"{data}: {'all that is needed is there' if checked.complete else 'not complete'}")
+    return 0 if checked.complete else 1
 
 
 def needed(slug: str) -> int:

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from osteograde.models.bundle import Bundle
 from osteograde.pipeline.crops import site_boxes, site_crops
 from osteograde.pipeline.load import Loaded
 from osteograde.pipeline.predict import Nets, with_memory_fallback
@@ -98,6 +99,22 @@ def checks_of(facts: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Im
     lateral, mean, axes = (tensors[name].astype(float) for name in TENSORS)
     rest, sure, unusual = (float(facts[name]) for name in NUMBERS)
     return ImageChecks(lateral, mean, axes, rest, sure, unusual)
+
+
+def codes_of(bundle: Bundle, graders: Mapping[str, Nets], loaded: Loaded, points: Points) -> dict[str, int]:
+    """The codes of ``look`` by the checks that weights hold; none where they hold none."""
+    facts = bundle.manifest.checks
+    checks = checks_of(facts, bundle.check_tensors)
+    codes: dict[str, int] = {}
+    for grader in bundle.task.graders:
+        if checks is not None and grader.name == facts["grader"]:
+            codes |= look(checks, grader, loaded, points, graders[grader.name], bundle.task.assumed_side)
+    return codes
+
+
+def is_other_side(bundle: Bundle, graders: Mapping[str, Nets], loaded: Loaded, points: Points) -> bool:
+    """Whether weights can tell that a study whose side was assumed shows the other side."""
+    return UNLIKELY in codes_of(bundle, graders, loaded, points)
 
 
 def look(

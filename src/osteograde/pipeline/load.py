@@ -18,9 +18,8 @@ from osteograde.imaging.resample import average_thin_slices
 from osteograde.imaging.volume_files import is_volume_file, read_volume, slices_first
 from osteograde.imaging.windowing import window
 from osteograde.pipeline.series_views import Shown, shown_views, surest
-from osteograde.tasks.spec import Mark, Point, Series, Study, Task, View
+from osteograde.tasks.spec import SIDE_MM, Mark, Point, Series, Study, Task, View
 
-SIDE_MM = 200.0  # an image of one side alone is put this far from the patient's midline: all of it lies on that side
 SLICE_MM = 4.0  # thickness of images that have none, as radiographs and single pictures
 WITHOUT_SLICE = "point_without_slice"  # code: a point was given on a slice that was not read
 ASSUMED = "size_assumed"  # code: the pixels of an image have no size in mm, the view's usual width is taken
@@ -176,11 +175,18 @@ def _images(series: Series, view: View, directions: np.ndarray, centre_mm: np.nd
     stacks = image_files.read_images(series.files, directions, spacing, centre_mm, codes)
     if not (view.projection and view.dark_background):
         return stacks, codes
-    if series.spacing_mm is not None:  # a crop of one joint, whose polarity its edges tell
+    if _is_crop(series, view):  # a crop of one joint, whose polarity its edges tell
         stacks = [_bone_bright(stack, codes) for stack in stacks]
     elif any(is_background_bright(stack.voxels[0]) for stack in stacks):
         codes["polarity_in_doubt"] += 1
     return stacks, codes
+
+
+def _is_crop(series: Series, view: View) -> bool:
+    """Whether a picture whose size is known shows less than a film of the view usually does."""
+    if series.spacing_mm is None:
+        return False
+    return image_files.image_size(series.files[0])[0] * series.spacing_mm[2] < min(view.width_mm)
 
 
 def _bone_bright(crop: Volume, codes: Counter[str]) -> Volume:

@@ -21,25 +21,27 @@ TRUTHS = ("test_truth.csv", "train.csv")  # in this order; the one that knows mo
 Labels = Mapping[str, Mapping[str, int]]
 
 
-def score_file(task: Task, data: Path, submission: Path, bootstrap: int) -> dict[str, Any]:
+def score_file(task: Task, data: Path, submission: Path, bootstrap: int, *, split: str = "") -> dict[str, Any]:
     """``score_submission`` of the task as the data define it; the same table gets the same intervals every time."""
     classes = tables.read_rows(submission)[0][1:]
-    return score_submission(task.for_data(data, classes), data, submission, bootstrap, np.random.default_rng(0))
+    known, rng = task.for_data(data, classes), np.random.default_rng(0)
+    return score_submission(known, data, submission, bootstrap, rng, split=split)
 
 
 def score_submission(
-    task: Task, data: Path, submission: Path, bootstrap: int, rng: np.random.Generator
+    task: Task, data: Path, submission: Path, bootstrap: int, rng: np.random.Generator, *, split: str = ""
 ) -> dict[str, Any]:
     """Scores of the studies that are both submitted and labelled, as plain data for a table and for JSON.
 
-    bootstrap: resamples of patients behind the 95 % intervals; 0 = no intervals. Keys: task, truth, studies,
+    bootstrap: resamples of patients behind the 95 % intervals; 0 = no intervals. split: of a published set, whose
+    labels are the truth (``Task.read_split``). Keys: task, truth, studies,
     unlabelled and unsubmitted (counts), unsubmitted_rows (labels of submitted studies that have no row), score
     {part: value}, interval {part: [low, high]}, prior and uniform {part: value}, better {part: "higher" or "lower"},
     classes, confusion (rows: truth) and confusion_interval (numbers of cells), None where the task counts none. Parts
     that no label speaks of are None. UserError where nothing can be compared.
     """
     probs = submitted(task, submission)
-    truth, labels = _truth(task, data, probs)
+    truth, labels = _labels_of_split(task, data, split, probs) if split else _truth(task, data, probs)
     submitted_labels = {
         study: _with_rows(task, given, probs[study]) for study, given in labels.items() if study in probs
     }
@@ -175,6 +177,19 @@ def _truth(task: Task, data: Path, probs: Mapping[str, np.ndarray]) -> tuple[Pat
             f"submitted: {some(probs, 3)}; is this the right folder?"
         )
     return best
+
+
+def _labels_of_split(task: Task, data: Path, split: str, probs: Mapping[str, np.ndarray]) -> tuple[Path, Labels]:
+    """The labels of one split of a published set, and the name it is told by."""
+    if task.read_split is None:
+        raise UserError(f"{task.name}: its data have no published splits; leave out --split {split}")
+    labels = {study.id: study.labels for study in task.read_split(Path(data), split)}
+    if not set(labels) & set(probs):
+        raise UserError(
+            f"none of the {len(probs)} submitted studies is one of the {len(labels)} of split {split} in {data}; "
+            f"submitted: {some(probs, 3)}; of the split: {some(labels, 3)}"
+        )
+    return Path(split), labels
 
 
 def _own_labels(task: Task, data: Path, probs: Mapping[str, np.ndarray]) -> tuple[Path, Labels]:

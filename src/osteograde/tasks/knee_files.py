@@ -9,26 +9,33 @@ decoded:
   header or its name gives one side;
 * any other film shows one knee (one row).
 
+Where nothing but the shape says so, the other ways to read the image go with the study (``Study.readings``), and the
+joints that are found in it decide (knee_count.py).
+
 The side of one knee is that of the header, else of patients.csv or of the name, else it is taken for a right one. What
 was assumed is noted in ``Study.notes`` and becomes flags of the rows: "side_assumed" (nothing names the side),
 "side_contradicts" (header and name give different sides, the header's is taken), "one_knee_assumed" (the shape would
-fit both knees as well).
+fit both knees as well). Two more are noted once the image has decided: "counted_by_joints" (it shows another number of
+knees than its shape says) and "side_by_anatomy" (nothing names the side, and the image shows a left knee).
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from osteograde.errors import UserError
 from osteograde.imaging import image_files
 from osteograde.imaging.dicom.patient import patient_key
 from osteograde.imaging.dicom.radiograph import film_outline
 from osteograde.imaging.discovery import Found, look_at, look_through, part_folder, stem_of, unique_names
+from osteograde.tasks import knee_sets, oai_films
 from osteograde.tasks.names import BOTH, Named, People, patient_of_id, read_name, read_people
+from osteograde.tasks.oai_films import Graded
 from osteograde.tasks.spec import Mark, Series, Study
 from osteograde.tasks.tables import row_grades, some
 
@@ -40,14 +47,23 @@ GRADES = ("0", "1", "2", "3", "4")
 CROP_MM = 140.0
 CROP_PIXELS = 640  # a larger picture is a film
 BOTH_MM = 290.0  # a film at least as wide shows both knees, however tall
+NARROW_MM = 200.0  # a narrower one has no room for two
 FILM_MM = (400.0, 220.0)  # width of a film of both knees, and of one, that says no size
+CLOSE_MM = 300.0  # width of a film of both knees that was cut close
 SQUARE = 0.05  # sides of a crop differ by less than this share
 NEAR_SQUARE = 0.92  # films of both knees are at least so wide, as a share of their height (measured: from 0.92)
 PORTRAIT = 0.83  # films of one knee are at most so wide (measured: up to 0.83); between the two nobody knows
 SIDE_ASSUMED = "side_assumed"
 SIDE_CONTRADICTS = "side_contradicts"
 ONE_KNEE_ASSUMED = "one_knee_assumed"
+COUNTED_BY_JOINTS = "counted_by_joints"
+SIDE_BY_ANATOMY = "side_by_anatomy"  # as the checks of the image call it
 SIZE_ASSUMED = f"{VIEW}:size_assumed"
+
+BODY_PARTS = (  # a film of the leg shows the knee
+    "KNEE", "KNIE", "GENOU", "RODILLA", "GINOCCHI", "JOELHO", "KOLEN", "PATELL", "LEG", "EXTREM", "LOWER", "LOWEXT",
+    "LEXT", "JOINT", "TIBIA", "TIBFIB", "FEMUR", "LLIMB",
+)  # fmt: skip
 
 patient_of = patient_of_id
 
@@ -55,10 +71,18 @@ patient_of = patient_of_id
 def read(root: Path, part: str) -> list[Study]:
     """Every image below ROOT as a study; for "train" those in grade folders 0..4, with labels and joint centres.
 
-    For "test" ROOT/test_images where it exists; labels and folder names are not looked at. UserError where there is
-    no image.
+    Where tables of the Osteoarthritis Initiative lie below ROOT, its films are labelled as well, by these; where the
+    joints are on them is not known. For "test" ROOT/test_images where it exists; labels and folder names are not looked
+    at. UserError where there is no image.
     """
-    return _studies(Path(root), look_through(part_folder(root, part)), part == "train")
+    found = look_through(part_folder(root, part))
+    if part != "train":
+        return _studies(Path(root), found, training=False)
+    graded: Mapping[Path, Graded] = {}
+    if tables := oai_films.tables_below(Path(root)):
+        films = [file for file in found.files if file.parent.name not in GRADES]
+        graded = oai_films.graded_films(found.root, films, tables, BODY_PARTS)
+    return _studies(Path(root), found, training=True, graded=graded, used=[str(table.path) for table in tables])
 
 
 def read_all(root: Path, used: Sequence[str] = ()) -> list[Study]:
@@ -72,31 +96,59 @@ def read_files(root: Path, files: Sequence[Path]) -> list[Study]:
     return _studies(Path(root), look_at(root, files), training=False)
 
 
+def read_split(root: Path, split: str) -> list[Study]:
+    """The labelled images of one split of a published set (``knee_sets.SPLITS``), such as "test", which is never learnt
+    from. UserError where ROOT holds none of it."""
+    return _studies(Path(root), look_through(part_folder(root, "train")), training=True, split=split)
+
+
 def _studies(
-    root: Path, found: Found, training: bool, *, ungraded: bool = False, used: Sequence[str] = ()
+    root: Path,
+    found: Found,
+    training: bool,
+    *,
+    ungraded: bool = False,
+    used: Sequence[str] = (),
+    split: str = "",
+    graded: Mapping[Path, Graded] = MappingProxyType({}),
 ) -> list[Study]:
-    """ungraded: images that lie in no grade folder are training data too."""
+    """ungraded: images that lie in no grade folder are training data too. split: the images of this one alone. graded:
+    films in no grade folder whose grades tables know."""
     folder, people = found.root, read_people((root, found.root))
     read = [root / name for name in ("test_truth.csv", "train.csv", "SOURCE.json", *used)]
     found.tell(used=[*read, people.path] if people.path else read)
     graded_only = training and not ungraded
-    files = [file for file in found.files if not graded_only or file.parent.name in GRADES]
+    images = knee_sets.largest_of_each(found.files, folder)
+    files = [file for file in images if not graded_only or file.parent.name in GRADES or file in graded]
     if not files:
         kind = "images in grade folders 0 to 4" if graded_only else "image files (png, jpg, webp, tif, bmp, dcm)"
         volumes = f"{len(found.volumes)} NIfTI or MetaImage volumes, which are no radiographs, and " * bool(
             found.volumes
         )
         raise UserError(f"{folder}: {volumes}no {kind}; give the folder that holds them")
-    if len(files) < len(found.files):
-        log.info("%s: %d images lie in no grade folder: not used", folder, len(found.files) - len(files))
+    if len(files) < len(images):
+        log.info("%s: %d images lie in no grade folder: not used", folder, len(images) - len(files))
+    if split:
+        files = [file for file in files if knee_sets.split_of(file, folder, GRADES) == split]
+        if not files:
+            raise UserError(f"{folder}: no images in grade folders of a split {split!r}, such as {split}/2/knee_L.png")
+    elif training:
+        patients = {file: _patient_below(file, folder, graded) for file in files}
+        files = knee_sets.to_learn_from(files, folder, GRADES, patients)
     called = unique_names(files, folder)
     named = _named(files, called, folder, people)
     if training:
-        named = _with_patients(folder, files, named, found)
+        named = [
+            replace(told, patient=graded[file].patient) if file in graded else told
+            for file, told in zip(files, named, strict=True)
+        ]
+        named = _with_patients(folder, files, named, found.dicom - set(graded))
     made = [
         study_of_image(file, name, training and file.parent.name in GRADES, told, picture=file not in found.dicom)
         for file, name, told in zip(files, called, named, strict=True)
     ]
+    if training:
+        made = [_with_grades(study, graded.get(file)) for file, study in zip(files, made, strict=True)]
     _tell_sides(folder, made)
     studies = _one_knee_each(folder, made) if graded_only else made
     return sorted(studies, key=lambda one: one.id)
@@ -116,15 +168,31 @@ def _named(files: Sequence[Path], ids: Sequence[str], folder: Path, people: Peop
     return result
 
 
+def _name_below(file: Path, folder: Path) -> str:
+    """The name by which sides and patients are read: the path below a folder without ending."""
+    below = file.relative_to(folder)
+    return "/".join([*below.parts[:-1], stem_of(below)])
+
+
 def _called(file: Path, name: str, folder: Path) -> list[str]:
     """The names that an image may have in a table: path with ending and without, file, stem, id."""
     below = file.relative_to(folder)
-    return [below.as_posix(), "/".join([*below.parts[:-1], stem_of(below)]), file.name, stem_of(file), name]
+    return [below.as_posix(), _name_below(file, folder), file.name, stem_of(file), name]
 
 
-def _with_patients(folder: Path, files: Sequence[Path], named: Sequence[Named], found: Found) -> list[Named]:
+def _patient_below(file: Path, folder: Path, graded: Mapping[Path, Graded]) -> str:
+    return graded[file].patient if file in graded else read_name(_name_below(file, folder)).patient
+
+
+def _with_grades(study: Study, film: Graded | None) -> Study:
+    """A study to learn from: what the file is taken to show counts, with the grades that a table has of it."""
+    labels = {side: film.grades[side] for side in study.targets or SIDES if side in film.grades} if film else {}
+    return replace(study, readings=(), labels=labels or study.labels)
+
+
+def _with_patients(folder: Path, files: Sequence[Path], named: Sequence[Named], dicom: Collection[Path]) -> list[Named]:
     """The same with DICOM's own patients where names give none, and one spelling a patient; says how many there are."""
-    keys = {file: patient_key(file) for file, told in zip(files, named, strict=True) if file in found.dicom}
+    keys = {file: patient_key(file) for file, told in zip(files, named, strict=True) if file in dicom}
     shared = Counter(keys.values())
     if len(keys) > 2 and len(shared) == 1:
         keys = {}  # one identifier for all is none
@@ -157,7 +225,7 @@ def _tell_sides(folder: Path, studies: Sequence[Study]) -> None:
 
 def _one_knee_each(folder: Path, studies: Sequence[Study]) -> list[Study]:
     """The studies to learn from: a film of both knees has two joints, and a folder tells the grade of one."""
-    kept = [study for study in studies if study.targets]
+    kept = [study for study in studies if study.targets or study.labels]
     if len(kept) < len(studies):
         log.warning(
             "%s: %d films of both knees lie in a folder of one grade: left out", folder, len(studies) - len(kept)
@@ -188,9 +256,15 @@ class Shown:
 
 
 def study_of_image(file: Path, name: str, labelled: bool, named: Named, *, picture: bool) -> Study:
-    """One image as a study. See the module for what it is taken to be."""
+    """One image as a study, with its other readings. See the module for what it is taken to be."""
     outline = _outline(file, picture)
     shown = shown_by(outline, named, labelled)
+    study = _study(file, name, labelled, named, outline, shown)
+    others = [] if labelled else other_readings(outline, named, shown)
+    return replace(study, readings=tuple(_study(file, name, False, named, outline, one) for one in others))
+
+
+def _study(file: Path, name: str, labelled: bool, named: Named, outline: Outline, shown: Shown) -> Study:
     pixel_mm = shown.width_mm / max(outline.width, 1) if shown.width_mm else None
     spacing = (4.0, pixel_mm, pixel_mm) if pixel_mm else None
     series = Series(name, VIEW, file.parent, (file,), spacing, shown.side)
@@ -231,6 +305,43 @@ def shown_by(outline: Outline, named: Named, labelled: bool) -> Shown:
     if width < NEAR_SQUARE * height:
         return one if side else _doubted(one)
     return _doubted(one) if side and named.sure else _both(outline)
+
+
+def other_readings(outline: Outline, named: Named, shown: Shown) -> list[Shown]:
+    """What else an image may show that nothing but its shape was judged by; none where a header, a table or a word in
+    its name says it.
+
+    Of both knees and of one, in the sizes that are usual where none is known; of one in both sides where none is named.
+    """
+    if not outline.width or named.known or outline.side or named.side == BOTH:
+        return []
+    if named.side in SIDES and named.sure and shown.side and ONE_KNEE_ASSUMED not in shown.notes:
+        return []  # name and shape agree
+    sides, notes = ((named.side,), ()) if named.side in SIDES else (SIDES, (SIDE_ASSUMED,))
+    size = () if outline.width_mm or not outline.picture else (SIZE_ASSUMED,)
+    small = outline.picture and max(outline.width, outline.height) <= CROP_PIXELS
+    ways = []
+    if outline.width_mm >= NARROW_MM or not outline.width_mm:
+        ways += [Shown("", width, size) for width in ((None,) if outline.width_mm else (FILM_MM[0], CLOSE_MM))]
+    if outline.width_mm:
+        ways += [Shown(side, None, notes) for side in sides]
+    else:
+        ways += [Shown(side, CROP_MM, notes) for side in sides if small]
+        ways += [Shown(side, width, (*notes, *size)) for width in FILM_MM[::-1] for side in sides]
+    width_mm = _width_mm(outline, shown)
+    if shown.side:  # the other side of what it is taken for: the same in all else
+        ways = [
+            replace(way, width_mm=shown.width_mm, notes=tuple(note for note in shown.notes if note != ONE_KNEE_ASSUMED))
+            if way.side and _width_mm(outline, way) == width_mm
+            else way
+            for way in ways
+        ]
+    return [way for way in ways if (way.side, _width_mm(outline, way)) != (shown.side, width_mm)]
+
+
+def _width_mm(outline: Outline, shown: Shown) -> float:
+    """The width that an image has as it is read; ``View.width_mm`` where nothing is assumed here."""
+    return shown.width_mm or outline.width_mm or FILM_MM[outline.width <= outline.height]
 
 
 def _both(outline: Outline) -> Shown:

@@ -61,21 +61,24 @@ def compose(
     *,
     layout: str = "bilateral",
     pixel_mm: float = 0.5,
+    size_mm: tuple[float, float] | None = None,
+    place: tuple[float, float] = (0.3, 0.7),
 ) -> Film:
     """Compose a film of up to two knees, each given as (uint8 crop, side).
 
-    layout: "bilateral" puts knees on their halves of the film, "single" puts one knee anywhere. ValueError for another
-    layout or two knees of a side.
+    layout: "bilateral" puts knees on their halves of the film, "single" puts one knee anywhere. size_mm: (width,
+    height) of the film; None: a usual one is drawn. place: where across the film one knee may lie, as shares of its
+    width. ValueError for another layout or two knees of a side.
     """
     if layout not in ("bilateral", "single") or len({side for _, side in knees}) < len(knees):
         shown = [side for _, side in knees]
         raise ValueError(f"layout {layout!r} with knees {shown}; expected bilateral or single, each side once")
-    size_mm = _size_mm(layout, rng)
+    size_mm = size_mm or _size_mm(layout, rng)
     width, height = (round(length / pixel_mm) for length in size_mm)
     air = rng.uniform(0.0, 0.12)
     film = np.full((height, width), air, np.float32)
     joints = {}
-    centres_mm = _joint_centres_mm(layout, [side for _, side in knees], size_mm, rng)
+    centres_mm = _joint_centres_mm(layout, [side for _, side in knees], size_mm, place, rng)
     for (crop, side), centre_mm in zip(knees, centres_mm, strict=True):
         joints[side] = _put(film, leg(crop, rng), np.asarray(centre_mm) / pixel_mm, pixel_mm, rng)
     if not knees:
@@ -155,13 +158,17 @@ def _size_mm(layout: str, rng: np.random.Generator) -> tuple[float, float]:
 
 
 def _joint_centres_mm(
-    layout: str, sides: Sequence[str], size_mm: tuple[float, float], rng: np.random.Generator
+    layout: str,
+    sides: Sequence[str],
+    size_mm: tuple[float, float],
+    place: tuple[float, float],
+    rng: np.random.Generator,
 ) -> list[tuple[float, float]]:
     """Draw the joint centre (x, y) in mm of each knee. Some of them lie near the border of the film, or beyond it."""
     width, height = size_mm
     level = height * rng.uniform(0.32, 0.68)
     if layout == "single":
-        return [(width * rng.uniform(0.3, 0.7), level) for _ in sides]
+        return [(width * rng.uniform(*place), level) for _ in sides]
     apart = rng.uniform(140, min(260, width - 90)) if width > 235 else 140
     middle = width / 2 + rng.uniform(-0.25, 0.25) * min(apart, width - apart)
     centres = []

@@ -230,6 +230,7 @@ TASK = replace(
     read_labels=read_labels,
     metric=BinaryMetric(SIDES, ANSWERS),
     covariates=COVARIATES,
+    read_split=None,
     inspect=inspect,
     read_files=partial(read_files_known, knee_files.read_files, COVARIATES, SITES),
 )

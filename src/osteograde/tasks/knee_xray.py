@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from functools import partial
 
+from osteograde.tasks.knee_count import settle
 from osteograde.tasks.knee_files import (
+    BODY_PARTS,
     CROP_MM,
     GRADES,
     SIDE_ASSUMED,
@@ -18,6 +20,7 @@ from osteograde.tasks.knee_files import (
     patient_of,
     read,
     read_files,
+    read_split,
 )
 from osteograde.tasks.metrics import OrdinalMetric
 from osteograde.tasks.priors import normalised
@@ -28,10 +31,6 @@ CORONAL = ((0.0, 1.0, 0.0), (0.0, 0.0, -1.0), (1.0, 0.0, 0.0))  # an AP film as 
 WINDOW = (5.0, 99.0)  # percentiles over the whole film (Tiulpin et al., Scientific Reports 8:1727, 2018)
 WIDTH_MM = (400.0, 220.0)  # of a film that does not say: both knees, or one
 FILM_MM = (400.0, 400.0)  # field of the locator
-BODY_PARTS = (  # a film of the leg shows the knee
-    "KNEE", "KNIE", "GENOU", "RODILLA", "GINOCCHI", "JOELHO", "KOLEN", "PATELL", "LEG", "EXTREM", "LOWER", "LOWEXT",
-    "LEXT", "JOINT", "TIBIA", "TIBFIB", "FEMUR", "LLIMB",
-)  # fmt: skip
 REACH_MM = {VIEW: float("inf")}  # a projection shows what lies at any depth
 
 # Knees per grade in the Osteoarthritis Initiative's baseline as published with the crops (doi 10.17632/56rmx5bjcr.1).
@@ -77,4 +76,6 @@ TASK = Task(
     assumed_side=SIDE_ASSUMED,
     patient_of=patient_of,
     read_files=read_files,
+    read_split=read_split,
+    settle=settle,
 )

@@ -24,6 +24,7 @@ from osteograde.tasks.spec import Series, Study
 log = logging.getLogger(__name__)
 
 _DIGITS = 8  # of a hash
+_DEEPER, _MANY = 2, 50  # folders below the given one, and how many of them, in which the competition's are looked for
 EXPECTED = (
     "expected is the competition's folder, which holds test_images or train_images, a folder of DICOM series, or a "
     "DICOM file"
@@ -35,21 +36,44 @@ def read(root: Path, part: str) -> list[Study]:
 
     UserError where there is neither the layout nor a DICOM file.
     """
-    root = Path(root)
+    root = competition_folder(Path(root))
     if part != "test" or not root.is_dir() or any((root / f"{name}_images").is_dir() for name in ("test", "train")):
         return lumbar_tables.read(root, part)
     found = look_through(root)
+    if not found.dicom and found.volumes:
+        names = tables.some([path.relative_to(root).as_posix() for path in found.volumes], 3)
+        raise UserError(
+            f"{root}: {len(found.volumes)} NIfTI or MetaImage volumes, which are not read ({names}); {EXPECTED}"
+        )
     if not found.dicom:
         names = tables.some(sorted(path.name for path in root.iterdir())) or "nothing"
         raise UserError(f"{root}: neither test_images nor train_images in it; found {names}; {EXPECTED}")
     return _studies(found)
 
 
+def competition_folder(root: Path) -> Path:
+    """The folder that holds train_images or test_images: ROOT itself, or the only one up to ``_DEEPER`` folders below,
+    as archives unpack; ROOT where there is none or several."""
+    level = [root]
+    for _ in range(_DEEPER + 1):
+        found = [folder for folder in level if any((folder / f"{name}_images").is_dir() for name in ("test", "train"))]
+        if found:
+            break
+        level = [folder / name for folder in level for name in tables.subfolders(folder)]
+        if len(level) > _MANY:
+            return root
+    if len(found) != 1 or found[0] == root:
+        return root
+    log.info("%s: the competition's folders lie in %s, which is read", root, found[0].relative_to(root))
+    return found[0]
+
+
 def read_files(root: Path, files: Sequence[Path]) -> list[Study]:
     """Single DICOM files below ROOT as studies to be graded. UserError where none of them is DICOM."""
     found = look_at(root, files)
     if not found.dicom:
-        raise UserError(f"{tables.some(files, 3)}: no DICOM file with an image; {EXPECTED}")
+        volumes = "a NIfTI or MetaImage volume, which is not read; " if found.volumes else ""
+        raise UserError(f"{tables.some(files, 3)}: {volumes}no DICOM file with an image; {EXPECTED}")
     return _studies(found)
 
 

@@ -6,7 +6,9 @@ answered, so a doubt costs as little as possible and is logged with a count; a s
 
 from __future__ import annotations
 
+import itertools
 import logging
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
@@ -16,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from osteograde.errors import UserError
+from osteograde.imaging.volume_files import SUFFIXES as VOLUME_SUFFIXES
 from osteograde.tasks import tables
 from osteograde.tasks.lumbar_names import (
     CLASS_LABELS,
@@ -191,7 +194,35 @@ def _series(
             notes[f"series that are none of {tuple(SERIES_DESCRIPTIONS.values())}: left out"] += 1
         else:
             found[study] += (Series(series, view, folder),)
+    _tell_volumes(images, described["study_id"].unique(), found)
     return found
+
+
+def _tell_volumes(images: Path, studies: Iterable[str], found: Mapping[str, Iterable[Series]]) -> None:
+    """Log how many volumes in one file lie where DICOM series are expected. Of a series folder the first file tells
+    whether there are any, since folders of slices are long."""
+    above = [images, *(images / study for study in studies if tables.is_id(study))]
+    series = [one.folder for many in found.values() for one in many]
+    volumes = [path for folder in above for path in _volumes_in(folder)]
+    volumes += [path for folder in series if _volumes_in(folder, 1) for path in _volumes_in(folder)]
+    if volumes:
+        named = tables.some([path.relative_to(images) for path in volumes], 3)
+        log.warning(
+            "%s: %d NIfTI or MetaImage volumes are not read, because lumbar-mr reads DICOM: %s; what only they show "
+            "keeps the class prior",
+            images,
+            len(volumes),
+            named,
+        )
+
+
+def _volumes_in(folder: Path, most: int | None = None) -> list[Path]:
+    """The volumes among the first ``most`` files of a folder, or among all."""
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        names = itertools.islice((entry.name for entry in entries if not entry.name.startswith(".")), most)
+        return sorted(folder / name for name in names if name.lower().endswith(VOLUME_SUFFIXES))
 
 
 def _marks(

@@ -7,6 +7,7 @@ patients.csv beside the data is knowledge.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 import unicodedata
@@ -169,6 +170,7 @@ def _patient(own: Sequence[_Piece], above: Sequence[Sequence[_Piece]], place: in
     told = [found for pieces in above if (found := _identity(pieces, len(pieces), folder=True))]
     # P001/2019/L is P001; a folder that may be a year names the patient only where no other folder does
     folder = next((found for found in told if not all(_YEAR.fullmatch(piece.text) for piece in found)), [])
+    folder = folder or _above_a_visit(above)
     folder = folder or next(iter(told), [])
     if folder and (not stem or (any(piece.strong for piece in folder) and not any(piece.strong for piece in stem))):
         return _joined(folder)
@@ -178,6 +180,18 @@ def _patient(own: Sequence[_Piece], above: Sequence[Sequence[_Piece]], place: in
     # D12_L and D12/L may be a donor's: what is called alike stays together, by the outermost folder
     visits = next((visits for pieces in (own, *reversed(above)) if (visits := _visits(pieces))), [])
     return _joined(visits) if sided else ""
+
+
+def _above_a_visit(above: Sequence[Sequence[_Piece]]) -> list[_Piece]:
+    """The number of a folder that holds the folder of a year or of another visit: 5/2019/R and 5/2019-03-01/R are of
+    patient 5, though 5 alone may be a grade."""
+    numbered = [pieces for pieces in above if any(piece.kind in ("patient", "visit") for piece in pieces)]
+    for inner, outer in itertools.pairwise(numbered):
+        own = [piece for piece in outer if piece.kind == "patient"]
+        visit = all(piece.kind == "visit" or _YEAR.fullmatch(piece.text) for piece in inner)
+        if visit and own and all(piece.text.isdigit() and not _YEAR.fullmatch(piece.text) for piece in own):
+            return own
+    return []
 
 
 def _visits(pieces: Sequence[_Piece]) -> list[_Piece]:

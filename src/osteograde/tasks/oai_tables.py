@@ -1,9 +1,9 @@
 """Reading of the tables of the Osteoarthritis Initiative (OAI), in whichever form they were unpacked.
 
-They come as text separated by bars (ASCII) or as SAS files, loose in folders or inside zip archives. Names of files and
-of columns vary in their case. A cell of the text tables is often ``code: label``, such as ``1: Right``; one that is
-blank or begins with a point is missing, such as ``.: Missing Form/Incomplete Workbook``. A knee may have several rows,
-one for each reading project (READPRJ).
+They come as text separated by bars (ASCII), saved again as CSV by some, or as SAS files, loose in folders or inside zip
+archives. Names of files and of columns vary in their case. A cell of the text tables is often ``code: label``, such as
+``1: Right``; one that is blank or begins with a point is missing, such as ``.: Missing Form/Incomplete Workbook``. A
+knee may have several rows, one for each reading project (READPRJ).
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from osteograde.tasks.tables import decoded, some
 
 log = logging.getLogger(__name__)
 
-TEXT, SAS, ARCHIVE = ".txt", ".sas7bdat", ".zip"
+TEXT, CSV, SAS, ARCHIVE = ".txt", ".csv", ".sas7bdat", ".zip"
+_ENDINGS = (TEXT, CSV, SAS)
 SEPARATOR = "|"
 READING_PROJECTS = (15.0, 37.0, 42.0)  # in the order in which their readings are preferred; then any other
 KNEE = ("ID", "SIDE")
@@ -48,28 +49,33 @@ class Table:
         return f"{self.path}/{self.member}" if self.member else str(self.path)
 
 
-def find_tables(folder: Path) -> list[Table]:
+def find_tables(folder: Path, named: re.Pattern[str] | None = None) -> list[Table]:
     """Every text and SAS table below a folder, also inside of zip archives, in the order of their places.
 
-    UserError where the folder does not exist, or an archive is broken.
+    named: those alone whose name in lower case fits; archives that cannot be opened are then passed over. UserError
+    where the folder does not exist, or an archive is broken.
     """
     if not Path(folder).is_dir():
         raise UserError(f"{folder}: no such folder; give the one that holds OAI's tables or the zip files with them")
-    return sorted(_walk(Path(folder)), key=lambda table: table.place)
+    found = [table for table in _walk(Path(folder), named is None) if named is None or named.fullmatch(table.name)]
+    return sorted(found, key=lambda table: table.place)
 
 
-def _walk(folder: Path) -> Iterator[Table]:
+def _walk(folder: Path, strict: bool) -> Iterator[Table]:
     for path in folder.rglob("*"):
         ending = path.suffix.lower()
-        if ending in (TEXT, SAS) and path.is_file():
+        if ending in _ENDINGS and path.is_file():
             yield Table(path)
         elif ending == ARCHIVE and path.is_file():
             try:
                 with zipfile.ZipFile(path) as archive:
                     names = archive.namelist()
-            except zipfile.BadZipFile as error:
-                raise UserError(f"{path}: not a zip archive ({error}); fetch it again") from error
-            yield from (Table(path, name) for name in names if Path(name).suffix.lower() in (TEXT, SAS))
+            except (zipfile.BadZipFile, OSError) as error:
+                if strict:
+                    raise UserError(f"{path}: not a zip archive ({error}); fetch it again") from error
+                log.warning("%s: not a zip archive: not looked into", path)
+                continue
+            yield from (Table(path, name) for name in names if Path(name).suffix.lower() in _ENDINGS)
 
 
 def pick(tables: Sequence[Table], name: str) -> Table | None:
@@ -97,9 +103,9 @@ def read(table: Table) -> pd.DataFrame:
         frame = _read_sas(table, data)
     else:
         try:
-            frame = pd.read_csv(
-                io.StringIO(decoded(data)), sep=SEPARATOR, dtype=str, keep_default_na=False, index_col=False
-            )
+            text = decoded(data)
+            separator = max((SEPARATOR, *",;\t"), key=text.partition("\n")[0].count)  # the first of equals
+            frame = pd.read_csv(io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, index_col=False)
         except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
             raise UserError(f"{table.place}: not a table separated by {SEPARATOR} ({error}); fetch it again") from error
     frame.columns = [str(column).strip().upper() for column in frame.columns]

@@ -87,7 +87,8 @@ class Study:
     headers were read, such as "side_assumed"; they are reported as flags of each row. given, given_marks: landmarks
     whose place is given by hand, in mm or as pixels, and is not looked for in the images. covariates: covariate ->
     target -> its number or category; the target "" stands for all targets that have no value of their own; what is
-    unknown is absent.
+    unknown is absent. readings: other ways to read the same files where nothing but the image can tell which is right
+    (``Task.settle``); they differ in the targets, the side, the size in mm and the notes.
     """
 
     id: str
@@ -101,6 +102,7 @@ class Study:
     given: Mapping[str, Point] = field(default_factory=dict)
     given_marks: tuple[Mark, ...] = ()
     covariates: Mapping[str, Mapping[str, float | str]] = field(default_factory=dict)
+    readings: tuple[Study, ...] = ()
 
 
 NUMBER, CATEGORY = "number", "category"  # kinds of covariates
@@ -455,6 +457,10 @@ class Competition:
     memory_gib: float
 
 
+Settle = Callable[[Study, Callable[[Study], Points], Callable[[Study], bool]], Study]  # see ``Task``
+SIDE_MM = 200.0  # an image of one side alone is put this far from the patient's midline: all of it lies on that side
+
+
 @dataclass(frozen=True)
 class Serving:
     """How a competition asks that hands its studies one by one to a predictor, and reads no table.
@@ -487,6 +493,11 @@ class Task:
     patients are resampled whole. read_files: studies to be graded of single files below a folder; None where the task
     takes whole folders alone. covariates: what its studies may tell beside the images; every grader's plan chooses
     those that its net reads.
+    read_split(root, split): the labelled studies of a split that is published with the data and never learnt from; None
+    where there are no such splits.
+    settle(study, points_of, is_other_side): which reading of a study that has several (``Study.readings``) its image
+    fits. points_of(reading): the points that the locators find in it; is_other_side(reading): whether the weights can
+    tell that a reading of one assumed side shows the other one. None: studies of this task have one reading.
     inspect: counts what the task's own tables hold, beside what is counted of the studies of every task; None where
     there is nothing to add. serving: how its kernel answers where a competition streams the studies.
 
@@ -513,7 +524,9 @@ class Task:
     read_files: Callable[[Path, Sequence[Path]], list[Study]] | None = None
     competition: Competition | None = None
     covariates: tuple[Covariate, ...] = ()
+    read_split: Callable[[Path, str], list[Study]] | None = None
     inspect: Callable[[Path], Census] | None = None
+    settle: Settle | None = None
     serving: Serving = Serving()
     of_folder: Callable[[Path, Sequence[str]], Task] | None = None
     of_definition: Callable[[Mapping[str, Any]], Task] | None = None

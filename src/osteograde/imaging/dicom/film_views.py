@@ -80,7 +80,9 @@ def film_codes(dataset: Dataset) -> list[str]:
     said = [_view_of_position(dataset), *_views_of_codes(dataset), _view_of_orientation(dataset)]
     said += [_view_of_words(text_of(dataset, keyword)) for keyword in _DESCRIPTIONS]
     part = [word for word in _tokens(text_of(dataset, "BodyPartExamined")) if word not in _LIMBS]
-    said += [_view_of_words(" ".join(part)), _view_of_words(" ".join(texts_of(dataset, "ImageType")[2:]))]
+    said.append(_view_of_words(" ".join(part)))
+    if FRONTAL not in said[:1]:  # some devices write RL or AXIAL into the type of a film that ViewPosition calls AP
+        said.append(_view_of_words(" ".join(texts_of(dataset, "ImageType")[2:])))
     if FRONTAL not in said:  # of a tube that was turned towards a wall stand some devices write 90 degrees
         said.append(_view_of_angle(dataset))
     if not any(said):
