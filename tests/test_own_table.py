@@ -221,7 +221,7 @@ FAULTS = {
         "image,label,x,y,region\n" + "".join(f"{c},{i % 2},1,1,{c}{c}\n" for i, c in enumerate("abcdefghij")),
         "10 rows have 10 different regions",
     ),
-    "a slice that is none": ("image,label,x,y,slice\na,0,1,1,2.5\nb,1,1,1,mid\n", "line 2, 3: slice is no whole number"),
+    "a slice that is none": ("image,label,x,y,slice\na,0,1,1,2.5\nb,1,1,1,mid\n", "line 2, 3: slice is no whole"),
     "two values of a covariate": ("image,label,age\na,0,20\nb,1,30\na.png,0,40\n", "two values of age, '20' and '40'"),
     "paths to a folder that is missing": (
         "image,label\nimages/a.png,0\nother/a.png,1\nother/b.png,1\nother/c.png,0\nlost/c.png,1\n", "3 of 5 images",

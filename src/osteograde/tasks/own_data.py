@@ -348,8 +348,8 @@ def _regions(table: Table) -> tuple[str, ...]:
     nested = [(name, other) for name in names for other in names if name.endswith(f"_{other}")]
     if nested:
         raise UserError(
-            f"{table.path}: region {nested[0][0]!r} ends in {nested[0][1]!r}, so that rows of one would be read as rows "
-            "of the other; rename one of them"
+            f"{table.path}: region {nested[0][0]!r} ends in {nested[0][1]!r}, so that rows of one would be read "
+            "as rows of the other; rename one of them"
         )
     if len(names) > MOST_REGIONS or (len(table.rows) >= 10 and len(names) > len(table.rows) / 2):
         raise UserError(
@@ -457,8 +457,8 @@ def _tell(labelled: _Labelled, definition: Definition) -> None:
         log.info("%s: %d images are not in the table and not used, such as %s", table.path, len(others),
                  tables.some((image.path.name for image in others), 3))  # fmt: skip
     if empty := [row.line for row in table.rows if not row.label]:
-        log.warning("%s: %d rows have no label (empty, NA or None) and are not learnt from: line %s; a class must not be "
-                    "called so", table.path, len(empty), tables.some(empty))  # fmt: skip
+        log.warning("%s: %d rows have no label (empty, NA or None) and are not learnt from: line %s; a class must not "
+                    "be called so", table.path, len(empty), tables.some(empty))  # fmt: skip
     if table.places and (without := [row.line for row in table.rows if not row.has_point]):
         log.warning("%s: %d rows have no point; they are graded where the locator finds one: line %s", table.path,
                     len(without), tables.some(without))  # fmt: skip

@@ -204,8 +204,8 @@ def tell_lost(path: Path, cells: Sequence[str], found: Mapping[str, Image]) -> N
     if 2 * len(lost) > len(named):
         raise UserError(
             f"{path}: {len(lost)} of {len(named)} images are not below its folder of data, or of no kind that is read "
-            f"(pictures, DICOM, NIfTI, MetaImage), such as {tables.some(lost, 3)}; give the folder that holds both, and "
-            "names or paths below it"
+            f"(pictures, DICOM, NIfTI, MetaImage), such as {tables.some(lost, 3)}; give the folder that holds both, "
+            "and names or paths below it"
         )
     if lost:
         log.warning("%s: %d images are not there and not used: %s", path, len(lost), tables.some(lost))

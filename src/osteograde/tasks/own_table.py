@@ -274,8 +274,8 @@ def _refuse_doubtful_classes(path: Path, kind: str, found: Sequence[str], option
         raise UserError(f"{path}: a class is called {taken[0]!r}, like a column of every submission; rename it")
     if kind == GRADES and not options.classes and not all(_WHOLE.fullmatch(name) for name in found):
         raise UserError(
-            f"{path}: grades {tables.some(found, 10)} are texts, whose order nothing tells; name them in their order in "
-            f"classes of {OPTIONS}"
+            f"{path}: grades {tables.some(found, 10)} are texts, whose order nothing tells; name them in their order "
+            f"in classes of {OPTIONS}"
         )
 
 
