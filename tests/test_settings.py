@@ -74,7 +74,6 @@ def test_a_part_that_is_off_is_switched_on_by_its_own_values_and_off_by_none():
 
 
 def test_a_star_stands_for_all_and_a_number_for_one_member():
-    lumbar = settings.changed(RECIPES["lumbar-mr"](), ["grade.*.training.epochs=2", "locate.*.training.lr=1e-4"])
     assert {plan.training.epochs for members in lumbar.graders.values() for plan in members} == {2}
     assert {plan.training.lr for plan in lumbar.locators.values()} == {1e-4}
     ((name, members),) = RECIPES["spider"]().graders.items()
@@ -116,6 +115,8 @@ def test_a_net_is_told_again_which_crops_it_reads():
         ("tta", r"expected KEY=VALUE, such as grade"),
         ("=3", r"expected KEY=VALUE, such as grade"),
         ("tta=two", r"tta=two: got 'two', expected a whole number"),
+        ("grade.kl.net.dropout=2", r"net.dropout 2; expected from 0 to below 1"),
+        ("grade.kl.schedule.restarts=2:0.5,2:0.4", r"expected every epoch once"),
         ("grade.kl.training.epochs=2.5", r"got '2\.5', expected a whole number"),
         ("grade.kl.training.lr=nan", r"got 'nan', expected a number, such as 3e-4"),
         ("grade.kl.training.lr=1_0", r"expected a number"),
@@ -188,3 +189,10 @@ def test_a_wrong_setting_ends_the_command_before_the_data_are_read(tmp_path, cap
     assert cli.run(lambda: cli.main(words)) == 2
     assert capsys.readouterr().err.startswith("error: --set lr: a recipe has no 'lr'")
     assert not (tmp_path / "w").exists()
+
+
+def test_a_recipe_without_locators_has_none_to_set():
+    recipe = RECIPES["knee-xray"]()
+    bare = replace(recipe, task=replace(recipe.task, locators=()), locators={})
+    with pytest.raises(UserError, match=r"locate.*: this recipe has no locators; leave it out"):
+        settings.changed(bare, ["locate.*.training.lr=1"])
