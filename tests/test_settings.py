@@ -1,15 +1,17 @@
 """--set: what is shown can be set again, values have their types, and what is refused says what would be possible."""
 
+import csv
 import json
 from dataclasses import replace
 
 import pytest
 
-from osteograde import cli
+from osteograde import cli, phantom
 from osteograde.errors import UserError
 from osteograde.learning import settings, train
 from osteograde.learning.recipe import Resizing
-from osteograde.learning.recipes import RECIPES
+from osteograde.learning.recipes import RECIPES, recipe_for
+from osteograde.tasks import TASKS
 
 KNEES = RECIPES["knee-xray"]()
 
@@ -74,6 +76,7 @@ def test_a_part_that_is_off_is_switched_on_by_its_own_values_and_off_by_none():
 
 
 def test_a_star_stands_for_all_and_a_number_for_one_member():
+    lumbar = settings.changed(RECIPES["lumbar-mr"](), ["grade.*.training.epochs=2", "locate.*.training.lr=1e-4"])
     assert {plan.training.epochs for members in lumbar.graders.values() for plan in members} == {2}
     assert {plan.training.lr for plan in lumbar.locators.values()} == {1e-4}
     ((name, members),) = RECIPES["spider"]().graders.items()
@@ -191,8 +194,11 @@ def test_a_wrong_setting_ends_the_command_before_the_data_are_read(tmp_path, cap
     assert not (tmp_path / "w").exists()
 
 
-def test_a_recipe_without_locators_has_none_to_set():
-    recipe = RECIPES["knee-xray"]()
-    bare = replace(recipe, task=replace(recipe.task, locators=()), locators={})
+def test_a_recipe_without_locators_has_none_to_set(tmp_path):
+    phantom.write("table", tmp_path, studies=8, test=0, seed=0)
+    table = next(tmp_path.rglob("labels.csv"))
+    rows = list(csv.DictReader(table.open(newline="")))
+    table.write_text("image,label\n" + "".join(f"{row['image']},{row['label']}\n" for row in rows))
+    bare = recipe_for("table", TASKS["table"].for_data(tmp_path))
     with pytest.raises(UserError, match=r"locate.*: this recipe has no locators; leave it out"):
         settings.changed(bare, ["locate.*.training.lr=1"])
