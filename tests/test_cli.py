@@ -25,6 +25,7 @@ INFERENCE = {
 TRAIN = {
     "TASK", "--list", "--data", "--out", "--recipe", "--set", "--folds", "--device", "--resume", "--reuse",
     "--folds-of", "--pseudo-labels", "--debug", "--tensorboard",
+    "--plan", "--executor", "--only",
 }  # fmt: skip
 FROZEN = {
     "grade": INFERENCE,
@@ -128,6 +129,8 @@ def test_training_reads_fold_numbers():
         (cli.train_parser, ["t", "--data", "d", "--out", "w", "--folds", "0,0"]),
         (cli.train_parser, ["t", "--data", "d", "--out", "w", "--folds", "1,,2"]),
         (cli.train_parser, ["t", "--data", "d"]),
+        (cli.train_parser, ["t", "--data", "d", "--out", "w", "--executor", "local:0"]),
+        (cli.train_parser, ["t", "--data", "d", "--out", "w", "--executor", "ray"]),
         (cli.parser, []),
         (cli.parser, ["kernel"]),
         (cli.parser, ["kaggle"]),

@@ -117,6 +117,22 @@ def test_whole_images_are_learnt_without_a_locator(tmp_path):
     assert read_manifest(tmp_path / "w").prior.keys() == {""}
 
 
+def test_folds_trained_in_calls_of_their_own_make_the_weights_of_one_run_where_nothing_is_located(tmp_path):
+    data = write_pictures(tmp_path / "data", 8, ())
+    recipe = recipe_for("table", TASKS["table"].for_data(data)).shrunk()
+    assert not recipe.locators
+
+    def files(name: str, *calls: tuple[int, ...] | None) -> dict[str, bytes]:
+        for only in calls:
+            train.train(recipe, data, tmp_path / name, only=only, device=CPU, resume=True)
+        paths = [*(tmp_path / name).glob("grade/*/*.safetensors"), *(tmp_path / name).glob("*.csv")]
+        return {path.relative_to(tmp_path / name).as_posix(): path.read_bytes() for path in paths}
+
+    whole = files("whole", None)
+    assert "oof.csv" in whole and len(whole) > 3
+    assert files("array", (1,), (0,), None) == whole
+
+
 @pytest.mark.slow
 def test_a_net_learns_from_forty_pictures_what_is_to_be_seen(tmp_path):
     data = write_pictures(tmp_path / "data", 40, ("x", "y"))

@@ -112,6 +112,22 @@ def graded(tmp_path: Path, name: str, structure: str, view: str, augmentation: A
     return grader_data.store(group, TASK, plan, [(study, study.marks)], tmp_path)
 
 
+def test_crops_around_other_points_are_never_taken_for_those_that_lie_there(tmp_path):
+    group = next(one for one in TASK.graders if one.name == "foraminal")
+    study = loaded("foramen", "sag_t1", {target: i % 3 for i, target in enumerate(TARGET_OF)})
+    plan = GraderPlan(net={}, pixels=48, training=TRAINING)
+
+    def cut(shift_mm: float) -> np.memmap:
+        points = {name: replace(point, mm=point.mm + shift_mm) for name, point in study.marks.items()}
+        crop = grader_data.store(group, TASK, plan, [(study, points)], tmp_path).crops[0]
+        assert isinstance(crop, np.memmap)
+        return crop
+
+    first, moved, again = cut(0.0), cut(0.5), cut(0.0)
+    assert first.filename == again.filename != moved.filename
+    assert np.array_equal(first, again) and not np.array_equal(first, moved)
+
+
 QUIET = Augmentation(rotation_deg=0, scale=0, shift_mm=0, gamma=0, contrast=0, noise=0, blur=0, mirror=False)
 
 

@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from osteograde import phantom
-from osteograde.learning import folds, locator_data, out_of_fold, train, work_files
+from osteograde.learning import cut_once, folds, locator_data, out_of_fold, train, work_files
 from osteograde.learning.cross_fit import Run
 from osteograde.learning.recipes import RECIPES
 from tests.logs import logged
@@ -35,12 +34,13 @@ def test_as_many_bytes_as_were_told_are_stored_and_removed_again(data, tmp_path)
     plan = recipe.locators[joint.name]
     loaded = [run.loaded([study])[0] for study in run.studies[:: plan.subsample]]
     regions = locator_data.store(joint, plan, loaded, run.work / "locate")
-    sites = out_of_fold._stored_crops(run, kl, recipe.graders[kl.name], {})
+    sites = out_of_fold.grader_stage(run, kl, {}, ()).stored
     told = work_files.stage_bytes(run)
     assert {joint.name: regions.slices.nbytes, kl.name: sum(crop.nbytes for crop in sites.crops)} == told
     assert sum(told.values()) == sum(path.stat().st_size for path in run.work.rglob("*.u8"))
     assert f"{run.work} takes up to" in work_files.told(run)
-    work_files.remove([regions.slices, regions.labels, *sites.crops, np.zeros(3)])
+    cut_once.remove(run.work / "locate", [joint.name, f"{joint.name}.labels"])
+    cut_once.remove(run.work / "grade", [f"{kl.name}.{crop.name}" for crop in kl.crops])
     assert not list(run.work.rglob("*.u8"))
 
 

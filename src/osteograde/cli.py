@@ -194,6 +194,18 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
         help="use its folds, and learn from its answers at sites without a label",
     )  # fmt: skip
     parser.add_argument("--debug", action="store_true", help="a few minutes on a CPU, from nothing to weights")
+    parser.add_argument(
+        "--plan", action="store_true",
+        help="list the jobs of the run, with --resume what is done, and how long it takes; then stop",
+    )  # fmt: skip
+    parser.add_argument(
+        "--executor", type=_executor, default="serial", metavar="serial|local[:N]",
+        help="local: jobs side by side, in a process for each GPU or share of the cores, or in N; default: serial",
+    )  # fmt: skip
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="JOB",
+        help="do these jobs of --plan alone, such as 'locate/*fold0'; first of all prepare; may be repeated",
+    )  # fmt: skip
     parser.add_argument("--tensorboard", action="store_true", help="write its events beside the history of every net")
 
 
@@ -628,6 +640,12 @@ class _ListOnly(argparse.Action):
 def _device(text: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not auto, cpu, cuda or cuda:N")
+    return text
+
+
+def _executor(text: str) -> str:
+    if not re.fullmatch(r"serial|local(:[1-9][0-9]*)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not serial, local or local:N")
     return text
 
 

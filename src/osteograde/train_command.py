@@ -6,7 +6,8 @@ import argparse
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,11 +17,16 @@ from osteograde.learning.recipes import check_name
 from osteograde.logs import to_stdout
 
 if TYPE_CHECKING:
+    import torch
+
+    from osteograde.learning.cross_fit import Run
     from osteograde.learning.recipe import Recipe
     from osteograde.tasks.spec import Study
 
 log = logging.getLogger("osteograde.learning")
 
+SERIAL = "serial"  # of --executor: one job after the other, in this process
+PREPARE = "prepare"  # of --only: read all studies into the folder of the run, and train nothing
 ROOM_GIB, ROOM_DEBUG_GIB = 1.0, 0.1  # free disk that a run should find: decoded images, checkpoints and nets
 
 
@@ -49,6 +55,9 @@ def train_and_report(args: argparse.Namespace) -> int:
     recipe = chosen_recipe(args)
     if args.debug:
         recipe = recipe.shrunk()
+    if args.plan:
+        print(*plan_lines(args, recipe), sep="\n")
+        return 0
     check_run(args, recipe)
     studies = recipe.task.read(args.data, "train")
     check_folds(args, studies)
@@ -61,7 +70,7 @@ def train_and_report(args: argparse.Namespace) -> int:
     device = pick(args.device)
     if args.debug:
         recipe = pretrained.without_missing_weights(recipe)
-    elif not (args.reuse or args.resume):  # nets that are there already need none
+    elif not (args.reuse or args.resume or args.only):  # nets that are there already need none
         pretrained.check_fit(recipe, args.folds[0] if args.folds else 0)
     for line in starting.lines_of(recipe):
         log.info(line)
@@ -70,6 +79,8 @@ def train_and_report(args: argparse.Namespace) -> int:
         log.info(f"reused from {weights}: folds.csv and {len(copied)} nets")
     if args.folds_of:
         folds.take(args.folds_of, args.out)
+    if args.only:
+        return do_only(args, recipe, studies, device)
     resume = args.resume or bool(args.reuse)
     chosen, words = folds.chosen(recipe, args.folds), outlook.device_words(device)
     with calls.timed(args.out, recipe.name, words, chosen, debug=args.debug):
@@ -83,12 +94,104 @@ def train_and_report(args: argparse.Namespace) -> int:
             studies=studies,
             tensorboard=args.tensorboard,
             teacher=args.pseudo_labels,
+            executor=None if args.executor == SERIAL else partial(side_by_side, args),
         )
     print(train.table(scores))
     print(f"weights: {args.out}; its manifest.json names the nets, and out-of-fold tables lie beside it")
     print(train.headline(recipe.task.metric, scores))
     print(f"next: python -m osteograde report {args.out} --data {args.data}")
     return 0
+
+
+def plan_lines(args: argparse.Namespace, recipe: Recipe) -> Iterator[str]:
+    """What --plan prints: the jobs of the run, what is done of them, and how long the rest takes."""
+    from osteograde.learning import folds, jobs, outlook
+
+    listed_jobs = jobs.jobs_of(recipe, folds.chosen(recipe, args.folds))
+    done = jobs.finished(listed_jobs, args.out) if args.resume or args.reuse else set()
+    former = outlook.former_call(recipe, args.out)
+    folders = [*args.reuse, args.out, *([former[1]] if former else [])]
+    kind, _, count = args.executor.partition(":")
+    workers = 1 if kind == SERIAL else int(count or 0) or jobs.width(listed_jobs)
+    if (args.out / "work").is_dir() and not (args.resume or args.reuse):
+        yield f"{args.out} holds an unfinished run; with --resume what is done of it counts"
+    yield from jobs.plan_lines(listed_jobs, done, jobs.seconds_of(listed_jobs, folders), workers)
+
+
+def do_only(args: argparse.Namespace, recipe: Recipe, studies: Sequence[Study], device: torch.device) -> int:
+    """What --only asks for: some jobs of the run, in this process; or with PREPARE what all of them read."""
+    from osteograde.learning import jobs, train
+
+    prepare, patterns = PREPARE in args.only, [one for one in args.only if one != PREPARE]
+    if not prepare and not (args.out / "work" / train.RECIPE).is_file():
+        raise UserError(f"--only: nothing is prepared in {args.out}; do --only {PREPARE} first")
+    run = train.begin(
+        recipe, args.data, args.out, only=args.folds, device=device, resume=True, studies=studies,
+        tensorboard=args.tensorboard,
+    )  # fmt: skip
+    if prepare:
+        train.read_all(run)
+        print(f"prepared: folds, recipe and decoded images of {len(run.everything)} studies are in {args.out}")
+    if patterns:
+        done = jobs.do_chosen(train.planned(run), patterns)
+        print(f"{len(done)} jobs done: {' '.join(done)}" if done else "nothing to do: all of these jobs are done")
+    print("once all jobs are done, the same command with --resume and without --only gathers and scores them")
+    return 0
+
+
+def side_by_side(args: argparse.Namespace, run: Run) -> None:
+    """Do the jobs of a run in processes of this machine, as --executor says."""
+    import torch
+
+    from osteograde.learning import executors, jobs
+
+    all_jobs = jobs.jobs_of(run.recipe, run.folds)
+    if not run.resume:
+        jobs.begin_anew(all_jobs, run.out)
+    gpus: list[str] = []
+    if run.device.type == "cuda":
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+        gpus = seen.split(",") if seen else [str(i) for i in range(torch.cuda.device_count())]
+        if args.device not in ("auto", "cuda"):
+            gpus = [gpus[run.device.index or 0]]
+    count = int(args.executor.partition(":")[2] or 0)
+    where = executors.places(count, jobs.width(all_jobs), usable_cores(), gpus)
+    names = ", ".join(f"{place.name} ({_threads(place.environment)})" for place in where)
+    log.info(f"jobs are done side by side by {len(where)} processes: {names}")
+    told = argparse.Namespace(**{**vars(args), "device": run.device.type})
+    executors.run(all_jobs, jobs.finished(all_jobs, run.out), where, partial(session, told))
+
+
+def _threads(environment: Mapping[str, str]) -> str:
+    if "CUDA_VISIBLE_DEVICES" in environment:
+        return "alone on it"
+    count = environment.get("OMP_NUM_THREADS") or os.environ["OMP_NUM_THREADS"]
+    return f"{count} thread{'' if count == '1' else 's'}"
+
+
+def usable_cores() -> list[int]:
+    """The processor cores that this process may use, by number."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+def session(args: argparse.Namespace) -> Callable[[str], None]:
+    """What does the jobs of the run of a command, in a process beside the one that was started: see ``executors``."""
+    to_stdout()
+    recipe = chosen_recipe(args)
+    if args.debug:
+        recipe = recipe.shrunk()
+    studies = recipe.task.read(args.data, "train")
+    from osteograde.learning import jobs, pretrained, train
+    from osteograde.models.device import keep_all_freed_memory, pick
+
+    keep_all_freed_memory()
+    if args.debug:
+        recipe = pretrained.without_missing_weights(recipe)
+    run = train.begin(
+        recipe, args.data, args.out, only=args.folds, device=pick(args.device), resume=True, studies=studies,
+        tensorboard=args.tensorboard,
+    )  # fmt: skip
+    return jobs.Session(train.planned(run)).do
 
 
 def listed(args: argparse.Namespace) -> Sequence[str]:
@@ -136,6 +239,11 @@ def check_run(args: argparse.Namespace, recipe: Recipe) -> None:
 
     if args.tensorboard:
         history.check_tensorboard()
+    if args.pseudo_labels and (args.only or args.executor != SERIAL):
+        raise UserError(
+            "--pseudo-labels: the teacher's answers are kept in one table, written by one process; leave --only out, "
+            f"and --executor at {SERIAL}"
+        )
     chosen = folds.chosen(recipe, args.folds)
     for weights in args.reuse:
         if not (weights / folds.FILE).is_file():
@@ -148,7 +256,7 @@ def check_run(args: argparse.Namespace, recipe: Recipe) -> None:
         check_teacher(args.pseudo_labels, recipe)
         folds.check_taken(args.pseudo_labels, args.out, recipe, option="--pseudo-labels", debug=args.debug)
     check_out(args.out, ROOM_DEBUG_GIB if args.debug else ROOM_GIB)
-    if args.resume or args.reuse:
+    if args.resume or args.reuse or args.only:
         return  # nets that are there already need no starting weights
     folds.refuse_finished(args.out)
     if not args.debug:

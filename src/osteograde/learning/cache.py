@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -26,7 +27,7 @@ VERSION = 3  # change it when reading or windowing changes
 def cached(study: Study, task: Task, folder: Path, *, map: Callable[..., Iterable] = map) -> Loaded:
     """The study as ``load_study`` reads it. It is taken from ``folder`` if it is there and its files are unchanged;
     otherwise it is read and written there. map: see ``load_study``."""
-    key = _key(study)
+    key = key_of(study)
     voxels_path, sidecar_path = folder / f"{study.id}.npy", folder / f"{study.id}.json"
     if sidecar_path.is_file():
         sidecar = json.loads(sidecar_path.read_text(encoding="utf-8"))
@@ -35,13 +36,13 @@ def cached(study: Study, task: Task, folder: Path, *, map: Callable[..., Iterabl
     loaded = load_study(study, task, map=map)
     folder.mkdir(parents=True, exist_ok=True)
     sidecar = _write(loaded, voxels_path) | {"key": key}
-    part = sidecar_path.with_suffix(".part")
+    part = sidecar_path.with_suffix(f".{uuid.uuid4().hex}.part")  # several processes may read a study at once
     part.write_text(json.dumps(sidecar), encoding="utf-8")
     part.replace(sidecar_path)  # last: voxels without a sidecar are not read
     return _open(study, sidecar, voxels_path)
 
 
-def _key(study: Study) -> str:
+def key_of(study: Study) -> str:
     """The hash that changes when the study would be read otherwise: of its marks, files and VERSION."""
     digest = hashlib.sha256(
         f"{VERSION} {study.marks} {study.notes} {[(s.spacing_mm, s.side) for s in study.series]}".encode()
@@ -63,7 +64,7 @@ def _write(loaded: Loaded, path: Path) -> dict[str, Any]:
             stacks.append(entry | {"to_mm": volume.to_mm.tolist(), "frame": volume.frame, "names": list(volume.names)})
             arrays.append(np.ascontiguousarray(volume.voxels).ravel())
             start += volume.voxels.size
-    part = path.with_suffix(".part.npy")
+    part = path.with_suffix(f".{uuid.uuid4().hex}.part.npy")
     np.save(part, np.concatenate(arrays) if arrays else np.zeros(0, np.uint8))
     part.replace(path)
     return {

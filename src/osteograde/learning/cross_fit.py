@@ -107,6 +107,10 @@ class Net:
         """A file with the SHA-256 of the finished net of fold k, written after the net itself."""
         return out / "work" / "nets" / f"{self.work_name(k)}.sha256"
 
+    def shared_checkpoint(self, out: Path, k: int) -> Path:
+        """The checkpoint of the epochs that several folds share (``train_shared_epochs``), of which k is the first."""
+        return out / "work" / "nets" / f"{self.work_name(f'common-{k}')}.pt"
+
 
 def nets_of(kind: str, stage: str, plans: Sequence[Plan]) -> list[Net]:
     """The nets of a fold, one for every plan."""
@@ -152,28 +156,37 @@ def cross_fit(run: Run, stage: Stage) -> Iterator[Fold]:
     """Train the nets of every fold, or load those that an earlier call has finished."""
     shared: dict[str, nn.Module] = {}  # nets of shared epochs, by checkpoint; trained when the first fold needs one
     for k in run.folds:
-        nets = []
         for net in stage.nets:
-            path, marker = run.out / net.file(k), net.done_marker(run.out, k)
             if not is_done(run, net, k):
-                build: BuildNet | None = None
-                if net.plan.start.shared_epochs:
-                    together = sharing_folds(run.recipe.scope.folds, k)
-                    name = net.work_name(together[0])
-                    if name not in shared:
-                        with _counting(run, net.plan.start.shared_epochs):
-                            shared[name] = train_shared_epochs(run, stage, net, together)
-                    build = partial(_copy_to_train, shared[name])
-                with _counting(run, own_epochs(net.plan)):
-                    trained = _train_fold(run, stage, net, k, build)
-                bundle.save_net(trained, path)
-                marker.parent.mkdir(parents=True, exist_ok=True)  # a net of no epochs has no checkpoint there
-                marker.write_text(bundle.sha256(path))
+                train_net(run, stage, net, k, shared)
             _checkpoint(run, net, k).unlink(missing_ok=True)  # several times the net, and of no more use
-            # What ships is judged: the fp16 file as it will be loaded, not the net in memory.
-            nets.append(bundle.on_device(bundle.load_net(path, net.plan.net), run.device))
-        yield Fold(k, nets, run.split.held_out(run.everything, k))
+        yield finished_fold(run, stage, k)
     _remove_shared_checkpoints(run, stage)
+
+
+def train_net(run: Run, stage: Stage, net: Net, k: int, shared: dict[str, nn.Module]) -> None:
+    """Train the net of fold k and write it, then its done marker. shared: nets of shared epochs by checkpoint; one that
+    is missing there is trained first, or loaded where a run that resumes finds it finished."""
+    path, marker = run.out / net.file(k), net.done_marker(run.out, k)
+    build: BuildNet | None = None
+    if net.plan.start.shared_epochs:
+        together = sharing_folds(run.recipe.scope.folds, k)
+        name = net.work_name(together[0])
+        if name not in shared:
+            with _counting(run, net.plan.start.shared_epochs):
+                shared[name] = train_shared_epochs(run, stage, net, together)
+        build = partial(_copy_to_train, shared[name])
+    with _counting(run, own_epochs(net.plan)):
+        trained = _train_fold(run, stage, net, k, build)
+    bundle.save_net(trained, path)
+    marker.parent.mkdir(parents=True, exist_ok=True)  # a net of no epochs has no checkpoint there
+    marker.write_text(bundle.sha256(path))
+
+
+def finished_fold(run: Run, stage: Stage, k: int) -> Fold:
+    """The finished nets of fold k. What ships is judged: the fp16 file as it will be loaded, not the net in memory."""
+    nets = [bundle.load_net(run.out / net.file(k), net.plan.net) for net in stage.nets]
+    return Fold(k, [bundle.on_device(net, run.device) for net in nets], run.split.held_out(run.everything, k))
 
 
 def _remove_shared_checkpoints(run: Run, stage: Stage) -> None:
@@ -188,8 +201,13 @@ def _remove_shared_checkpoints(run: Run, stage: Stage) -> None:
 
 def is_done(run: Run, net: Net, k: int) -> bool:
     """Whether an earlier call has finished the net of fold k, and this one takes it."""
-    path, marker = run.out / net.file(k), net.done_marker(run.out, k)
-    return run.resume and marker.is_file() and path.is_file() and marker.read_text() == bundle.sha256(path)
+    return run.resume and is_finished(run.out, net, k)
+
+
+def is_finished(out: Path, net: Net, k: int) -> bool:
+    """Whether a weights folder holds the net of fold k as its done marker says."""
+    path, marker = out / net.file(k), net.done_marker(out, k)
+    return marker.is_file() and path.is_file() and marker.read_text() == bundle.sha256(path)
 
 
 def own_epochs(plan: Plan) -> int:
@@ -263,9 +281,18 @@ def train_shared_epochs(run: Run, stage: Stage, net: Net, together: tuple[int, .
     plan = shared_epochs_of(net.plan)
     data = stage.data(run.split.training(run.everything, *together), plan)
     job = _job(run, net, together[0], _shared_name(net, together), together)
+    if run.resume and is_shared_finished(run.out, net, together[0]):
+        job = replace(job, history=None)  # nothing is left to be trained, and other processes may do the same
     loss = stage.loss(plan)
     build = partial(_new_net, run, net, together[0], data, loss, job)
     return loop.train(build, plan, data, None, loss, job, resume=run.resume)
+
+
+def is_shared_finished(out: Path, net: Net, first: int) -> bool:
+    """Whether the checkpoint of shared epochs was marked as finished (``jobs``); a run in one process marks none."""
+    checkpoint = net.shared_checkpoint(out, first)
+    marker = checkpoint.with_suffix(".sha256")
+    return marker.is_file() and checkpoint.is_file() and marker.read_text() == bundle.sha256(checkpoint)
 
 
 def shared_epochs_of(plan: Plan) -> Plan:

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import logging
 import shutil
+import uuid
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
@@ -154,12 +155,17 @@ def refuse_finished(out: Path) -> None:
 def save(split: Split, path: Path) -> None:
     """Write folds.csv in one step, sorted by study."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
+    part = _part_of(path)
     with part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         writer.writerows((study, split.patient[study], split.fold[study]) for study in sorted(split.fold))
     part.replace(path)
+
+
+def _part_of(path: Path) -> Path:
+    """A name of its own for a file until it is whole: several processes of a run may write it at once."""
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
 
 
 def load(path: Path, studies: Sequence[Study]) -> Split:
@@ -234,7 +240,7 @@ def check_studies(weights: Path, studies: Sequence[Study], option: str) -> None:
 def take(weights: Path, out: Path) -> None:
     """Copy the folds of a weights folder into the folder of a run, in one step."""
     out.mkdir(parents=True, exist_ok=True)
-    part = (out / FILE).with_suffix(".part")
+    part = _part_of(out / FILE)
     shutil.copy(weights / FILE, part)
     part.replace(out / FILE)
 
@@ -252,7 +258,7 @@ def keep(out: Path) -> None:
             "be judged on; put that file back, or train into a new folder"
         )
     kept.parent.mkdir(parents=True, exist_ok=True)
-    part = kept.with_suffix(".part")
+    part = _part_of(kept)
     shutil.copy(path, part)
     part.replace(kept)
 

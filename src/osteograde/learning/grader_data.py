@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +19,9 @@ from torch import nn
 from osteograde.errors import UserError
 from osteograde.imaging.geometry import Roi, Volume, grown
 from osteograde.imaging.resample import crop_stack
+from osteograde.learning import cache
 from osteograde.learning.augment import Move, draw_move, resample, shade, still
+from osteograde.learning.cut_once import Cutter, cut_once
 from osteograde.learning.loop import every_sample
 from osteograde.learning.mixing import draw_mix, mixed
 from osteograde.learning.plan_checks import resized
@@ -342,28 +343,30 @@ def store(
     *,
     unlabelled: bool = False,
 ) -> GraderData:
-    """Cut the crops of every site with a label around the given points, with a margin, into arrays on disk.
+    """Cut the crops of every site with a label around the given points, with a margin, into arrays on disk; not again
+    where they lie there (``cut_once``).
 
-    A label of the target or of a head; unlabelled: those of all other sites too. ValueError where no site with a label
+    A label of the target or of a head; unlabelled: those of all other sites too. UserError where no site with a label
     of the target can be seen in any study.
     """
-    margin, (height, width), shapes = _margin(plan), sides(plan.pixels), stored_shapes(grader, plan)
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{grader.name}.{crop.name}.u8" for crop in grader.crops]
-    rows: list[_Row] = []
-    of_rows: list[tuple[Study, str]] = []
-    with ExitStack() as opened:
-        files = [opened.enter_context(path.open("wb")) for path in paths]
+    (height, width), shapes, margin = sides(plan.pixels), stored_shapes(grader, plan), _margin(plan)
+
+    def walk(cutter: Cutter) -> tuple[list[_Row], list[tuple[Study, str]]]:
+        rows, of_rows = [], []
         for loaded, points in studies:
             boxes = site_boxes(grader, loaded.volumes, points, plan.pixels)
+            cutter.note(cache.key_of(loaded.study))
             for site in grader.sites:
                 if site.target in boxes and (unlabelled or has_label(grader, loaded.study, site)):
-                    present, to_index = _write(grader, boxes[site.target], margin, shapes, files)
+                    present, to_index = _write(grader, boxes[site.target], margin, shapes, cutter)
                     rows.append(_row(grader, loaded.study, site, present, to_index))
                     of_rows.append((loaded.study, site.target))
+        if all(row.label == UNLABELLED for row in rows):
+            raise UserError(f"grader {grader.name!r}: no labelled site can be seen in any study; nothing to learn")
+        return rows, of_rows
+
+    (rows, of_rows), paths = cut_once(folder, [f"{grader.name}.{crop.name}" for crop in grader.crops], studies, walk)
     labels = np.array([row.label for row in rows], np.int64)
-    if not (labels != UNLABELLED).any():
-        raise UserError(f"grader {grader.name!r}: no labelled site can be seen in any study; nothing to learn")
     rows_of: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
         rows_of.setdefault(row.study, []).append(i)
@@ -446,18 +449,24 @@ def _write(
     boxes: Mapping[str, tuple[Volume, Roi]],
     margin: int,
     shapes: Sequence[tuple[int, int, int]],
-    files: Sequence[BinaryIO],
+    cutter: Cutter,
 ) -> tuple[list[bool], np.ndarray]:
-    """Append the crops of one site, each to its file, zeros for those that cannot be seen. Returns (present (C,), and
+    """Add the crops of one site, each to its file, zeros for those that cannot be seen. Returns (present (C,), and
     (C, 3, 3) by which a displacement in mm becomes one in stored index)."""
     to_index = np.zeros((len(grader.crops), 3, 3))
-    for c, (crop, shape, file) in enumerate(zip(grader.crops, shapes, files, strict=True)):
+    for c, (crop, shape) in enumerate(zip(grader.crops, shapes, strict=True)):
         if crop.name not in boxes:
-            file.write(bytes(int(np.prod(shape))))
+            cutter.note(crop.name, shape)
+            cutter.add(c, partial(bytes, int(np.prod(shape))))
             continue
         volume, box = boxes[crop.name]
         box = grown(box, (_slice_margin(crop), margin, margin))
         to_index[c] = np.linalg.inv(box.to_mm[:3, :3])
-        pixels = crop_stack(volume, box, torch.device("cpu"))
-        file.write((pixels * 255).round().to(torch.uint8).numpy().tobytes())
+        cutter.note(crop.name, box.shape, box.to_mm, volume.series, volume.voxels.shape, volume.to_mm)
+        cutter.add(c, partial(_pixels, volume, box))
     return [crop.name in boxes for crop in grader.crops], to_index
+
+
+def _pixels(volume: Volume, box: Roi) -> np.ndarray:
+    """The bytes (D, H', W') that a volume shows in a box."""
+    return (crop_stack(volume, box, torch.device("cpu")) * 255).round().to(torch.uint8).numpy()

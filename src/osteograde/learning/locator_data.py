@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,9 @@ from osteograde.imaging import image_files
 from osteograde.imaging.geometry import Roi, Volume, apply, grown, lateral_axis, to_index
 from osteograde.imaging.resample import crop_stack
 from osteograde.imaging.volume_files import is_volume_file, read_volume
+from osteograde.learning import cache
 from osteograde.learning.augment import Move, draw_move, move_points, read_at, resample, sampling_grid, shade, still
+from osteograde.learning.cut_once import Cutter, cut_once
 from osteograde.learning.loop import every_sample
 from osteograde.learning.recipe import LocatorPlan
 from osteograde.models.locators.base import LocatorBatch
@@ -245,45 +247,70 @@ def _outside(points: np.ndarray, depths: Sequence[int], size: tuple[int, int]) -
 
 
 def store(locator: Locator, plan: LocatorPlan, studies: Iterable[Loaded], folder: Path) -> LocatorData:
-    """Cut the regions of a locator in the studies, around annotated points and with a margin, into one array on disk.
+    """Cut the regions of a locator in the studies, around annotated points and with a margin, into one array on disk;
+    not again where they lie there (``cut_once``).
 
     Where the net learns from label images, they are cut alike into a second one. For a net that is used as it starts
-    nothing is cut. ValueError where no study has both an annotated landmark and a region that shows it.
+    nothing is cut. UserError where no study has both an annotated landmark and a region that shows it.
     """
     pixels, margin = max(sides(plan.pixels)), margin_of(plan)
     side = pixels + 2 * margin
     if not plan.training.epochs:
         return LocatorData(locator, plan, (), np.zeros((0, side, side), np.uint8), ())
-    folder.mkdir(parents=True, exist_ok=True)
-    items: list[Stored] = []
-    landmarks: tuple[Landmark, ...] = ()
-    path, labels_path = folder / f"{locator.name}.u8", folder / f"{locator.name}.labels.u8"
-    with ExitStack() as opened:
-        file = opened.enter_context(path.open("wb"))
-        labels_file = opened.enter_context(labels_path.open("wb")) if learns_from_masks(plan) else None
-        written = 0
+    masks = learns_from_masks(plan)
+
+    def walk(cutter: Cutter) -> tuple[list[Stored], tuple[Landmark, ...]]:
+        items: list[Stored] = []
+        landmarks: tuple[Landmark, ...] = ()
         for loaded in studies:
+            cutter.note(cache.key_of(loaded.study), *(_label_files(loaded.study) if masks else ()))
             for placed in region_grids(locator, loaded.volumes, loaded.marks, pixels):
                 region = placed.region
                 grid = stored_grid(placed, plan)
-                item = _stored(region, grid, loaded, written)
+                item = _stored(region, grid, loaded, items[-1].start + items[-1].depth if items else 0)
                 landmarks = landmarks or region.landmarks
                 if np.isnan(item.points).all():
                     continue
-                crop = crop_stack(region.volume, grid, torch.device("cpu")) * 255
-                file.write(crop.round().to(torch.uint8).numpy().tobytes())
-                if labels_file:
-                    known = label_volume(loaded.study, region.volume)
+                volume = region.volume
+                cutter.note(grid.shape, grid.to_mm, volume.series, volume.voxels.shape, volume.to_mm)
+                cutter.add(0, partial(_pixels, volume, grid))
+                if masks:
+                    known = label_volume(loaded.study, volume)
                     item = replace(item, labelled=known is not None)
-                    labels_file.write(cut_labels(known, grid).tobytes())
-                written += item.depth
+                    cutter.add(1, partial(cut_labels, known, grid))
                 items.append(item)
-    if not items:
-        raise UserError(f"locator {locator.name!r}: no study has an annotated landmark and its view; nothing to learn")
+        if not items:
+            raise UserError(
+                f"locator {locator.name!r}: no study has an annotated landmark and its view; nothing to learn"
+            )
+        return items, landmarks
+
+    names = [locator.name, *([f"{locator.name}.labels"] if masks else [])]
+    (items, landmarks), paths = cut_once(folder, names, studies, walk)
+    written = items[-1].start + items[-1].depth
     log.info("%s: %d regions, %d slices of %d px", locator.name, len(items), written, side)
-    slices = np.memmap(path, np.uint8, "r", shape=(written, side, side))
-    labels = np.memmap(labels_path, np.uint8, "r", shape=(written, side, side)) if labels_file else None
+    slices, *label_images = (np.memmap(path, np.uint8, "r", shape=(written, side, side)) for path in paths)
+    labels = label_images[0] if masks else None
     return LocatorData(locator, plan, landmarks, slices, tuple(items), labels)
+
+
+def _label_files(study: Study) -> list[tuple]:
+    """What decides the label images of a study: the names, sizes and times of the files, and what their numbers mean.
+    Files that are missing are reported where they are read."""
+    return [
+        (
+            path.name,
+            *(((stat := path.stat()).st_size, stat.st_mtime_ns) if path.is_file() else ()),
+            series.label_classes,
+        )
+        for series in study.series
+        for path in series.masks
+    ]
+
+
+def _pixels(volume: Volume, grid: Roi) -> np.ndarray:
+    """The bytes (D, H', W') that a volume shows in a grid."""
+    return (crop_stack(volume, grid, torch.device("cpu")) * 255).round().to(torch.uint8).numpy()
 
 
 def margin_of(plan: LocatorPlan) -> int:

@@ -6,9 +6,11 @@ import csv
 import hashlib
 import json
 import logging
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import numpy as np
 import torch
 
 from osteograde import logs
-from osteograde.learning import grader_data, locator_data, pseudo_dice, pseudo_labels, work_files
+from osteograde.learning import cut_once, grader_data, locator_data, pseudo_dice, pseudo_labels
 from osteograde.learning.cross_fit import Fold, Net, Run, cross_fit, nets_of
 from osteograde.learning.grader_data import GraderData
 from osteograde.learning.grader_loss import grader_loss
@@ -56,7 +58,16 @@ class LocatorStage:
     run: Run
     locator: Locator
     nets: Sequence[Net]
-    stored: LocatorData
+
+    @cached_property
+    def stored(self) -> LocatorData:
+        """The regions of all studies; cut when the first net is trained. UserError where a net could not learn."""
+        run, plan = self.run, self.run.recipe.locators[self.locator.name]
+        used = OneByOne(run, [*run.studies[:: plan.subsample], *run.synthetic])
+        stored = locator_data.store(self.locator, plan, used, run.work / "locate")
+        if locator_data.learns_from_masks(plan):
+            _check_classes(run, stored)
+        return stored
 
     def data(self, studies: Sequence[Study], plan: Plan, taught_by: int | None = None) -> LocatorData:
         return self.stored.of({study.id for study in studies})
@@ -81,14 +92,31 @@ class LocatorStage:
 
 @dataclass(frozen=True, eq=False)
 class GraderStage:
-    """A grader in cross-fitting: its nets, its stored crops, and its loss. Synthetic studies are never graded."""
+    """A grader in cross-fitting: its nets, its stored crops, and its loss. Synthetic studies are never graded.
+
+    points: out-of-fold landmarks, around which crops are cut where none is annotated. errors: see ``errors_mm``.
+    """
 
     run: Run
     grader: Grader
     nets: Sequence[Net]
-    stored: GraderData
-    points: Mapping[str, Points] = field(default_factory=dict)
+    points: Mapping[str, Points]
+    errors: Sequence[tuple[str, np.ndarray]] = ()
     answers: dict[int, pseudo_labels.Answers] = field(default_factory=dict)  # of the teacher's nets, by fold
+
+    @cached_property
+    def stored(self) -> GraderData:
+        """The crops of all studies, with the synthetic ones if any member is trained on them; cut when the first net is
+        trained."""
+        run, members = self.run, self.run.recipe.graders[self.grader.name]
+        uses_synthetic = any(plan.synthetic_epochs for plan in members)
+        located = Around(run, [*run.studies, *(run.synthetic if uses_synthetic else [])], self.points)
+        stored = grader_data.store(
+            self.grader, run.recipe.task, members[0], located, run.work / "grade", unlabelled=run.teacher is not None
+        )
+        landmarks = {site.landmark for site in self.grader.sites}
+        errors = np.array([error for name, error in self.errors if name in landmarks]).reshape(-1, 3)
+        return replace(stored, synthetic=frozenset(study.id for study in run.synthetic)).with_errors(errors)
 
     def data(self, studies: Sequence[Study], plan: Plan, taught_by: int | None = None) -> GraderData:
         assert isinstance(plan, GraderPlan)
@@ -104,7 +132,7 @@ class GraderStage:
         if k not in self.answers and run.teacher is not None:
             made = {study.id for study in run.synthetic}
             asked = [one for one in studies if one.id not in made and pseudo_labels.unlabelled(self.grader, one)]
-            located = _around_annotated(run, asked, self.points)
+            located = Around(run, asked, self.points)
             found = pseudo_labels.answers(run.teacher, self.grader, k, located, run.device, run.recipe.tta)
             pseudo_labels.save(run.out / pseudo_labels.FILE, run.recipe.task, k, found)
             self.answers[k] = found
@@ -124,28 +152,35 @@ class GraderStage:
         return [{target: values.tolist() for target, values in one.items()} for one in graded]
 
 
-def locate_out_of_fold(run: Run) -> tuple[dict[str, dict[str, Point]], dict[str, dict[str, Point]]]:
+def locator_stage(run: Run, locator: Locator) -> LocatorStage:
+    return LocatorStage(run, locator, nets_of("locate", locator.name, [run.recipe.locators[locator.name]]))
+
+
+def grader_stage(
+    run: Run, grader: Grader, points: Mapping[str, Points], errors: Sequence[tuple[str, np.ndarray]]
+) -> GraderStage:
+    return GraderStage(run, grader, nets_of("grade", grader.name, run.recipe.graders[grader.name]), points, errors)
+
+
+def locate_out_of_fold(run: Run, before: str = "") -> tuple[dict[str, dict[str, Point]], dict[str, dict[str, Point]]]:
     """Train every locator in order; returns the (found, completed) landmarks of every held-out study.
 
-    A locator that looks around the landmarks of an earlier one is given its out-of-fold predictions.
+    A locator that looks around the landmarks of an earlier one is given its out-of-fold predictions. before: only the
+    locators in front of this one.
     """
     task = run.recipe.task
     held_out = [study for k in run.folds for study in run.split.held_out(run.everything, k)]
     found: dict[str, dict[str, Point]] = {study.id: {} for study in held_out}
     points: dict[str, dict[str, Point]] = {study.id: {} for study in held_out}
-    for locator in run.recipe.locators_in_order:
-        plan = run.recipe.locators[locator.name]
-        used = [*run.studies[:: plan.subsample], *run.synthetic]
-        stored = locator_data.store(locator, plan, _one_by_one(run, used), run.work / "locate")
-        if locator_data.learns_from_masks(plan):
-            _check_classes(run, stored)
-        stage = LocatorStage(run, locator, nets_of("locate", locator.name, [plan]), stored)
+    for locator in takewhile(lambda one: one.name != before, run.recipe.locators_in_order):
+        stage = locator_stage(run, locator)
         for fold in cross_fit(run, stage):
             predicted = cached_predictions(stage, fold, fold.held_out, points)
             for study, landmarks in zip(fold.held_out, predicted, strict=True):
                 found[study.id] |= {name: Point(np.array(mm), sure) for name, (*mm, sure) in landmarks.items()}
                 points[study.id] = dict(task.fill_missing_landmarks(found[study.id]))
-        work_files.remove([stored.slices, stored.labels])
+        if not before:  # else other folds may still be training
+            cut_once.remove(run.work / "locate", [locator.name, f"{locator.name}.labels"])
     return found, points
 
 
@@ -170,26 +205,25 @@ def grade_out_of_fold(run: Run, found: Mapping[str, Points], points: Mapping[str
     annotated ones where none was found.
     """
     given = {study.id for study in run.studies}
-    judged = _with_annotated(run, points) if run.recipe.scope.annotated_points else points
+    judged = judged_points(run, points)
     graded: dict[str, dict[str, np.ndarray]] = {study: {} for study in points if study in given}
     errors = errors_mm(run, found)
     for grader in run.recipe.graders_in_order:
-        members = run.recipe.graders[grader.name]
-        stored = _stored_crops(run, grader, members, points)
-        landmarks = {site.landmark for site in grader.sites}
-        stored = stored.with_errors(np.array([error for name, error in errors if name in landmarks]).reshape(-1, 3))
-        stage = GraderStage(run, grader, nets_of("grade", grader.name, members), stored, points)
+        stage = grader_stage(run, grader, points, errors)
         for fold in cross_fit(run, stage):
             studies = [study for study in fold.held_out if study.id in given]
             predicted = cached_predictions(stage, fold, studies, judged)
             for study, targets in zip(studies, predicted, strict=True):
                 graded[study.id] |= {target: np.array(values) for target, values in targets.items()}
-        work_files.remove(stored.crops)
+        cut_once.remove(run.work / "grade", [f"{grader.name}.{crop.name}" for crop in grader.crops])
     return graded
 
 
-def _with_annotated(run: Run, points: Mapping[str, Points]) -> dict[str, Points]:
-    """The landmarks of every held-out study, annotated ones in place of those that were not found."""
+def judged_points(run: Run, points: Mapping[str, Points]) -> Mapping[str, Points]:
+    """The landmarks around which held-out studies are graded: out-of-fold ones, and where the scope of the recipe says
+    so annotated ones in place of those that were not found."""
+    if not run.recipe.scope.annotated_points:
+        return points
     task, by_id = run.recipe.task, {study.id: study for study in run.everything}
     return {
         study: dict(task.fill_missing_landmarks({**run.loaded([by_id[study]])[0].marks, **found}))
@@ -207,28 +241,30 @@ def graded_at_annotated(run: Run, oof: OutOfFold) -> int:
     )
 
 
-def _stored_crops(run: Run, grader: Grader, members: Sequence[GraderPlan], points: Mapping[str, Points]) -> GraderData:
-    """The crops of a grader over all studies, with the synthetic ones if any member is trained on them."""
-    uses_synthetic = any(plan.synthetic_epochs for plan in members)
-    used = [*run.studies, *(run.synthetic if uses_synthetic else [])]
-    located, folder = _around_annotated(run, used, points), run.work / "grade"
-    unlabelled = run.teacher is not None
-    stored = grader_data.store(grader, run.recipe.task, members[0], located, folder, unlabelled=unlabelled)
-    return replace(stored, synthetic=frozenset(study.id for study in run.synthetic))
+@dataclass(frozen=True, eq=False)
+class OneByOne:
+    """Studies that are loaded one after the other, as often as they are gone over."""
+
+    run: Run
+    studies: Sequence[Study]
+
+    def __iter__(self) -> Iterator[Loaded]:
+        for study in logs.counted(self.studies, "sampling", "studies", log, self.run.progress):
+            yield self.run.loaded([study])[0]
 
 
-def _around_annotated(
-    run: Run, studies: Sequence[Study], points: Mapping[str, Points]
-) -> Iterator[tuple[Loaded, Points]]:
-    """Each study with its annotated landmarks, and out-of-fold ones where none is annotated."""
-    for loaded in _one_by_one(run, studies):
-        known = {**points.get(loaded.study.id, {}), **loaded.marks}
-        yield loaded, dict(run.recipe.task.fill_missing_landmarks(known))
+@dataclass(frozen=True, eq=False)
+class Around:
+    """Loaded studies, each with its annotated landmarks, and out-of-fold ones where none is annotated."""
 
+    run: Run
+    studies: Sequence[Study]
+    points: Mapping[str, Points]
 
-def _one_by_one(run: Run, studies: Sequence[Study]) -> Iterator[Loaded]:
-    for study in logs.counted(studies, "sampling", "studies", log, run.progress):
-        yield run.loaded([study])[0]
+    def __iter__(self) -> Iterator[tuple[Loaded, Points]]:
+        for loaded in OneByOne(self.run, self.studies):
+            known = {**self.points.get(loaded.study.id, {}), **loaded.marks}
+            yield loaded, dict(self.run.recipe.task.fill_missing_landmarks(known))
 
 
 def _loss_of_net(net: Any, batch: Any) -> torch.Tensor:
@@ -252,7 +288,7 @@ def cached_predictions(
     known = {study.id: study.covariates for study in studies if study.covariates}
     inputs = json.dumps([VERSION, files, tta, nets[0].plan.pixels, given, *([known] if known else [])], sort_keys=True)
     key = hashlib.sha256(inputs.encode()).hexdigest()
-    path = run.work / "predictions" / f"{nets[0].work_name(fold.k)}.json"
+    path = predictions_path(run.out, nets[0], fold.k)
     if run.resume and path.is_file():
         cached = json.loads(path.read_text(encoding="utf-8"))
         if cached["key"] == key:
@@ -265,10 +301,15 @@ def cached_predictions(
             predictions += stage.predict(fold, chunk, [points[study.id] for study in chunk])
             shown.advance(len(chunk))
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
+    part = path.with_suffix(f".{uuid.uuid4().hex}.part")
     part.write_text(json.dumps({"key": key, "predictions": predictions}), encoding="utf-8")
     part.replace(path)
     return predictions
+
+
+def predictions_path(out: Path, net: Net, k: int) -> Path:
+    """Where the predictions of fold k are kept; net: the first member of the stage."""
+    return out / "work" / "predictions" / f"{net.work_name(k)}.json"
 
 
 def errors_mm(run: Run, found: Mapping[str, Points]) -> list[tuple[str, np.ndarray]]:

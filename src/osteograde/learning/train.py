@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch
 
 from osteograde import logs
 from osteograde.errors import UserError
+from osteograde.imaging.files import atomic_write
 from osteograde.learning import (
     cross_fit,
     data_faults,
@@ -61,34 +62,27 @@ def train(
     studies: Sequence[Study] | None = None,
     tensorboard: bool = False,
     teacher: Path | None = None,
+    executor: Callable[[Run], None] | None = None,
 ) -> dict[str, Any]:
     """Train the folds of every locator and grader into a weights folder; returns the out-of-fold scores.
 
-    data: a folder of labelled studies. only: the folds to train, all if None. resume: go on from what an earlier call
-    left in ``out``. studies: what is in ``data``, if it has been read already. tensorboard: write its events as well.
-    teacher: weights of the same folds, from whose answers graders learn at sites without a label (pseudo_labels.py).
-    Raises UserError for the user's mistakes, before any net is trained: folds that the recipe does not have, covariates
-    that no study has, finished weights in ``out``, folds there that are of other studies, or an earlier call with
-    another recipe.
+    See ``begin`` for most of it. executor: does the jobs of the run before their results are gathered, in processes of
+    its own; None: they are done here, one after the other. Raises UserError for the user's mistakes, before any net is
+    trained.
     """
-    chosen = folds.chosen(recipe, only)
-    given = recipe.task.read(data, "train") if studies is None else studies
-    studies = _chosen_patients(sorted(given, key=lambda study: study.id), recipe)
-    _refuse_unknown_covariates(recipe, studies, data)
-    if teacher is not None:
-        pseudo_labels.check(teacher, recipe.task, chosen)
-        folds.check_taken(teacher, out, recipe)
-        folds.take(teacher, out)
-        if not resume:
-            (out / pseudo_labels.FILE).unlink(missing_ok=True)
-    split = _split(recipe, studies, out, resume=resume)
-    _keep_recipe(recipe, out, resume=resume)
-    made = _synthetic(recipe, studies, out)
-    run = Run(recipe, studies, made, split, chosen, out, device, resume, tensorboard, teacher)
+    run = begin(
+        recipe, data, out, only=only, device=device, resume=resume, studies=studies, tensorboard=tensorboard,
+        teacher=teacher,
+    )  # fmt: skip
+    chosen, split, studies = run.folds, run.split, run.studies
     for line in outlook.lines(run, data):
         log.info(line)
-    lost = _read_all(run)
-    run = _planned(run)
+    lost = read_all(run)
+    run = planned(run)
+    log.info(work_files.told(run))
+    if executor is not None:
+        executor(run)
+        run = replace(run, resume=True)
     with logs.progress("training", cross_fit.to_train(run)[1], "epochs", log) as shown:
         run = replace(run, progress=shown)
         found, points = out_of_fold.locate_out_of_fold(run)
@@ -112,12 +106,46 @@ def train(
     return {**scores, "warnings": data_faults.warning_of(lost)}
 
 
-def _planned(run: Run) -> Run:
-    """The run with what its recipe leaves to be planned from the decoded studies; the log says what it will store."""
-    recipe = planning.planned_recipe(run.recipe, (run.loaded([study])[0] for study in run.studies))
-    run = replace(run, recipe=recipe)
-    log.info(work_files.told(run))
-    return run
+def begin(
+    recipe: Recipe,
+    data: Path,
+    out: Path,
+    *,
+    only: Sequence[int] | None,
+    device: torch.device,
+    resume: bool,
+    studies: Sequence[Study] | None = None,
+    tensorboard: bool = False,
+    teacher: Path | None = None,
+) -> Run:
+    """The run of a recipe over a folder of labelled studies, with its folds and its recipe written into ``out``.
+
+    only: the folds to train, all if None. resume: go on from what an earlier call left in ``out``. studies: what is in
+    ``data``, if it has been read already. tensorboard: write its events as well. teacher: weights of the same folds,
+    from whose answers graders learn at sites without a label (pseudo_labels.py). Raises UserError for folds that the
+    recipe does not have, covariates that no study has, finished weights in ``out``, folds there that are of other
+    studies, or an earlier call with another recipe.
+    """
+    chosen = folds.chosen(recipe, only)
+    given = recipe.task.read(data, "train") if studies is None else studies
+    studies = _chosen_patients(sorted(given, key=lambda study: study.id), recipe)
+    _refuse_unknown_covariates(recipe, studies, data)
+    if teacher is not None:
+        pseudo_labels.check(teacher, recipe.task, chosen)
+        folds.check_taken(teacher, out, recipe)
+        folds.take(teacher, out)
+        if not resume:
+            (out / pseudo_labels.FILE).unlink(missing_ok=True)
+    split = _split(recipe, studies, out, resume=resume)
+    _keep_recipe(recipe, out, resume=resume)
+    made = _synthetic(recipe, studies, out)
+    return Run(recipe, studies, made, split, chosen, out, device, resume, tensorboard, teacher)
+
+
+def planned(run: Run) -> Run:
+    """The run with the plans that follow from its data (``planning``), which are read for them."""
+    every = (run.loaded([study])[0] for study in run.studies)
+    return replace(run, recipe=planning.planned_recipe(run.recipe, every))
 
 
 def _refuse_unknown_covariates(recipe: Recipe, studies: Sequence[Study], data: Path) -> None:
@@ -146,7 +174,7 @@ def _keep_recipe(recipe: Recipe, out: Path, *, resume: bool) -> None:
                 + "; give another --out, or --reuse it from there, which takes the nets that did not change"
             )
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(plain, indent=1), encoding="utf-8")
+    atomic_write(path, json.dumps(plain, indent=1))
 
 
 def compared(plain: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,7 +199,7 @@ def changed(before: Any, now: Any, name: str = "") -> list[tuple[str, Any, Any]]
     ]
 
 
-def _read_all(run: Run) -> data_faults.DataFaults:
+def read_all(run: Run) -> data_faults.DataFaults:
     """Decode every file of the run, once, into the cache; log what is lost. UserError where most labels are."""
     with logs.progress("reading", len(run.everything), "studies", log) as shown:
 

@@ -1,14 +1,10 @@
 """What a training writes under ``work/``: how much of it there will be, and what goes as soon as it is of no more use.
 
 Decoded images stay until the run is finished, and are read by every stage. What a stage learns from is cut out of them
-anew whenever the stage begins, also on ``--resume``, and is removed when all of its folds are done.
+when its first net is trained, and is removed when all of its folds are done.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterable
-from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 
@@ -61,11 +57,3 @@ def _locator_bytes(run: Run, locator: Locator, plan: LocatorPlan) -> int:
         for placed in region_grids(locator, loaded.volumes, loaded.marks, pixels):
             total += int(np.prod(locator_data.stored_grid(placed, plan).shape))
     return total * (2 if locator_data.learns_from_masks(plan) else 1)
-
-
-def remove(arrays: Iterable[np.ndarray | None]) -> None:
-    """Remove the files of memory-mapped arrays; other arrays have none. On Windows a mapped file stays."""
-    for array in arrays:
-        if isinstance(array, np.memmap) and array.filename is not None:
-            with suppress(OSError):
-                Path(array.filename).unlink()
