@@ -86,7 +86,7 @@ def test_points_of_ones_own_are_learnt_and_graded_elsewhere(tmp_path, capsys):
     # scored by a table of other images, which names one of the classes only
     (new / "labels.csv").write_text("image,label\nnew100,dark\nnew102,dark\n")
     capsys.readouterr()
-    assert cli.main(["score", "table", "--data", str(new), "--submission", str(out)]) == 0
+    assert cli.main(["score", "table", "--data", str(new), "--submission", str(out), "--json"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (result["studies"], result["classes"], result["unlabelled"]) == (2, ["bright", "dark"], 1)
     assert cli.main(["report", str(weights), "--data", str(data), "--out", str(tmp_path / "report.html")]) == 0

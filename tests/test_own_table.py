@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import unicodedata
 from io import StringIO
 
 import cv2
@@ -136,6 +137,10 @@ def test_table_json_says_what_labels_mean(tmp_path):
         ('{"clases": ["a", "b"]}', "expected an object with some of"),
         ('{"label": "ordinal"}', "expected one of classes, grades, yes_no"),
         ('{"classes": ["yes", "YES"]}', "two or more"),
+        ("[" * 100_000, "not JSON"),
+        ('{"classes": ["0", "1", ""]}', "two or more different labels"),
+        ('{"classes": [["0"], ["1"]]}', "two or more different labels"),
+        ('{"crop": 0}', "from 0.001 to 1"),
         ('{"crop": 40}', "share of the image's longer side"),
         ('{"crop": 0.5}', "there are no points or boxes"),
         ('{"classes": ["0", "2"]}', "labels 1 are none of the classes"),
@@ -146,6 +151,24 @@ def test_a_wrong_table_json_is_refused(facts, message, tmp_path):
     (tmp_path / "table.json").write_text(facts)
     with pytest.raises(UserError, match=message):
         TASKS["table"].for_data(tmp_path)
+
+
+def test_grades_that_are_texts_need_their_order(tmp_path):
+    folder_of(tmp_path, "image,label\na,none\nb,mild\nc,severe\n")
+    (tmp_path / "table.json").write_text('{"label": "grades"}')
+    with pytest.raises(UserError, match=r"grades mild, none, severe are texts, .* classes of table.json"):
+        TASKS["table"].for_data(tmp_path)
+    (tmp_path / "table.json").write_text('{"label": "grades", "classes": ["none", "mild", "severe"]}')
+    assert TASKS["table"].for_data(tmp_path).classes == ("none", "mild", "severe")
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_accents_are_the_same_however_a_file_system_writes_them(form, tmp_path):
+    folder_of(tmp_path, unicodedata.normalize(form, "image,label\nÄ1,0\nÄ2.png,1\n"), names="ab")
+    for old, new in (("a", "Ä1"), ("b", "Ä2")):
+        other = unicodedata.normalize("NFD" if form == "NFC" else "NFC", new)
+        (tmp_path / "images" / f"{old}.png").rename(tmp_path / "images" / f"{other}.png")
+    assert len(task_and_studies(tmp_path)[1]) == 2
 
 
 # What is refused
@@ -183,6 +206,26 @@ FAULTS = {
     "an empty name": ("image,label\n,0\nb,1\n", "no image is named"),
     "no rows": ("image,label\n", "no rows below the header"),
     "an empty file": ("", "empty"),
+    "patients under another name": ("image,label,patient_id\na,0,p\nb,1,q\n", "rename it to patient"),
+    "boxes of a corner and a size": ("image,label,x,y,w,h\na,0,1,1,5,5\nb,1,1,1,5,5\n", "x, y, w, h tell a box"),
+    "boxes under other names": ("image,label,x1,y1,x2,y2\na,0,1,1,5,5\nb,1,1,1,5,5\n", "expected x0, y0, x1, y1"),
+    "boxes of shares": ("image,label,x0,y0,x1,y1\na,0,.1,.1,.3,.3\nb,1,1,1,9,9\n", "line 2: the box is smaller than a"),
+    "yes beside 1": ("image,label\na,yes\nb,no\nc,1\nd,0\n", "write yes/no in one way"),
+    "a class called like a column": ("image,label\na,predicted\nb,other\n", "a class is called 'predicted'"),
+    "a cell that tells no side": ("image,label,side\na,0,left\nb,1,up\n", "'up'"),
+    "regions that differ in case": ("image,label,x,y,region\na,0,1,1,hip\nb,1,2,2,Hip\n", "Hip, hip differ in case"),
+    "a region that ends in another": (
+        "image,label,x,y,region\na,0,1,1,hip\nb,1,2,2,left_hip\n", "'left_hip' ends in 'hip'",
+    ),
+    "a region of its own for every row": (
+        "image,label,x,y,region\n" + "".join(f"{c},{i % 2},1,1,{c}{c}\n" for i, c in enumerate("abcdefghij")),
+        "10 rows have 10 different regions",
+    ),
+    "a slice that is none": ("image,label,x,y,slice\na,0,1,1,2.5\nb,1,1,1,mid\n", "line 2, 3: slice is no whole"),
+    "two values of a covariate": ("image,label,age\na,0,20\nb,1,30\na.png,0,40\n", "two values of age, '20' and '40'"),
+    "paths to a folder that is missing": (
+        "image,label\nimages/a.png,0\nother/a.png,1\nother/b.png,1\nother/c.png,0\nlost/c.png,1\n", "3 of 5 images",
+    ),
     "a column twice": ("image,label,label\na,0,1\n", "column label stands there twice"),
 }  # fmt: skip
 
@@ -211,7 +254,7 @@ def test_names_of_two_files_are_refused_until_a_path_tells_them_apart(tmp_path):
 def test_a_folder_without_a_table_names_those_that_are_there(tmp_path):
     pictures(tmp_path)
     (tmp_path / "train.csv").write_text("image,label\na,0\n")
-    with pytest.raises(UserError, match=r"no labels.csv .*there are train.csv; rename"):
+    with pytest.raises(UserError, match=r"no labels.csv .*there are train.csv; save"):
         TASKS["table"].for_data(tmp_path)
 
 

@@ -1,15 +1,17 @@
 """--set: what is shown can be set again, values have their types, and what is refused says what would be possible."""
 
+import csv
 import json
 from dataclasses import replace
 
 import pytest
 
-from osteograde import cli
+from osteograde import cli, phantom
 from osteograde.errors import UserError
 from osteograde.learning import settings, train
 from osteograde.learning.recipe import Resizing
-from osteograde.learning.recipes import RECIPES
+from osteograde.learning.recipes import RECIPES, recipe_for
+from osteograde.tasks import TASKS
 
 KNEES = RECIPES["knee-xray"]()
 
@@ -117,6 +119,8 @@ def test_a_net_is_told_again_which_crops_it_reads():
         ("tta", r"expected KEY=VALUE, such as grade"),
         ("=3", r"expected KEY=VALUE, such as grade"),
         ("tta=two", r"tta=two: got 'two', expected a whole number"),
+        ("grade.kl.net.dropout=2", r"net.dropout 2; expected from 0 to below 1"),
+        ("grade.kl.schedule.restarts=2:0.5,2:0.4", r"expected every epoch once"),
         ("grade.kl.training.epochs=2.5", r"got '2\.5', expected a whole number"),
         ("grade.kl.training.lr=nan", r"got 'nan', expected a number, such as 3e-4"),
         ("grade.kl.training.lr=1_0", r"expected a number"),
@@ -189,3 +193,13 @@ def test_a_wrong_setting_ends_the_command_before_the_data_are_read(tmp_path, cap
     assert cli.run(lambda: cli.main(words)) == 2
     assert capsys.readouterr().err.startswith("error: --set lr: a recipe has no 'lr'")
     assert not (tmp_path / "w").exists()
+
+
+def test_a_recipe_without_locators_has_none_to_set(tmp_path):
+    phantom.write("table", tmp_path, studies=8, test=0, seed=0)
+    table = next(tmp_path.rglob("labels.csv"))
+    rows = list(csv.DictReader(table.open(newline="")))
+    table.write_text("image,label\n" + "".join(f"{row['image']},{row['label']}\n" for row in rows))
+    bare = recipe_for("table", TASKS["table"].for_data(tmp_path))
+    with pytest.raises(UserError, match=r"locate.*: this recipe has no locators; leave it out"):
+        settings.changed(bare, ["locate.*.training.lr=1"])

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import datetime
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -15,8 +16,11 @@ from osteograde.errors import UserError
 from osteograde.logs import to_stdout
 from osteograde.report import data_pictures, data_survey, inspect, oof_tables
 from osteograde.report.data_census import Surveyed, census
+from osteograde.report.data_survey import Gathered
+from osteograde.report.oof_tables import Evidence
 from osteograde.tasks import TASKS
 from osteograde.tasks.census import Census
+from osteograde.tasks.tables import some
 
 log = logging.getLogger("osteograde.report")
 LINE_SECONDS = 60.0  # between two lines of a log that no terminal shows
@@ -26,12 +30,15 @@ def main(args: argparse.Namespace) -> int:
     """Do what the options of ``osteograde inspect`` ask for; the exit code is returned."""
     if not args.json:
         to_stdout()
+    task = TASKS[args.task]
     evidence = oof_tables.read(args.oof, TASKS) if args.oof else None
     if evidence is not None and evidence.graded is None:
         raise UserError(f"--oof {args.oof}: a member of the ensemble has no oof.csv; give the folder of one that has")
+    task = task.as_defined(evidence.task.definition) if evidence else data_survey.as_shown(task, args.data)
     log.info("%s: reading names and tables", args.data)
-    gathered = data_survey.gather(TASKS[args.task], args.data)
-    task = gathered.task
+    gathered = data_survey.gather(task, args.data)
+    if evidence:
+        _check_same(args.oof, evidence, gathered)
     series = sum(len(study.series) for study in gathered.studies)
     log.info("%s: %d studies, %d series: every image is read once", args.data, len(gathered.studies), series)
     looks = data_survey.survey(task, gathered, progress=_progress(series))
@@ -57,6 +64,18 @@ def main(args: argparse.Namespace) -> int:
     print(f"written: {', '.join(map(str, written))}")
     print(_next_step(args, found))
     return 0
+
+
+def _check_same(oof: Path, evidence: Evidence, gathered: Gathered) -> None:
+    """UserError where no labelled study of a folder has an out-of-fold answer, before any image is read."""
+    labelled = [study.id for study in gathered.studies if study.labels]
+    answered = set(evidence.graded.studies) if evidence.graded else set()
+    if not answered & {*labelled}:
+        why = f"; {gathered.refused}" if gathered.refused else f"; it names {some(sorted(answered), 3)}"
+        raise UserError(
+            f"--oof {oof}: none of the {len(labelled)} labelled studies of {gathered.root} is in its oof.csv{why}; "
+            "give weights that were trained on these data"
+        )
 
 
 def _first(labels: Census, found: Census) -> Census:

@@ -21,6 +21,7 @@ OPTIMISERS = ("adamw", "adam", "sgd")
 LOSSES = ("classes", "ordinal")
 WITHOUT_TRUNK = ("faster_rcnn", "planned_unet")  # kinds of nets whose layers are no trunk and head
 SEGMENTING = ("unet", "planned_unet")  # kinds of nets that learn from label images
+MOST_LOGARITHM = 5.0  # of a factor by which an image is changed: 148 times
 RESIZED_STRIDE = 16  # sides of smaller images are multiples of this
 
 
@@ -62,6 +63,9 @@ def scope_faults(scope: Scope, tta: int) -> Iterator[str]:
 def _plan_faults(plan: Plan) -> Iterator[str]:
     if min(sides(plan.pixels)) < 1:
         yield f"pixels {plan.pixels}; expected at least 1 on each side"
+    dropout = plan.net.get("dropout", 0.0)
+    if isinstance(dropout, int | float):
+        yield from _share("net.dropout", dropout)
     yield from _training_faults(plan)
     yield from _augmentation_faults(plan)
     if plan.training.epochs:  # else nothing is trained, and how is of no matter
@@ -87,8 +91,11 @@ def _training_faults(plan: Plan) -> Iterator[str]:
 
 def _augmentation_faults(plan: Plan) -> Iterator[str]:
     augmentation = plan.augmentation
-    for name in ("rotation_deg", "scale", "shift_mm", "gamma", "noise", "elastic_mm", "bias_field", "rician"):
+    for name in ("shift_mm", "noise", "elastic_mm", "rician"):
         yield from _at_least(f"augmentation.{name}", getattr(augmentation, name), 0)
+    for name in ("scale", "gamma", "bias_field"):  # logarithms of factors
+        yield from _between(f"augmentation.{name}", getattr(augmentation, name), 0, MOST_LOGARITHM)
+    yield from _between("augmentation.rotation_deg", augmentation.rotation_deg, 0, 180)
     for name in ("contrast", "blur"):
         yield from _between(f"augmentation.{name}", getattr(augmentation, name), 0, 1)
     yield from _share("augmentation.cutout", augmentation.cutout)

@@ -142,6 +142,8 @@ def _ways(recipe: Recipe, key: str) -> Iterator[list[str]]:
         return
     plans: Mapping[str, Any] = recipe.locators if first == LOCATE else recipe.graders
     name, *inner = rest or [""]
+    if not plans:
+        raise UserError(f"--set {key}: this recipe has no {'locators' if first == LOCATE else 'graders'}; leave it out")
     if name not in (ALL, *plans):
         raise _unknown(recipe, key, first, name, [ALL, *plans])
     for stage in plans if name == ALL else [name]:
@@ -273,7 +275,10 @@ def _read(kind: Any, text: str) -> Any:
     if origin is tuple:
         return _read_tuple(parts, text)
     if parts == (int, float):  # epochs, each with a number
-        return {} if text == NONE else dict(_read_pair(one) for one in text.split(","))
+        pairs = [] if text == NONE else [_read_pair(one) for one in text.split(",")]
+        if len(dict(pairs)) < len(pairs):
+            raise _Refused("every epoch once")
+        return dict(pairs)
     if kind is bool:
         if text not in ("true", "false"):
             raise _Refused("true or false")

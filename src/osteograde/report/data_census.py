@@ -34,6 +34,7 @@ TWO_NAMES = "patients of DICOM headers that stand under several names"
 TWO_PERSONS = "names that stand for several patients of DICOM headers"
 NO_PATIENT = "studies from whose name no patient was read"
 NO_SIDE = "studies whose side was assumed"
+REFUSED = "reasons for which training would be refused"
 FLAT = "series without any contrast"
 OTHER = "(none)"
 _MOST_VALUES = 20
@@ -76,7 +77,9 @@ def census(seen: Surveyed) -> Census:
     """Everything that is counted of a folder. What the task counts in its own tables comes behind it, and last what was
     logged while they were read."""
     splits = splits_of_studies(seen)
+    refused = seen.gathered.refused
     facts = [
+        Fact(REFUSED, int(bool(refused)), examples=refused, note="mend this first", is_fault=True),
         *_counts(seen),
         *_file_facts(seen),
         *_label_facts(seen, splits),
@@ -93,9 +96,7 @@ def census(seen: Surveyed) -> Census:
     found = Census(tuple(facts), tuple(table for table in tables if table.rows))
     if seen.gathered.counted is not None:
         found = found.joined(seen.gathered.counted)
-    remarks = list(seen.gathered.remarks)
-    if seen.gathered.refused:
-        remarks.insert(0, f"training would be refused: {seen.gathered.refused}")
+    remarks = seen.gathered.remarks
     heard = Counts("remarks of the readers", ("", "remark"), tuple((i + 1, text) for i, text in enumerate(remarks)))
     return replace(found, tables=(*found.tables, heard)) if remarks else found
 

@@ -12,7 +12,7 @@ import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -48,7 +48,7 @@ _TESTS = ("test", "holdout")  # words of splits whose images have no labels
 
 @dataclass(frozen=True, eq=False)
 class Gathered:
-    """The studies of a folder. task: as the folder defines it, where it defines one. remarks: what was logged while
+    """The studies of a folder. task: the one that they were read by. remarks: what was logged while
     names and tables were read, each once. refused: why the training part could not be read, "" where it could.
     counted: what the task counts in its own tables; None where it counts nothing or they are not there."""
 
@@ -85,6 +85,16 @@ class Look:
     prints: np.ndarray | None = None
 
 
+def as_shown(task: Task, root: Path) -> Task:
+    """The task as a folder of labelled studies defines it, where tasks are made of data (``Task.for_data``). Where the
+    folder defines none the task is returned as it is, and ``gather`` tells why."""
+    with _remarks():  # all of them are logged again when the studies are read
+        try:
+            return task.for_data(Path(root))
+        except UserError:
+            return task
+
+
 def gather(task: Task, root: Path) -> Gathered:
     """The studies of a folder: those of its training part, and all images that are none of them.
 
@@ -94,8 +104,6 @@ def gather(task: Task, root: Path) -> Gathered:
     found: dict[str, list[Study]] = {TRAIN: [], TEST: []}
     refused: dict[str, str] = {}
     with _remarks() as remarks:
-        with suppress(UserError):  # told when the training part is read
-            task = task.for_data(root)
         for part in found:
             try:
                 found[part] = task.read(root, part)

@@ -71,6 +71,7 @@ SLICES, PLACE_SLICES = 8, 5  # that a grader reads of a whole volume, and around
 REACH_MM = 10.0  # a point in a volume may lie so far from the nearest slice
 SIGMA, SIGMA_MM = 0.04, 6.0  # spread of the locator's target as a share of the field, and at most
 MOST_CATEGORIES = 20
+MOST_REGIONS = 50
 
 
 @dataclass(frozen=True)
@@ -340,7 +341,21 @@ def _regions(table: Table) -> tuple[str, ...]:
         )
     if empty := [row.line for row in table.rows if not row.region]:
         raise UserError(f"{table.path}: line {tables.some(empty)}: region is empty; name it as in the other rows")
-    names = sorted({row.region for row in table.rows}, key=str.casefold)
+    names = sorted({row.region for row in table.rows}, key=lambda name: (name.casefold(), name))
+    several = [name for name in names if sum(other.casefold() == name.casefold() for other in names) > 1]
+    if several:
+        raise UserError(f"{table.path}: regions {tables.some(several)} differ in case alone; write each in one way")
+    nested = [(name, other) for name in names for other in names if name.endswith(f"_{other}")]
+    if nested:
+        raise UserError(
+            f"{table.path}: region {nested[0][0]!r} ends in {nested[0][1]!r}, so that rows of one would be read "
+            "as rows of the other; rename one of them"
+        )
+    if len(names) > MOST_REGIONS or (len(table.rows) >= 10 and len(names) > len(table.rows) / 2):
+        raise UserError(
+            f"{table.path}: {len(table.rows)} rows have {len(names)} different regions ({tables.some(names, 3)}); is "
+            f"region the right column? At most {MOST_REGIONS} places of an image, each with several rows"
+        )
     if odd := [name for name in names if not tables.is_id(name)]:
         raise UserError(f"{table.path}: regions {tables.some(odd)}; use letters, digits, dots, dashes and underscores")
     return tuple(names)
@@ -389,7 +404,10 @@ def _crop(
     if options.crop:
         return options.crop
     boxes = [share for share in shares if share > 0]
-    return round(min(1.0, float(np.quantile(boxes, BOX_SHARE)) * BOX_MARGIN), 3) if boxes else SHARE
+    if not boxes:
+        return SHARE
+    share = round(min(1.0, float(np.quantile(boxes, BOX_SHARE)) * BOX_MARGIN), 3)
+    return max(share, own_table.LEAST_CROP)
 
 
 def _covariates(table: Table, rows: Sequence[Row]) -> tuple[Covariate, ...]:
@@ -397,7 +415,7 @@ def _covariates(table: Table, rows: Sequence[Row]) -> tuple[Covariate, ...]:
     found, unused = [], []
     for name in table.more:
         cells = [cell for row in rows if (cell := row.more[name])]
-        texts = sorted(set(cells), key=str.casefold)
+        texts = sorted(set(cells), key=lambda text: (text.casefold(), text))
         keys = {text.casefold() for text in texts}
         if name in KEY_COLUMNS or not cells:
             unused.append(name)
@@ -439,8 +457,8 @@ def _tell(labelled: _Labelled, definition: Definition) -> None:
         log.info("%s: %d images are not in the table and not used, such as %s", table.path, len(others),
                  tables.some((image.path.name for image in others), 3))  # fmt: skip
     if empty := [row.line for row in table.rows if not row.label]:
-        log.warning("%s: %d rows have no label (empty, NA or None) and are not learnt from: line %s", table.path,
-                    len(empty), tables.some(empty))  # fmt: skip
+        log.warning("%s: %d rows have no label (empty, NA or None) and are not learnt from: line %s; a class must not "
+                    "be called so", table.path, len(empty), tables.some(empty))  # fmt: skip
     if table.places and (without := [row.line for row in table.rows if not row.has_point]):
         log.warning("%s: %d rows have no point; they are graded where the locator finds one: line %s", table.path,
                     len(without), tables.some(without))  # fmt: skip
@@ -515,6 +533,11 @@ def _one_a_site(table: Table, rows: Sequence[Row], definition: Definition) -> li
             raise UserError(
                 f"{where} has two places; a column region names them, a column side tells right from left, or keep one"
             )
+        if odd := [
+            name for name in row.more if first.more[name] and row.more[name] and first.more[name] != row.more[name]
+        ]:
+            cells = f"{first.more[odd[0]]!r} and {row.more[odd[0]]!r}"
+            raise UserError(f"{where} has two values of {odd[0]}, {cells}; keep one")
     if len(patients := {row.patient for row in rows}) > 1:
         raise UserError(f"{table.path}: line {rows[0].line}: image {rows[0].image} is of patients {sorted(patients)}")
     return [*kept.values()]

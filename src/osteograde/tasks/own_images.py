@@ -7,6 +7,7 @@ slices. What it is follows from its content; one table holds images of one kind,
 from __future__ import annotations
 
 import logging
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -86,13 +87,13 @@ def ids_of(images: Sequence[Image], root: Path) -> dict[Path, str]:
 
 class Names:
     """What the images below some folders may be called in a table: by path or name, with ending or without, in any
-    case."""
+    case. A path that leads elsewhere means the file of its name, unless another cell means that file as well."""
 
     def __init__(self, images: Sequence[Image], roots: Sequence[Path]) -> None:
         self._of: dict[str, dict[Path, Image]] = defaultdict(dict)
         for image in [*images, *folders_of(images)]:
             for name in self._called(image, roots):
-                self._of[name.casefold()].setdefault(image.path, image)
+                self._of[_folded(name)].setdefault(image.path, image)
 
     @staticmethod
     def _called(image: Image, roots: Sequence[Path]) -> set[str]:
@@ -106,19 +107,24 @@ class Names:
 
     def find(self, cells: Sequence[str]) -> dict[str, Image]:
         """{cell: image} of those that name one. UserError where a cell names several images."""
-        found, doubtful = {}, {}
+        found, doubtful, elsewhere = {}, {}, []
         lost = []
         for cell in dict.fromkeys(cells):
-            name = cell.replace("\\", "/").strip().removeprefix("./").rstrip("/").casefold()
+            name = _folded(cell.replace("\\", "/").strip().removeprefix("./").rstrip("/"))
             for tried in (name, name.rpartition("/")[2]):
                 several = self._of.get(tried, {})
                 if len(several) > 1:
                     doubtful[cell] = several
                 if several:
                     found[cell] = next(iter(several.values()))
+                    elsewhere += [cell] if tried != name else []
                     break
             else:
                 lost.append(cell)
+        meant = Counter(image.path for image in found.values())
+        for cell in elsewhere:  # a/1.png and b/1.png are two images, even where one of the folders is missing
+            if cell not in doubtful and meant[found[cell].path] > 1:
+                del found[cell]
         if doubtful:
             cell, several = next(iter(doubtful.items()))
             raise UserError(
@@ -128,6 +134,11 @@ class Names:
         for cell, same in tables.matched(lost, [*self._of]).items():  # a spreadsheet has taken 007 for 7
             found[cell] = next(iter(self._of[same].values()))
         return found
+
+
+def _folded(name: str) -> str:
+    """A name without case, its accents written in one of the two ways that file systems have."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def kind_of(path: Path, images: Iterable[Image]) -> str:
@@ -192,8 +203,9 @@ def tell_lost(path: Path, cells: Sequence[str], found: Mapping[str, Image]) -> N
     lost = [cell for cell in named if cell not in found]
     if 2 * len(lost) > len(named):
         raise UserError(
-            f"{path}: {len(lost)} of {len(named)} images are not below its folder of data, such as "
-            f"{tables.some(lost, 3)}; give the folder that holds both, and names or paths below it"
+            f"{path}: {len(lost)} of {len(named)} images are not below its folder of data, or of no kind that is read "
+            f"(pictures, DICOM, NIfTI, MetaImage), such as {tables.some(lost, 3)}; give the folder that holds both, "
+            "and names or paths below it"
         )
     if lost:
         log.warning("%s: %d images are not there and not used: %s", path, len(lost), tables.some(lost))

@@ -36,6 +36,13 @@ _OTHER_NAMES = {  # what such columns are often called, to say which one to rena
     IMAGE: ("filename", "file", "file_name", "image_id", "imageid", "image_path", "path", "img", "id", "image index"),
     LABEL: ("class", "grade", "target", "diagnosis", "dx", "category", "y", "score", "label_name"),
 }
+_PATIENT_NAMES = ("patient_id", "patientid", "patient id", "subject", "subject_id", "subjectid", "person", "person_id")
+_BOX_NAMES = (  # how boxes are told elsewhere, which would be taken for points or covariates here
+    ("x", "y", "w", "h"), ("x", "y", "width", "height"), ("xmin", "ymin", "xmax", "ymax"),
+    ("x_min", "y_min", "x_max", "y_max"), ("x1", "y1", "x2", "y2"), ("left", "top", "right", "bottom"),
+)  # fmt: skip
+_RESERVED = ("row_id", "predicted")  # columns of a submission beside the classes
+LEAST_CROP = 0.001  # share of the longer side of an image
 _WHOLE = re.compile(r"[+-]?([0-9]+)(?:[.,]0*)?")
 _NUMBER = re.compile(r"[+-]?[0-9]*[.,]?[0-9]+(?:[eE][+-]?[0-9]+)?")
 _NO, _YES = ("no", "false", "n", "f"), ("yes", "true", "y", "t")
@@ -108,22 +115,24 @@ def find(root: Path, folder: Path) -> Path:
         return found[0]
     if found:
         raise UserError(f"{root}: several tables {FILE}: {tables.some(found)}; keep one, or name the folder of one")
-    others = sorted(path.name for path in root.glob("*.csv"))
-    there = f" (there are {tables.some(others)}; rename the one that holds image and label)" if others else ""
+    others = sorted(path.name for end in ("csv", "tsv", "txt", "xlsx", "xls", "ods") for path in root.glob(f"*.{end}"))
+    there = f" (there are {tables.some(others)}; save the one that holds image and label as {FILE})" if others else ""
     raise UserError(f"{root}: no {FILE} in it or below it{there}; it needs the columns image and label, see {PAGE}")
 
 
 def read(path: Path, *, labelled: bool = True) -> Table:
     """The rows of labels.csv, identical ones once. labelled: the column label is needed, and points are read.
 
-    UserError for a missing or doubled column, cells of coordinates that are no numbers or stand alone, boxes whose
-    corners are exchanged, sides that are none, labels that are numbers with decimals, or a table without rows.
+    UserError for a missing or doubled column, columns of patients or boxes under other names, cells of coordinates that
+    are no numbers or stand alone, boxes whose corners are exchanged or that hold no pixel, slices that are no whole
+    numbers, sides that are none, labels that are numbers with decimals, or a table without rows.
     """
     header = tuple(name.strip().lower() for name in tables.header_of(path))
     needed = (IMAGE, LABEL) if labelled else (IMAGE,)
     for name in needed:
         if name not in header:
             _refuse_missing(path, name, header)
+    _refuse_other_names(path, header)
     _refuse_half_a_place(path, header)
     columns = [name for name in dict.fromkeys(header) if name]
     table = tables.read_table(path, columns, ids=[name for name in (PATIENT, SLICE) if name in header])
@@ -133,12 +142,15 @@ def read(path: Path, *, labelled: bool = True) -> Table:
     for name in COLUMNS:
         if name not in table:
             table[name] = ""
-    table[SIDE] = table[SIDE].map(side_of_cell)
+    side = table[SIDE].map(side_of_cell)
+    if labelled and SIDE in header:
+        tables.refuse(path, table, ~side.isin(["right", "left"]), SIDE, "side is not right or left")
+    table[SIDE] = side
     if labelled:
-        if SIDE in header:
-            tables.refuse(path, table, ~table[SIDE].isin(["right", "left"]), SIDE, "side is not right or left")
         table[LABEL] = table[LABEL].map(label_text)
         x, y, size = _places(path, table, header)
+        odd_slice = (table[SLICE] != "") & ~table[SLICE].str.fullmatch("[0-9]+")
+        tables.refuse(path, table, odd_slice, SLICE, "slice is no whole number from 0 on")
     else:
         x = y = np.full(len(table), np.nan)
         size = np.zeros(len(table))
@@ -154,12 +166,12 @@ def read(path: Path, *, labelled: bool = True) -> Table:
 
 
 def label_text(cell: str) -> str:
-    """A label; a whole number without its decimals.
+    """A label; a whole number without its decimals, words with one space between them.
 
-    >>> label_text("2.0"), label_text("2,0"), label_text("03"), label_text("mild"), label_text("2.5")
-    ('2', '2', '3', 'mild', '2.5')
+    >>> label_text("2.0"), label_text("2,0"), label_text("03"), label_text("very  mild"), label_text("2.5")
+    ('2', '2', '3', 'very mild', '2.5')
     """
-    text = cell.strip()
+    text = " ".join(cell.split())
     if whole := _WHOLE.fullmatch(text):
         return str(int(whole[1])) if not text.startswith("-") else str(-int(whole[1]))
     return text
@@ -179,8 +191,9 @@ def kind_and_classes(path: Path, labels: Sequence[str], options: Options) -> tup
     """What kind of labels these are and their classes in order: as table.json says, else yes/no where they are 0 and 1,
     yes and no or true and false; grades where they are at least three whole numbers; else classes.
 
-    UserError where there is one class only, where numbers have decimals, or where nearly every row has a label of its
-    own.
+    UserError where there is one class only, where numbers have decimals, where nearly every row has a label of its own,
+    where yes and no stand beside 0 and 1, where a class is called like another column of a submission, or where grades
+    are texts whose order nothing tells.
     """
     spelled: dict[str, str] = {}
     for label in labels:
@@ -206,6 +219,7 @@ def kind_and_classes(path: Path, labels: Sequence[str], options: Options) -> tup
             f"{path}: {len(labels)} rows have {len(found)} different labels ({tables.some(found, 3)}); is label the "
             f"right column? At most {MOST_CLASSES} classes, each with several rows"
         )
+    _refuse_doubtful_classes(path, kind, found, options)
     if kind == YES_NO:
         if len(found) != 2:
             raise UserError(f"{path}: yes/no labels are {found}; expected two")
@@ -220,7 +234,7 @@ def read_options(folder: Path) -> Options:
         return Options()
     try:
         facts: Any = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
         raise UserError(f"{path}: not JSON ({error}); see {PAGE}") from error
     known = {"label", "classes", "crop"}
     if not isinstance(facts, dict) or set(facts) - known:
@@ -228,12 +242,15 @@ def read_options(folder: Path) -> Options:
     label, classes, crop = facts.get("label", ""), facts.get("classes", []), facts.get("crop", 0.0)
     if label not in ("", *KINDS):
         raise UserError(f"{path}: label is {label!r}; expected one of {', '.join(KINDS)}")
-    if not isinstance(classes, list) or len({key_of(str(one)) for one in classes}) < len(classes) or len(classes) == 1:
+    if not isinstance(classes, list) or not _are_classes(classes):
         raise UserError(
             f"{path}: classes are {classes!r:.60}; expected a list of two or more different labels in order"
         )
-    if not isinstance(crop, (int, float)) or isinstance(crop, bool) or not 0 <= crop <= 1:
-        raise UserError(f"{path}: crop is {crop!r}; expected a share of the image's longer side, above 0 and up to 1")
+    is_share = isinstance(crop, int | float) and not isinstance(crop, bool) and LEAST_CROP <= crop <= 1
+    if "crop" in facts and not is_share:
+        raise UserError(
+            f"{path}: crop is {crop!r}; expected a share of the image's longer side, from {LEAST_CROP:g} to 1"
+        )
     return Options(label, tuple(label_text(str(one)) for one in classes), float(crop))
 
 
@@ -241,6 +258,37 @@ def _refuse_missing(path: Path, name: str, header: Sequence[str]) -> None:
     others = [one for one in header if one in _OTHER_NAMES[name]]
     hint = f"; is it {others[0]}? Then rename it to {name}" if others else ""
     raise UserError(f"{path}: no column {name}; its columns are {', '.join(header)}{hint} (see {PAGE})")
+
+
+def _are_classes(classes: Sequence[Any]) -> bool:
+    """Whether a list of JSON can name classes: none at all, or several different ones."""
+    names = [key_of(str(one)) for one in classes if isinstance(one, str | int | float)]
+    return len(classes) != 1 and len({*names} - {""}) == len(classes)
+
+
+def _refuse_doubtful_classes(path: Path, kind: str, found: Sequence[str], options: Options) -> None:
+    keys = {key_of(name) for name in found}
+    if keys & {"yes", "no"} and keys & {"0", "1"}:
+        raise UserError(f"{path}: labels are {tables.some(found, 10)}; write yes/no in one way, as words or as 0 and 1")
+    if taken := [name for name in found if name.lower() in _RESERVED]:
+        raise UserError(f"{path}: a class is called {taken[0]!r}, like a column of every submission; rename it")
+    if kind == GRADES and not options.classes and not all(_WHOLE.fullmatch(name) for name in found):
+        raise UserError(
+            f"{path}: grades {tables.some(found, 10)} are texts, whose order nothing tells; name them in their order "
+            f"in classes of {OPTIONS}"
+        )
+
+
+def _refuse_other_names(path: Path, header: Sequence[str]) -> None:
+    """UserError where columns of patients or boxes have other names, and would be taken for covariates or points."""
+    if PATIENT not in header and (named := [name for name in _PATIENT_NAMES if name in header]):
+        raise UserError(f"{path}: a column {named[0]} and no column {PATIENT}; rename it to {PATIENT} (see {PAGE})")
+    box = next((names for names in _BOX_NAMES if {*names} <= {*header}), ())
+    if box and not {*BOX} <= {*header}:
+        raise UserError(
+            f"{path}: columns {', '.join(box)} tell a box; expected {', '.join(BOX)}, its upper left and lower right "
+            f"pixel (see {PAGE})"
+        )
 
 
 def _refuse_half_a_place(path: Path, header: Sequence[str]) -> None:
@@ -274,6 +322,10 @@ def _places(path: Path, table: pd.DataFrame, header: Sequence[str]) -> tuple[np.
     tables.refuse(
         path, table, reversed_box, "x1", "the box ends before it begins (x1 must be above x0, y1 above y0); x1 is"
     )
+    tables.refuse(
+        path, table, pd.Series((x1 - x0 < 1) & (y1 - y0 < 1), table.index), "x1",
+        "the box is smaller than a pixel; expected pixels, no shares of the image; x1 is",
+    )  # fmt: skip
     return (x0 + x1) / 2, (y0 + y1) / 2, np.nan_to_num(np.maximum(x1 - x0, y1 - y0))
 
 
