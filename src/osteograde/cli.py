@@ -238,16 +238,7 @@ def parser() -> argparse.ArgumentParser:
 
     _add_segment_options(_command(commands, "segment", segment, "write label images of discs, vertebrae and canal"))
 
-    told = _command(commands, "report", report, "one HTML page about a weights folder")
-    told.add_argument("weights", type=Path, metavar="WEIGHTS_DIR")
-    told.add_argument("--data", type=Path, metavar="DIR", help="the labelled studies: shows the worst cases as well")
-    told.add_argument("--out", type=Path, default=Path("report.html"), metavar="report.html")
-    told.add_argument(
-        "--compare", type=Path, nargs="+", default=[], metavar="WEIGHTS_DIR", help="shows what these have more or less"
-    )
-    told.add_argument(
-        "--ledger", type=Path, metavar="FILE", help="submissions and their scores; default: runs/kaggle/TASK.jsonl"
-    )
+    _add_report(commands)
 
     seen = _command(commands, "inspect", inspect, "before training: what a folder holds, and what is wrong")
     seen.add_argument("task", metavar="TASK")
@@ -540,6 +531,19 @@ def _add_score(commands) -> None:
     scored.add_argument("--bootstrap", type=_count, default=200, metavar="N", help="resamples; 0: no intervals")
     scored.add_argument("--split", default="", metavar="NAME", help="of a published set: test, auto_test, val, train")
     _add_json(scored)
+
+
+def _add_report(commands) -> None:
+    told = _command(commands, "report", report, "one HTML page about a weights folder")
+    told.add_argument("weights", type=Path, metavar="WEIGHTS_DIR")
+    told.add_argument("--data", type=Path, metavar="DIR", help="the labelled studies: shows the worst cases as well")
+    told.add_argument("--out", type=Path, default=Path("report.html"), metavar="report.html")
+    told.add_argument(
+        "--compare", type=Path, nargs="+", default=[], metavar="WEIGHTS_DIR", help="shows what these have more or less"
+    )
+    told.add_argument(
+        "--ledger", type=Path, metavar="FILE", help="submissions and their scores; default: runs/kaggle/TASK.jsonl"
+    )
 
 
 def _add_runs(commands) -> None:

@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from osteograde.errors import UserError
@@ -212,9 +212,25 @@ def check(name: str, task: Task, studies: Sequence[Study], home: Path) -> list[s
     made = home / "working" / "submission.csv"
     if not made.is_file():
         return [f"{name}: no submission.csv in the working folder"]
-    staging.template(task, studies, home / "template.csv")
+    staging.template(task, as_answered(task, studies, made), home / "template.csv")
     problems = submission.validate(made, home / "template.csv")
     return [f"{name}: submission.csv: {problem}" for problem in problems]
+
+
+def as_answered(task: Task, studies: Sequence[Study], made: Path) -> list[Study]:
+    """The studies with the targets of that reading, of several (``Study.readings``), whose rows a submission holds; as
+    they are where it holds those of none, or cannot be read."""
+    try:
+        given = {*(submission.template_ids(made) or ())}
+    except UserError:
+        return list(studies)
+    found = []
+    for study in studies:
+        own = given & {*task.rows(study.id)}
+        open_targets = [study.targets, *(reading.targets for reading in study.readings)]
+        fitting = [targets for targets in open_targets if {*task.rows(study.id, targets)} == own]
+        found.append(replace(study, targets=fitting[0]) if fitting else study)
+    return found
 
 
 def project(done: WatchedRun, studies: int, limits: Competition) -> list[str]:
