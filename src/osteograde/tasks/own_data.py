@@ -341,7 +341,7 @@ def _regions(table: Table) -> tuple[str, ...]:
         )
     if empty := [row.line for row in table.rows if not row.region]:
         raise UserError(f"{table.path}: line {tables.some(empty)}: region is empty; name it as in the other rows")
-    names = sorted({row.region for row in table.rows}, key=str.casefold)
+    names = sorted({row.region for row in table.rows}, key=lambda name: (name.casefold(), name))
     several = [name for name in names if sum(other.casefold() == name.casefold() for other in names) > 1]
     if several:
         raise UserError(f"{table.path}: regions {tables.some(several)} differ in case alone; write each in one way")
