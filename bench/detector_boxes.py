@@ -103,9 +103,8 @@ def main() -> None:
         for name in points.keys() & one.marks.keys()
     ]
     marks = sum(len({landmark.name for landmark in locator.landmarks} & one.marks.keys()) for one in held_out)
-    print(
-        f"{len(held_out)} held-out patients; {len(errors)} of {marks} points found, median {np.median(errors):.2f} mm"
-    )
+    median = f"median {np.median(errors):.2f} mm" if errors else "no median"
+    print(f"{len(held_out)} held-out patients; {len(errors)} of {marks} points found, {median}")
     for name, one, a, b in zip(NAMES, value, low, high, strict=True):
         print(f"{name:<6}{one:.3f} ({a:.3f} - {b:.3f})")
 

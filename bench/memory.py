@@ -18,6 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import machine
+
 from osteograde import phantom
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,6 +68,8 @@ def main() -> None:
     parser.add_argument("--made", type=int, default=10, help="phantoms behind the links")
     parser.add_argument("--data", type=Path, help="phantoms made before, instead of new ones")
     args = parser.parse_args()
+    watch = machine.Watch()
+    print(machine.described(), end="\n\n")
     print("| studies | peak memory, MiB | seconds |\n|---|---|---|")
     with tempfile.TemporaryDirectory() as place:
         source = args.data or Path(place) / "made"
@@ -76,6 +80,7 @@ def main() -> None:
             repeated(source, data, count)
             peak, seconds = peak_mib(data, args.weights, Path(place) / f"{count}.csv")
             print(f"| {count} | {peak:.0f} | {seconds:.0f} |", flush=True)
+    print(f"\n{watch}")
 
 
 if __name__ == "__main__":

@@ -15,10 +15,12 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 import baseline_loop
+import machine
 import numpy as np
 import torch
 
@@ -26,11 +28,11 @@ from osteograde import phantom
 from osteograde.imaging.dicom import fast_header, rle
 from osteograde.imaging.dicom.read import file_contents
 from osteograde.inference import run
-from osteograde.inference.deadline import Budget, Effort
+from osteograde.inference.deadline import Budget, Effort, Voter
 from osteograde.inference.submission import RunSummary
 from osteograde.models import bundle
 from osteograde.models.device import keep_freed_memory, pick
-from osteograde.pipeline import crops
+from osteograde.pipeline import crops, predict
 from osteograde.tasks import TASKS
 
 TASK = TASKS["lumbar-mr"]
@@ -67,7 +69,7 @@ def whole(
     crops.crop_stack = cutting.around(original)
     try:
         begun = clock()
-        budget = Budget(None, weights.test_views, folds_of(weights))
+        budget = Budget(None, (Voter(weights.test_views, folds_of(weights)),))
         for results in run.graded_chunks(weights, studies, budget, tally):
             answers += [result.graded for result in results]
         total = clock() - begun
@@ -106,11 +108,12 @@ def batches(weights: bundle.Bundle, studies: list) -> list[tuple[Callable, tuple
 
 
 @torch.inference_mode()
-def nets_alone(calls: list[tuple[Callable, tuple]]) -> None:
+def nets_alone(calls: list[tuple[Callable, tuple]], device: torch.device) -> None:
+    """Every use of a net once more, in the precision of a run on this device."""
     for call, args in calls:
-        call(*args)
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+        predict.logits_of(partial(call, *args), device)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def frames(files: list[Path]) -> list[tuple[memoryview, int, int, int, int]]:
@@ -157,7 +160,7 @@ def measured(
         row["decode alone"] = seconds(clock, each, lambda frame: rle.decode_rle_within(*frame), decodable) / len(
             studies
         )
-        row["nets alone"] = seconds(clock, nets_alone, calls) / len(studies)
+        row["nets alone"] = seconds(clock, nets_alone, calls, weights.device) / len(studies)
         row["sum of the limits"] = row["read the bytes"] + row["decode alone"] + row["nets alone"]
         begun = clock()
         theirs = baseline_loop.infer(weights, some, effort)
@@ -180,15 +183,15 @@ def main() -> None:
     args = parser.parse_args()
     keep_freed_memory()
     weights = bundle.load(args.weights, TASKS, pick("auto"))
-    print(
-        f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}, torch {torch.get_num_threads()} threads, {pick('auto')}"
-    )
+    print(f"{machine.described()}, torch {torch.get_num_threads()} threads, {weights.device}")
     with tempfile.TemporaryDirectory() as made:
         folder = args.data or Path(made)
         if not args.data:
             phantom.write(TASK.name, folder, studies=0, test=args.studies, seed=888001, workers=os.cpu_count() or 1)
         studies = TASK.read(folder, "test")[: args.studies]
+        watch = machine.Watch()
         rows = measured(weights, studies, args.repeats, args.baseline_studies, CLOCKS[args.clock])
+        watch.ends()
     print(f"| per study, {args.clock} time | ms |\n|---|---|")
     for name in rows[0]:
         print(f"| {name} | {1000 * median(row[name] for row in rows):.1f} |")
@@ -197,8 +200,9 @@ def main() -> None:
         "whole run / sum of the limits": median(row["whole run"] / row["sum of the limits"] for row in rows),
     }
     for name, ratio in ratios.items():
-        print(f"| {name} | {ratio:.2f} |")
-    print(json.dumps(ratios))
+        print(f"| {name} | {watch.ratio(ratio)} |")
+    print(watch)
+    print(json.dumps({} if watch.is_busy else ratios))
 
 
 if __name__ == "__main__":

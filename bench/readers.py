@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -22,6 +21,7 @@ from pathlib import Path
 from statistics import median
 
 import cv2
+import machine
 import numpy as np
 import pydicom
 from sample_dicom import write_study
@@ -120,18 +120,26 @@ def seconds(call: Callable[[], object], clock: Callable[[], float]) -> float:
 
 def timed(
     calls: Mapping[str, Callable[[], object]], repeats: int, base: str, clock: Callable[[], float]
-) -> dict[str, tuple[float, float]]:
-    """Name -> (median seconds, median of base / this within a repeat); every call is warmed once."""
+) -> dict[str, tuple[float, str]]:
+    """Name -> (median seconds, median of base / this within a repeat, as text); every call is warmed once. Of wall
+    time on a busy machine there is no ratio."""
     for call in calls.values():
         call()
+    watch = machine.Watch()
     rows = [{name: seconds(call, clock) for name, call in calls.items()} for _ in range(repeats)]
-    return {name: (median(r[name] for r in rows), median(r[base] / r[name] for r in rows)) for name in calls}
+    watch.ends()
+    print(f"\n{watch}")
+    found = {name: median(r[base] / r[name] for r in rows) for name in calls}
+    told = {
+        name: watch.ratio(ratio, 1) if clock is time.perf_counter else f"{ratio:.1f}" for name, ratio in found.items()
+    }
+    return {name: (median(r[name] for r in rows), told[name]) for name in calls}
 
 
-def table(title: str, unit: str, found: Mapping[str, tuple[float, float]], base: str, scale: float) -> None:
+def table(title: str, unit: str, found: Mapping[str, tuple[float, str]], base: str, scale: float) -> None:
     print(f"\n| {title} | {unit} | {base} / this |\n|---|---|---|")
     for name, (value, ratio) in found.items():
-        print(f"| {name} | {1000 * value / scale:.3f} | {ratio:.1f} |", flush=True)
+        print(f"| {name} | {1000 * value / scale:.3f} | {ratio} |", flush=True)
 
 
 def slice_table(root: Path, truth: Mapping[str, np.ndarray], repeats: int, count: int, clock: Callable) -> None:
@@ -175,7 +183,7 @@ def main() -> None:
     clock = CLOCKS[args.clock]
     keep_freed_memory()
     cv2.setNumThreads(1)
-    print(f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}, decoder here: {rle.decoder()}, {args.clock} time")
+    print(f"{machine.described()}, decoder here: {rle.decoder()}, {args.clock} time")
     with tempfile.TemporaryDirectory() as folder:
         truth = write_study(Path(folder))
         slice_table(Path(folder), truth, args.repeats, args.slices, clock)

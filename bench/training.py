@@ -18,6 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import machine
+
 from osteograde import phantom
 from osteograde.learning import loop, train
 from osteograde.learning.recipe import AnyPlan, GraderPlan, Recipe, Schedule, Scope, Start
@@ -67,13 +69,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         data, out = Path(place) / "data", Path(place) / "out"
         phantom.write(recipe.task.name, data, studies=args.studies, seed=888003, workers=os.cpu_count() or 1)
+        watch = machine.Watch()
         train.train(recipe, data, out, only=[0], device=pick("auto"), resume=False)
+        watch.ends()
+    print(f"{machine.described()}\n")
     print("| stage | ms a step | net alone | with data / net alone | waiting for data |\n|---|---|---|---|---|")
     steps = args.epochs * args.steps
     for stage in dict.fromkeys(name for name, *_ in TwiceOver.seen):
         total, alone, waited = (sum(row[k] for row in TwiceOver.seen if row[0] == stage) for k in (1, 2, 3))
         each = f"{1000 * total / steps:.0f} | {1000 * alone / steps:.0f}"
-        print(f"| {stage} | {each} | {total / alone:.2f} | {waited / total:.1%} |")
+        print(f"| {stage} | {each} | {watch.ratio(total / alone)} | {waited / total:.1%} |")
+    print(f"\n{watch}")
 
 
 if __name__ == "__main__":

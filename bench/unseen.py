@@ -20,7 +20,7 @@ import numpy as np
 
 from osteograde import phantom
 from osteograde.inference import run
-from osteograde.inference.deadline import Budget
+from osteograde.inference.deadline import Budget, Voter
 from osteograde.inference.submission import Result, RunSummary
 from osteograde.models import bundle
 from osteograde.models.device import pick
@@ -113,7 +113,7 @@ def main() -> None:
         truth = read_truth(data / "truth_points.csv")
         for name, gone in REMOVED.items():
             kept = [replace(study, series=tuple(s for s in study.series if s.view not in gone)) for study in studies]
-            budget = Budget(None, views=weights.test_views, folds=folds)
+            budget = Budget(None, (Voter(weights.test_views, folds),))
             results = [result for chunk in run.graded_chunks(weights, kept, budget, RunSummary()) for result in chunk]
             report[name] = {
                 "points": errors(results, truth),

@@ -1,6 +1,7 @@
 """One thread for torch: small nets on a shared machine are several times faster so, and the same bytes come out. And no
 deadline for examples of property tests."""
 
+import logging
 import shutil
 
 import hypothesis
@@ -10,6 +11,16 @@ import torch
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("shared machine", deadline=None)  # a busy machine is not a fault of the code
 hypothesis.settings.load_profile("shared machine")
+
+
+@pytest.fixture(autouse=True)
+def _no_handler_is_left_to_other_tests():
+    """A test that runs a command in this process has its log printed to stdout; that of the next test is its own."""
+    package = logging.getLogger("osteograde")
+    handlers, level = package.handlers[:], package.level
+    yield
+    package.handlers[:] = handlers
+    package.setLevel(level)
 
 
 @pytest.fixture(scope="session")

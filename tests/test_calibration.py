@@ -56,7 +56,7 @@ def test_two_classes_that_a_net_swaps_are_told_apart_again():
 def test_the_gradient_is_that_of_the_loss(monkeypatch):
     _, labels, said = softened(np.random.default_rng(4), 300)
     asked = []
-    monkeypatch.setattr(calibration, "minimize", lambda loss, x, **_: asked.append(loss) or SimpleNamespace(x=x))
+    monkeypatch.setattr("scipy.optimize.minimize", lambda loss, x, **_: asked.append(loss) or SimpleNamespace(x=x))
     calibration.fit_calibration(said, labels, (1.0, 1.0, 2.0, 1.0, 4.0))
     place = np.random.default_rng(5).normal(0, 0.3, 31)
     _, slope = asked[0](place)

@@ -73,6 +73,23 @@ def test_shared_epochs_are_trained_once_per_half_of_the_folds(tmp_path, trained)
     assert [count for *_, count in trained] == [8, 16, 16, 16, 12, 16, 16]
 
 
+def test_the_checkpoint_of_a_finished_fold_is_removed_and_that_of_shared_epochs_once_all_folds_have_theirs(
+    tmp_path, trained, monkeypatch
+):
+    """Further folds start from the latter, also in a later call."""
+    train = cross_fit.loop.train
+
+    def train_with_checkpoint(build, plan, data, held_out, loss, job, **options):
+        job.checkpoint.write_bytes(b"all of the optimiser")
+        return train(build, plan, data, held_out, loss, job, **options)
+
+    monkeypatch.setattr(cross_fit.loop, "train", train_with_checkpoint)
+    run = run_of(tmp_path, ())
+    for chosen, kept in (((0,), ["grade-kl-common-0.pt"]), ((1, 2), [])):
+        list(cross_fit.cross_fit(replace(run, folds=chosen), Stage(cross_fit.nets_of("grade", "kl", [SHARED]))))
+        assert [path.name for path in (tmp_path / "work" / "nets").glob("*.pt")] == kept
+
+
 def test_shared_epochs_and_a_fold_s_own_are_all_epochs_of_the_plan(tmp_path, trained):
     list(cross_fit.cross_fit(run_of(tmp_path, (0,)), Stage(cross_fit.nets_of("grade", "kl", [SHARED]))))
     (_, first, _), (_, own, _) = trained

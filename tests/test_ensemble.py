@@ -206,6 +206,45 @@ def test_of_equally_good_choices_the_simplest_is_taken(tmp_path, split):
     assert result["nested_minus_single"]["interval_95"] == [0, 0]
 
 
+def test_the_worths_of_the_members_are_the_gain_of_the_choice_over_the_class_shares(answers, worth):
+    tried = list(ensemble.choices(3))
+    shares = ensemble.class_shares(answers)
+    nothing = float(ensemble._statistic(answers, shares)(np.ones((1, len(answers.studies))))[0])
+    for choice, row in zip(tried, worth, strict=True):
+        found = ensemble.worths(answers, choice, tried, worth)
+        assert sum(found) == pytest.approx(row[0] - nothing, abs=1e-9)
+    alone = tried.index(ensemble.Choice((2,), "mean"))
+    assert ensemble.worths(answers, tried[alone], tried, worth) == [pytest.approx(worth[alone][0] - nothing)]
+    best, _, noisy = ensemble.worths(answers, ensemble.Choice((0, 1, 2), "mean"), tried, worth)
+    assert best > noisy  # their answers lie around the truth with 0.9 and 1.4 classes of noise
+
+
+def test_members_that_know_the_same_share_what_they_are_worth(tmp_path, split):
+    pair = [member(tmp_path / f"m{i}", 5, 1.0, split) for i in range(2)]
+    other = member(tmp_path / "other", 6, 1.4, split)
+    same = ensemble.gather(TASK, [*pair, other], Path("data"))
+    tried = list(ensemble.choices(3))
+    scores = np.array([ensemble._scores(same, choice) for choice in tried])
+    first, second, _ = ensemble.worths(same, ensemble.Choice((0, 1, 2), "mean"), tried, scores)
+    assert first == pytest.approx(second)
+    assert first > 0
+
+
+def test_what_is_written_of_the_members_is_read_again(folders):
+    result = ensemble.choose(TASK, folders, Path("data"), bootstrap=5)
+    said = voting_members.read_ensemble(folders[0].parent)
+    assert [one.worth for one in said.members] == [one["worth"] for one in result["members"]]
+
+
+def test_a_score_that_is_not_defined_of_a_subset_counts_as_the_answer_that_knows_nothing(answers, worth):
+    tried = list(ensemble.choices(3))
+    undefined = worth.copy()
+    undefined[tried.index(ensemble.Choice((2,), "mean"))] = -np.inf
+    found = ensemble.worths(answers, ensemble.Choice((0, 1, 2), "mean"), tried, undefined)
+    assert np.isfinite(found).all()
+    assert found[2] < ensemble.worths(answers, ensemble.Choice((0, 1, 2), "mean"), tried, worth)[2]
+
+
 def test_intervals_draw_whole_patients(answers):
     assert answers.group.max() + 1 == PEOPLE
     patients = [study[:-1] for study in answers.studies]

@@ -55,6 +55,19 @@ def test_a_view_that_is_there_matters_and_none_is_finite(pool: str) -> None:
     assert torch.equal(empty, grader.head.bias.expand_as(empty))
 
 
+@pytest.mark.parametrize("pool", ["attention", "mean", "centre"])
+def test_pooling_is_in_full_precision_under_autocast(pool: str) -> None:
+    """Tokens near 1000 have steps of 4 in bfloat16, and their mean would have as well."""
+    grader, tokens = net(pool=pool), 1000 + torch.rand(4, 7, 16)
+    if pool == "attention":
+        torch.nn.init.zeros_(grader.score.weight)  # every slice counts as much
+    mask = torch.ones(4, 7, dtype=torch.bool)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        pooled = grader._pooled(tokens, mask)
+    assert pooled.dtype == torch.float32
+    torch.testing.assert_close(pooled, tokens.mean(1), atol=0.01, rtol=0)
+
+
 def test_gradients_are_finite_with_absent_views() -> None:
     grader = net().train()
     grader(crops(5, 3), PRESENT).square().sum().backward()

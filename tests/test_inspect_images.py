@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,6 +75,14 @@ def test_a_sound_folder_of_every_task_has_no_fault(task, tmp_path, told):
     assert set(found["faults"]) <= {census.NO_PATIENT, census.NO_LABEL}
     assert found["tables"]["codec"] and found["tables"]["size, rows x columns"]
     assert "<script" not in found["page"] and "http" not in found["page"].replace("http://www.w3.org", "")
+
+
+def test_labels_of_a_table_are_counted_under_the_classes_that_the_table_defines(tmp_path, told):
+    phantom.write("table", tmp_path, studies=12, test=0, seed=5)
+    with (tmp_path / "labels.csv").open(encoding="utf-8") as lines:
+        given = Counter(row["label"] for row in csv.DictReader(lines))
+    rows = told(tmp_path, "table")["tables"]["labels by site and class"]
+    assert len(given) > 2 and rows == [["", *(given[name] for name in sorted(given)), 12]]
 
 
 def test_a_sound_folder_has_no_fault_at_all(sound, told):

@@ -98,11 +98,11 @@ def test_a_study_is_reported_as_finished_only_once_its_rows_are_on_disk(undistur
     monkeypatch.setattr(run, "CHUNK", 1)
     write, calls = submission.write_submission, []
 
-    def crowded(path, rows, columns):
+    def crowded(path, rows, columns, **options):
         calls.append(1)
         if len(calls) == 3:  # the second study's
             raise OSError(28, "No space left on device")
-        write(path, rows, columns)
+        write(path, rows, columns, **options)
 
     monkeypatch.setattr(submission, "write_submission", crowded)
     work = run.prepare("lumbar-mr", job.data, job.weights, device="cpu")
@@ -150,11 +150,11 @@ def test_a_disk_that_is_full_for_a_while_costs_no_row(undisturbed, tmp_path, mon
     monkeypatch.setattr(run, "CHUNK", 1)
     write, calls = submission.write_submission, []
 
-    def crowded(path, rows, columns):
+    def crowded(path, rows, columns, **options):
         calls.append(1)
         if len(calls) in (2, 3):
             raise OSError(28, "No space left on device")
-        write(path, rows, columns)
+        write(path, rows, columns, **options)
 
     monkeypatch.setattr(submission, "write_submission", crowded)
     again = grade("lumbar-mr", job.data, job.weights, tmp_path / "s.csv")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from osteograde.kaggle import build_kernel, client, download, push, record, submit, upload
+from osteograde.kaggle import build_kernel, client, download, ledger, push, record, submit, upload
 from osteograde.kaggle.client import Refused, RetryLater
 from osteograde.models import bundle
 from osteograde.tasks import TASKS
@@ -327,7 +327,38 @@ def test_a_score_is_read_back_and_kept_in_a_ledger_that_only_grows(world, said, 
     after = record.ledger_path(TASK).read_bytes()
     assert after.startswith(before)
     assert [line["event"] for line in record.read_ledger(TASK)] == ["submitted", "scored"]
-    assert [line.endswith("complete, public 0.731, private None") for line in submit.ledger_table(TASK)] == [True]
+    (told,) = ledger.read(record.ledger_path(TASK))
+    assert (told.status, told.public, told.private) == ("complete", 0.731, None)
+
+
+def test_the_ledger_knows_what_was_trained_and_scored_out_of_fold_of_what_was_submitted(
+    world, built, weights, tmp_path
+):
+    manifest = bundle.read_manifest(weights)
+    send(weights, WEIGHTS_SET)
+    push.push(TASK, built)
+    fetched(tmp_path)
+    world.run, world.outputs = ("COMPLETE",), {"submission.csv": CSV}
+    world.running = iter([])
+    send(weights, f"{ACCOUNT}/other-weights")  # what is uploaded after the push was not submitted
+    submit.submit(TASK, yes=True)
+    (told,) = ledger.read(record.ledger_path(TASK))
+    assert told.weights["source"] == f"{WEIGHTS_SET}/1"
+    assert told.weights["manifest"] == bundle.sha256(weights / bundle.MANIFEST)
+    assert (told.weights["changes"], told.score) == (manifest.recipe.get("changes", {}), None)
+    assert told.image.startswith("gcr.io/")
+
+
+def test_kernels_that_hold_a_session_are_named_before_a_push(world, built, said):
+    attached(world)
+    push.push(TASK, built)
+    ref = f"{ACCOUNT}/osteograde-{TASK}/1"
+    assert not any("holds a session" in line for line in said)
+    world.run = ("RUNNING",)
+    push.push(TASK, built)
+    assert f"{ref} is still running and holds a session" in said
+    world.refuse = {"GetKernelSessionStatus": (503, {"code": 503, "message": "Service Unavailable"})}
+    assert push.still_running() == []
 
 
 def test_a_submission_that_failed_is_told_with_the_error_of_the_service(world, tmp_path):

@@ -104,7 +104,7 @@ def test_a_submission_is_scored_on_the_split_that_is_asked_for(tmp_path, capsys)
         assert cli.main([*words, "--split", split]) == 0
         assert f"knee-xray: {studies} studies of {split}" in capsys.readouterr().out
         assert cli.main([*words, "--split", split, "--json"]) == 0
-        found = json.loads(capsys.readouterr().out)
+        found = json.loads(capsys.readouterr().out.splitlines()[-1])
         assert found["studies"] == studies and found["score"]["accuracy"] == pytest.approx(right / studies)
     other = tmp_path / "other.csv"
     other.write_text("row_id," + ",".join(TASKS["knee-progression"].classes) + "\n9000004L_left,0.5,0.5\n")

@@ -111,6 +111,16 @@ def test_targets_loss_and_probabilities_equal_loops(across: bool) -> None:
     assert float(heatmap_loss(torch.from_numpy(logits), batch)) == pytest.approx(np.mean(losses), rel=1e-5)
 
 
+def test_the_loss_is_in_full_precision_under_autocast() -> None:
+    """Its logits may come in half precision, but what it sums up of them does not lose any more."""
+    batch = make_batch(some_points())
+    height, width = (side // STRIDE for side in batch.images.shape[-2:])
+    logits = 20 * torch.rand(len(batch.stack), 2, height, width, generator=torch.Generator().manual_seed(3))
+    expected = heatmap_loss(logits, batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert float(heatmap_loss(logits, batch)) == pytest.approx(float(expected), abs=1e-5)
+
+
 def test_points_that_cannot_be_taught_are_left_out() -> None:
     points = some_points()
     wrong_side, far_slice, outside = points.copy(), points.copy(), points.copy()

@@ -105,6 +105,19 @@ def test_killed_in_any_epoch_and_resumed_it_ends_the_same(tmp_path, changes):
     assert torch.equal(weights(whole), weights(resumed))
 
 
+@pytest.mark.parametrize(("before", "after"), [(False, True), (True, False)])
+def test_a_run_is_resumed_where_the_other_precision_is_used(tmp_path, before, after, monkeypatch):
+    """As where a run that was begun on a CPU goes on on a GPU: only one of them scales its gradients."""
+    scaler, scales = torch.amp.GradScaler, iter([before, after])
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: scaler("cpu", enabled=next(scales)))
+    with logged("learning", stop=lambda line: " epoch 2/" in line), pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+    trained = run(tmp_path, resume=True)
+    assert torch.isfinite(weights(trained)).all()
+    saved = torch.load(job(tmp_path).checkpoint, weights_only=True)
+    assert bool(saved["scaler"]) == after and saved["epoch"] == PLAN.training.epochs
+
+
 @pytest.mark.parametrize("together", [2, 5])
 def test_a_step_of_several_batches_equals_one_of_a_batch_with_all_of_their_samples(tmp_path, together):
     """Of a net without batch norm and dropout, over whole epochs: clipping, rates and moving average are per step."""

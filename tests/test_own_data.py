@@ -5,6 +5,7 @@ import gzip
 import json
 import re
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import cv2
@@ -26,7 +27,7 @@ from osteograde.models.manifest import read_manifest
 from osteograde.phantom.dicom_writer import write_film
 from osteograde.pipeline import predict
 from osteograde.pipeline.load import load_study
-from osteograde.report import overlays
+from osteograde.report import overlays, page
 from osteograde.tasks import TASKS, own_data
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -97,7 +98,14 @@ def test_whole_images_are_learnt_without_a_locator(tmp_path):
     recipe = recipe_for("table-covariates", task).shrunk()
     scores = train.train(recipe, data, tmp_path / "w", only=None, device=CPU, resume=False)
     assert scores["locate"] == {}
-    assert "locator" not in train.table(scores)
+    told = train.table(scores)
+    assert "locator" not in told and "annotated points" not in told
+    single = {part for part in scores["grade"]["model"] if part.startswith(train.OF_A_CLASS)}
+    assert single and not any(part in told for part in single) and "accuracy" in told and "macro_f1" in told
+    name, score = task.metric.words["score"], scores["grade"]["model"]["score"]
+    assert train.headline(task.metric, scores).startswith(f"score: {name} {score:.4f} (95 % interval ")
+    page.write(tmp_path / "w", tmp_path / "report.html", TASKS, data=None, made=datetime(2026, 1, 1))
+    assert "Landmark errors" not in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert scores["grade"]["rows_at_annotated_points"] == 0
     assert list(recipe.graders["label"][0].covariates) == ["age"]
     drawer = overlays.overlay_drawer(tmp_path / "pictures")

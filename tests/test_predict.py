@@ -80,10 +80,23 @@ def test_the_machines_own_memory_counts_and_other_errors_are_not_caught():
     assert predict.is_out_of_memory(
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
     )
+    for words in ("cuBLAS: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "CUDA error: out of memory",
+                  "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"):  # fmt: skip
+        assert predict.is_out_of_memory(RuntimeError(words))
     with pytest.raises(RuntimeError, match="sizes"):
         with_memory_fallback(
             lambda batch, nets: (_ for _ in ()).throw(RuntimeError("sizes differ")), [1], Nets([], 8, CPU)
         )
+
+
+def test_nets_that_were_moved_while_grading_can_be_asked_for_gradients_afterwards():
+    """Maps of evidence are made with the nets that graded. Another type of number stands for another device."""
+    net = nn.Linear(3, 1)
+    with torch.inference_mode():
+        predict._move([net], torch.float64)  # type: ignore[arg-type]
+        predict._move([net], torch.float32)  # type: ignore[arg-type]
+    assert not any(parameter.is_inference() for parameter in net.parameters())
+    net(torch.ones(2, 3, requires_grad=True)).sum().backward()
 
 
 def overflowing(image: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,8 @@
 import csv
 import logging
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from osteograde import phantom
 from osteograde.grade_command import infer
 from osteograde.imaging.dicom import read
 from osteograde.inference import run, submission
-from osteograde.inference.deadline import Budget
+from osteograde.inference.deadline import Budget, Voter
 from osteograde.inference.submission import RunSummary
 from osteograde.models import bundle
 from osteograde.models.device import pick
@@ -134,7 +136,7 @@ def test_the_log_names_no_patient_and_studies_in_a_batch_do_not_touch(data, weig
     together = grade(data, weights, tmp_path / "s.csv")
     loaded = bundle.load(weights, TASKS, pick("cpu"))
     study = TASK.read(data, "test")[0]
-    budget = Budget(None, views=2, folds=2)
+    budget = Budget(None, (Voter(2, 2),))
     [[result]] = run.graded_chunks(loaded, [study], budget, RunSummary())
     expected = submission.written(predict.probability_rows(TASK, result.graded, loaded.prior))
     assert np.abs(of_study(together, study.id) - expected).max() < 1e-5
@@ -163,3 +165,11 @@ def test_pixels_of_unknown_size_are_as_large_as_those_of_another_series_in_their
     assert told.faults["sag_t2:spacing_unknown"] == known.volumes["sag_t2"][0].voxels.shape[0]
     np.testing.assert_allclose(told.volumes["sag_t2"][0].spacing_mm[1:], known.volumes["sag_t1"][0].spacing_mm[1:])
     np.testing.assert_allclose(told.volumes["sag_t2"][0].spacing_mm[0], known.volumes["sag_t2"][0].spacing_mm[0])
+
+
+def test_grading_starts_without_the_parts_of_scipy_that_it_does_not_use():
+    """They are half of what the package's own modules cost at every start."""
+    unused = {"scipy.ndimage", "scipy.optimize", "sklearn"}
+    program = f"import sys, osteograde.inference.run; print({unused} & {{*sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -108,6 +108,7 @@ def test_a_net_is_told_again_which_crops_it_reads():
         ),
         ("lr=1", r"nearest: locate\.joint\.training\.lr, grade\.kl\.training\.lr; possible there: tta"),
         ("grade.kk.training.lr=1", r"grade has no 'kk'; nearest: grade\.kl\.training\.lr.*possible there: \*, kl"),
+        ("grade.kll.training.lr=1", r"grade has no 'kll'; nearest: grade\.kl\.training\.lr[,;]"),
         ("grade.kl.1.training.lr=1", r"grade\.kl has no '1'"),
         ("grade.kl.training=1", r"grade\.kl\.training is not one value"),
         ("grade.kl=1", r"grade\.kl is not one value"),

@@ -80,6 +80,19 @@ def test_where_there_are_no_weights_every_place_that_was_looked_in_is_named():
     assert "osteograde weights get elbow" in str(told.value) and "--weights" in str(told.value)
 
 
+def test_a_task_without_weights_of_its_own_is_told_to_train_some():
+    with pytest.raises(UserError, match=r"none ship for this task: train some \(osteograde train wrist\)") as told:
+        shipped.find("wrist")
+    assert "weights get" not in str(told.value)
+
+
+def test_what_was_fetched_is_followed_by_the_command_that_grades_with_it(source, capsys):
+    assert cli.run(lambda: cli.main(["weights", "get", "elbow-first", "--from", str(source)])) == 0
+    *_, folder, following = capsys.readouterr().out.splitlines()
+    assert folder == str(shipped.fetched() / "elbow-first")
+    assert following.startswith("next: osteograde grade elbow --data")
+
+
 def test_two_weights_of_a_task_are_not_chosen_from():
     make_weights(Path("weights") / "elbow-a")
     make_weights(Path("weights") / "elbow-b")
@@ -162,7 +175,7 @@ def test_a_file_that_is_not_the_one_of_this_version_is_refused_and_leaves_nothin
         (["elbow", "--from", "nowhere"], "neither elbow-first/grade/a/fold0.safetensors nor"),
         (["elbow", "--from", "file:///nowhere"], "neither elbow-first/grade/a/fold0.safetensors nor"),
         (["elbow", "--from", "ftp://host/weights"], "addresses begin with http, https, file"),
-        (["wrist", "--from", "nowhere"], "there are: elbow-first"),
+        (["wrist", "--from", "nowhere"], "no weights of this version are called 'wrist'; there are: elbow-first"),
     ],
 )
 def test_what_hinders_fetching_is_one_line_that_says_what_to_do(words, told, capsys):

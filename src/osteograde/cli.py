@@ -233,6 +233,9 @@ def parser() -> argparse.ArgumentParser:
     told.add_argument(
         "--compare", type=Path, nargs="+", default=[], metavar="WEIGHTS_DIR", help="shows what these have more or less"
     )
+    told.add_argument(
+        "--ledger", type=Path, metavar="FILE", help="submissions and their scores; default: runs/kaggle/TASK.jsonl"
+    )
 
     seen = _command(commands, "inspect", inspect, "before training: what a folder holds, and what is wrong")
     seen.add_argument("task", metavar="TASK")
@@ -367,6 +370,10 @@ def ensemble(args: argparse.Namespace) -> int:
 
 
 def runs(args: argparse.Namespace) -> int:
+    if args.kaggle:
+        if args.compare or args.dir:
+            raise UserError("--kaggle: lists submissions, not folders; leave the folders out")
+        return cli.print_submissions(as_json=args.json)
     given = args.compare or args.dir
     for folder in given:
         if not folder.is_dir():
@@ -376,7 +383,9 @@ def runs(args: argparse.Namespace) -> int:
     if args.compare and not args.bootstrap:
         raise UserError("--bootstrap 0: a difference without an interval says nothing; give 100 or more")
     if not given and not any(Path(name).is_dir() for name in RUNS_IN):
-        raise UserError(f"no folder {' or '.join(RUNS_IN)} here; name the folder that holds weights folders")
+        raise UserError(
+            f"no folder {' or '.join(RUNS_IN)} here; name the folder that holds weights folders: osteograde runs ."
+        )
     from osteograde import runs_command
 
     return runs_command.main(args)
@@ -397,14 +406,20 @@ def segment(args: argparse.Namespace) -> int:
 def report(args: argparse.Namespace) -> int:
     for folder in (args.weights, *args.compare):
         cli.check_weights(folder)
+    if args.ledger is not None:
+        check_file("--ledger", args.ledger)
     from datetime import datetime
 
+    from osteograde import runs_command
     from osteograde.logs import to_stdout
     from osteograde.report import page
     from osteograde.tasks import TASKS
 
+    submitted = runs_command.scored_submissions(args.weights, args.ledger)
     to_stdout()
-    page.write(args.weights, args.out, TASKS, data=args.data, made=datetime.now(), others=args.compare)
+    page.write(
+        args.weights, args.out, TASKS, data=args.data, made=datetime.now(), others=args.compare, submitted=submitted
+    )
     print(f"written: {args.out}")
     return 0
 
@@ -460,6 +475,7 @@ def weights_get(args: argparse.Namespace) -> int:
 
     to_stdout()
     print(weights_command.get(args.name, args.source))
+    print(f"next: osteograde grade {weights_command.task_of(args.name)} --data FOLDER --out submission.csv")
     return 0
 
 
@@ -485,12 +501,15 @@ def kernel_build(args: argparse.Namespace) -> int:
                 internet=args.internet,
             )
         )
+        print(f"next: osteograde kaggle push {args.task} --train")
         return 0
     if args.options or args.go_on or args.internet:
         raise UserError("--options, --go-on and --internet are of a kernel that trains: add --train")
     out = build_kernel.BUILT / args.task
     made = build_kernel.build(args.task, args.weights, out, source=args.mount, data=args.images, machine=args.machine)
     print(made)
+    weights = "" if args.weights is None else f" --weights {args.weights}"
+    print(f"next: osteograde kaggle rehearse {args.task} --data DIR{weights}")
     return 0
 
 
@@ -518,6 +537,7 @@ def _add_runs(commands) -> None:
         "--compare", type=Path, nargs="+", metavar="WEIGHTS_DIR", help="each of them with the first one"
     )
     listed.add_argument("--bootstrap", type=_count, default=1000, metavar="N", help="resamples of --compare")
+    listed.add_argument("--kaggle", action="store_true", help="the submissions made from here, and what they scored")
     _add_json(listed)
 
 

@@ -146,7 +146,8 @@ def start_line(job: run.Job, data: Paths) -> str:
     nets = sum(len(member.manifest.files) for member in job.weights.members)
     recipes = [str(member.manifest.recipe.get("name", "not stated")) for member in job.weights.members]
     device = "cpu" if job.device is None else str(job.device)
-    threads = f" with {torch.get_num_threads()} threads" if device == "cpu" else ""
+    count = torch.get_num_threads()
+    threads = f" with {count} thread{'s' * (count > 1)}" if device == "cpu" else ""
     return (
         f"{job.task.name}: {len(job.studies)} studies from {some(places, 3)}, by {job.weights.folder} "
         f"(recipe {' and '.join(recipes)}, {nets} nets, {job.weights.folds} folds), on {device}{threads}"

@@ -9,8 +9,11 @@ from pathlib import Path
 
 from osteograde import cli
 from osteograde.errors import UserError
+from osteograde.kaggle import ledger, record
 from osteograde.learning import compare, runs
 from osteograde.learning.runs import Curve, TrainedRun
+from osteograde.models.manifest import ENSEMBLE, MANIFEST, is_plain, place, read_ensemble, read_manifest, sha256
+from osteograde.report import leaderboard
 from osteograde.tasks import TASKS
 
 SHOWN_CHANGES = 3  # of a recipe; --json has all
@@ -36,6 +39,31 @@ def main(args: argparse.Namespace) -> int:
         print(*curve_lines(rows[0].curves), sep="\n")
     print(f"next: {next_step(rows)}")
     return 0
+
+
+def scored_submissions(weights: Path, path: Path | None) -> list[leaderboard.Entry]:
+    """The submissions of the task of a weights folder that were scored, for its report.
+
+    path: of their ledger, None for that of the task below the current folder, which need not be there. UserError where
+    it is not what ``kaggle submit`` writes.
+    """
+    plain = is_plain(weights)
+    path = path or record.ledger_path((read_manifest if plain else read_ensemble)(weights).task)
+    if not path.is_file():
+        return []
+    digest = sha256(place(weights, MANIFEST if plain else ENSEMBLE))
+    return [
+        leaderboard.Entry(
+            f"v{one.version} of {one.time[:10]}, {one.weights.get('recipe') or 'recipe unknown'}",
+            one.score,
+            one.interval,
+            one.public,
+            one.private,
+            own=one.weights.get("manifest") == digest,
+        )
+        for one in ledger.read(path)
+        if one.status == "complete"
+    ]
 
 
 def compare_folders(folders: Sequence[Path], resamples: int, *, as_json: bool) -> int:

@@ -67,6 +67,11 @@ def get(name: str, source: str | None = None) -> Path:
     return folder
 
 
+def task_of(name: str) -> str:
+    """The task whose studies the weights of this name grade."""
+    return shipped.named(name).task
+
+
 def _is_right(path: Path, file: ShippedFile) -> bool:
     return path.is_file() and path.stat().st_size == file.bytes and shipped.digest(path) == file.sha256
 

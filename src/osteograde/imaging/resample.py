@@ -15,7 +15,6 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from scipy.ndimage import map_coordinates
 from scipy.sparse import csr_array
 from torch.nn import functional
 
@@ -39,6 +38,8 @@ def oversample_for(volume_spacing_mm: np.ndarray, roi_spacing_mm: np.ndarray) ->
 
 def sample_reference(volume: Volume, roi: Roi, oversample: int = 1) -> np.ndarray:
     """(D, H, W) float32 of the volume on the grid of the box, trilinear; the slow definition of ``sample``."""
+    from scipy.ndimage import map_coordinates  # nothing else needs it, and every start would wait for it
+
     k = oversample
     depth, height, width = roi.shape
     fine = np.meshgrid(

@@ -37,7 +37,7 @@ import torch
 from osteograde import logs
 from osteograde.errors import UserError
 from osteograde.inference import submission as submissions
-from osteograde.inference.deadline import Budget, Effort
+from osteograde.inference.deadline import Budget, Effort, Voter
 from osteograde.inference.points_file import with_given_points
 from osteograde.inference.submission import Result, RunningSubmission, RunSummary
 from osteograde.models.bundle import Bundle
@@ -216,9 +216,16 @@ def _chunks_on_any_device(job: Job, submission: RunningSubmission) -> Iterator[C
 
 
 def _budget(job: Job) -> Budget:
-    """What may be spent: the time that is left, and at most the views and folds of the weights."""
-    left = None if job.ends is None else job.ends - time.monotonic()
-    return Budget(left, views=job.weights.test_views, folds=job.weights.folds)
+    """What may be spent: the time that is left, and at most what the weights offer."""
+    return Budget(None if job.ends is None else job.ends - time.monotonic(), voters_of(job.weights))
+
+
+def voters_of(weights: ensemble.Weights) -> tuple[Voter, ...]:
+    """The members of weights, as a budget sees them."""
+    return tuple(
+        Voter(one.manifest.test_views, max(one.folds, 1), one.worth, one.manifest.locators_key, one.name)
+        for one in weights.members
+    )
 
 
 def graded_chunks(
@@ -243,12 +250,16 @@ def graded_chunks(
         chunk = studies[start : start + (size if start else -(-size // FIRST))]
         return chunk, ahead.submit(_read, chunk, voters.task, pool) if chunk else None
 
+    told = "nothing"
     try:
         done, (chunk, reading) = 0, fetch(0)
         while reading is not None:
             effort = budget.effort(len(studies) - done)
             if effort is None or not budget.fits(len(chunk), effort):
                 return
+            if (now := budget.told(effort)) != told:
+                log.warning("time is short after %d of %d studies; left out from here on: %s", done, len(studies), now)
+                told = now
             begun = time.monotonic()
             try:
                 loaded, read_s = reading.result(None if budget.seconds is None else budget.left())
@@ -288,17 +299,17 @@ def _grade_chunk(
     """Grade studies that were read, and count what it took: seconds in the budget and the summary, faults too."""
     begun = time.monotonic()
     apart = [[study] for study in loaded] if voters.device.type == "cpu" else [loaded]
-    done = map_single_threaded(partial(_answers, voters, effort), apart)
+    done = map_single_threaded(partial(_answers, ensemble.some_of(voters, effort.members), effort), apart)
     loaded = [one for settled, _, _, _ in done for one in settled]
     points = [one for _, found, _, _ in done for one in found]
     graded = [one for _, _, answers, _ in done for one in answers]
-    locate_thread_s, grade_thread_s = np.sum([seconds for *_, seconds in done], axis=0)
-    wall_s = time.monotonic() - begun
-    locate_s = wall_s * locate_thread_s / max(locate_thread_s + grade_thread_s, 1e-9)
-    spent = {"read": read_s, "locate": locate_s, "grade": wall_s - locate_s}
-    for name, seconds in spent.items():
-        summary.seconds[name] += seconds
-    budget.record(len(loaded), effort, **{f"{name}_s": seconds for name, seconds in spent.items()})
+    thread_s = np.sum([seconds for *_, seconds in done], axis=0)
+    locate_s, grade_s = (time.monotonic() - begun) * thread_s / max(thread_s.sum(), 1e-9)
+    for name, seconds in (("read", read_s), ("locate", locate_s.sum()), ("grade", grade_s.sum())):
+        summary.seconds[name] += float(seconds)
+    budget.record(len(loaded), effort, read_s=read_s, locate_s=locate_s.tolist(), grade_s=grade_s.tolist())
+    for study in loaded:
+        study.faults.update(budget.shed(effort))
     if not summary.faults[domain.OUT_OF_DOMAIN] and any(study.faults[domain.OUT_OF_DOMAIN] for study in loaded):
         known = dict.fromkeys(m.manifest.domain["name"] for m in voters.members if m.manifest.domain)
         log.warning(_UNKNOWN_IMAGES, " and ".join(known), domain.OUT_OF_DOMAIN)
@@ -311,9 +322,9 @@ def _grade_chunk(
 
 def _answers(
     voters: Voters, effort: Effort, loaded: Sequence[Loaded]
-) -> tuple[Sequence[Loaded], list[dict[str, Point]], list[dict[str, np.ndarray]], tuple[float, float]]:
+) -> tuple[Sequence[Loaded], list[dict[str, Point]], list[dict[str, np.ndarray]], np.ndarray]:
     """(the studies as their images are read, points, probabilities) of studies that go through the nets together, and
-    the seconds of both stages.
+    the seconds (2, M) of both stages of each of the M members.
 
     Members with the same locators share what these find. The points are those of the first member.
     """
@@ -322,20 +333,22 @@ def _answers(
     checked = partial(image_checks.is_other_side, looks, nets_of(looks, "grade", effort))
     loaded, settled = readings.settled(first.task, loaded, nets_of(first, "locate", effort), checked)
     found: dict[str, list[dict[str, Point]]] = {first.locators_key: settled}
-    answers, locate_s, grade_s = [], time.monotonic() - begun, 0.0
-    for member in voters.members:
+    answers, spent_s = [], np.zeros((2, len(voters.members)))
+    spent_s[0, 0] = time.monotonic() - begun
+    for number, member in enumerate(voters.members):
         begun = time.monotonic()
         if member.locators_key not in found:
             _, found[member.locators_key] = predict.locate_all(member.task, loaded, nets_of(member, "locate", effort))
         located = time.monotonic()
         answers.append(_graded(member, effort, loaded, found[member.locators_key]))
-        locate_s, grade_s = locate_s + located - begun, grade_s + time.monotonic() - located
+        spent_s[:, number] += located - begun, time.monotonic() - located
     points = found[voters.members[0].locators_key]
     begun = time.monotonic()
     for i, study in enumerate(loaded):
         _look(looks, study, found[looks.locators_key][i], nets_of(looks, "grade", effort))
     graded = [ensemble.voted(voters, of_study) for of_study in zip(*answers, strict=True)]
-    return loaded, points, graded, (locate_s, grade_s + time.monotonic() - begun)
+    spent_s[1, 0] += time.monotonic() - begun
+    return loaded, points, graded, spent_s
 
 
 def _member_with_checks(voters: Voters) -> Bundle:

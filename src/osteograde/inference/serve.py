@@ -29,7 +29,7 @@ import torch
 
 from osteograde.errors import UserError
 from osteograde.inference.deadline import Budget
-from osteograde.inference.run import DEADLINE, graded_chunks
+from osteograde.inference.run import DEADLINE, graded_chunks, voters_of
 from osteograde.inference.submission import RunningSubmission, RunSummary, written
 from osteograde.models.device import pick
 from osteograde.pipeline import ensemble
@@ -65,10 +65,10 @@ class Predictor:
     slowest_s: float = 0.0
     _voters: Future[ensemble.Voters] | None = None
     _worker: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
-    _cost: Budget = field(init=False)  # what studies have cost so far: a slow machine drops views, then folds
+    _cost: Budget = field(init=False)  # what studies have cost so far: a slow machine does less for each
 
     def __post_init__(self) -> None:
-        self._cost = Budget(None, views=self.weights.test_views, folds=self.weights.folds)
+        self._cost = Budget(None, voters_of(self.weights))
 
     def start(self, warm_up: Sequence[Study], limit_s: float) -> None:
         """Load the nets and grade the studies of ``warm_up`` once, whose answers are forgotten, so that the first

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from osteograde.errors import UserError
-from osteograde.kaggle import metadata, record
+from osteograde.kaggle import ledger, metadata, record
 from osteograde.tasks import check_name
 
 RETRY = 75  # EX_TEMPFAIL of sysexits.h
@@ -65,7 +66,7 @@ def add(commands, command: Add) -> None:
     scored = command(steps, "score", score, "what the last submission scored, and why it failed if it did")
     scored.add_argument("task", metavar="TASK")
 
-    command(steps, "runs", runs, "every submission that was made from here, and its scores")
+    command(steps, "runs", runs, "the same as osteograde runs --kaggle")
 
     whole = command(steps, "all", everything, "upload, build, push, wait, output and submit in one go")
     whole.add_argument("task", metavar="TASK")
@@ -164,11 +165,14 @@ def score(args: argparse.Namespace) -> int:
 
 
 def runs(args: argparse.Namespace) -> int:
-    from osteograde.kaggle import submit as submitter
+    return print_submissions()
 
-    tasks = sorted(path.stem for path in record.FOLDER.glob("*.jsonl"))
-    lines = [line for task in tasks for line in submitter.ledger_table(task)]
-    print(*(lines or ["nothing was submitted from here"]), sep="\n")
+
+def print_submissions(*, as_json: bool = False) -> int:
+    """Print the submissions that were made from here; the exit code is returned."""
+    found = ledger.all_of()
+    lines = [json.dumps([one.plain() for one in found])] if as_json else ledger.table(found)
+    print(*(lines or [f"nothing was submitted from here: {record.FOLDER} holds no *.jsonl"]), sep="\n")
     return 0
 
 

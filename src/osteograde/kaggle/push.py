@@ -46,6 +46,8 @@ def push(task: str, folder: Path, *, run: bool = True, training: bool = False, r
         _ready(name)
     if run and facts["machine_shape"]:
         logger.info("GPU hours left this week: %s", client.quota())
+        for ref in still_running(records):
+            logger.info("%s is still running and holds a session", ref)
     with tempfile.TemporaryDirectory(prefix="osteograde-") as stage:
         shutil.copy(folder / facts["code_file"], stage)
         Path(stage, metadata.NAME).write_text(json.dumps(facts, indent=2), encoding="utf-8")
@@ -55,14 +57,41 @@ def push(task: str, folder: Path, *, run: bool = True, training: bool = False, r
         reply = client.ask(*words, *(() if run else ("--no-run",)))
     done = "pushed" if run else "saved without running"
     version = int(client.expect(reply, rf"Kernel version (\d+) successfully {done}")[1])
-    image = read_back(facts, version, (folder / facts["code_file"]).read_text(encoding="utf-8"))
+    script = (folder / facts["code_file"]).read_text(encoding="utf-8")
+    image = read_back(facts, version, script)
     online = "on" if facts["enable_internet"] else "off"
     settings = f"private, internet {online}, {facts['machine_shape'] or 'no accelerator'}, {image}"
     logger.info("%s version %d %s: %s", facts["id"], version, "pushed and running" if run else done, settings)
-    record.keep_record(
-        recorded(task, training), "kernel", {"ref": facts["id"], "version": version, "image": image}, records
-    )
+    made_of = {} if training else {"weights": mounted(facts, script, record.read_record(task, records))}
+    kernel = {"ref": facts["id"], "version": version, "image": image, **made_of}
+    record.keep_record(recorded(task, training), "kernel", kernel, records)
     return version
+
+
+def mounted(facts: dict[str, Any], script: str, known: dict[str, Any]) -> dict[str, Any]:
+    """What is known of the weights that a kernel mounts: what their upload remembered, where it was of these weights;
+    else their source, and the hash of the manifest that the script asks for."""
+    sources = [*facts["model_sources"], *facts["dataset_sources"]]
+    pin = re.search(r"""^MANIFEST_SHA256 = ["'](\w*)["']""", script, re.MULTILINE)
+    uploaded, digest = known.get("weights", {}), pin[1] if pin else ""
+    same_source = bool(sources) and bool(uploaded) and _names(sources[0], [uploaded["source"]])
+    if same_source and digest in ("", uploaded["manifest"]):
+        return uploaded
+    return {"source": sources[0] if sources else "", "manifest": digest}
+
+
+def still_running(records: Path = record.FOLDER) -> list[str]:
+    """The kernels that were pushed from here and have not ended, as far as the service tells."""
+    found = []
+    for path in sorted(records.glob("*.json")):
+        if kernel := record.read_record(path.stem, records).get("kernel"):
+            try:
+                status, _ = state(version_ref(kernel))
+            except (Refused, RetryLater) as error:  # it is only shown
+                logger.debug("%s", error)
+                continue
+            found += [version_ref(kernel)] if status in ("RUNNING", "QUEUED") else []
+    return found
 
 
 def recorded(task: str, training: bool) -> str:

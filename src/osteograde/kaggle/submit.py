@@ -60,7 +60,7 @@ def submit(task: str, *, yes: bool, records: Path = record.FOLDER) -> bool:
     reference = _send(slug, words, message, out)
     facts = {"message": message, "version": out["version"], "reference": reference}
     record.keep_record(task, "submission", facts, records)
-    weights = record.read_record(task, records).get("weights", {})
+    weights = kernel.get("weights", {})
     made_of = {"image": kernel.get("image"), "weights": weights, "commit": _commit(), "sha256": out["sha256"]}
     record.append_to_ledger(
         task, {"event": "submitted", "time": _now(), **facts, "kernel": out["ref"], **made_of}, records
@@ -102,20 +102,6 @@ def wait_for_score(task: str, *, poll_s: float = POLL_S, hours: float = 13.0, re
             if time.monotonic() - begun > hours * 3600:
                 raise
         time.sleep(poll_s)
-
-
-def ledger_table(task: str, *, records: Path = record.FOLDER) -> list[str]:
-    """One line a submission of the ledger: when, kernel version, weights, status, public and private score."""
-    lines = record.read_ledger(task, records)
-    scored = {line["reference"]: line for line in lines if line["event"] == "scored"}
-    table = []
-    for line in lines:
-        if line["event"] == "submitted":
-            result = scored.get(line["reference"], {"status": "pending", "public": None, "private": None})
-            weights = (line["weights"].get("manifest") or "unknown")[:12]
-            scores = f"{result['status']}, public {result['public']}, private {result['private']}"
-            table.append(f"{line['time']}  {task} v{line['version']}  weights {weights}  {scores}")
-    return table
 
 
 def _send(slug: str, words: tuple[str, ...], message: str, out: dict[str, Any]) -> int:

@@ -16,13 +16,16 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from osteograde.errors import UserError
 from osteograde.kaggle import client, credentials, record
 from osteograde.kaggle.client import Refused, RetryLater, logger
 from osteograde.kaggle.metadata import Source, parse_source
+from osteograde.learning import runs
 from osteograde.models.manifest import flat, sha256
 from osteograde.pipeline import ensemble
+from osteograde.tasks import TASKS
 
 PATIENCE_S = 3600.0
 POLL_S = 10.0
@@ -77,8 +80,24 @@ def upload(
     compare(target.at(version), {name: path.stat().st_size for name, path in files.items()})
     logger.info("%s version %d: all %d files there, names and sizes as sent", target.ref, version, len(files))
     facts = {"source": str(target.at(version)), "manifest": sha256(checked.path)}
-    record.keep_record(checked.task, "weights", facts, records)
+    record.keep_record(checked.task, "weights", facts | known_of(checked), records)
     return target.at(version)
+
+
+def known_of(weights: ensemble.Weights) -> dict[str, Any]:
+    """What the ledger of submissions keeps of weights: recipe, its changes, score out-of-fold with its interval.
+
+    changes: name of the choice -> (before, now), as --set made them; of an ensemble with the member's name before it.
+    """
+    row = runs.describe(weights.folder, TASKS)
+    alone = len(weights.members) == 1
+    changes = {
+        key if alone else f"{member.name}: {key}": list(pair)
+        for member in weights.members
+        for key, pair in member.manifest.recipe.get("changes", {}).items()
+    }
+    measured = {"score": row.score, "interval": list(row.interval), "studies": row.studies, "better": row.better}
+    return {"name": weights.folder.resolve().name, "recipe": row.recipe, "changes": changes, **measured}
 
 
 @dataclass(frozen=True)

@@ -169,9 +169,21 @@ def cross_fit(run: Run, stage: Stage) -> Iterator[Fold]:
                 bundle.save_net(trained, path)
                 marker.parent.mkdir(parents=True, exist_ok=True)  # a net of no epochs has no checkpoint there
                 marker.write_text(bundle.sha256(path))
+            _checkpoint(run, net, k).unlink(missing_ok=True)  # several times the net, and of no more use
             # What ships is judged: the fp16 file as it will be loaded, not the net in memory.
             nets.append(bundle.on_device(bundle.load_net(path, net.plan.net), run.device))
         yield Fold(k, nets, run.split.held_out(run.everything, k))
+    _remove_shared_checkpoints(run, stage)
+
+
+def _remove_shared_checkpoints(run: Run, stage: Stage) -> None:
+    """Those of epochs that folds share, where each of these folds has its net."""
+    later = replace(run, resume=True)  # as a later call would find them
+    for net in stage.nets:
+        for k in run.folds if net.plan.start.shared_epochs else ():
+            together = sharing_folds(run.recipe.scope.folds, k)
+            if all(is_done(later, net, j) for j in together):
+                _checkpoint_named(run, _shared_name(net, together)).unlink(missing_ok=True)
 
 
 def is_done(run: Run, net: Net, k: int) -> bool:
@@ -250,7 +262,7 @@ def train_shared_epochs(run: Run, stage: Stage, net: Net, together: tuple[int, .
     """
     plan = shared_epochs_of(net.plan)
     data = stage.data(run.split.training(run.everything, *together), plan)
-    job = _job(run, net, together[0], net.work_name(f"common-{together[0]}"), together)
+    job = _job(run, net, together[0], _shared_name(net, together), together)
     loss = stage.loss(plan)
     build = partial(_new_net, run, net, together[0], data, loss, job)
     return loop.train(build, plan, data, None, loss, job, resume=run.resume)
@@ -291,12 +303,25 @@ def _job(run: Run, net: Net, fold: int, name: str, shared_by: tuple[int, ...] = 
         fold,
         seed,
         run.device,
-        run.work / "nets" / f"{name}.pt",
+        _checkpoint_named(run, name),
         shared_by,
         history=run.out / history.FOLDER / f"{name}.jsonl",
         tensorboard=run.tensorboard,
         progress=run.progress,
     )
+
+
+def _checkpoint(run: Run, net: Net, k: int) -> Path:
+    """The checkpoint of fold k alone; that of epochs which folds share is another one."""
+    return _checkpoint_named(run, net.work_name(k))
+
+
+def _checkpoint_named(run: Run, name: str) -> Path:
+    return run.work / "nets" / f"{name}.pt"
+
+
+def _shared_name(net: Net, together: Sequence[int]) -> str:
+    return net.work_name(f"common-{together[0]}")
 
 
 def _copy_to_train(net: nn.Module) -> nn.Module:

@@ -16,6 +16,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from math import comb
 from pathlib import Path
 from typing import Any
 
@@ -250,7 +251,10 @@ def _result(
         "choices": len(tried),
         "better": "higher" if oof.sign > 0 else "lower",
         "singles": singles,
-        "members": [_named(oof, folders, i) for i in best.members],
+        "members": [
+            {**_named(oof, folders, i), "worth": round(value, _DIGITS)}
+            for i, value in zip(best.members, worths(oof, best, tried, scores), strict=True)
+        ],
         "rule": best.rule,
         "naive": _measured(oof, voted(oof, best), bootstrap),
         "nested": _measured(oof, together, bootstrap),
@@ -262,6 +266,44 @@ def _result(
         "nested_single": _measured(oof, single, bootstrap),
         "nested_minus_single": {"score": float((gain[0](whole) - gain[1](whole))[0]), "interval_95": [low, high]},
     }
+
+
+def worths(oof: OofTables, best: Choice, tried: Sequence[Choice], scores: np.ndarray) -> list[float]:
+    """What each member of a choice adds to its score: the Shapley value (Shapley, 1953), which is the mean gain over
+    all orders in which the members may join one another. Members that know the same share what they know.
+
+    Together they are the score of the choice less that of answering with the share of each class, times ``sign``. A
+    subset whose score is not defined counts as that answer. scores: (C, 1 + F) of the C choices tried.
+    """
+    of_subset = {
+        choice.members: float(row[0])
+        for choice, row in zip(tried, scores, strict=True)
+        if choice.rule == best.rule or len(choice.members) == 1
+    }
+    nothing = float(oof.sign * _statistic(oof, class_shares(oof))(np.ones((1, len(oof.studies))))[0])
+    nothing = nothing if np.isfinite(nothing) else min((v for v in of_subset.values() if np.isfinite(v)), default=0.0)
+    of_subset = {(): nothing} | {key: value if np.isfinite(value) else nothing for key, value in of_subset.items()}
+    found, count = [], len(best.members)
+    for member in best.members:
+        others = [one for one in best.members if one != member]
+        gains = [
+            (of_subset[tuple(sorted((*before, member)))] - of_subset[before]) / (count * comb(count - 1, size))
+            for size in range(count)
+            for before in combinations(others, size)
+        ]
+        found.append(sum(gains))
+    return found
+
+
+def class_shares(oof: OofTables) -> np.ndarray:
+    """(S, T, K): the share of each class among the labels of each target, in all rows that a study has."""
+    classes = oof.tables.shape[-1]
+    shares = np.full((len(oof.task.targets), classes), 1 / classes)
+    for t, target in enumerate(oof.task.targets):
+        known = [labels[target] for labels in oof.labels.values() if target in labels]
+        if known:
+            shares[t] = np.bincount(known, minlength=classes) / len(known)
+    return np.where(np.isfinite(oof.tables[0]), shares, np.nan)
 
 
 def _named(oof: OofTables, folders: Sequence[Path], i: int) -> dict[str, str]:

@@ -347,8 +347,7 @@ def store(
     A label of the target or of a head; unlabelled: those of all other sites too. ValueError where no site with a label
     of the target can be seen in any study.
     """
-    margin, (height, width) = _margin(plan), sides(plan.pixels)
-    shapes = [(crop.slices + 2 * _slice_margin(crop), height + 2 * margin, width + 2 * margin) for crop in grader.crops]
+    margin, (height, width), shapes = _margin(plan), sides(plan.pixels), stored_shapes(grader, plan)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{grader.name}.{crop.name}.u8" for crop in grader.crops]
     rows: list[_Row] = []
@@ -358,7 +357,7 @@ def store(
         for loaded, points in studies:
             boxes = site_boxes(grader, loaded.volumes, points, plan.pixels)
             for site in grader.sites:
-                if site.target in boxes and (unlabelled or _has_label(grader, loaded.study, site)):
+                if site.target in boxes and (unlabelled or has_label(grader, loaded.study, site)):
                     present, to_index = _write(grader, boxes[site.target], margin, shapes, files)
                     rows.append(_row(grader, loaded.study, site, present, to_index))
                     of_rows.append((loaded.study, site.target))
@@ -393,13 +392,19 @@ def store(
     )
 
 
+def stored_shapes(grader: Grader, plan: GraderPlan) -> list[tuple[int, int, int]]:
+    """(D, H, W) in bytes of what is stored of every crop of a site, with its margins."""
+    margin, (height, width) = 2 * _margin(plan), sides(plan.pixels)
+    return [(crop.slices + 2 * _slice_margin(crop), height + margin, width + margin) for crop in grader.crops]
+
+
 def _log_stored(grader: Grader, labels: np.ndarray, studies: int) -> None:
     known = labels[labels != UNLABELLED]
     more = f", {len(labels) - len(known)} without a label of the target" if len(known) < len(labels) else ""
     log.info(f"{grader.name}: {len(labels)} sites of {studies} studies, classes {np.bincount(known).tolist()}{more}")
 
 
-def _has_label(grader: Grader, study: Study, site: Site) -> bool:
+def has_label(grader: Grader, study: Study, site: Site) -> bool:
     """Whether anything can be learnt from a site: a label of the target or of a head."""
     return site.target in study.labels or any(
         site.target in study.head_labels.get(head.name, {}) for head in grader.heads

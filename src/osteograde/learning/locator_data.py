@@ -28,7 +28,7 @@ from osteograde.learning.augment import Move, draw_move, move_points, read_at, r
 from osteograde.learning.loop import every_sample
 from osteograde.learning.recipe import LocatorPlan
 from osteograde.models.locators.base import LocatorBatch
-from osteograde.pipeline.crops import LATERAL_SCALE_MM, SIGN, region_grids
+from osteograde.pipeline.crops import LATERAL_SCALE_MM, SIGN, RegionGrid, region_grids
 from osteograde.pipeline.load import Loaded
 from osteograde.tasks.spec import Landmark, Locator, Region, Series, Study, sides
 
@@ -250,8 +250,7 @@ def store(locator: Locator, plan: LocatorPlan, studies: Iterable[Loaded], folder
     Where the net learns from label images, they are cut alike into a second one. For a net that is used as it starts
     nothing is cut. ValueError where no study has both an annotated landmark and a region that shows it.
     """
-    pixels = max(sides(plan.pixels))
-    margin = round(MARGIN * pixels)
+    pixels, margin = max(sides(plan.pixels)), margin_of(plan)
     side = pixels + 2 * margin
     if not plan.training.epochs:
         return LocatorData(locator, plan, (), np.zeros((0, side, side), np.uint8), ())
@@ -266,7 +265,7 @@ def store(locator: Locator, plan: LocatorPlan, studies: Iterable[Loaded], folder
         for loaded in studies:
             for placed in region_grids(locator, loaded.volumes, loaded.marks, pixels):
                 region = placed.region
-                grid = grown(placed.grid, (SLICE_MARGIN if region.slices else 0, margin, margin))
+                grid = stored_grid(placed, plan)
                 item = _stored(region, grid, loaded, written)
                 landmarks = landmarks or region.landmarks
                 if np.isnan(item.points).all():
@@ -285,6 +284,17 @@ def store(locator: Locator, plan: LocatorPlan, studies: Iterable[Loaded], folder
     slices = np.memmap(path, np.uint8, "r", shape=(written, side, side))
     labels = np.memmap(labels_path, np.uint8, "r", shape=(written, side, side)) if labels_file else None
     return LocatorData(locator, plan, landmarks, slices, tuple(items), labels)
+
+
+def margin_of(plan: LocatorPlan) -> int:
+    """Pixels of the border that is stored around what a net reads."""
+    return round(MARGIN * max(sides(plan.pixels)))
+
+
+def stored_grid(placed: RegionGrid, plan: LocatorPlan) -> Roi:
+    """The grid (D, H, W) of what is stored of a region, a byte a pixel, with its margins."""
+    margin = margin_of(plan)
+    return grown(placed.grid, (SLICE_MARGIN if placed.region.slices else 0, margin, margin))
 
 
 def _stored(region: Region, grid: Roi, loaded: Loaded, start: int) -> Stored:

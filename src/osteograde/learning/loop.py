@@ -475,6 +475,7 @@ def _load(path: Path, progress: Progress, device: torch.device) -> None:
     progress.net.load_state_dict(saved["net"])
     progress.average.load_state_dict(saved["average"])
     progress.optimiser.load_state_dict(saved["optimiser"])
-    progress.scaler.load_state_dict(saved["scaler"])
+    if saved["scaler"]:  # empty where the earlier epochs were not in float16, as on a CPU
+        progress.scaler.load_state_dict(saved["scaler"])
     progress.epoch, progress.best_loss = saved["epoch"], saved["best_loss"]
     progress.bad_epochs, progress.best, progress.cycle_mean = saved["bad_epochs"], saved["best"], saved["cycle_mean"]

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from osteograde import logs
-from osteograde.learning import grader_data, locator_data, pseudo_dice, pseudo_labels
+from osteograde.learning import grader_data, locator_data, pseudo_dice, pseudo_labels, work_files
 from osteograde.learning.cross_fit import Fold, Net, Run, cross_fit, nets_of
 from osteograde.learning.grader_data import GraderData
 from osteograde.learning.grader_loss import grader_loss
@@ -145,6 +145,7 @@ def locate_out_of_fold(run: Run) -> tuple[dict[str, dict[str, Point]], dict[str,
             for study, landmarks in zip(fold.held_out, predicted, strict=True):
                 found[study.id] |= {name: Point(np.array(mm), sure) for name, (*mm, sure) in landmarks.items()}
                 points[study.id] = dict(task.fill_missing_landmarks(found[study.id]))
+        work_files.remove([stored.slices, stored.labels])
     return found, points
 
 
@@ -183,6 +184,7 @@ def grade_out_of_fold(run: Run, found: Mapping[str, Points], points: Mapping[str
             predicted = cached_predictions(stage, fold, studies, judged)
             for study, targets in zip(studies, predicted, strict=True):
                 graded[study.id] |= {target: np.array(values) for target, values in targets.items()}
+        work_files.remove(stored.crops)
     return graded
 
 

@@ -196,7 +196,8 @@ def _optional(kind: Any) -> Any:
 
 def _unknown(recipe: Recipe, key: str, where: str, name: str, known: Sequence[str] | Mapping[str, Any]) -> UserError:
     every = list(values(recipe))
-    near = [f"{key.rpartition('.')[0]}.{one}" for one in difflib.get_close_matches(name, [*known], 3)]
+    begin, _, end = f".{key}.".partition(f".{name}.")  # the rest of the key stays as it was written
+    near = [f"{begin}.{one}.{end}".strip(".") for one in difflib.get_close_matches(name, [*known], 3)]
     near += [one for one in every if one.endswith(f".{key}")] + difflib.get_close_matches(key, every, 3)
     hint = f"; nearest: {', '.join(dict.fromkeys(near[:3]))}" if near else ""
     what = f"{where} has no {name!r}" if name else f"{where} is not one value"

@@ -27,6 +27,7 @@ from osteograde.learning import (
     pseudo_labels,
     reuse,
     starting,
+    work_files,
 )
 from osteograde.learning.cross_fit import Run
 from osteograde.learning.out_of_fold import OutOfFold
@@ -46,6 +47,7 @@ PACKAGES = ("torch", "torchvision", "timm", "numpy", "pandas", "pydicom", "openc
 log = logging.getLogger("osteograde.learning")
 PROVENANCE = "SOURCE.json"  # beside the data: {"source": ..., "licence": ...}
 BOOTSTRAP = 1000
+OF_A_CLASS = ("precision_", "recall_", "f1_")  # parts of which there is one for each class
 
 
 def train(
@@ -86,7 +88,7 @@ def train(
     for line in outlook.lines(run, data):
         log.info(line)
     lost = _read_all(run)
-    run = replace(run, recipe=planning.planned_recipe(recipe, (run.loaded([study])[0] for study in studies)))
+    run = _planned(run)
     with logs.progress("training", cross_fit.to_train(run)[1], "epochs", log) as shown:
         run = replace(run, progress=shown)
         found, points = out_of_fold.locate_out_of_fold(run)
@@ -108,6 +110,14 @@ def train(
         scores["findings"] = findings
     seal(run, data, scores, calibrations)
     return {**scores, "warnings": data_faults.warning_of(lost)}
+
+
+def _planned(run: Run) -> Run:
+    """The run with what its recipe leaves to be planned from the decoded studies; the log says what it will store."""
+    recipe = planning.planned_recipe(run.recipe, (run.loaded([study])[0] for study in run.studies))
+    run = replace(run, recipe=recipe)
+    log.info(work_files.told(run))
+    return run
 
 
 def _refuse_unknown_covariates(recipe: Recipe, studies: Sequence[Study], data: Path) -> None:
@@ -351,7 +361,7 @@ def provenance(data: Path, recipe: Recipe) -> dict[str, str]:
 
 
 def headline(metric: Metric, scores: Mapping[str, Any]) -> str:
-    """The official score with its interval, beside the class prior's, as a line."""
+    """The official score by its name, with its interval, beside the class prior's, as a line."""
     grade = scores["grade"]
     low, high = grade["interval_95"]["score"]
     score, low, high, prior = (
@@ -359,8 +369,10 @@ def headline(metric: Metric, scores: Mapping[str, Any]) -> str:
         for value in (grade["model"]["score"], low, high, grade["prior"]["score"])
     )
     better = "higher" if "score" in metric.higher_is_better else "lower"
+    words = metric.words["score"]
+    name = words[:1].lower() + words[1:]
     return (
-        f"score: {score} (95 % interval {low} to {high}) on {grade['studies']} held-out studies; "
+        f"score: {name} {score} (95 % interval {low} to {high}) on {grade['studies']} held-out studies; "
         f"class prior: {prior}; {better} is better"
     )
 
@@ -381,6 +393,8 @@ def table(scores: Mapping[str, Any]) -> str:
     grade = scores["grade"]
     lines += ["", f"{'out-of-fold':<22}{'model':>9}{'95 % interval':>20}{'prior':>9}   ({grade['studies']} studies)"]
     for part, value in grade["model"].items():
+        if part.startswith(OF_A_CLASS):
+            continue
         low, high = grade["interval_95"][part]
         cells = ["-" if one is None else f"{one:.4f}" for one in (value, low, high, grade["prior"][part])]
         lines.append(f"{part:<22}{cells[0]:>9}{f'{cells[1]} - {cells[2]}':>20}{cells[3]:>9}")
@@ -388,10 +402,11 @@ def table(scores: Mapping[str, Any]) -> str:
         cells = ["-" if one is None else f"{one:.4f}" for one in (value, low, high)]
         lines.append(f"{f'{part} of {name}':<22}{cells[0]:>9}{f'{cells[1]} - {cells[2]}':>20}{'-':>9}")
     if "rows_at_annotated_points" in grade:
-        lines.append(
-            f"debug run: {grade['rows_at_annotated_points']} of {grade['rows']} rows were graded at annotated points, "
-            "because nothing was found there; these scores say only that everything runs"
-        )
+        count = grade["rows_at_annotated_points"]
+        where = f"{count} of {grade['rows']} rows were graded at annotated points, because nothing was found there; "
+        lines.append(f"debug run: {where * bool(count)}these scores say only that everything runs")
+    if any(part.startswith(OF_A_CLASS) for part in grade["model"]):
+        lines.append("precision, recall and F1 of every class: in the report, and in manifest.json")
     if "accuracy" not in grade["model"]:  # a score that does not look at the most probable class
         lines += ["", *evaluate.condition_lines(grade["confusion"], grade["classes"])]
     return "\n".join([*lines, *scores.get("warnings", [])])

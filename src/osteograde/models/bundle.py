@@ -81,10 +81,8 @@ class Bundle:
 
     @property
     def locators_key(self) -> str:
-        """The same for bundles whose locators find the same landmarks: the hashes of their files, and what they
-        read."""
-        files = {name: entry.sha256 for name, entry in self.manifest.files.items() if name.startswith("locate/")}
-        return json.dumps([files, {stage: self.manifest.pixels[stage] for stage in self.locators}], sort_keys=True)
+        """See ``Manifest.locators_key``."""
+        return self.manifest.locators_key
 
 
 def save_net(net: nn.Module, path: Path, *, half: bool = True) -> None:

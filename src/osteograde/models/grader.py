@@ -165,7 +165,8 @@ class GraderNet(nn.Module):
             top = score.detach().masked_fill(~mask, torch.finfo(score.dtype).min).amax(1, keepdim=True)
             weight = (score - top).masked_fill(~mask, -torch.inf).exp()
         weight = weight / weight.sum(1, keepdim=True).clamp_min(1e-12)
-        return torch.einsum("bs,bst->bt", weight, tokens.float())
+        with torch.autocast(tokens.device.type, enabled=False):  # which would make a product of halves of the sum
+            return torch.einsum("bs,bst->bt", weight, tokens.float())
 
 
 def normalised(crops: torch.Tensor, how: str) -> torch.Tensor:

@@ -122,6 +122,14 @@ class Manifest:
             {self.checks["file"]: self.checks["sha256"]} if self.checks else {}
         )
 
+    @property
+    def locators_key(self) -> str:
+        """The same for weights whose locators find the same landmarks: the hashes of their files, and what they
+        read."""
+        files = {name: entry.sha256 for name, entry in self.files.items() if name.startswith("locate/")}
+        stages = sorted({name.split("/")[1] for name in files})
+        return json.dumps([files, {stage: self.pixels[stage] for stage in stages}], sort_keys=True)
+
 
 def flat(name: str) -> str:
     """The name of a bundle's file where there are no folders: in a data set or a model on Kaggle.
@@ -174,11 +182,13 @@ def _json(path: Path) -> Any:
 
 @dataclass(frozen=True)
 class EnsembleMember:
-    """A member as ensemble.json names it. folder: as seen from the folder of ensemble.json."""
+    """A member as ensemble.json names it. folder: as seen from the folder of ensemble.json. worth: what it adds to the
+    score out-of-fold; files of older versions do not say it, and their members are worth the same."""
 
     name: str
     folder: str
     manifest_sha256: str
+    worth: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -202,7 +212,9 @@ def read_ensemble(folder: Path) -> EnsembleFile:
         raise UserError(f"{folder}: no {ENSEMBLE}; it is what osteograde ensemble writes")
     top = _Value(path, "", _json(path))
     members = tuple(
-        EnsembleMember(one["name"].text(), one["folder"].text(), one["manifest_sha256"].text())
+        EnsembleMember(
+            one["name"].text(), one["folder"].text(), one["manifest_sha256"].text(), one.get("worth", 1.0).number()
+        )
         for one in top["members"].items()
     )
     top["members"]._expect(bool(members), "at least one member")

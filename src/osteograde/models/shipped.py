@@ -134,10 +134,11 @@ def find(task: str) -> Path:
             return found[0]
     looked = ", ".join(str(place / task) for place in places())
     old = f"; {passed[0]} is of another version" if passed else ""
-    raise UserError(
-        f"no weights for {task!r}: looked for {looked}{old}; 'osteograde weights get {task}' fetches them, or name a "
-        "weights folder with --weights"
-    )
+    if any(task in (one.name, one.task) for one in index()):
+        advice = f"'osteograde weights get {task}' fetches them, or name a weights folder with --weights"
+    else:
+        advice = f"none ship for this task: train some (osteograde train {task}), and name their folder with --weights"
+    raise UserError(f"no weights for {task!r}: looked for {looked}{old}; {advice}")
 
 
 def at(folder: Path) -> Path:
@@ -160,5 +161,6 @@ def named(name: str) -> ShippedWeights:
     found = [one for one in sets if one.name == name] or [one for one in sets if one.task == name]
     if len(found) != 1:
         known = ", ".join(one.name for one in sets) or "none"
-        raise UserError(f"{len(found)} weights of this version are called {name!r}; there are: {known}")
+        count = len(found) or "no"
+        raise UserError(f"{count} weights of this version are called {name!r}; there are: {known}")
     return found[0]

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize
 
 from osteograde.errors import UserError
 from osteograde.tasks.spec import Grader, Study, Task
@@ -54,6 +53,8 @@ def calibration_from_manifest(plain: Mapping[str, Any]) -> Calibration:
 def fit_calibration(probs: np.ndarray, labels: np.ndarray, weights: Sequence[float] | np.ndarray) -> Calibration:
     """The calibration with the lowest penalised log loss of probs (n, K) against labels (n,), rows weighted by the
     weight of their class, weights (K,)."""
+    from scipy.optimize import minimize  # grading needs none of it, and every start would wait for it
+
     logs, row_weight = _centred(probs), np.asarray(weights, float)[labels]
     row_weight = row_weight / row_weight.sum()
     k = probs.shape[1]

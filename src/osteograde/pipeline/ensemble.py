@@ -23,7 +23,16 @@ from torch import nn
 from osteograde.errors import UserError
 from osteograde.models import bundle
 from osteograde.models.bundle import Bundle
-from osteograde.models.manifest import ENSEMBLE, MANIFEST, Manifest, is_plain, place, read_ensemble, read_manifest
+from osteograde.models.manifest import (
+    ENSEMBLE,
+    MANIFEST,
+    EnsembleMember,
+    Manifest,
+    is_plain,
+    place,
+    read_ensemble,
+    read_manifest,
+)
 from osteograde.pipeline import voting
 from osteograde.tasks.spec import Task
 from osteograde.tasks.tables import duplicates, some
@@ -32,12 +41,18 @@ from osteograde.tasks.tables import duplicates, some
 @dataclass(frozen=True, eq=False)
 class Member:
     """One of the weights that vote. prefix: of the names of its files in ``folder``, "" where it has a folder of its
-    own."""
+    own. worth: what it adds to the score out-of-fold, where that was measured."""
 
     name: str
     folder: Path
     prefix: str
     manifest: Manifest
+    worth: float = 1.0
+
+    @property
+    def folds(self) -> int:
+        """The most nets that any stage has."""
+        return max(Counter(name.rpartition("/")[0] for name in self.manifest.files).values(), default=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,8 +81,7 @@ class Weights:
     @property
     def folds(self) -> int:
         """The most nets that any stage of any member has."""
-        names = [Counter(name.rpartition("/")[0] for name in member.manifest.files) for member in self.members]
-        return max(max(counts.values(), default=0) for counts in names)
+        return max(member.folds for member in self.members)
 
     @property
     def prior(self) -> Mapping[str, tuple[float, ...]]:
@@ -126,6 +140,15 @@ def voted(voters: Voters, answers: Sequence[Mapping[str, np.ndarray]]) -> dict[s
     return graded
 
 
+def some_of(voters: Voters, numbers: Sequence[int]) -> Voters:
+    """The members of these numbers alone; one of them answers as it does by itself."""
+    if isinstance(voters, Bundle) or len(numbers) == len(voters.members):
+        return voters
+    if len(numbers) == 1:
+        return voters.members[numbers[0]]
+    return replace(voters, members=tuple(voters.members[number] for number in numbers))
+
+
 def read(folder: Path) -> Weights:
     """What a folder of weights holds, from its manifests alone. UserError where it is no weights folder, a member is
     missing, was changed since it was chosen or is of another task or other targets than the first one."""
@@ -137,7 +160,7 @@ def read(folder: Path) -> Weights:
         raise UserError(f"{folder / ENSEMBLE}: rule {said.rule!r} is unknown; known: {sorted(voting.RULES)}")
     if doubled := duplicates([member.name for member in said.members]):
         raise UserError(f"{folder / ENSEMBLE}: members more than once: {some(doubled)}; choose the ensemble again")
-    members = tuple(_member(folder, one.name, one.folder, one.manifest_sha256) for one in said.members)
+    members = tuple(_member(folder, one) for one in said.members)
     for member in members:
         own, first = member.manifest, members[0].manifest
         if own.task != said.task or set(own.prior) != set(first.prior) or own.definition != first.definition:
@@ -148,9 +171,10 @@ def read(folder: Path) -> Weights:
     return Weights(folder, said.rule, members)
 
 
-def _member(folder: Path, name: str, own_folder: str, expected: str) -> Member:
+def _member(folder: Path, said: EnsembleMember) -> Member:
     """A member of the ensemble in ``folder``: in its own folder, else flat beside ensemble.json."""
-    places = [(folder / own_folder, ""), (folder, f"{name}/")]
+    name, expected = said.name, said.manifest_sha256
+    places = [(folder / said.folder, ""), (folder, f"{name}/")]
     found = next(((at, prefix) for at, prefix in places if place(at, prefix + MANIFEST).is_file()), None)
     if found is None:
         looked = " or ".join(str(place(at, prefix + MANIFEST)) for at, prefix in places)
@@ -162,7 +186,7 @@ def _member(folder: Path, name: str, own_folder: str, expected: str) -> Member:
             f"{path}: sha256 is {digest[:12]}..., {ENSEMBLE} says {expected[:12]}...; member {name!r} was trained or "
             "changed after the ensemble was chosen, choose it again"
         )
-    return Member(name, at, prefix, read_manifest(at, prefix))
+    return Member(name, at, prefix, read_manifest(at, prefix), said.worth)
 
 
 def verify(folder: Path) -> Weights:

@@ -41,7 +41,9 @@ from osteograde.tasks.spec import YES_NO, Grader, Locator, Pixels, Point, Points
 T = TypeVar("T")
 R = TypeVar("R")
 _CPU = torch.device("cpu")
-_CPU_FULL = "can't allocate memory"  # torch's words where the machine's own memory is too small
+# Words of torch where the machine's own memory is too small, and of the parts of CUDA that say it in an error of a
+# general kind.
+_FULL = ("can't allocate memory", "CUDA error: out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED")
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def with_memory_fallback(
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on a device or on the machine."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or _CPU_FULL in str(error)
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(words in str(error) for words in _FULL)
 
 
 def logits_of(call: Callable[[], torch.Tensor], device: torch.device) -> torch.Tensor:
@@ -114,12 +116,17 @@ def _free(device: torch.device) -> None:
 def _on_cpu(nets: Nets) -> Iterator[Nets]:
     """The same nets on the CPU for a while: moved, since a copy would need the memory that is not there."""
     try:
-        for net in nets.nets:
-            net.to(_CPU)
+        _move(nets.nets, _CPU)
         yield replace(nets, device=_CPU)
     finally:
-        for net in nets.nets:
-            net.to(nets.device)
+        _move(nets.nets, nets.device)
+
+
+def _move(nets: Sequence[nn.Module], device: torch.device) -> None:
+    """Parameters that are moved in inference mode could not be asked for gradients again, which maps of evidence do."""
+    with torch.inference_mode(False):
+        for net in nets:
+            net.to(device)
 
 
 NEIGHBOUR_MM = 20.0  # in-plane, how far a landmark may lie from its neighbour

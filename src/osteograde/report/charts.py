@@ -171,7 +171,7 @@ def curve_chart(
     left, top, side = 46.0, 8.0, WIDTH - 46.0 - 12.0
     place = lambda x, y: (left + side * x, top + side * (1 - y))  # noqa: E731
     parts = [*_unit_square(left, top, side), text(left + side / 2, top + side + 36, x_words, "middle")]
-    parts.append(_upright(14, top + side / 2, y_words))
+    parts.append(upright(14, top + side / 2, y_words))
     if diagonal:
         parts.append(line(*place(0, 0), *place(1, 1), "axis", dash="4 3"))
     for index, points in curves:
@@ -263,7 +263,7 @@ def reliability_chart(confidence: np.ndarray, right: np.ndarray, count: np.ndarr
     parts.append(text(left - 6, floor, "rows", "end"))
     parts.append(line(left, floor, left + side, floor, "axis"))
     parts.append(text(left + side / 2, floor + 18, "probability of the predicted class", "middle"))
-    parts.append(_upright(14, top + side / 2, "share that is right"))
+    parts.append(upright(14, top + side / 2, "share that is right"))
     return svg(WIDTH, floor + 26, parts, label)
 
 
@@ -281,7 +281,7 @@ def text(x: float, y: float, words: str, anchor: str, kind: str = "") -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{style}>{escape(words)}</text>'
 
 
-def _upright(x: float, y: float, words: str) -> str:
+def upright(x: float, y: float, words: str) -> str:
     """Words that are read from below to above."""
     return f'<text x="{x}" y="{y}" text-anchor="middle" transform="rotate(-90 {x} {y})">{escape(words)}</text>'
 

@@ -48,10 +48,11 @@ _TESTS = ("test", "holdout")  # words of splits whose images have no labels
 
 @dataclass(frozen=True, eq=False)
 class Gathered:
-    """The studies of a folder. remarks: what was logged while names and tables
-    were read, each once. refused: why the training part could not be read, "" where it could. counted: what the task
-    counts in its own tables; None where it counts nothing or they are not there."""
+    """The studies of a folder. task: the one that they were read by. remarks: what was logged while
+    names and tables were read, each once. refused: why the training part could not be read, "" where it could.
+    counted: what the task counts in its own tables; None where it counts nothing or they are not there."""
 
+    task: Task
     root: Path
     studies: tuple[Study, ...]
     remarks: tuple[str, ...] = ()
@@ -123,7 +124,7 @@ def gather(task: Task, root: Path) -> Gathered:
         if not any(place in known for series in study.series for place in _places(series))
     ]
     told = tuple(dict.fromkeys(remarks))
-    return Gathered(root, (*found[TRAIN], *others), told, refused.get(TRAIN, ""), counted)
+    return Gathered(task, root, (*found[TRAIN], *others), told, refused.get(TRAIN, ""), counted)
 
 
 def _places(series: Series) -> tuple[Path, ...]:

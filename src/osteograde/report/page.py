@@ -19,7 +19,7 @@ from osteograde.imaging import files
 from osteograde.learning import compare
 from osteograde.learning.compare import Comparison
 from osteograde.learning.reuse import current_form
-from osteograde.report import charts, curves, score_sections, summary
+from osteograde.report import charts, curves, leaderboard, score_sections, summary
 from osteograde.report import worst_cases as cases
 from osteograde.report.charts import number, table
 from osteograde.report.oof_tables import Evidence, labels_of, read
@@ -43,9 +43,11 @@ def write(
     data: Path | None,
     made: datetime,
     others: Sequence[Path] = (),
+    submitted: Sequence[leaderboard.Entry] = (),
 ) -> Evidence:
     """Write the report of a weights folder to ``out``. tasks: all tasks by name. data: the labelled studies, which give
     labels and worst cases. made: the time that the page states. others: weights folders that are compared with it.
+    submitted: what submissions of the task scored on its leaderboard.
 
     UserError where a folder is no weights folder, the data are not those it was trained on, or folders cannot be
     compared. Nothing is written then.
@@ -63,17 +65,21 @@ def write(
         log.info("comparing %d weights folders", 1 + len(others))
         sides = [compare.read_out_of_fold(one, tasks) for one in (folder, *others)]
         compared = compare.compare_out_of_fold(evidence.task, sides)
-    text = page(evidence, studies, made, compared)
+    text = page(evidence, studies, made, compared, submitted)
     out.parent.mkdir(parents=True, exist_ok=True)
     files.atomic_write(out, text)
     return evidence
 
 
 def page(
-    evidence: Evidence, studies: Sequence[Study] | None, made: datetime, compared: Comparison | None = None
+    evidence: Evidence,
+    studies: Sequence[Study] | None,
+    made: datetime,
+    compared: Comparison | None = None,
+    submitted: Sequence[leaderboard.Entry] = (),
 ) -> str:
     """The HTML of the page. studies: the labelled studies, for the worst cases; None leaves these out. compared: with
-    other weights folders; None leaves the section out."""
+    other weights folders; None leaves the section out. submitted: as of ``write``."""
     title = f"{evidence.task.name}: report of {evidence.folder.resolve().name}"
     log.info("scores of classes: resampling patients")
     found = score_sections.figures(evidence, np.random.default_rng(SEED))
@@ -81,6 +87,9 @@ def page(
         "Result": score_sections.result(evidence),
         "Comparison": score_sections.comparison(compared, evidence.task.metric.words) if compared else "",
         "Scores": score_sections.scores(evidence),
+        "Leaderboard": leaderboard.section(
+            submitted, "higher" if "score" in evidence.task.metric.higher_is_better else "lower"
+        ),
         "Classes": score_sections.classes(evidence, found),
         "ROC and precision-recall": score_sections.areas(evidence, found),
         "Auxiliary heads": score_sections.heads(evidence),
@@ -190,7 +199,9 @@ def calibration(evidence: Evidence) -> str:
 
 def landmarks(evidence: Evidence) -> str:
     """Distances of out-of-fold landmarks from the annotated ones, per locator; without oof_points.csv the figures of
-    the manifest."""
+    the manifest. "" for a task that looks for nothing, since it grades whole images."""
+    if not evidence.task.locators:
+        return ""
     located, scores = evidence.located, evidence.manifest.scores.locate
     if located is None:
         note = "<p>oof_points.csv is not in the folder: these are the figures of the manifest, without a histogram.</p>"

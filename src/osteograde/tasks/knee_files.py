@@ -33,9 +33,10 @@ from osteograde.imaging import image_files
 from osteograde.imaging.dicom.patient import patient_key
 from osteograde.imaging.dicom.radiograph import film_outline
 from osteograde.imaging.discovery import Found, look_at, look_through, part_folder, stem_of, unique_names
-from osteograde.tasks import knee_sets, oai_films
+from osteograde.tasks import knee_sets
+from osteograde.tasks.deferred import Deferred
+from osteograde.tasks.knee_sets import Graded
 from osteograde.tasks.names import BOTH, Named, People, patient_of_id, read_name, read_people
-from osteograde.tasks.oai_films import Graded
 from osteograde.tasks.spec import Mark, Series, Study
 from osteograde.tasks.tables import row_grades, some
 
@@ -78,11 +79,12 @@ def read(root: Path, part: str) -> list[Study]:
     found = look_through(part_folder(root, part))
     if part != "train":
         return _studies(Path(root), found, training=False)
-    graded: Mapping[Path, Graded] = {}
-    if tables := oai_films.tables_below(Path(root)):
-        films = [file for file in found.files if file.parent.name not in GRADES]
-        graded = oai_films.graded_films(found.root, films, tables, BODY_PARTS)
-    return _studies(Path(root), found, training=True, graded=graded, used=[str(table.path) for table in tables])
+    films = [file for file in found.files if file.parent.name not in GRADES]
+    graded, tables = _films_below(Path(root), found.root, films, BODY_PARTS)
+    return _studies(Path(root), found, training=True, graded=graded, used=tables)
+
+
+_films_below = Deferred("osteograde.tasks.oai_films", "films_below")  # of training alone
 
 
 def read_all(root: Path, used: Sequence[str] = ()) -> list[Study]:

@@ -16,6 +16,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from osteograde.errors import UserError
@@ -26,6 +27,15 @@ log = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test", "auto_test")
 HELD_BACK = ("test", "auto_test")
 _RESOLUTION = re.compile(r"kneeKL(\d{2,4})", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Graded:
+    """What the tables say of a film: its patient, the visit ("00" is baseline), and side -> Kellgren-Lawrence grade."""
+
+    patient: str
+    visit: str
+    grades: Mapping[str, int]
 
 
 def split_of(file: Path, folder: Path, grades: Sequence[str]) -> str:

@@ -11,7 +11,8 @@ from functools import partial
 
 import numpy as np
 
-from osteograde.tasks import lumbar_census, lumbar_folders, lumbar_metric, lumbar_names, lumbar_tables
+from osteograde.tasks import lumbar_folders, lumbar_metric, lumbar_names, lumbar_tables
+from osteograde.tasks.deferred import Deferred
 from osteograde.tasks.lumbar_names import FORAMINAL, SPINAL, SUBARTICULAR, WEIGHTS, landmark
 from osteograde.tasks.priors import normalised
 from osteograde.tasks.regions import along_the_line, boxes_around_sites, regions_around_points, whole_stack_region
@@ -153,7 +154,7 @@ TASK = Task(
     metric=lumbar_metric.LumbarMetric(),
     fill_missing_landmarks=fill_missing_landmarks,
     read_files=lumbar_folders.read_files,
-    inspect=lumbar_census.inspect,
+    inspect=Deferred("osteograde.tasks.lumbar_census", "inspect"),
     competition=Competition(
         "rsna-2024-lumbar-spine-degenerative-classification", hours=9.0, studies=700, memory_gib=30.0
     ),

@@ -12,7 +12,6 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from osteograde.errors import UserError
@@ -20,6 +19,7 @@ from osteograde.imaging.dicom.film_views import body_parts_of, film_codes
 from osteograde.imaging.dicom.header import header_of
 from osteograde.imaging.dicom.tags import text_of
 from osteograde.tasks import oai_tables
+from osteograde.tasks.knee_sets import Graded
 from osteograde.tasks.oai_tables import Table
 from osteograde.tasks.tables import some
 
@@ -36,15 +36,6 @@ _TAGS = (
     "BodyPartExamined", "AnatomicRegionSequence", "PatientOrientation", "StudyDescription", "ImageType",
     "PerformedProcedureStepDescription", "AcquisitionDeviceProcessingDescription",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Graded:
-    """What the tables say of a film: its patient, the visit ("00" is baseline), and side -> Kellgren-Lawrence grade."""
-
-    patient: str
-    visit: str
-    grades: Mapping[str, int]
 
 
 def tables_below(root: Path) -> list[Table]:
@@ -69,6 +60,14 @@ def grades_of(tables: Sequence[Table]) -> dict[tuple[str, str], dict[str, int]]:
             if grade in (0, 1, 2, 3, 4):
                 found.setdefault((patient, visit), {})[SIDES[side]] = int(grade)
     return found
+
+
+def films_below(
+    root: Path, folder: Path, files: Sequence[Path], parts: Collection[str]
+) -> tuple[dict[Path, Graded], list[str]]:
+    """(``graded_films`` by the tables that lie below ROOT, the places of these tables); none where there are none."""
+    tables = tables_below(root)
+    return (graded_films(folder, files, tables, parts) if tables else {}), [str(table.path) for table in tables]
 
 
 def graded_films(

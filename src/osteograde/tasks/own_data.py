@@ -415,7 +415,7 @@ def _covariates(table: Table, rows: Sequence[Row]) -> tuple[Covariate, ...]:
     found, unused = [], []
     for name in table.more:
         cells = [cell for row in rows if (cell := row.more[name])]
-        texts = sorted(set(cells), key=str.casefold)
+        texts = sorted(set(cells), key=lambda text: (text.casefold(), text))
         keys = {text.casefold() for text in texts}
         if name in KEY_COLUMNS or not cells:
             unused.append(name)

@@ -294,7 +294,8 @@ def heatmap_loss(logits: torch.Tensor, batch: LocatorBatch) -> torch.Tensor:
     allowed = side_mask(lateral_on_map(batch.lateral, batch.images.shape[-1] // logits.shape[-1]), batch.side)
     total = _stack_logsumexp(logits, batch.stack, batch.channel, allowed, len(batch.points))
     total = _or_absent(total) if batch.may_be_absent else total
-    hit = torch.einsum("nlhw,nlh->nlw", logits.index_select(1, batch.channel), parts.rows)
+    with torch.autocast(logits.device.type, enabled=False):  # which would make a product of halves of the sum
+        hit = torch.einsum("nlhw,nlh->nlw", logits.index_select(1, batch.channel), parts.rows)
     hit = (hit * parts.columns).sum(-1)
     hit = torch.zeros_like(total).index_add(0, batch.stack, hit)
     known = parts.labelled | (
