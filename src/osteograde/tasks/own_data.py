@@ -422,7 +422,8 @@ def _covariates(table: Table, rows: Sequence[Row]) -> tuple[Covariate, ...]:
         elif not any(_is_no_number(cell) for cell in cells):
             found.append(Covariate(name, NUMBER))
         elif 2 <= len(keys) <= MOST_CATEGORIES and 2 * len(keys) <= len(cells):
-            found.append(Covariate(name, CATEGORY, tuple({text.casefold(): text for text in texts}.values())))
+            spelled = {text.casefold(): text for text in reversed(texts)}  # the first spelling of each
+            found.append(Covariate(name, CATEGORY, tuple(spelled[key] for key in sorted(spelled))))
         else:
             unused.append(name)
     if unused:
