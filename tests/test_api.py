@@ -236,9 +236,10 @@ def test_evidence_is_a_colour_picture_of_one_site(grader, knees, monkeypatch):
 
 
 def test_a_table_is_scored_as_its_file(grader, knees, written, capsys):
-    words = ["score", TASK, "--data", str(knees), "--submission", str(written)]
+    words = ["score", TASK, "--data", str(knees), "--submission", str(written), "--json"]
+    capsys.readouterr()
     assert cli.main(words) == 0
-    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    told = json.loads(capsys.readouterr().out)
     assert (
         osteograde.score(TASK, knees, grader.grade(knees)) == told == osteograde.score(TASK, str(knees), str(written))
     )
@@ -259,7 +260,8 @@ def test_training_takes_the_options_of_the_command(monkeypatch, tmp_path, weight
     words = ["--recipe", "knee-xray-small", "--folds", "0,2", "--debug", "--reuse", "a", "b", "--folds-of", "c"]
     words += ["--set", "a.b=1", "--set", "c=2"]
     same = cli.train_parser().parse_args([TASK, "--data", "data", "--out", str(weights), *words])
-    assert asked == [same]
+    (given,) = (vars(args) for args in asked)
+    assert {**given, "typed": ""} == {**vars(same), "typed": ""}  # but for the order in which they are typed again
     with pytest.raises(UserError, match="epochs is no option of"):
         osteograde.train(TASK, "data", weights, epochs=3)
     with pytest.raises(UserError, match="not a list of different fold numbers"):
