@@ -256,6 +256,8 @@ OF_THE_WRONG_TASK_OR_STEP = [
     ["train", "knee-xray", "--data", ".", "--out", "w", "--set", "lr=1"],
     ["train", "knee-xray", "--data", ".", "--out", "w", "--set", "grade.kl.training.epochs=5"],
     ["report", "."],
+    ["report", "weights/spider", "--ledger", "no/such/file"],
+    ["runs", "--kaggle", "weights"],
     ["inspect", "lumbar-mr", "--data", "."],
     ["inspect", "spider", "--data", ".", "--out", "page.txt"],
     ["inspect", "knee-xray", "--data", ".", "--oof", str(SPIDER)],
