@@ -89,7 +89,7 @@ class Gateway:
     def _ask(self, kernel: Connection, study: Study, broken: str) -> None:
         folder = self.shared / study.id
         lay(self.stock, study, folder, broken)
-        expected = expected_columns(self.task, folder, study)
+        expected, is_sure = expected_columns(self.task, folder, study)
         begun = time.monotonic()
         kernel.send_bytes(json.dumps(f"{self.inside}/{study.id}").encode())
         answer = json.loads(kernel.recv_bytes())
@@ -100,7 +100,7 @@ class Gateway:
         limit_s = self.task.serving.study_s
         if spent > limit_s and not first:
             self.faults.append(f"{about}: answered after {spent:.1f} s, allowed are {limit_s:g}")
-        problem = answer.get("error") or fault_of(answer["rows"], expected, whole=not broken)
+        problem = answer.get("error") or fault_of(answer["rows"], expected, whole=is_sure and not broken)
         self.faults += [f"{about}: {problem}"] if problem else []
         self.answered += 1
 
@@ -194,20 +194,22 @@ def lay(stock: staging.Stock, study: Study, folder: Path, broken: str = "") -> N
         target.write_bytes({"": whole, CUT: whole[: len(whole) // 2], GARBAGE: bytes(range(256))}[broken])
 
 
-def expected_columns(task: Task, folder: Path, study: Study) -> Mapping[str, list[Any]]:
-    """The columns of the table that a whole study asks for, each with the values of class priors."""
+def expected_columns(task: Task, folder: Path, study: Study) -> tuple[Mapping[str, list[Any]], bool]:
+    """The columns of the table that a whole study asks for, each with the values of class priors; and whether its rows
+    are sure before its images are read (``Study.readings``)."""
     rows = task.rows(study.id, study.targets)
     try:
         found = read_places(task, folder) if task.serving.studies is None else []
     except (UserError, OSError):  # a damaged study: its rows are not compared
         found = []
     rows = [row for one in found for row in task.rows(one.id, one.targets)] or rows
-    return serve.table_of(task, priors_rows(task, rows)).to_dict("list")  # type: ignore[return-value]
+    is_sure = not any(one.readings for one in found)
+    return serve.table_of(task, priors_rows(task, rows)).to_dict("list"), is_sure  # type: ignore[return-value]
 
 
 def fault_of(rows: Sequence[Mapping[str, Any]], expected: Mapping[str, Sequence[Any]], *, whole: bool) -> str:
-    """What is wrong with an answer, in words; "" if nothing is. whole: the study is not damaged, so that its row ids
-    are known; for a damaged one the columns and values are checked alone."""
+    """What is wrong with an answer, in words; "" if nothing is. whole: the study is not damaged and its row ids are
+    known; else the columns and values are checked alone."""
     if not rows:
         return "the answer has no row"
     if (columns := list(rows[0])) != list(expected):
