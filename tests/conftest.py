@@ -15,8 +15,10 @@ hypothesis.settings.load_profile("shared machine")
 
 @pytest.fixture(autouse=True)
 def _no_handler_is_left_to_other_tests():
-    """A test that runs a command in this process has its log printed to stdout; that of the next test is its own."""
+    """A test that runs a command in this process has its log printed to stdout; that of the next test is its own. The
+    same holds of fixtures of a whole module, which run before this one."""
     package = logging.getLogger("osteograde")
+    package.handlers[:] = [handler for handler in package.handlers if type(handler).__module__ != "osteograde.logs"]
     handlers, level = package.handlers[:], package.level
     yield
     package.handlers[:] = handlers

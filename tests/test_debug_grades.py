@@ -3,7 +3,6 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -79,7 +78,6 @@ def test_a_site_without_a_found_point_is_graded_at_the_annotated_one_in_a_debug_
         return [{} for _ in held_out]
 
     monkeypatch.setattr(out_of_fold, "cross_fit", lambda run, stage: [Fold(0, [], studies)])
-    monkeypatch.setattr(out_of_fold, "_stored_crops", lambda *given: SimpleNamespace(with_errors=lambda errors: None))
     monkeypatch.setattr(out_of_fold, "cached_predictions", predictions)
     out_of_fold.grade_out_of_fold(run, found, found)
     np.testing.assert_array_equal(judged[first.id][side].mm, [1, 2, 3])  # what was found counts

@@ -11,7 +11,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from osteograde.imaging.geometry import apply
@@ -127,6 +127,8 @@ def test_a_header_beside_its_raw_file_is_read_and_never_leads_out_of_the_folder(
 @pytest.mark.parametrize("name", ["a.mha", "a.nii", "a.nii.gz"])
 @settings(max_examples=60, deadline=None)
 @given(cut=st.integers(0, 2000), damage=st.binary(min_size=1, max_size=8), place=st.integers(0, 600))
+@example(cut=189, damage=b"\x00\x00\x00\x00\xc3", place=107)  # the values begin before the file does
+@example(cut=189, damage=b"\x00\x00\x00\x00\xe0", place=107)
 def test_damaged_files_are_refused_with_a_code_and_nothing_else(tmp_path_factory, name, cut, damage, place):
     contents = metaimage(voxels_of("i2")) if name.endswith("mha") else nifti(voxels_of("i2"))
     contents = contents[:place] + damage + contents[place + len(damage) :]

@@ -125,8 +125,10 @@ def _unzipped(contents: bytes, most: int) -> bytes:
 
 
 def _size(start: int, kind: np.dtype, shape: list[int]) -> int:
-    """Where the values of a volume of ``shape`` end, in bytes."""
+    """Where the values of a volume of ``shape`` end, in bytes. start: as the header has it, which may be damaged."""
     count = int(np.prod(shape, dtype=object))
+    if start < 0:
+        raise UnreadableImage("pixels_damaged")
     if count > MAX_VOXELS or start > MAX_FILE_BYTES:
         raise UnreadableImage("image_too_large")
     return start + count * kind.itemsize
