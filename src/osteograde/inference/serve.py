@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -98,39 +99,32 @@ class Predictor:
 
     def _load(self, warm_up: Sequence[Study]) -> ensemble.Voters:
         voters = ensemble.load(self.weights, TASKS, self.device or pick("auto"))
-        try:
-            list(graded_chunks(voters, warm_up, self._cost, RunSummary()))
-        except Exception:
-            log.exception("grading of the warm-up studies failed; the nets are kept")
+        contained("warming up", lambda: list(graded_chunks(voters, warm_up, self._cost, RunSummary())))
         return voters
 
     def _found(self, name: str, args: Sequence[Any], limit_s: float | None) -> list[Study]:
         """The studies that a call asks about; where none can be found in time, one of that name without images."""
         find = self.task.serving.studies or (lambda path: places.read_places(self.task, str(path)))
-        try:
-            if found := self._in_time(lambda: list(find(*args)), limit_s):
-                return found
-            log.error("%s: no study there", name)
-        except Exception:
-            log.exception("%s: no study there", name)
+        found, _ = contained(f"{name}: no study there", lambda: self._in_time(lambda: list(find(*args)), limit_s))
+        if found:
+            return found
         self.summary.faults[NO_STUDY] += 1
         return [Study(name, name, ())]
 
     def _answer(self, name: str, studies: Sequence[Study], limit_s: float | None, begun: float) -> RunningSubmission:
         """The rows of the studies. What cannot be graded within ``limit_s`` seconds of ``begun`` keeps its prior, and
         is counted."""
-        submission, reason = self._priors(studies), DEADLINE
+        submission, error = self._priors(studies), None
         left_s = None if limit_s is None else limit_s - (time.monotonic() - begun)
-        try:
-            if self.ends is None or time.monotonic() < self.ends:
-                self._in_time(lambda: self._grade(submission, left_s), left_s)
-        except TimeoutError:
-            submission = self._priors(studies)  # the thread may still write to the one before
-        except Exception:
-            log.exception("%s: not graded", name)
-            submission, reason = self._priors(studies), FAILED
-        submission.mark_unreached(reason)
-        return submission
+        if self.ends is None or time.monotonic() < self.ends:
+            work = partial(self._in_time, lambda: self._grade(submission, left_s), left_s)
+            _, error = contained(f"{name}: not graded", work)
+        if error is None:
+            submission.mark_unreached(DEADLINE)
+            return submission
+        priors = self._priors(studies)  # a thread that is late may still write to the submission before
+        priors.mark_unreached(DEADLINE if isinstance(error, TimeoutError) else FAILED)
+        return priors
 
     def _in_time(self, work: Callable[[], T], limit_s: float | None) -> T:
         """The result of ``work``. TimeoutError after ``limit_s`` seconds: a thread cannot be stopped, so the one that
@@ -153,6 +147,18 @@ class Predictor:
 
     def _priors(self, studies: Sequence[Study]) -> RunningSubmission:
         return RunningSubmission(self.task, self.weights.prior, studies, Path())
+
+
+def contained(what: str, work: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    """(the result of ``work``, None), or (None, the error), which is logged with ``what`` could not be done.
+
+    Every exception is caught here, and only here: one that reached the host would end the run of all studies.
+    """
+    try:
+        return work(), None
+    except Exception as error:
+        log.exception("%s", what)
+        return None, error
 
 
 def add_up(whole: RunSummary, part: RunSummary) -> None:
