@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import pandas as pd
@@ -46,6 +46,17 @@ Data = str | Path | np.ndarray | Image | Sequence[str | Path] | Sequence[np.ndar
 Table = str | Path | pd.DataFrame
 ROW, STUDY, TARGET, CONFIDENCE, FLAGS = tables.ROW_ID, "study_id", "target", "confidence", "flags"
 NUMBERS = (*points_file.MM, *points_file.PIXEL, "confidence")  # columns of the landmarks that are numbers
+
+
+class Options(TypedDict, total=False):
+    """What ``Grader.grade``, ``points`` and ``run`` take beside the data; see ``Grader.grade``."""
+
+    spacing_mm: float | Sequence[float] | None
+    side: str
+    orientation: str
+    view: str
+    points: Table | None
+    limit: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,17 +104,7 @@ class Grader:
     def __repr__(self) -> str:
         return f"Grader(task={self.task!r}, folder={str(self.folder)!r}, device={self.device!r})"
 
-    def grade(
-        self,
-        data: Data,
-        *,
-        spacing_mm: float | Sequence[float] | None = None,
-        side: str = "",
-        orientation: str = "",
-        view: str = "",
-        points: Table | None = None,
-        limit: int = 0,
-    ) -> pd.DataFrame:
+    def grade(self, data: Data, **options: Unpack[Options]) -> pd.DataFrame:
         """Grade studies. One line for each row of the submission that ``osteograde grade`` writes, in its order.
 
         data: a folder, an image file, several of them, or arrays: one, several, or ``Image`` values where these differ
@@ -118,30 +119,16 @@ class Grader:
         Raises UserError where nothing can be graded: a place that is not there, or an array that lacks what the task
         needs. A file that cannot be read is no error: its rows hold the class prior, and a flag.
         """
-        return self.run(
-            data, spacing_mm=spacing_mm, side=side, orientation=orientation, view=view, points=points, limit=limit
-        ).grades
+        return self.run(data, **options).grades
 
-    def points(
-        self,
-        data: Data,
-        *,
-        spacing_mm: float | Sequence[float] | None = None,
-        side: str = "",
-        orientation: str = "",
-        view: str = "",
-        points: Table | None = None,
-        limit: int = 0,
-    ) -> pd.DataFrame:
+    def points(self, data: Data, **options: Unpack[Options]) -> pd.DataFrame:
         """The landmarks that were found. Arguments and errors are those of ``grade``.
 
         Columns, as in submission.points.csv: study_id, landmark; x_mm, y_mm, z_mm, the place in DICOM patient
         coordinates (LPS); series, file, x, y, the column and the row of the pixel that shows it, NaN where no slice
         does; confidence from 0 to 1; names, filled where levels may be counted wrongly.
         """
-        return self.run(
-            data, spacing_mm=spacing_mm, side=side, orientation=orientation, view=view, points=points, limit=limit
-        ).points
+        return self.run(data, **options).points
 
     def run(
         self,

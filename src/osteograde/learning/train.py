@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -51,18 +51,23 @@ BOOTSTRAP = 1000
 OF_A_CLASS = ("precision_", "recall_", "f1_")  # parts of which there is one for each class
 
 
+class Options(TypedDict):
+    """What ``begin`` and ``train`` take beside the recipe, the data and the folder of the weights; see ``begin``."""
+
+    only: Sequence[int] | None
+    device: torch.device
+    resume: bool
+    studies: NotRequired[Sequence[Study] | None]
+    tensorboard: NotRequired[bool]
+    teacher: NotRequired[Path | None]
+
+
 def train(
     recipe: Recipe,
     data: Path,
     out: Path,
-    *,
-    only: Sequence[int] | None,
-    device: torch.device,
-    resume: bool,
-    studies: Sequence[Study] | None = None,
-    tensorboard: bool = False,
-    teacher: Path | None = None,
     executor: Callable[[Run], None] | None = None,
+    **options: Unpack[Options],
 ) -> dict[str, Any]:
     """Train the folds of every locator and grader into a weights folder; returns the out-of-fold scores.
 
@@ -70,10 +75,7 @@ def train(
     its own; None: they are done here, one after the other. Raises UserError for the user's mistakes, before any net is
     trained.
     """
-    run = begin(
-        recipe, data, out, only=only, device=device, resume=resume, studies=studies, tensorboard=tensorboard,
-        teacher=teacher,
-    )  # fmt: skip
+    run = begin(recipe, data, out, **options)
     chosen, split, studies = run.folds, run.split, run.studies
     for line in outlook.lines(run, data):
         log.info(line)
