@@ -25,10 +25,11 @@ _SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What a header says, as texts for a table; "" where it says nothing. size: rows x columns. plane: of the slices.
-    codec: the name of the transfer syntax of a DICOM file, the format of another."""
+    """What a header says, as texts for a table; "" where it says nothing. rows, columns: of the image, 0 where it says
+    nothing. plane: of the slices. codec: the name of the transfer syntax of a DICOM file, the format of another."""
 
-    size: str = ""
+    rows: int = 0
+    columns: int = 0
     spacing_mm: str = ""
     slice_mm: str = ""
     plane: str = ""
@@ -54,7 +55,7 @@ def facts_of(path: Path) -> FileFacts:
 def _of_picture(path: Path) -> FileFacts:
     try:
         with Image.open(path) as image:
-            return FileFacts(f"{image.height} x {image.width}", codec=str(image.format), bits=f"mode {image.mode}")
+            return FileFacts(image.height, image.width, codec=str(image.format), bits=f"mode {image.mode}")
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError):
         return FileFacts()
 
@@ -63,10 +64,10 @@ def _of_dicom(path: Path) -> FileFacts:
     header = header_of(path, TAGS)
     meta = getattr(header, "file_meta", {})
     syntax = str(meta.get("TransferSyntaxUID") or "")
-    rows, columns = header.get("Rows"), header.get("Columns")
     spacing = next((found for tag in _SPACINGS if (found := rounded(header.get(tag)))), "")
     return FileFacts(
-        size=f"{rows} x {columns}" if rows and columns else "",
+        rows=int(header.get("Rows") or 0),
+        columns=int(header.get("Columns") or 0),
         spacing_mm=spacing,
         slice_mm=rounded([header.get("SpacingBetweenSlices") or header.get("SliceThickness") or ""]),
         plane=plane_of(header.get("ImageOrientationPatient")),

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from osteograde.errors import UserError
-from osteograde.imaging.file_facts import facts_of
+from osteograde.imaging.file_facts import FileFacts, facts_of
 from osteograde.tasks import tables
 from osteograde.tasks.census import Census, Counts, Fact, counted
 from osteograde.tasks.lumbar_names import (
@@ -366,21 +366,13 @@ def _pairs_text(pairs: set[tuple[str, str]]) -> str:
 
 @dataclass(frozen=True)
 class Header:
-    """What the header of the first file of a series says. plane: of its slices, "" where it is not told. codec: the
-    name of the transfer syntax. files: names of all files of the series."""
+    """A series of the table. files: names of all its files. facts: what the header of the first one says."""
 
     study: str
     series: str
     view: str
     files: frozenset[str]
-    rows: int = 0
-    columns: int = 0
-    spacing_mm: str = ""
-    slice_mm: str = ""
-    plane: str = ""
-    codec: str = ""
-    maker: str = ""
-    tesla: str = ""
+    facts: FileFacts
 
 
 def read_headers(images: Path, series: pd.DataFrame) -> list[Header]:
@@ -393,19 +385,9 @@ def read_headers(images: Path, series: pd.DataFrame) -> list[Header]:
         folder = images / study / name
         named = tables.is_id(study) and tables.is_id(name)
         files = sorted(path for path in folder.iterdir() if path.is_file()) if named and folder.is_dir() else []
-        told = Header(study, name, view, frozenset(path.stem for path in files))
-        headers.append(_with_tags(told, files[0]) if files else told)
+        facts = facts_of(files[0]) if files else FileFacts()
+        headers.append(Header(study, name, view, frozenset(path.stem for path in files), facts))
     return headers
-
-
-def _with_tags(told: Header, path: Path) -> Header:
-    """The facts of a series with what the header of one of its files says."""
-    facts = facts_of(path)
-    rows, _, columns = facts.size.partition(" x ")
-    return replace(
-        told, rows=int(rows or 0), columns=int(columns or 0), spacing_mm=facts.spacing_mm, slice_mm=facts.slice_mm,
-        plane=facts.plane, codec=facts.codec, maker=facts.maker, tesla=facts.tesla,
-    )  # fmt: skip
 
 
 def _place_facts(read: Tables, headers: Sequence[Header]) -> list[Fact]:
@@ -423,7 +405,11 @@ def _place_facts(read: Tables, headers: Sequence[Header]) -> list[Fact]:
     ):
         if (header := of_series.get((study, series))) is None:
             continue
-        if header.columns and header.rows and (x > header.columns - 0.5 or y > header.rows - 0.5):
+        if (
+            header.facts.columns
+            and header.facts.rows
+            and (x > header.facts.columns - 0.5 or y > header.facts.rows - 0.5)
+        ):
             outside.append(study)
         if number not in header.files:
             lost.append(study)
@@ -443,8 +429,12 @@ def _header_facts(images: Path, headers: Sequence[Header]) -> list[Fact]:
         return []
     total, there = len(headers), [header for header in headers if header.files]
     empty = [header.series for header in headers if not header.files]
-    silent = [header.series for header in there if not header.plane]
-    other = [header.series for header in there if header.plane and header.plane != _PLANE_OF_VIEW.get(header.view)]
+    silent = [header.series for header in there if not header.facts.plane]
+    other = [
+        header.series
+        for header in there
+        if header.facts.plane and header.facts.plane != _PLANE_OF_VIEW.get(header.view)
+    ]
     listed = {(header.study, header.series) for header in headers}
     studies = {header.study for header in headers}
     unlisted = [name for study in sorted(studies) if tables.is_id(study) for name in tables.subfolders(images / study)
@@ -461,18 +451,25 @@ def _header_facts(images: Path, headers: Sequence[Header]) -> list[Fact]:
     ]  # fmt: skip
 
 
+def _size(facts: FileFacts) -> str:
+    return f"{facts.rows} x {facts.columns}" if facts.rows and facts.columns else ""
+
+
 def _header_tables(headers: Sequence[Header]) -> list[Counts]:
     there = [header for header in headers if header.files]
     views = list(SERIES_DESCRIPTIONS)
     found = []
     for name, of in (
-        ("size, rows x columns", lambda header: f"{header.rows} x {header.columns}" if header.rows else ""),
-        ("pixel spacing, mm", lambda header: header.spacing_mm),
-        ("distance of slices, mm", lambda header: header.slice_mm),
-        ("orientation", lambda header: header.plane),
-        ("codec", lambda header: header.codec),
-        ("maker", lambda header: header.maker),
-        ("field strength, T", lambda header: header.tesla),
+        (
+            "size, rows x columns",
+            lambda header: f"{header.facts.rows} x {header.facts.columns}" if header.facts.rows else "",
+        ),
+        ("pixel spacing, mm", lambda header: header.facts.spacing_mm),
+        ("distance of slices, mm", lambda header: header.facts.slice_mm),
+        ("orientation", lambda header: header.facts.plane),
+        ("codec", lambda header: header.facts.codec),
+        ("maker", lambda header: header.facts.maker),
+        ("field strength, T", lambda header: header.facts.tesla),
         ("slices in a series", lambda header: len(header.files)),
     ):
         often = counted([of(header) for header in there])
