@@ -7,8 +7,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 
 from osteograde.kaggle import build_kernel, rehearse, sandbox_guard, sandbox_namespaces, staging
@@ -17,7 +15,7 @@ from osteograde.kaggle.rehearse import WatchedRun
 from osteograde.tasks import TASKS
 from osteograde.tasks.limits import SESSION, limits_of
 from tests.logs import logged
-from tests.tiny import random_bundle
+from tests.tiny import noise_knees, random_bundle
 
 TASK = "knee-xray"
 SET = "some-one/knee-weights"
@@ -27,12 +25,7 @@ AT_ONCE = 'if __name__ == "__main__":  # worker'
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "knees"
-    folder.mkdir()
-    rng = np.random.default_rng(5)
-    for number in range(5):
-        cv2.imwrite(str(folder / f"{9000001 + number}L.png"), rng.integers(0, 255, (64, 64), dtype=np.uint8))
-    return folder
+    return noise_knees(tmp_path_factory.mktemp("data") / "knees")
 
 
 @pytest.fixture(scope="module")

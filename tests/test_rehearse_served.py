@@ -9,8 +9,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -21,7 +19,7 @@ from osteograde.tasks import TASKS
 from osteograde.tasks.places import read_places
 from osteograde.tasks.spec import Serving
 from tests.logs import logged
-from tests.tiny import random_bundle
+from tests.tiny import noise_knees, random_bundle
 
 TASK = TASKS["knee-xray"]
 SET, IMAGES = "some-one/knee-weights", "some-one/knee-images"
@@ -29,12 +27,7 @@ SET, IMAGES = "some-one/knee-weights", "some-one/knee-images"
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "knees"
-    folder.mkdir()
-    rng = np.random.default_rng(5)
-    for number in range(5):
-        cv2.imwrite(str(folder / f"{9000001 + number}L.png"), rng.integers(0, 255, (64, 64), dtype=np.uint8))
-    return folder
+    return noise_knees(tmp_path_factory.mktemp("data") / "knees")
 
 
 @pytest.fixture(scope="module")

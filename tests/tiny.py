@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
+import numpy as np
 import torch
 
 from osteograde.learning.recipes import RECIPES
@@ -12,6 +14,15 @@ from osteograde.models.bundle import build_net
 from osteograde.models.manifest import Manifest, write_manifest
 
 CONFIDENT = 60_000  # scales the heads of locators: else nothing is found and every row is a prior
+
+
+def noise_knees(folder: Path) -> Path:
+    """A new folder with five pictures of noise that are called as left knees."""
+    folder.mkdir()
+    rng = np.random.default_rng(5)
+    for number in range(5):
+        cv2.imwrite(str(folder / f"{9000001 + number}L.png"), rng.integers(0, 255, (64, 64), dtype=np.uint8))
+    return folder
 
 
 def random_bundle(
