@@ -30,7 +30,7 @@ from training import short
 
 from osteograde import phantom
 from osteograde.inference import multi_gpu, run
-from osteograde.inference.deadline import Budget
+from osteograde.inference.deadline import Budget, Voter
 from osteograde.inference.submission import Result, RunSummary
 from osteograde.learning import loop, pretrained, train
 from osteograde.learning.recipe import AnyPlan, Plan, Recipe
@@ -139,7 +139,7 @@ def _precision(half: bool) -> Iterator[None]:
 def _graded(weights: bundle.Bundle, studies: Sequence[Study], effort: tuple[int, int], *, half: bool) -> list[Result]:
     """effort: views of test-time augmentation, and folds."""
     with _precision(half):
-        budget = Budget(None, *effort)
+        budget = Budget(None, (Voter(*effort),))
         return [one for chunk in run.graded_chunks(weights, studies, budget, RunSummary()) for one in chunk]
 
 
