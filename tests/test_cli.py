@@ -14,13 +14,13 @@ import pytest
 
 from osteograde import cli
 from osteograde.errors import UserError
-from osteograde.tasks import NAMES, TASKS
+from osteograde.tasks import NAMES, TASKS, decision
 
 ROOT = Path(__file__).resolve().parents[1]
 
 INFERENCE = {
     "TASK", "--data", "--weights", "--out", "--device", "--limit", "--workers", "--time-budget", "--max-unread",
-    "--points", "--predicted", "--overlays", "--explain", "--explain-method",
+    "--points", "--predicted", "--decide", "--overlays", "--explain", "--explain-method",
 }  # fmt: skip
 TRAIN = {
     "TASK", "--list", "--data", "--out", "--recipe", "--set", "--folds", "--device", "--resume", "--reuse",
@@ -111,6 +111,7 @@ def test_every_method_of_maps_can_be_asked_for():
     from osteograde.models.explain import METHODS
 
     assert tuple(METHODS) == cli.EXPLAIN_METHODS
+    assert tuple(decision.RULES) == cli.DECISIONS
 
 
 def test_training_reads_fold_numbers():

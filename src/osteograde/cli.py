@@ -29,6 +29,7 @@ DEFAULT_TASK = "lumbar-mr"
 TASK_OF_TARGETS = "knee-progression"
 RUNS_IN = ("weights", "runs")  # folders that ``osteograde runs`` looks into
 EXPLAIN_METHODS = ("gradcam", "saliency", "smoothgrad")  # those of models/explain.py, which is imported later
+DECISIONS = ("most-probable", "median", "mean")  # those of tasks/decision.py, which is imported later
 INTERRUPTED = 130  # exit code
 _AGAIN_S = 0.02  # after which an interrupt that came during an import is tried again
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # what only a user can make room for
@@ -149,6 +150,9 @@ def add_grade_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--predicted", action="store_true", help="name the likeliest class: a last column, or for a competition a table"
+    )
+    parser.add_argument(
+        "--decide", choices=DECISIONS, help="the same, by this rule; default: most-probable (docs/inference.md)"
     )
     parser.add_argument("--overlays", type=Path, metavar="DIR", help="draw points and crops on slices into DIR")
     parser.add_argument("--explain", type=Path, metavar="DIR", help="draw a map of the evidence of every graded site")

@@ -34,6 +34,7 @@ from osteograde.tasks.priors import normalised
 from osteograde.tasks.regions import boxes_around_sites, canonical, largest_stack, whole_stack_region
 from osteograde.tasks.spec import (
     CATEGORY,
+    CLASSES,
     GRADES,
     KEY_COLUMNS,
     NUMBER,
@@ -148,6 +149,7 @@ def task_of(definition: Definition, patient_of: Callable[[str], str] = str) -> T
         ),
         covariates=definition.covariates,
         of_folder=of_folder,
+        classes_are_ordered=definition.kind != CLASSES,
         of_definition=of_definition,
         definition=definition.plain(),
     )
