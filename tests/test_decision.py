@@ -12,7 +12,9 @@ from osteograde.tasks import TASKS, decision
 from tests.tiny import noise_knees
 
 K = 4
-rows = st.lists(st.integers(0, 16), min_size=K, max_size=K).filter(any).map(lambda parts: np.array([parts]) / sum(parts))
+rows = (
+    st.lists(st.integers(0, 16), min_size=K, max_size=K).filter(any).map(lambda parts: np.array([parts]) / sum(parts))
+)
 
 
 def expected_loss(probs: np.ndarray, loss) -> list[float]:
