@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import osteograde
+from osteograde import cli
 from osteograde.errors import UserError
 from osteograde.tasks import TASKS, decision
 from tests.tiny import noise_knees
@@ -80,5 +81,9 @@ def test_python_and_the_command_line_decide_alike(tmp_path):
         table = grader.grade(data, decide=rule)
         said = decision.RULES[rule](table[list(grader.classes)].to_numpy())
         assert list(table.predicted) == [grader.classes[k] for k in said]
+    words = ["grade", "knee-xray", "--data", str(data), "--out", str(tmp_path / "s.csv"), "--decide", rule]
+    assert cli.main(words) == 0
+    written = pd.read_csv(tmp_path / "s.csv", dtype={"predicted": str})
+    assert list(written.predicted) == list(table.predicted)
     with pytest.raises(UserError, match="expected one of"):
         grader.grade(data, decide="average")

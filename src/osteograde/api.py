@@ -110,13 +110,14 @@ class Grader:
 
         data: a folder, an image file, several of them, or arrays: one, several, or ``Image`` values where these differ
         in what follows. spacing_mm, side, orientation, view: of arrays, see ``Image``. points: landmarks that are given
-        and not looked for, as ``points`` returns them or in a file. limit: only the first so many studies, 0: all. decide:
-        how the predicted class follows from the probabilities: "most-probable", "median" or "mean" (docs/inference.md).
+        and not looked for, as ``points`` returns them or in a file. limit: only the first so many studies, 0: all.
+        decide: how the predicted class follows from the probabilities: "most-probable", "median" or "mean"
+        (docs/inference.md).
 
         Columns: row_id, study_id, target; one for each of ``classes``, with its probability, to the digit that the
-        submission has; predicted, the class that is decided for; confidence, the highest probability; flags, why a person
-        should look at the row (docs/inference.md), separated by "; ", empty where there is no reason; then the answers of auxiliary
-        heads, for tasks that have any, NaN where a row was not graded.
+        submission has; predicted, the class that is decided for; confidence, the highest probability; flags, why a
+        person should look at the row (docs/inference.md), separated by "; ", empty where there is no reason; then the
+        answers of auxiliary heads, for tasks that have any, NaN where a row was not graded.
 
         Raises UserError where nothing can be graded: a place that is not there, or an array that lacks what the task
         needs. A file that cannot be read is no error: its rows hold the class prior, and a flag.

@@ -101,9 +101,9 @@ def infer(
 
     data: a folder, a single file, or several of them, which share one submission. points: a table of landmarks
     that are given and not looked for. decide: the rule by which the class of every row is named as well, see
-    ``tasks.decision``. drawers: each is called with every finished study and the nets that graded it. UserError or OSError: the user's mistake, found before
-    any work; a submission already at ``out`` is untouched. OSError at the end: the last submission could not be
-    written; the one before it is in place.
+    ``tasks.decision``. drawers: each is called with every finished study and the nets that graded it. UserError or
+    OSError: the user's mistake, found before any work; a submission already at ``out`` is untouched. OSError at the
+    end: the last submission could not be written; the one before it is in place.
     """
     job = run.prepare(
         task, data, weights, device=device, limit=limit, workers=workers, hours=time_budget_hours, points=points

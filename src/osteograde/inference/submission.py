@@ -98,8 +98,8 @@ def write_submission(path: Path, rows: Rows, columns: Sequence[str], *, decide: 
     """Replace ``path`` by a table of all rows in one step: at every moment it is the old file or the new one.
 
     columns: names of the classes. decide: a rule of ``tasks.decision``; with it, a last column names the class that it
-    makes of the row. An existing file's permissions are kept. Raises ValueError before touching the file where a probability cannot be written (see
-    ``written``), OSError where the folder cannot be written.
+    makes of the row. An existing file's permissions are kept. Raises ValueError before touching the file where a
+    probability cannot be written (see ``written``), OSError where the folder cannot be written.
     """
     path = Path(path).resolve()
     table = printed(rows)

@@ -60,6 +60,6 @@ def check(rule: str, task: Task) -> None:
         raise UserError(f"the rule of decision is {rule!r}; expected one of {', '.join(RULES)}")
     if rule != MOST_PROBABLE and not task.classes_are_ordered:
         raise UserError(
-            f"the classes of these labels ({', '.join(task.classes[:4])}) have no order, so there is no {rule} of them; "
-            f"take {MOST_PROBABLE}"
+            f"the classes of these labels ({', '.join(task.classes[:4])}) have no order, so there is no {rule} of "
+            f"them; take {MOST_PROBABLE}"
         )
