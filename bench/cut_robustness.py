@@ -3,7 +3,7 @@
     python bench/cut_robustness.py --weights weights/knee-xray --data KNEES [--folds 0] [--limit 600] [--views 6]
 
 Out-of-fold: each study is graded by the nets of the fold that held its patient out, around the points of
-oof_points.csv. Every kind of cut is tried in all its directions (a shift to all four sides, a scale and a turn both ways),
+oof_points.csv. Every kind of cut is tried in all its directions (a shift to all sides, a scale and a turn both ways),
 and each direction counts alike. Answers are not calibrated. Printed are the score as it is and what each kind
 loses, paired, with 95 % intervals over patients. Composed films are cut by the locator: bench/film_grades.py.
 """
