@@ -92,7 +92,8 @@ def main() -> None:
         old = folds.read(args.reuse / folds.FILE)
         order = np.random.default_rng(0).permutation(len(real))
         fold = {real[i]: int(k % old.count) for k, i in enumerate(order)}
-        split = folds.Split({**old.fold, **fold}, {**old.patient, **dict(zip(real, real, strict=True))})
+        # A patient that the earlier nets know stays in its fold: they may have learnt from it in all others.
+        split = folds.Split({**fold, **old.fold}, {**dict(zip(real, real, strict=True)), **old.patient})
         folds.save(split, args.run / folds.FILE)
         reused = reuse_nets(args.reuse, args.run, RECIPES["lumbar-mr-small"](), without=("canal",))
         print(f"folds of {len(split.fold)} studies and {len(reused)} nets -> {args.run}")
