@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -50,8 +51,8 @@ def shifted(rows_mm: float, columns_mm: float) -> Change:
 
 CUTS: dict[str, tuple[Change, ...]] = {
     "shifted by 10 mm": (shifted(10, 0), shifted(-10, 0), shifted(0, 10), shifted(0, -10)),
-    "scaled by 15 %": tuple(lambda roi, s=s: turned(roi, 0.0, s) for s in (1.15, 1 / 1.15)),
-    "turned by 10 degrees": tuple(lambda roi, a=a: turned(roi, a, 1.0) for a in (10.0, -10.0)),
+    "scaled by 15 %": tuple(partial(turned, degrees=0.0, scale=scale) for scale in (1.15, 1 / 1.15)),
+    "turned by 10 degrees": tuple(partial(turned, degrees=degrees, scale=1.0) for degrees in (10.0, -10.0)),
 }
 
 
