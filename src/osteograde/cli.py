@@ -312,9 +312,11 @@ def train(args: argparse.Namespace) -> int:
 def phantom(args: argparse.Namespace) -> int:
     check_name(args.task)
     from osteograde import phantom as maker
+    from osteograde.logs import to_stdout
 
     if args.studies + args.test == 0:
         raise UserError("--studies 0 and --test 0 leave nothing to write; give one of them")
+    to_stdout(bars=True)
     maker.write(args.task, args.out, studies=args.studies, test=args.test, seed=args.seed, workers=os.cpu_count() or 1)
     print(f"{args.studies} labelled and {args.test} unlabelled studies of {args.task} -> {args.out}")
     return 0
