@@ -1,6 +1,6 @@
 """Write docs/kaggle-replies.md: what we say, and with which exit code, to every recorded reply of both client versions.
 
-    python -m tests.kaggle_stub.reply_table
+python -m tests.kaggle_stub.reply_table
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python -m tests.kaggle_stub.transcript FOLDER
 
 FOLDER, empty or new, is where they run; nothing is removed from it. The commands are those of the page, with two
-additions that make a transcript of minutes: the training is a ``--debug`` run, and steps are asked for every second. The
-data of the competition are synthetic studies; what the kernel would have written is what the rehearsal wrote here.
+additions that make a transcript of minutes: the training is a ``--debug`` run, and the kernel is asked about every
+second. The data of the competition are synthetic studies; the output of the kernel is the template of the competition.
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ def main(folder: Path) -> None:
     if SECRET in text:
         raise RuntimeError("the transcript holds the key")
     client = importlib.metadata.version("kaggle")
-    PAGE.write_text(f"The ten commands of kaggle.md against the stand-in of the tests, client {client}\n\n{text}", "utf-8")
+    PAGE.write_text(
+        f"The ten commands of kaggle.md against the stand-in of the tests, client {client}\n\n{text}", "utf-8"
+    )
 
 
 def serve_competition(world: World, folder: Path) -> None:
