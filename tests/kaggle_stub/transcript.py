@@ -103,7 +103,8 @@ def log_of(line: str) -> str:
 
 def shortened(text: str, folder: Path) -> str:
     """What a command printed without the place where it ran; of many lines the first and the last ones."""
-    lines = text.replace(f"{folder / 'here'}/", "").replace(str(ROOT), "CLONE").splitlines(keepends=True)
+    text = text.replace(f"{folder / 'here'}/", "").replace(sys.executable, "python").replace(str(ROOT), "CLONE")
+    lines = text.splitlines(keepends=True)
     if len(lines) <= LONGEST:
         return "".join(lines)
     return "".join([*lines[:SHOWN_AT_EACH_END], "...\n", *lines[-SHOWN_AT_EACH_END:]])
