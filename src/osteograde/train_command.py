@@ -60,10 +60,14 @@ def train_and_report(args: argparse.Namespace) -> int:
     if args.plan:
         print(*plan_lines(args, recipe), sep="\n")
         return 0
+    from osteograde.learning import folds
+
     studies = recipe.task.read(args.data, "train")
     check_folds(args, studies)
+    if line := folds.spelling_line(studies):
+        log.warning(line)
     # torch and what stands on it: imported once nothing is known to be missing
-    from osteograde.learning import calls, folds, outlook, pretrained, starting, train
+    from osteograde.learning import calls, outlook, pretrained, starting, train
     from osteograde.learning.reuse import reuse_nets
     from osteograde.models.device import keep_all_freed_memory, pick
 
