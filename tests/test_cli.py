@@ -348,6 +348,20 @@ def test_the_package_is_a_command_with_exit_codes(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("words", [["train", "spider", "--list"], ["weights", "list"]], ids=" ".join)
+def test_output_that_nobody_reads_any_more_ends_a_command_without_a_word(words, tmp_path):
+    """As behind ``| head``: the other end of the pipe is closed before the first line is written."""
+    ours, theirs = os.pipe()
+    os.close(ours)
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    command = [sys.executable, "-m", "osteograde", *words]
+    try:
+        done = subprocess.run(command, cwd=tmp_path, env=env, stdout=theirs, stderr=subprocess.PIPE, timeout=120)
+    finally:
+        os.close(theirs)
+    assert (done.returncode, done.stderr) == (cli.UNREAD, b"")
+
+
 def test_validate_lists_what_is_wrong(tmp_path, capsys):
     template, good, bad = (tmp_path / name for name in ("template.csv", "good.csv", "bad.csv"))
     template.write_text("row_id,a,b\n1_x,0.5,0.5\n1_y,0.5,0.5\n")
