@@ -101,7 +101,7 @@ def run(main: Callable[[], int | None]) -> int:
 
     A ``UserError``, a missing or forbidden path and a full disk are the user's to mend: one line on stderr, exit code
     2. Any other ValueError or OSError is a fault of ours: traceback, exit code 1. Ctrl-C: one line that says how to go
-    on, exit code 130. Output that nobody reads any more, as behind ``| head``: no line, exit code 141 as other programs.
+    on, exit code 130. Output that nobody reads any more, as behind ``| head``: no line, exit code 141.
     """
     try:
         code = main() or 0
