@@ -52,17 +52,22 @@ def train_and_report(args: argparse.Namespace) -> int:
     if not args.data.is_dir():
         raise UserError(f"{args.data}: no such folder; --data is the folder that holds the tables and the images")
     to_stdout(bars=True)
-    recipe = chosen_recipe(args)
-    if args.debug:
-        recipe = recipe.shrunk()
+    whole = chosen_recipe(args)
+    recipe = whole.shrunk() if args.debug else whole
+    if not args.plan:
+        check_run(args, recipe)
+    check_nets(whole)
     if args.plan:
         print(*plan_lines(args, recipe), sep="\n")
         return 0
-    check_run(args, recipe)
+    from osteograde.learning import folds
+
     studies = recipe.task.read(args.data, "train")
     check_folds(args, studies)
+    if line := folds.spelling_line(studies):
+        log.warning(line)
     # torch and what stands on it: imported once nothing is known to be missing
-    from osteograde.learning import calls, folds, outlook, pretrained, starting, train
+    from osteograde.learning import calls, outlook, pretrained, starting, train
     from osteograde.learning.reuse import reuse_nets
     from osteograde.models.device import keep_all_freed_memory, pick
 
@@ -261,6 +266,15 @@ def check_run(args: argparse.Namespace, recipe: Recipe) -> None:
     folds.refuse_finished(args.out)
     if not args.debug:
         starting.check(recipe, chosen)
+
+
+def check_nets(recipe: Recipe) -> None:
+    """UserError where a recipe of a file, or one that ``--set`` changed, has a net that cannot be built. The nets of
+    those that ship can be, so these do without torch until the tables are read."""
+    if recipe.changes or recipe.file:
+        from osteograde.learning import net_checks
+
+        net_checks.check(recipe)
 
 
 def check_teacher(weights: Path, recipe: Recipe) -> None:
