@@ -40,7 +40,7 @@ def test_rules_agree_where_all_is_on_one_class_and_do_not_ask_for_a_sum_of_one(p
     sure = np.eye(K)
     for rule in decision.RULES.values():
         assert rule(sure).tolist() == list(range(K))
-        assert rule(3 * probs).tolist() == rule(probs).tolist()
+        assert rule(2 * probs).tolist() == rule(probs).tolist()  # exact in floating point
 
 
 def test_a_tie_goes_to_the_lower_class_but_a_half_is_rounded_up():
