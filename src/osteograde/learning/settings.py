@@ -206,7 +206,8 @@ def _check_way(recipe: Recipe, key: str, begin: Any, way: Sequence[str], where: 
 def _inside(value: Any, kind: Any) -> dict[str, Any]:
     """The names of what lies in a value, with their types; empty where it is one that is written as a whole."""
     if is_dataclass(inner := _optional(kind)):
-        return {one.name: typing.get_type_hints(inner)[one.name] for one in fields(inner)}  # type: ignore[arg-type]
+        hints = typing.get_type_hints(inner)
+        return {one.name: hints[one.name] for one in fields(inner)}  # type: ignore[arg-type]
     if typing.get_origin(kind) is not None and typing.get_args(kind) == (str, Any):  # a net's config
         return {name: type(part) for name, part in value.items() if name not in OF_THE_TASK}
     return {}

@@ -177,7 +177,7 @@ def default_point(space: Sequence[Dimension], recipe: Recipe) -> Point | None:
     point = {}
     every = settings.values(recipe)
     for one in space:
-        texts = {text for key, text in every.items() if key in settings.keys_of(recipe, one.key)}
+        texts = {every[key] for key in settings.keys_of(recipe, one.key)}
         if len(texts) != 1 or not one.holds(text := texts.pop()):
             return None
         point[one.key] = text
