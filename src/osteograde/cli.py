@@ -29,6 +29,7 @@ from osteograde.tasks import NAMES, check_name
 DEFAULT_TASK = "lumbar-mr"
 TASK_OF_TARGETS = "knee-progression"
 RUNS_IN = ("weights", "runs")  # folders that ``osteograde runs`` looks into
+TUNE_METHODS, TUNE_PRUNERS = ("tpe", "random", "grid"), ("median", "hyperband", "none")  # of learning/study.py
 EXPLAIN_METHODS = ("gradcam", "saliency", "smoothgrad")  # those of models/explain.py, which is imported later
 DECISIONS = ("most-probable", "median", "mean")  # those of tasks/decision.py, which is imported later
 INTERRUPTED = 130  # exit code
@@ -262,6 +263,8 @@ def parser() -> argparse.ArgumentParser:
 
     _add_runs(commands)
 
+    _add_tune(commands)
+
     _add_segment_options(_command(commands, "segment", segment, "write label images of discs, vertebrae and canal"))
 
     _add_report(commands)
@@ -420,6 +423,15 @@ def runs(args: argparse.Namespace) -> int:
     from osteograde import runs_command
 
     return runs_command.main(args)
+
+
+def tune(args: argparse.Namespace) -> int:
+    check_name(args.task)
+    packages.check_tune()
+    packages.check(to_train=True)
+    from osteograde import tune_command
+
+    return tune_command.main(args)
 
 
 def segment(args: argparse.Namespace) -> int:
@@ -585,6 +597,33 @@ def _add_runs(commands) -> None:
     listed.add_argument("--bootstrap", type=_count, default=1000, metavar="N", help="resamples of --compare")
     listed.add_argument("--kaggle", action="store_true", help="the submissions made from here, and what they scored")
     _add_json(listed)
+
+
+def _add_tune(commands) -> None:
+    """The options of ``osteograde tune``."""
+    searched = _command(commands, "tune", tune, "search for settings on inner folds; the outer folds judge them once")
+    searched.add_argument("task", metavar="TASK")
+    searched.add_argument("--data", type=Path, required=True, metavar="DIR")
+    searched.add_argument("--out", type=Path, required=True, metavar="DIR", help="the same command again goes on")
+    searched.add_argument("--trials", type=_count, required=True, metavar="N", help="for each outer fold")
+    searched.add_argument(
+        "--space", metavar="NAME|FILE.py", help="keys of --set with ranges and choices; default: that of the task"
+    )
+    searched.add_argument("--method", choices=TUNE_METHODS, default=TUNE_METHODS[0], help="default: tpe")
+    searched.add_argument("--prune", choices=TUNE_PRUNERS, default=TUNE_PRUNERS[0], help="default: median")
+    searched.add_argument("--recipe", metavar="NAME|FILE.py", help="default: the task's own recipe")
+    searched.add_argument(
+        "--set", action="append", default=[], dest="settings", metavar="KEY=VALUE",
+        help="change one value of the recipe for all trials and for the default; may be repeated",
+    )  # fmt: skip
+    searched.add_argument("--folds", type=_folds, metavar="0,2", help="only these outer folds; default: all")
+    searched.add_argument("--inner", type=_count, default=3, metavar="N", help="inner folds of each; default: 3")
+    searched.add_argument("--seed", type=_count, default=0, metavar="S", help="of the trials; default: 0")
+    _add_device(searched)
+    searched.add_argument(
+        "--executor", type=_executor, default="serial", metavar="serial|local[:N]",
+        help="local: trials side by side, in a process for each GPU or share of the cores, or in N; default: serial",
+    )  # fmt: skip
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:

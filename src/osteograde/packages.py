@@ -22,6 +22,12 @@ NEEDED = {  # module that is imported: package that holds it, as pyproject.toml 
 TO_TRAIN = {"sklearn": "scikit-learn"}
 
 
+def check_tune() -> None:
+    """UserError where the package that ``osteograde tune`` needs is not installed."""
+    if importlib.util.find_spec("optuna") is None:
+        raise UserError('the package optuna is not installed; pip install "osteograde[tune]", or pip install optuna')
+
+
 def check(*, to_train: bool) -> None:
     """UserError that names every package that is not installed. to_train: those that only training needs count too."""
     needed = NEEDED | (TO_TRAIN if to_train else {})

@@ -11,7 +11,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Protocol
 
@@ -29,6 +29,7 @@ from osteograde.pipeline.load import Loaded
 from osteograde.tasks.spec import Study
 
 BuildNet = Callable[[], nn.Module]
+Judge = Callable[[str, int, float], None]  # (name of a net in training, finished epochs, held-out log loss)
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +39,9 @@ class Run:
     synthetic: studies made out of the given ones. Nets are trained on them, and their landmarks are predicted and
     scored; they are never graded. tensorboard: events of TensorBoard are written beside the history of every net.
     teacher: a weights folder with the same folds.csv, from whose answers graders learn at sites without a label.
-    progress: what is shown of all nets together, in epochs; None shows every net alone.
+    progress: what is shown of all nets together, in epochs; None shows every net alone. judge: is called with the
+    held-out log loss of every grader's net after every epoch, and may end the run by an exception of its own. volumes:
+    where the given studies are kept as they were decoded, if several runs share them.
     """
 
     recipe: Recipe
@@ -52,6 +55,8 @@ class Run:
     tensorboard: bool = False
     teacher: Path | None = None
     progress: logs.Progress | None = None
+    judge: Judge | None = None
+    volumes: Path | None = None
 
     @property
     def work(self) -> Path:
@@ -65,7 +70,16 @@ class Run:
 
     def loaded(self, studies: Sequence[Study]) -> list[Loaded]:
         """The volumes of studies, decoded at the first call and read from a cache afterwards."""
-        return [cached(study, self.recipe.task, self.work / "volumes") for study in studies]
+        return [cached(study, self.recipe.task, self._volumes_of(study)) for study in studies]
+
+    def _volumes_of(self, study: Study) -> Path:
+        """The folder of a decoded study; synthetic ones are of one run, whatever their names are in another."""
+        is_own = self.volumes is None or study.id in self._made
+        return self.work / "volumes" if is_own or self.volumes is None else self.volumes
+
+    @cached_property
+    def _made(self) -> frozenset[str]:
+        return frozenset(study.id for study in self.synthetic)
 
 
 def net_name(kind: str, stage: str, k: int, member: int = 0) -> str:

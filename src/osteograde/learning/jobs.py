@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import nn
 
 from osteograde.errors import UserError
-from osteograde.learning import cross_fit, history, out_of_fold
+from osteograde.learning import cross_fit, history, out_of_fold, schedule
 from osteograde.learning.cross_fit import Net, Run, nets_of, own_epochs, sharing_folds
 from osteograde.learning.recipe import Recipe
 from osteograde.logs import duration
@@ -229,19 +229,7 @@ def seconds_of(jobs: Sequence[Job], folders: Sequence[Path]) -> dict[str, float]
 def span(jobs: Sequence[Job], seconds: Mapping[str, float], workers: int) -> float:
     """Seconds from the first to the last of these jobs on so many workers, each taking the first job in the list that
     waits for nothing; jobs without a time take none. What is not in the list counts as finished."""
-    left, ends, free = list(jobs), dict[str, float](), [0.0] * workers
-    given = {job.key for job in jobs}
-    while left:
-        now = min(free)
-        ready = [job for job in left if all(ends.get(key, now + 1) <= now for key in job.after if key in given)]
-        if ready:
-            free.remove(now)
-            ends[ready[0].key] = now + seconds.get(ready[0].key, 0.0)
-            free.append(ends[ready[0].key])
-            left.remove(ready[0])
-        else:  # this worker sleeps until the next job of another one ends
-            free[free.index(now)] = min(end for end in ends.values() if end > now)
-    return max(ends.values(), default=0.0)
+    return schedule.simulate(jobs, seconds, workers).makespan_s
 
 
 def short(keys: Collection[str]) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from osteograde import logs
-from osteograde.learning import cut_once, grader_data, locator_data, pseudo_dice, pseudo_labels
+from osteograde.learning import cut_once, grader_data, locator_data, loop, pseudo_dice, pseudo_labels
 from osteograde.learning.cross_fit import Fold, Net, Run, cross_fit, nets_of
 from osteograde.learning.grader_data import GraderData
 from osteograde.learning.grader_loss import grader_loss
@@ -143,7 +143,21 @@ class GraderStage:
         return grader_loss(self.grader, self.run.recipe, plan)
 
     def watch(self, plan: Plan, held_out: Data, job: Job) -> AfterEpoch | None:
-        return None
+        """The held-out log loss, where the run has somebody to judge by it. It is the same measure for all plans of a
+        grader: labels are not smoothed, and classes and heads do not count by what the plan says."""
+        judge = self.run.judge
+        if judge is None:
+            return None
+        assert isinstance(plan, GraderPlan) and isinstance(held_out, GraderData)
+        alike = replace(plan, loss="classes", label_smoothing=0.0, class_weight_power=0.0, head_weight=0.0)
+        loss, data = grader_loss(self.grader, self.run.recipe, alike), held_out.for_plan(alike)
+
+        def measured(net: torch.nn.Module, epochs: int) -> str:
+            value = loop.evaluate(net, data, alike, loss, job)
+            judge(job.checkpoint.stem, epochs, value)
+            return f"held-out log loss {value:.4f}"
+
+        return measured
 
     def predict(self, fold: Fold, studies: Sequence[Study], points: Sequence[Points]) -> list[Plain]:
         """{target: class probabilities} of each study, on crops around the given landmarks."""

@@ -50,7 +50,7 @@ def changed(recipe: Recipe, settings: Sequence[str]) -> Recipe:
         return recipe
     tree = _tree(recipe, settings)
     made: dict[str, Any] = {"scope": _with(recipe.scope, tree.get("scope", {}), "scope")}
-    made |= {name: _parsed(OF_THE_RECIPE[name], tree[name], name) for name in ("tta", "calibrate") if name in tree}
+    made |= {name: parsed(OF_THE_RECIPE[name], tree[name], name) for name in ("tta", "calibrate") if name in tree}
     locators = {
         name: _with(plan, tree.get(LOCATE, {}).get(name, {}), f"{LOCATE}.{name}")
         for name, plan in recipe.locators.items()
@@ -90,11 +90,12 @@ def _values_in(value: Any, key: str) -> dict[str, str]:
         parts = {name: part for name, part in value.items() if name not in OF_THE_TASK}
         return {f"{key}.{name}": _net_text(part) for name, part in parts.items()}
     else:
-        return {key: _text(value)}
+        return {key: text_of(value)}
     return {inner: text for name, part in parts.items() for inner, text in _values_in(part, f"{key}.{name}").items()}
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """A value as ``--set`` reads it."""
     if value is None or (isinstance(value, tuple | list | Mapping) and not value):
         return NONE
     if isinstance(value, bool):
@@ -102,14 +103,14 @@ def _text(value: Any) -> str:
     if isinstance(value, float):
         return repr(value).removesuffix(".0")
     if isinstance(value, Mapping):
-        return ",".join(f"{name}:{_text(part)}" for name, part in value.items())
+        return ",".join(f"{name}:{text_of(part)}" for name, part in value.items())
     if isinstance(value, tuple | list):
-        return ",".join(map(_text, value))
+        return ",".join(map(text_of, value))
     return str(value)
 
 
 def _net_text(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, list | tuple | Mapping) or value is None else _text(value)
+    return json.dumps(value) if isinstance(value, list | tuple | Mapping) or value is None else text_of(value)
 
 
 def _tree(recipe: Recipe, settings: Sequence[str]) -> Tree:
@@ -119,7 +120,7 @@ def _tree(recipe: Recipe, settings: Sequence[str]) -> Tree:
         key, equals, text = setting.partition("=")
         if not equals or not key:
             raise UserError(f"--set {setting}: expected KEY=VALUE, such as grade.*.training.epochs=2")
-        for way in _ways(recipe, key):
+        for way, _ in _ways(recipe, key):
             place = tree
             for name in way[:-1]:
                 place = place.setdefault(name, {})
@@ -131,14 +132,36 @@ def _tree(recipe: Recipe, settings: Sequence[str]) -> Tree:
     return tree
 
 
-def _ways(recipe: Recipe, key: str) -> Iterator[list[str]]:
-    """The ways that a key stands for, one for each locator, or for each member of each grader."""
+def kind_of(recipe: Recipe, key: str) -> Any:
+    """The type that the recipe declares for the value of a key, such as float; of what may be off that of what is on.
+
+    Raises UserError for an unknown key, as ``changed`` does, and for one that stands for values of several types.
+    """
+    kinds = [_optional(kind) for _, kind in _ways(recipe, key)]
+    if any(kind != kinds[0] for kind in kinds):
+        raise UserError(f"--set {key}: it stands for values of several types {kinds}; name one of them")
+    return kinds[0]
+
+
+def keys_of(recipe: Recipe, key: str) -> list[str]:
+    """The keys of ``values`` that a key with * or without a member stands for. UserError for an unknown one."""
+    found = []
+    for (first, *way), _ in _ways(recipe, key):
+        if first == GRADE and len(recipe.graders[way[0]]) == 1:
+            way = [way[0], *way[2:]]  # of a single member the number is not shown
+        found.append(".".join([first, *way]))
+    return found
+
+
+def _ways(recipe: Recipe, key: str) -> Iterator[tuple[list[str], Any]]:
+    """The ways that a key stands for, one for each locator, or for each member of each grader, and the type of the
+    value at the end of each."""
     first, *rest = key.split(".")
     if first not in (LOCATE, GRADE):
         if first not in OF_THE_RECIPE:
             raise _unknown(recipe, key, "a recipe", first, [*OF_THE_RECIPE, LOCATE, GRADE])
-        _check_way(recipe, key, getattr(recipe, first), rest, first)
-        yield [first, *rest]
+        kind = _check_way(recipe, key, getattr(recipe, first), rest, first)
+        yield [first, *rest], kind
         return
     plans: Mapping[str, Any] = recipe.locators if first == LOCATE else recipe.graders
     name, *inner = rest or [""]
@@ -148,8 +171,8 @@ def _ways(recipe: Recipe, key: str) -> Iterator[list[str]]:
         raise _unknown(recipe, key, first, name, [ALL, *plans])
     for stage in plans if name == ALL else [name]:
         if first == LOCATE:
-            _check_way(recipe, key, plans[stage], inner, f"{first}.{stage}")
-            yield [first, stage, *inner]
+            kind = _check_way(recipe, key, plans[stage], inner, f"{first}.{stage}")
+            yield [first, stage, *inner], kind
             continue
         members = list(range(len(plans[stage])))
         chosen = members
@@ -160,12 +183,13 @@ def _ways(recipe: Recipe, key: str) -> Iterator[list[str]]:
         else:
             way = inner
         for i in chosen:
-            _check_way(recipe, key, plans[stage][i], way, f"{first}.{stage}")
-            yield [first, stage, str(i), *way]
+            kind = _check_way(recipe, key, plans[stage][i], way, f"{first}.{stage}")
+            yield [first, stage, str(i), *way], kind
 
 
-def _check_way(recipe: Recipe, key: str, begin: Any, way: Sequence[str], where: str) -> None:
-    """UserError where a key leads to no value inside of the one where it begins."""
+def _check_way(recipe: Recipe, key: str, begin: Any, way: Sequence[str], where: str) -> Any:
+    """The type of the value to which a key leads; UserError where it leads to none inside of the one where it
+    begins."""
     value, kind = begin, type(begin)
     for name in way:
         known = _inside(value, kind)
@@ -176,12 +200,14 @@ def _check_way(recipe: Recipe, key: str, begin: Any, way: Sequence[str], where: 
     known, is_optional = _inside(value, kind), _optional(kind) is not kind  # what is optional may be set to none
     if known and not is_optional:
         raise _unknown(recipe, key, where, "", known)
+    return kind
 
 
 def _inside(value: Any, kind: Any) -> dict[str, Any]:
     """The names of what lies in a value, with their types; empty where it is one that is written as a whole."""
     if is_dataclass(inner := _optional(kind)):
-        return {one.name: typing.get_type_hints(inner)[one.name] for one in fields(inner)}  # type: ignore[arg-type]
+        hints = typing.get_type_hints(inner)
+        return {one.name: hints[one.name] for one in fields(inner)}  # type: ignore[arg-type]
     if typing.get_origin(kind) is not None and typing.get_args(kind) == (str, Any):  # a net's config
         return {name: type(part) for name, part in value.items() if name not in OF_THE_TASK}
     return {}
@@ -227,7 +253,7 @@ def _with(value: Value, tree: Tree, key: str) -> Value:
     for name, part in tree.items():
         kind, own, inner = hints[name], getattr(value, name), f"{key}.{name}"
         if isinstance(part, str):
-            made[name] = _parsed(kind, part, inner)
+            made[name] = parsed(kind, part, inner)
         elif isinstance(own, Mapping):
             made[name] = {**own, **{one: _of_net(own[one], text, f"{inner}.{one}") for one, text in part.items()}}
         elif own is None:
@@ -246,13 +272,13 @@ def _new(kind: Any, tree: Tree, key: str) -> Any:
     if missing := [name for name in names if name not in tree]:
         raise UserError(f"--set {key}: it is off here; set {', '.join(f'{key}.{one}' for one in missing)} too")
     hints = typing.get_type_hints(kind)
-    return kind(**{name: _parsed(hints[name], tree[name], f"{key}.{name}") for name in names})
+    return kind(**{name: parsed(hints[name], tree[name], f"{key}.{name}") for name in names})
 
 
 def _of_net(own: Any, text: str, key: str) -> Any:
     """A value of a net's config: of the type of the one that is there."""
     if isinstance(own, bool | int | float | str):
-        return _parsed(type(own), text, key)
+        return parsed(type(own), text, key)
     try:
         given = json.loads(text)
     except json.JSONDecodeError as error:
@@ -260,8 +286,8 @@ def _of_net(own: Any, text: str, key: str) -> Any:
     return own if given == json.loads(json.dumps(own)) else given
 
 
-def _parsed(kind: Any, text: str, key: str) -> Any:
-    """A text as a value of a type. UserError where it is none."""
+def parsed(kind: Any, text: str, key: str) -> Any:
+    """A text as a value of a type; key: where it is said. UserError where it is none."""
     try:
         return _read(kind, text)
     except _Refused as expected:

@@ -62,6 +62,8 @@ class Options(TypedDict):
     studies: NotRequired[Sequence[Study] | None]
     tensorboard: NotRequired[bool]
     teacher: NotRequired[Path | None]
+    judge: NotRequired[cross_fit.Judge | None]
+    volumes: NotRequired[Path | None]
 
 
 def train(
@@ -121,18 +123,20 @@ def begin(
     studies: Sequence[Study] | None = None,
     tensorboard: bool = False,
     teacher: Path | None = None,
+    judge: cross_fit.Judge | None = None,
+    volumes: Path | None = None,
 ) -> Run:
     """The run of a recipe over a folder of labelled studies, with its folds and its recipe written into ``out``.
 
     only: the folds to train, all if None. resume: go on from what an earlier call left in ``out``. studies: what is in
     ``data``, if it has been read already. tensorboard: write its events as well. teacher: weights of the same folds,
-    from whose answers graders learn at sites without a label (pseudo_labels.py). Raises UserError for folds that the
-    recipe does not have, covariates that no study has, finished weights in ``out``, folds there that are of other
-    studies, or an earlier call with another recipe.
+    from whose answers graders learn at sites without a label (pseudo_labels.py). judge, volumes: see ``Run``. Raises
+    UserError for folds that the recipe does not have, covariates that no study has, finished weights in ``out``, folds
+    there that are of other studies, or an earlier call with another recipe.
     """
     chosen = folds.chosen(recipe, only)
     given = recipe.task.read(data, "train") if studies is None else studies
-    studies = _chosen_patients(sorted(given, key=lambda study: study.id), recipe)
+    studies = chosen_patients(sorted(given, key=lambda study: study.id), recipe)
     _refuse_unknown_covariates(recipe, studies, data)
     if teacher is not None:
         pseudo_labels.check(teacher, recipe.task, chosen)
@@ -143,7 +147,9 @@ def begin(
     split = _split(recipe, studies, out, resume=resume)
     _keep_recipe(recipe, out, resume=resume)
     made = _synthetic(recipe, studies, out)
-    return Run(recipe, studies, made, split, chosen, out, device, resume, tensorboard, teacher)
+    return Run(
+        recipe, studies, made, split, chosen, out, device, resume, tensorboard, teacher, judge=judge, volumes=volumes
+    )
 
 
 def planned(run: Run) -> Run:
@@ -262,7 +268,7 @@ def _split(recipe: Recipe, studies: Sequence[Study], out: Path, *, resume: bool)
     return split
 
 
-def _chosen_patients(studies: list[Study], recipe: Recipe) -> list[Study]:
+def chosen_patients(studies: list[Study], recipe: Recipe) -> list[Study]:
     """All studies, or those of as many patients as the recipe's scope says, evenly spread over the labels."""
     count = recipe.scope.patients
     if not count:

@@ -19,7 +19,7 @@ GIB = 2**30
 
 def told(run: Run) -> str:
     """A line that says how much is written under ``work/``, when the studies of the run have been decoded."""
-    volumes = sum(path.stat().st_size for path in (run.work / "volumes").glob("*"))
+    volumes = sum(path.stat().st_size for path in (run.volumes or run.work / "volumes").glob("*"))
     stages = stage_bytes(run)
     largest = max(stages, key=lambda name: stages[name])
     return (

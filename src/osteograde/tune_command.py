@@ -1,0 +1,162 @@
+"""``osteograde tune``: search for settings on inner folds, and let the outer folds judge what was chosen, once."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import shlex
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from osteograde import train_command
+from osteograde.errors import UserError
+from osteograde.learning import folds, nested, space, study
+from osteograde.learning.executors import Place
+from osteograde.learning.nested import RESULT, Search
+from osteograde.learning.recipes import spaces
+from osteograde.logs import to_stdout
+from osteograde.train_command import SERIAL
+
+if TYPE_CHECKING:
+    import torch
+
+    from osteograde.learning.recipe import Recipe
+
+PAGE = "tune.html"
+LOCAL = "local"
+log = logging.getLogger("osteograde.search")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Do what the options of ``cli._add_tune`` ask for; the exit code is returned."""
+    try:
+        return search_and_report(args)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"what is done is kept in {args.out}; go on with: {args.typed}") from None
+
+
+def search_and_report(args: argparse.Namespace) -> int:
+    """The same, without a word about how to go on after Ctrl-C."""
+    search, recipe = checked(args)
+    to_stdout(bars=True)
+    from osteograde.learning import search as work
+    from osteograde.models.device import keep_all_freed_memory, pick
+
+    keep_all_freed_memory()
+    device = pick(args.device)
+    studies = work.chosen_studies(recipe, args.data)
+    work.begin(search, recipe, studies, args.out)
+    listed, done = nested.jobs_of(search), nested.finished(search, args.out)
+    if len(done) == len(listed):
+        log.info("the search in %s is finished: nothing is left to be done", args.out)
+    else:
+        log.info("%s", _outlook(search, len(listed) - len(done), len(studies)))
+        _do(args, search, recipe, device, done)
+    found = nested.result(search, args.out, recipe.task, _importances(search, args.out, recipe))
+    _write(found, args.out)
+    print(*nested.lines(found), sep="\n")
+    print(f"written: {args.out / PAGE} and {args.out / RESULT}")
+    words = ["osteograde", "train", args.task, "--data", str(args.data), "--out", "WEIGHTS"]
+    words += ["--recipe", args.recipe] if args.recipe else []
+    words += [word for one in [*args.settings, *nested.recommended(found)] for word in ("--set", one)]
+    print(f"next: {shlex.join(words)}")
+    return 0
+
+
+def checked(args: argparse.Namespace) -> tuple[Search, Recipe]:
+    """What is searched for and the default recipe. UserError for everything that can be known to be wrong before
+    anything is read, and before torch is imported."""
+    if not args.data.is_dir():
+        raise UserError(f"{args.data}: no such folder; --data is the folder that holds the tables and the images")
+    if args.executor.partition(":")[0] not in (SERIAL, LOCAL):
+        raise UserError(
+            f"--executor {args.executor}: trials are done by {SERIAL} or {LOCAL}[:N]; for several machines give the "
+            "same command on each, with one --out that all of them see"
+        )
+    for option, value, least in (("--trials", args.trials, 1), ("--inner", args.inner, 2)):
+        if value < least:
+            raise UserError(f"{option} {value}: expected {least} or more")
+    name = args.space or spaces.name_for(args.task)
+    given = space.load(name, spaces.SPACES)
+    train_command.check_recipe(args)
+    recipe = train_command.chosen_recipe(args)
+    dimensions = space.parsed(given, recipe, f"--space {name}")
+    trials = len(space.grid(dimensions, args.trials)) if args.method == study.GRID else args.trials
+    train_command.check_out(args.out, train_command.ROOM_GIB)
+    chosen = folds.chosen(recipe, args.folds)
+    plain = json.loads(json.dumps(recipe.plain()))
+    return Search(
+        args.task, plain, space.plain(dimensions), args.method, args.prune, trials, chosen, args.inner, args.seed
+    ), recipe
+
+
+def _outlook(search: Search, left: int, studies: int) -> str:
+    outer = ", ".join(map(str, search.folds))
+    return (
+        f"search for {len(search.space)} settings of recipe {search.recipe['name']}: {search.trials} trials by "
+        f"{search.method} for each of the outer folds {outer}, on {search.inner} inner folds of {studies} studies "
+        f"without the outer fold; {left} jobs are left"
+    )
+
+
+def _do(args: argparse.Namespace, search: Search, recipe: Recipe, device: torch.device, done: set[str]) -> None:
+    """Do the jobs that are not done, in this process or in several."""
+    listed = nested.jobs_of(search)
+    if args.executor == SERIAL:
+        do = session(args)
+        for job in listed:
+            if job.key not in done:
+                do(job.key)
+        return
+    from osteograde.learning import executors
+
+    where = _places(args, device, search.trials)
+    log.info("trials are done side by side by %d processes", len(where))
+    told = argparse.Namespace(**{**vars(args), "device": device.type})
+    executors.run(listed, done, where, partial(session, told))
+
+
+def _places(args: argparse.Namespace, device: torch.device, trials: int) -> list[Place]:
+    """The processes of ``--executor local``: one for each GPU, or for each share of the cores."""
+    import torch
+
+    from osteograde.learning import executors
+
+    gpus: list[str] = []
+    if device.type == "cuda":
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+        gpus = seen.split(",") if seen else [str(i) for i in range(torch.cuda.device_count())]
+        if args.device not in ("auto", "cuda"):
+            gpus = [gpus[device.index or 0]]
+    count = int(args.executor.partition(":")[2] or 0)
+    return executors.places(count, trials, train_command.usable_cores(), gpus)
+
+
+def session(args: argparse.Namespace) -> Callable[[str], None]:
+    """What does the jobs of the search of a command, in this process or in one beside it: see ``executors``."""
+    to_stdout()
+    search, recipe = checked(args)
+    from osteograde.learning import search as work
+    from osteograde.models.device import keep_all_freed_memory, pick
+
+    keep_all_freed_memory()
+    studies = work.chosen_studies(recipe, args.data)
+    return work.Session(search, recipe, studies, args.data, args.out, pick(args.device)).do
+
+
+def _importances(search: Search, out: Path, recipe: Recipe) -> dict[int, dict[str, float]]:
+    higher = "score" in recipe.task.metric.higher_is_better
+    return {k: study.FoldStudy(search, out, k, higher=higher).importances() for k in search.folds}
+
+
+def _write(found: dict[str, Any], out: Path) -> None:
+    """The result as JSON data and as a page."""
+    from osteograde.imaging.files import atomic_write
+    from osteograde.report import tune_page
+
+    atomic_write(out / RESULT, json.dumps(found, indent=1))
+    atomic_write(out / PAGE, tune_page.page(found))
