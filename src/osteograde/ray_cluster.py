@@ -28,6 +28,7 @@ NAME = "ray"  # of --executor, alone or as ray:HOST:PORT
 EXTRA = "osteograde[ray]"
 ANSWER_S = 5.0  # that a machine has to answer at an address
 OWN = "local"  # Ray's word for a cluster of this process alone, on this machine
+PACKAGE = str(Path(__file__).resolve().parents[1])
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent to anybody
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the device of a task without a GPU is told to it by name
@@ -164,12 +165,14 @@ class Tasks(Protocol):
 class RayTasks:
     """Tasks under way on a cluster. A task is done once: whoever submitted it decides what its loss costs.
 
-    A worker has as many threads as its task has cores, and the number is told to libraries before they are imported.
+    A worker has as many threads as its task has cores, and the number is told to libraries before they are imported. It
+    finds this package where this process did, if its machine has it there, else where it is installed.
     """
 
     def __init__(self, ray: Any, share: Share) -> None:
         self._ray, self._running = ray, dict[Any, str]()
-        environment = dict.fromkeys(THREADS, str(share.cores))
+        path = os.pathsep.join(filter(None, (PACKAGE, os.environ.get("PYTHONPATH", ""))))
+        environment = {**dict.fromkeys(THREADS, str(share.cores)), "PYTHONPATH": path}
         self._remote = ray.remote(
             num_cpus=share.cores, num_gpus=share.gpus, max_retries=0, runtime_env={"env_vars": environment}
         )(_answered)
