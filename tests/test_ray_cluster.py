@@ -141,6 +141,14 @@ def test_an_address_where_nobody_answers_is_one_line(command, tmp_path, monkeypa
     assert f"nobody answers at {address}" in said and "ray start --head" in said
 
 
+def test_a_cluster_of_this_machine_is_found_by_localhost_although_it_listens_at_its_network_address(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: ModuleSpec(name, None, origin="there"))
+    with socket.socket() as listening:
+        listening.bind((ray_cluster.own_ip(), 0))
+        listening.listen()
+        ray_cluster.check(f"ray:localhost:{listening.getsockname()[1]}", "auto")
+
+
 def refused(command: str, folder, executor: str, capsys) -> str:
     (folder / "data").mkdir()
     out = "out.csv" if command == "grade" else "out"

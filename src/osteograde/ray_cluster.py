@@ -27,6 +27,7 @@ from osteograde.learning.executors import THREADS, TRIES, Begin, Job, WorkerDied
 NAME = "ray"  # of --executor, alone or as ray:HOST:PORT
 EXTRA = "osteograde[ray]"
 ANSWER_S = 5.0  # that a machine has to answer at an address
+LOOPBACK = ("127.0.0.1", "localhost")
 OWN = "local"  # Ray's word for a cluster of this process alone, on this machine
 PACKAGE = str(Path(__file__).resolve().parents[1])
 SETTINGS = {
@@ -60,13 +61,31 @@ def check(executor: str, device: str) -> None:
     if not address:
         return
     host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=ANSWER_S).close()
-    except (OSError, OverflowError) as error:
+    faults = [_fault_at(one, int(port)) for one in ([host, own_ip()] if host in LOOPBACK else [host])]
+    if all(faults):
         raise UserError(
-            f"--executor {executor}: nobody answers at {address} ({error}); on that machine, start Ray with: "
+            f"--executor {executor}: nobody answers at {address} ({faults[0]}); on that machine, start Ray with: "
             f"ray start --head --port {port}"
-        ) from None
+        )
+
+
+def own_ip() -> str:
+    """The address of this machine in its network: Ray listens at this one alone, also where localhost is asked for."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+        try:
+            asked.connect(("192.0.2.1", 9))  # of no machine; nothing is sent, the system only chooses a route
+        except OSError:  # no network
+            return "127.0.0.1"
+        return asked.getsockname()[0]
+
+
+def _fault_at(host: str, port: int) -> str:
+    """Why nobody answers at an address, "" where somebody does."""
+    try:
+        socket.create_connection((host, port), timeout=ANSWER_S).close()
+    except (OSError, OverflowError) as error:
+        return str(error)
+    return ""
 
 
 @contextmanager
@@ -75,20 +94,33 @@ def connected(executor: str) -> Iterator[Any]:
     ends with the block. UserError where the cluster refuses, as one of another version does."""
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)  # read as Ray is imported
-    import ray
-
     address = executor.partition(":")[2] or OWN
     options: dict[str, Any] = {"include_dashboard": False} if address == OWN else {}
+    if address != OWN and _has_token():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # as ``ray start`` does where there is a token
+    import ray
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of Ray, about itself
             ray.init(address=address, logging_level="error", **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UserError(f"--executor {executor}: {' '.join(str(error).split())}") from error
+        asks = "; the cluster asks for its token: copy ~/.ray/auth_token from there" if _is_of_token(error) else ""
+        raise UserError(f"--executor {executor}: {' '.join(str(error).split())}{asks}") from error
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _has_token() -> bool:
+    """Whether this user has the secret by which machines of a cluster know each other, where Ray looks for it."""
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return "RAY_AUTH_TOKEN" in os.environ or (Path(named) if named else Path.home() / ".ray" / "auth_token").is_file()
+
+
+def _is_of_token(error: BaseException) -> bool:
+    return "AuthToken" in f"{error} {error.__cause__}"
 
 
 @dataclass(frozen=True)
