@@ -1,5 +1,7 @@
 """Shards of studies: the files of one process, in whatever order shards end; a lost worker loses no study unnamed."""
 
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -120,6 +122,23 @@ def test_rows_of_a_template_keep_their_places(spines, tmp_path):
     whole, merged = (submission.read_submission(path) for path in (spines / "one.csv", tmp_path / "out.csv"))
     assert list(merged) == rows
     assert all((whole[row] == merged[row]).all() for row in rows)
+
+
+class Stopping(FakeTasks):
+    """Is told to stop while it waits, once one shard is finished."""
+
+    def finished(self):
+        yield from super().finished()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_run_that_is_told_to_stop_keeps_what_is_done_and_flags_the_rest(spines, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    running = graded(spines, tmp_path / "out.csv", Stopping())
+    assert (running.done, running.summary.faults[run.STOPPED], running.summary.unread) == (2, STUDIES - 2, 0)
+    stopped = [line for line in (tmp_path / "out.flags.csv").read_text().splitlines() if ",stopped," in line]
+    assert {line.partition("_")[0] for line in stopped} == {study.id for study in job_of(spines).studies[:-2]}
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,12 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
+import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -106,23 +109,35 @@ def grade_in(
             waiting[shard.name] = shard
             tasks.submit(shard.name, partial(graded_shard, job_of_shard(job, shard), device, seen))
 
-    why = run.STOPPED
-    try:
-        with run.on_sigterm(), logs.progress("grading", len(job.studies), "studies", log) as shown:
-            hand_out(cut(job.studies, workers))
-            while len(tasks):
-                for name, answer in tasks.finished():
-                    shard = waiting.pop(name)
-                    if isinstance(answer, Lost):
-                        hand_out(_tried_again(shard, answer))
-                    else:
-                        merged.take(shard, answer)
-                        shown.advance(len(shard.studies))
-            why = DIED
-    except run.Stopped:
+    with stop_signal() as stopped, logs.progress("grading", len(job.studies), "studies", log) as shown:
+        hand_out(cut(job.studies, workers))
+        while len(tasks) and not stopped.is_set():
+            for name, answer in tasks.finished():
+                shard = waiting.pop(name)
+                if isinstance(answer, Lost):
+                    hand_out(_tried_again(shard, answer))
+                else:
+                    merged.take(shard, answer)
+                    shown.advance(len(shard.studies))
+    if len(tasks):
         log.info("told to stop: what is done is written, all other rows are class priors")
+    why = run.STOPPED if len(tasks) else DIED
     merged.leave_on_prior(why)
     submission.write()
+
+
+@contextmanager
+def stop_signal() -> Iterator[threading.Event]:
+    """Set by SIGTERM until the block is left. An exception, as in one process, would be raised inside of Ray."""
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: stopped.set())
+    try:
+        yield stopped
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _tried_again(shard: Shard, lost: Lost) -> list[Shard]:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import signal
 import socket
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -27,6 +29,7 @@ from osteograde.learning.executors import THREADS, TRIES, Begin, Job, WorkerDied
 NAME = "ray"  # of --executor, alone or as ray:HOST:PORT
 EXTRA = "osteograde[ray]"
 ANSWER_S = 5.0  # that a machine has to answer at an address
+WAIT_S = 1.0  # at a time: Ray ends with an error of its own where a signal raises while it waits
 LOOPBACK = ("127.0.0.1", "localhost")
 OWN = "local"  # Ray's word for a cluster of this process alone, on this machine
 PACKAGE = str(Path(__file__).resolve().parents[1])
@@ -100,6 +103,7 @@ def connected(executor: str) -> Iterator[Any]:
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # as ``ray start`` does where there is a token
     import ray
 
+    before = signal.getsignal(signal.SIGTERM)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of Ray, about itself
@@ -107,6 +111,8 @@ def connected(executor: str) -> Iterator[Any]:
     except (ConnectionError, RuntimeError, ValueError) as error:
         asks = "; the cluster asks for its token: copy ~/.ray/auth_token from there" if _is_of_token(error) else ""
         raise UserError(f"--executor {executor}: {' '.join(str(error).split())}{asks}") from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)  # Ray prints a stack and aborts
     try:
         yield ray
     finally:
@@ -185,7 +191,10 @@ class Lost:
 
 
 class Tasks(Protocol):
-    """Tasks under way, each under a name. What ``RayTasks`` is, and what stands for it in tests."""
+    """Tasks under way, each under a name: what ``RayTasks`` is, and what stands for it in tests.
+
+    ``finished`` gives what is finished since, which may be nothing.
+    """
 
     def submit(self, name: str, work: Callable[[], Any]) -> None: ...
 
@@ -217,11 +226,11 @@ class RayTasks:
         self._running[self._remote.options(name=name).remote(work, str(Path.cwd()))] = name
 
     def finished(self) -> Iterator[tuple[str, Any]]:
-        """Wait until something is finished: (name, what it returned, or ``Lost``). Raises the UserError or any other
-        error of a task: it would come again."""
+        """Wait until something is finished, a second at most: (name, what it returned, or ``Lost``). Raises the
+        UserError or any other error of a task: it would come again."""
         from ray import exceptions
 
-        ready, _ = self._ray.wait(list(self._running), num_returns=1)
+        ready, _ = self._ray.wait(list(self._running), num_returns=1, timeout=WAIT_S)
         for reference in ready:
             name = self._running.pop(reference)
             try:
