@@ -144,5 +144,6 @@ def test_the_error_of_a_task_is_the_error_of_the_run_and_not_tried_again(address
             tasks = ray_cluster.RayTasks(ray, ray_cluster.Share(1, 0, 2))
             tasks.submit("one", work)
             with pytest.raises(error) as raised:
-                list(tasks.finished())
+                while len(tasks):
+                    list(tasks.finished())
             assert type(raised.value) is error
