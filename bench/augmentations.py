@@ -15,6 +15,7 @@ import argparse
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -81,10 +82,7 @@ def answers(
     for k in range(FOLDS):
         part = data.for_plan(plan).of({study for study in data.studies if fold[study] != k})
         job = loop.Job(GRADER.name, k, seed, CPU, work / "net.pt")
-        net = loop.train(
-            lambda part=part, job=job: pretrained.net_of(plan, part, loss, job), plan, part, None, loss, job,
-            resume=False,
-        )  # fmt: skip
+        net = loop.train(partial(pretrained.net_of, plan, part, loss, job), plan, part, None, loss, job, resume=False)
         held = [i for i, study in enumerate(data.studies) if fold[study] == k]
         for begin in range(0, len(held), 64):
             rows = held[begin : begin + 64]

@@ -117,7 +117,7 @@ def main() -> None:
     split = folds.read(args.nets / folds.FILE)
     config = json.loads((args.nets / args.net / "net.json").read_text(encoding="utf-8"))
     studies = sorted((s for s in TASK.read(args.data, "train") if s.series[0].masks), key=lambda s: s.id)
-    told = {}
+    told: dict[str, dict[str, list[float]]] = {}
     for k in range(split.count):
         path = args.nets / args.net / f"fold{k}.safetensors"
         if path.is_file():

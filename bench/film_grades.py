@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from osteograde.inference import run
 from osteograde.learning import folds
 from osteograde.learning.compare import compare_out_of_fold
 from osteograde.learning.cross_fit import net_name
@@ -30,10 +31,9 @@ from osteograde.pipeline.load import load_study
 from osteograde.tasks import TASKS
 from osteograde.tasks.knee_films import films
 from osteograde.tasks.metrics import groups_of
-from osteograde.tasks.spec import Point, Study
+from osteograde.tasks.spec import Grader, Point, Study
 
 TASK = TASKS["knee-xray"]
-(GROUP,) = TASK.graders
 CHUNK = 8  # studies that go through the nets together
 
 
@@ -48,16 +48,22 @@ def points_of(path: Path) -> dict[str, dict[str, Point]]:
     return found
 
 
+def grader_of(weights: Path) -> Grader:
+    """The task's grader as these weights read it."""
+    (grader,) = run.verified(weights)[0].graders
+    return grader
+
+
 def nets_of(weights: Path, k: int) -> predict.Nets:
     manifest = bundle.read_manifest(weights)
-    name = net_name("grade", GROUP.name, k)
+    name = net_name("grade", "kl", k)
     net = bundle.load_net(bundle.place(weights, name), manifest.files[name].net)
-    return predict.Nets([net], manifest.pixels[GROUP.name], torch.device("cpu"))
+    return predict.Nets([net], manifest.pixels["kl"], torch.device("cpu"))
 
 
 def graded(weights: Path, studies: Sequence[Study], split: folds.Split, views: int) -> dict[str, dict[str, np.ndarray]]:
     """Study -> side -> probabilities (K,) of knees that were found, by the nets of the fold that held it out."""
-    found = points_of(weights / "oof_points.csv")
+    found, grader = points_of(weights / "oof_points.csv"), grader_of(weights)
     seen = [study for study in studies if study.id in found]
     said: dict[str, dict[str, np.ndarray]] = {study.id: {} for study in studies}
     for k in sorted({split.fold_of(study) for study in seen}):
@@ -65,7 +71,7 @@ def graded(weights: Path, studies: Sequence[Study], split: folds.Split, views: i
         for i in range(0, len(held), CHUNK):
             some = held[i : i + CHUNK]
             loaded, points = [load_study(study, TASK) for study in some], [found[study.id] for study in some]
-            for study, own in zip(some, predict.grade(GROUP, loaded, points, nets, views=views), strict=True):
+            for study, own in zip(some, predict.grade(grader, loaded, points, nets, views=views), strict=True):
                 said[study.id] = dict(own)
     return said
 

@@ -24,6 +24,7 @@ from osteograde.pipeline import domain, predict
 from osteograde.pipeline.crops import region_grids
 from osteograde.pipeline.load import load_study
 from osteograde.tasks import TASKS
+from osteograde.tasks.spec import sides
 
 INSIDE, OUTSIDE = 1.2, 1.4  # unseen phantoms lie within the first, real images beyond the second (docs/experiments.md)
 
@@ -37,7 +38,8 @@ def rows(loaded: bundle.Bundle, names: list[str], data: Path, part: str, count: 
         points = predict.locate_all(loaded.task, [own], nets)[1][0]
         for locator in loaded.task.locators:
             if locator.name in names:
-                for grid in region_grids(locator, own.volumes, points, nets[locator.name].pixels):
+                side = max(sides(nets[locator.name].pixels))
+                for grid in region_grids(locator, own.volumes, points, side):
                     found[locator.name].append(domain.features(grid, nets[locator.name]))
     return {name: np.array(values) for name, values in found.items()}
 

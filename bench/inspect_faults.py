@@ -132,7 +132,7 @@ def _damaged_png(contents: bytes) -> bytes:
     return bytes(data)
 
 
-def plant_knees(root: Path, task: Task, rng: np.random.Generator, far: bool) -> Planted:
+def plant_knees(root: Path, task: Task, rng: np.random.Generator) -> Planted:
     """All faults in a folder SPLIT/GRADE/<patient><L or R>.* of crops."""
     planted, files = Planted(), pictures_of(data_survey.gather(task, root))
     files = [file for file in files if file.parent.name.isdigit()]  # films of a test part lie in no grade folder
@@ -159,7 +159,7 @@ def plant_knees(root: Path, task: Task, rng: np.random.Generator, far: bool) -> 
             planted.spellings.add(frozenset({patient, f"0{patient}"}))
     for path in both[TORN : TORN + FLIPPED]:
         grade = int(path.parent.name)
-        new = flipped(grade, len(task.classes), rng, far)
+        new = flipped(grade, len(task.classes), rng, far=True)
         other = path.parents[1] / str(new) / path.name
         other.parent.mkdir(parents=True, exist_ok=True)
         path.rename(other)
@@ -168,7 +168,7 @@ def plant_knees(root: Path, task: Task, rng: np.random.Generator, far: bool) -> 
     return planted
 
 
-def plant_spider(root: Path, task: Task, rng: np.random.Generator, far: bool) -> Planted:
+def plant_spider(root: Path, task: Task, rng: np.random.Generator) -> Planted:
     """All faults in a folder slices/<patient>_<t1 or t2>.* with gradings.csv."""
     planted, gathered = Planted(), data_survey.gather(task, root)
     pairs = [study for study in gathered.studies if len(study.series) == 2]
@@ -196,11 +196,11 @@ def plant_spider(root: Path, task: Task, rng: np.random.Generator, far: bool) ->
             planted.spellings.add(frozenset({study.patient, f"0{study.patient}"}))
     table = pd.read_csv(root / "gradings.csv", dtype=str)
     (root / "gradings.csv").unlink()
-    grade, label = (next(c for c in table if c.lower() == name) for name in ("pfirrman grade", "ivd label"))
-    patient = next(c for c in table if c.lower() == "patient")
+    names = {str(column).lower(): str(column) for column in table}
+    grade, label, patient = names["pfirrman grade"], names["ivd label"], names["patient"]
     rows = table.index[table[label].astype(float).between(1, 5) & table[grade].notna()]
     for row in rng.choice(rows, FLIPPED, replace=False):
-        new = flipped(int(float(table.loc[row, grade])) - 1, len(task.classes), rng, far)
+        new = flipped(int(float(table.loc[row, grade])) - 1, len(task.classes), rng, far=True)
         table.loc[row, grade] = str(new + 1)
         planted.flipped.add((str(table.loc[row, patient]), level_of(int(float(table.loc[row, label])))))
     table.to_csv(root / "gradings.csv", index=False)
@@ -326,11 +326,11 @@ def limits(seen: Surveyed, count: int, rng: np.random.Generator) -> None:
         print(f"{len(shown)} images, nearest different ones {name}: bits {bits[:5]}")
     chosen = [shown[k] for k in rng.choice(len(shown), min(count, len(shown)), replace=False)]
     for name, write in (WAYS | HARDER).items():
-        bits, alike = zip(*(_of_copy(seen, i, write) for i in chosen), strict=True)
+        apart, alike = zip(*(_of_copy(seen, i, write) for i in chosen), strict=True)
         found = [
-            b <= fingerprint.MOST_BITS and a >= fingerprint.LEAST_LIKENESS for b, a in zip(bits, alike, strict=True)
+            b <= fingerprint.MOST_BITS and a >= fingerprint.LEAST_LIKENESS for b, a in zip(apart, alike, strict=True)
         ]
-        print(f"{name:<32} found {np.mean(found):.3f}  bits: median {np.median(bits):.0f}, most {max(bits)}; "
+        print(f"{name:<32} found {np.mean(found):.3f}  bits: median {np.median(apart):.0f}, most {max(apart)}; "
               f"likeness: median {np.median(alike):.3f}, least {min(alike):.3f}")  # fmt: skip
 
 
@@ -352,7 +352,7 @@ def _of_copy(seen: Surveyed, i: int, write: Writer) -> tuple[int, float]:
     return min(both)
 
 
-PLANTERS: Mapping[str, Callable[[Path, Task, np.random.Generator, bool], Planted]] = {
+PLANTERS: Mapping[str, Callable[[Path, Task, np.random.Generator], Planted]] = {
     "knee-xray": plant_knees,
     "spider": plant_spider,
 }
@@ -376,7 +376,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         root = Path(folder) / "data"
         linked(args.data, root)
-        planted = PLANTERS[args.task](root, task, np.random.default_rng(args.seed), far=True)
+        planted = PLANTERS[args.task](root, task, np.random.default_rng(args.seed))
         seen = surveyed(task, root, evidence)
         print(f"{args.task}: {len(seen.studies)} studies, {len(seen.looks)} series")
         report(planted, found_in(seen), found_in(before))

@@ -54,8 +54,8 @@ def join(phantoms: Path, real: Path, out: Path) -> list[str]:
         raise ValueError(f"{out}: holds a data set already; give another --out")
     images = out / "train_images"
     images.mkdir(parents=True)
-    for study in sorted((phantoms / "train_images").iterdir()):
-        shutil.copytree(study, images / study.name, copy_function=link)
+    for folder in sorted((phantoms / "train_images").iterdir()):
+        shutil.copytree(folder, images / folder.name, copy_function=link)
     references = write_studies(real, out)
     sizes, numbers = spacings(real), {f"9{int(patient):05d}": patient for patient in patients(real)}
     for study in references:
@@ -66,8 +66,8 @@ def join(phantoms: Path, real: Path, out: Path) -> list[str]:
         tables["train.csv"].append([study, *[""] * (width - 1)])
         tables["train_series_descriptions.csv"].append([study, f"{study}1", "Sagittal T2/STIR"])
         patient = numbers[study]
-        rows = marks(study, reference, *sizes[patient], len(slices(real, patient)))
-        tables["train_label_coordinates.csv"] += [[str(cell) for cell in row] for row in rows]
+        points = marks(study, reference, *sizes[patient], len(slices(real, patient)))
+        tables["train_label_coordinates.csv"] += [[str(cell) for cell in row] for row in points]
     for name, rows in tables.items():
         with (out / name).open("w", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerows(rows)
@@ -92,7 +92,8 @@ def main() -> None:
         old = folds.read(args.reuse / folds.FILE)
         order = np.random.default_rng(0).permutation(len(real))
         fold = {real[i]: int(k % old.count) for k, i in enumerate(order)}
-        split = folds.Split({**old.fold, **fold}, {**old.patient, **dict(zip(real, real, strict=True))})
+        # A patient that the earlier nets know stays in its fold: they may have learnt from it in all others.
+        split = folds.Split({**fold, **old.fold}, {**dict(zip(real, real, strict=True)), **old.patient})
         folds.save(split, args.run / folds.FILE)
         reused = reuse_nets(args.reuse, args.run, RECIPES["lumbar-mr-small"](), without=("canal",))
         print(f"folds of {len(split.fold)} studies and {len(reused)} nets -> {args.run}")

@@ -17,6 +17,7 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -34,6 +35,7 @@ from osteograde.pipeline.crops import RegionGrid, region_grids, region_images
 from osteograde.pipeline.load import Loaded, load_study
 from osteograde.tasks import TASKS
 from osteograde.tasks.metrics import groups_of, interval
+from osteograde.tasks.spec import sides
 from osteograde.tasks.spider_mr import apart_mm
 from osteograde.tasks.spine import LEVELS
 
@@ -66,7 +68,7 @@ def held_out(run: Path, studies: Sequence, split: folds.Split, trained: Sequence
 
 
 def _looks(loaded: Loaded, nets: predict.Nets) -> list[RegionGrid]:
-    return region_grids(STAGE, loaded.volumes, {}, int(nets.pixels))  # type: ignore[call-overload]
+    return region_grids(STAGE, loaded.volumes, {}, max(sides(nets.pixels)))
 
 
 @torch.inference_mode()
@@ -173,8 +175,8 @@ def cost_row(run: Path) -> dict:
     """GFLOPs and milliseconds of one slice through the net and its decoding to maps, one thread."""
     manifest = bundle.read_manifest(run)
     name = next(name for name in manifest.files if name.startswith(f"locate/{STAGE.name}/"))
-    net = bundle.on_device(bundle.load_net(run / name, manifest.files[name].net), CPU)
-    side = manifest.pixels[STAGE.name]
+    net: Any = bundle.on_device(bundle.load_net(run / name, manifest.files[name].net), CPU)
+    side = max(sides(manifest.pixels[STAGE.name]))
     image = torch.rand(1, 4, side, side)
     torch.set_num_threads(1)
     times = []
@@ -202,7 +204,8 @@ def main() -> None:
     if len({folds.digest(run / "folds.csv") for run in runs.values()}) > 1:
         parser.error("the runs were trained on different folds.csv; copy one of them into each --out before training")
     split = folds.read(next(iter(runs.values())) / "folds.csv")
-    every = [set(bundle.read_manifest(run).folds.trained) for run in runs.values()]
+    told = [bundle.read_manifest(run).folds for run in runs.values()]
+    every = [set(one.trained) if one else set() for one in told]
     trained = sorted(set.intersection(*every))  # the folds that all of them have: the same patients for all
     if not trained:
         parser.error("no fold is trained in all of the runs")

@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import cv2
 import numpy as np
@@ -25,6 +25,7 @@ from osteograde.inference import run
 from osteograde.inference.deadline import Effort
 from osteograde.models import bundle
 from osteograde.models.explain import METHODS, fold_maps
+from osteograde.models.grader import GraderNet
 from osteograde.pipeline import predict
 from osteograde.pipeline.crops import site_boxes, site_crops
 from osteograde.pipeline.load import load_study
@@ -61,6 +62,7 @@ def rows_of(
         points = predict.locate_all(loaded.task, [own], locators)[1][0]
         for grader in loaded.task.graders:
             nets = graders[grader.name]
+            trained = cast("Sequence[GraderNet]", nets.nets)  # a bundle builds nothing else for a grader
             boxes = site_boxes(grader, own.volumes, points, nets.pixels)
             if not boxes:
                 continue
@@ -69,7 +71,7 @@ def rows_of(
                 target = nets.nets[0](list(crops.images), crops.present)[:, : len(loaded.task.classes)].argmax(1)
             if answer:
                 target = torch.full_like(target, loaded.task.classes.index(answer))
-            maps = {name: fold_maps(nets.nets, crops.images, crops.present, target, name) for name in METHODS}
+            maps = {name: fold_maps(trained, crops.images, crops.present, target, name) for name in METHODS}
             others = {
                 name: fold_maps(random[grader.name], crops.images, crops.present, target, name) for name in METHODS
             }

@@ -13,6 +13,7 @@ import argparse
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from osteograde.tasks.metrics import groups_of, interval
 from osteograde.tasks.spec import Study
 
 FOLDS, BOOTSTRAP, SEED = 2, 2000, 0
-TRIES = {
+TRIES: dict[str, dict[str, Any]] = {  # fields of an augmentation
     "plain": {},
     "elastic": {"elastic_mm": 3.0},
     "noise": {"bias_field": 0.4, "rician": 0.05},

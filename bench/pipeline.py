@@ -14,7 +14,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -34,6 +34,7 @@ from osteograde.models import bundle
 from osteograde.models.device import keep_freed_memory, pick
 from osteograde.pipeline import crops, predict
 from osteograde.tasks import TASKS
+from osteograde.tasks.spec import Study
 
 TASK = TASKS["lumbar-mr"]
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -61,7 +62,7 @@ def folds_of(weights: bundle.Bundle) -> int:
 
 
 def whole(
-    weights: bundle.Bundle, studies: list, clock: Callable[[], float] = time.perf_counter
+    weights: bundle.Bundle, studies: Sequence[Study], clock: Callable[[], float] = time.perf_counter
 ) -> tuple[dict[str, float], list]:
     """One run as inference.py does it: seconds by part, and its answers."""
     cutting, original = Stopwatch(), crops.crop_stack
@@ -86,7 +87,7 @@ def whole(
     return parts, answers
 
 
-def batches(weights: bundle.Bundle, studies: list) -> list[tuple[Callable, tuple]]:
+def batches(weights: bundle.Bundle, studies: Sequence[Study]) -> list[tuple[Callable, tuple]]:
     """(what is called, with what) of every use of a net in a run, both stages."""
     seen: list[tuple[Callable, tuple]] = []
     nets = [net for group in (weights.locators, weights.graders) for folds in group.values() for net in folds]
@@ -117,12 +118,16 @@ def nets_alone(calls: list[tuple[Callable, tuple]], device: torch.device) -> Non
 
 
 def frames(files: list[Path]) -> list[tuple[memoryview, int, int, int, int]]:
-    """What ``decode_rle_within`` takes of every file."""
+    """What ``decode_rle_within`` takes of every file. SystemExit where a file is none that the phantoms consist of: it
+    would be decoded in another way, and the limit would be of something else."""
     found = []
     for file in files:
         data = file_contents(file)
-        facts, at, _ = fast_header._walk(data)
-        found.append((data, *fast_header._only_fragment(data, at), facts["Rows"], facts["Columns"]))
+        walked = fast_header._walk(data)
+        fragment = None if walked is None else fast_header._only_fragment(data, walked[1])
+        if walked is None or fragment is None:
+            raise SystemExit(f"{file}: no RLE Lossless slice with one fragment; give phantoms by --data, or none")
+        found.append((data, *fragment, walked[0]["Rows"], walked[0]["Columns"]))
     return found
 
 
@@ -145,7 +150,7 @@ def same(ours: list, theirs: list) -> float:
 
 
 def measured(
-    weights: bundle.Bundle, studies: list, repeats: int, baseline_studies: int, clock: Callable[[], float]
+    weights: bundle.Bundle, studies: Sequence[Study], repeats: int, baseline_studies: int, clock: Callable[[], float]
 ) -> list[dict[str, float]]:
     """Seconds per study of everything, repeat by repeat."""
     some = studies[:baseline_studies]

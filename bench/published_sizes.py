@@ -81,6 +81,10 @@ def few_steps(plan: Plan, steps: int, batch: int) -> Plan:
     return replace(changed, schedule=schedule)
 
 
+def loss_of_locator(net: Any, batch: Any) -> torch.Tensor:
+    return net.loss(batch)
+
+
 def trained(recipe: Recipe, kind: str, name: str, plan: Plan, studies: Sequence[Loaded], out: Path) -> dict[str, Any]:
     """The row of one net."""
     split = folds.assign(recipe.task, [one.study for one in studies], FOLDS, SEED)
@@ -95,7 +99,7 @@ def trained(recipe: Recipe, kind: str, name: str, plan: Plan, studies: Sequence[
         assert isinstance(plan, LocatorPlan)
         locator = next(one for one in recipe.task.locators if one.name == name)
         data = locator_data.store(locator, plan, seen, out)
-        loss = Watched(lambda net, batch: net.loss(batch))
+        loss = Watched(loss_of_locator)
     job = loop.Job(name, 0, SEED, CPU, out / "net.pt")
     net: Any = loop.train(partial(pretrained.net_of, plan, data, loss, job), plan, data, None, loss, job, resume=False)
     nets = predict.Nets([bundle.on_device(net, CPU)], plan.pixels, CPU)

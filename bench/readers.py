@@ -67,11 +67,12 @@ def compiled(reader: Reader, use: bool) -> Reader:
     chosen = found if use else None
 
     def read(path: Path) -> np.ndarray:
-        rle.accelerator = lambda: chosen
+        original = rle.accelerator
+        rle.accelerator = lambda: chosen  # type: ignore[assignment]  # what is replaced also has a cache
         try:
             return reader(path)
         finally:
-            rle.accelerator = lambda: found
+            rle.accelerator = original
 
     return read
 

@@ -97,10 +97,12 @@ def main() -> None:
         references = write_studies(args.data / "spider", data)
         loaded = bundle.load(args.weights, TASKS, pick("auto"))
         nets = run.nets_of(loaded, "locate", run.Effort(1, 99))
-        trained, split = loaded.manifest.folds.trained, folds.read(args.folds or args.weights / folds.FILE)
+        known, split = loaded.manifest.folds, folds.read(args.folds or args.weights / folds.FILE)
+        if known is None:
+            sys.exit(f"{args.weights}: the manifest does not say which folds were trained: nobody is held out")
         rows = []
         for study in task.read(data, "test"):
-            own = held_out(nets, trained, split.fold.get(study.id))
+            own = held_out(nets, known.trained, split.fold.get(study.id))
             if own is None:
                 continue
             found, _ = predict.locate_all(task, [load_study(study, task)], own)

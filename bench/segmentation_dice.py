@@ -41,7 +41,7 @@ from osteograde.pipeline.predict import Nets
 from osteograde.pipeline.segment import label_image
 from osteograde.tasks import TASKS
 from osteograde.tasks.metrics import interval
-from osteograde.tasks.spec import Study
+from osteograde.tasks.spec import Study, sides
 
 TASK = TASKS["spider"]
 (STAGE,) = TASK.locators
@@ -140,7 +140,7 @@ def train_and_judge(
     shown = middle_only(held[0])
 
     def after_epoch(net: torch.nn.Module, epoch: int) -> str:
-        labels = segment(net, shown, int(plan.pixels))  # type: ignore[call-overload]
+        labels = segment(net, shown, max(sides(plan.pixels)))
         path = folder / "epochs"
         path.mkdir(exist_ok=True)
         path = path / f"fold{k}-{len(list(path.iterdir())):03d}.png"
@@ -155,7 +155,7 @@ def train_and_judge(
     net = loop.train(shared, own_plan, stored.of(own), None, loss_of, job, resume=True, after_epoch=watch)
     bundle.save_net(net, folder / f"fold{k}.safetensors")
     net = bundle.load_net(folder / f"fold{k}.safetensors", plan.net)
-    told = {one.study.patient: sums_of(segment(net, one, int(plan.pixels)), truth_of(one)) for one in held}  # type: ignore[call-overload]
+    told = {one.study.patient: sums_of(segment(net, one, max(sides(plan.pixels))), truth_of(one)) for one in held}
     if k == 0:
         strip(folder, shown, out / f"strip-{name}.jpg")
     done.write_text(json.dumps(told), encoding="utf-8")

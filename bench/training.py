@@ -76,7 +76,8 @@ def main() -> None:
     print("| stage | ms a step | net alone | with data / net alone | waiting for data |\n|---|---|---|---|---|")
     steps = args.epochs * args.steps
     for stage in dict.fromkeys(name for name, *_ in TwiceOver.seen):
-        total, alone, waited = (sum(row[k] for row in TwiceOver.seen if row[0] == stage) for k in (1, 2, 3))
+        seconds = [row[1:] for row in TwiceOver.seen if row[0] == stage]
+        total, alone, waited = (sum(part) for part in zip(*seconds, strict=True))
         each = f"{1000 * total / steps:.0f} | {1000 * alone / steps:.0f}"
         print(f"| {stage} | {each} | {watch.ratio(total / alone)} | {waited / total:.1%} |")
     print(f"\n{watch}")

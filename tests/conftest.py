@@ -1,13 +1,15 @@
-"""One thread for torch: small nets on a shared machine are several times faster so, and the same bytes come out. And no
-deadline for examples of property tests."""
+"""One thread for torch, here and in every process that a test starts: small nets on a shared machine are several times
+faster so, and the same bytes come out. And no deadline for examples of property tests."""
 
 import logging
+import os
 import shutil
 
 import hypothesis
 import pytest
 import torch
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("shared machine", deadline=None)  # a busy machine is not a fault of the code
 hypothesis.settings.load_profile("shared machine")

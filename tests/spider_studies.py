@@ -62,7 +62,7 @@ def write_studies(source: Path, out: Path, only: Sequence[str] | None = None) ->
         study = f"9{int(patient):05d}"
         paths = slices(source, patient)
         for i, path in enumerate(paths):
-            grey = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+            grey = _grey(path)
             position = ((i - (len(paths) - 1) / 2) * step, 0.0, 0.0)
             made = dataset(
                 grey.astype(np.uint16) * 8,
@@ -85,8 +85,8 @@ def write_studies(source: Path, out: Path, only: Sequence[str] | None = None) ->
 
 def reference(source: Path, paths: Sequence[Path], pixel: float, step: float) -> Reference:
     """Levels counted up from the lowest disc, on the slice that shows most of the canal."""
-    masks = [cv2.imread(str(source / "t2space" / "masks" / f"{path.stem}.png"), cv2.IMREAD_GRAYSCALE) for path in paths]
-    best = int(np.argmax([(mask == CANAL).sum() for mask in masks]))
+    masks = [_grey(source / "t2space" / "masks" / f"{path.stem}.png") for path in paths]
+    best = int(np.argmax([np.count_nonzero(mask == CANAL) for mask in masks]))
     x = (best - (len(paths) - 1) / 2) * step
     discs, canal = {}, {}
     for level, blob in zip(reversed(LEVELS), _discs(masks[best], pixel), strict=False):
@@ -97,6 +97,14 @@ def reference(source: Path, paths: Sequence[Path], pixel: float, step: float) ->
         if found is not None:
             canal[level] = np.array([x, found[1] * pixel, -found[0] * pixel])
     return Reference(discs, canal)
+
+
+def _grey(path: Path) -> np.ndarray:
+    """(Y, X) uint8. ValueError, which names the file, where it is absent or no image."""
+    grey = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    if grey is None:
+        raise ValueError(f"{path}: no image that can be read")
+    return grey.astype(np.uint8, copy=False)
 
 
 def _discs(mask: np.ndarray, pixel: float) -> list[np.ndarray]:

@@ -68,21 +68,14 @@ def test_both_files_hold_every_part(tmp_path):
 
 
 @pytest.mark.slow
-def test_all_parts_run_in_small_on_a_cpu(tmp_path):
-    out = tmp_path / "gpu.json"
-    code = gpu.main(["--out", str(out), "--device", "cpu", "--tiny"])
+def test_parts_run_in_small_on_a_cpu(tmp_path):
+    """The other parts repeat these with other settings, and are called by hand."""
+    out, chosen = tmp_path / "gpu.json", ["probe", "phantoms", "answers", "train-bf16"]
+    code = gpu.main(["--out", str(out), "--device", "cpu", "--tiny", "--parts", ",".join(chosen)])
     parts = {part["part"]: part for part in json.loads(out.read_text())["parts"]}
-    assert {name: (part["state"], part["said"]) for name, part in parts.items()} == dict.fromkeys(
-        gpu.LIMITS_S, ("done", "")
-    )
+    assert {name: (part["state"], part["said"]) for name, part in parts.items()} == dict.fromkeys(chosen, ("done", ""))
     assert code == 0
     for row in parts["answers"]["rows"]:
         assert row["targets"] > 0 and row["answered by one alone"] == 0
         assert 0 < row["largest difference of a probability"] < 0.05  # half precision is another one, and near
-    assert all(row["whole run"] > 0 and row["nets alone"] > 0 for row in parts["inference"]["rows"])
-    stages = {row["stage"] for row in parts["train-bf16"]["rows"]}
-    assert stages == {"joint", "kl"}
-    one, two, against = parts["two-devices"]["rows"]
-    assert (one["processes"], two["processes"], two["faults"]) == (1, 2, one["faults"])
-    assert "process_died" not in two["faults"]
-    assert against["largest difference of a probability"] == 0
+    assert {row["stage"] for row in parts["train-bf16"]["rows"]} == {"joint", "kl"}

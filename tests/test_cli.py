@@ -14,13 +14,13 @@ import pytest
 
 from osteograde import cli
 from osteograde.errors import UserError
-from osteograde.tasks import NAMES, TASKS
+from osteograde.tasks import NAMES, TASKS, WITH_COMPETITION, decision
 
 ROOT = Path(__file__).resolve().parents[1]
 
 INFERENCE = {
     "TASK", "--data", "--weights", "--out", "--device", "--limit", "--workers", "--time-budget", "--max-unread",
-    "--points", "--predicted", "--executor", "--overlays", "--explain", "--explain-method",
+    "--points", "--predicted", "--decide", "--executor", "--overlays", "--explain", "--explain-method",
 }  # fmt: skip
 TRAIN = {
     "TASK", "--list", "--data", "--out", "--recipe", "--set", "--folds", "--device", "--resume", "--reuse",
@@ -111,6 +111,7 @@ def test_every_method_of_maps_can_be_asked_for():
     from osteograde.models.explain import METHODS
 
     assert tuple(METHODS) == cli.EXPLAIN_METHODS
+    assert tuple(decision.RULES) == cli.DECISIONS
 
 
 def test_training_reads_fold_numbers():
@@ -247,6 +248,7 @@ REFUSED = [
     ["kaggle", "wait", "spider"],
     ["kaggle", "output", "spider"],
     ["kaggle", "score", "lumbar-mr"],
+    ["kaggle", "submit", "lumbar-mr"],
     ["kaggle", "rehearse", "spider", "--data", "."],
     ["kaggle", "--help"],
 ]
@@ -264,7 +266,6 @@ OF_THE_WRONG_TASK_OR_STEP = [
     ["inspect", "knee-xray", "--data", ".", "--oof", str(SPIDER)],
     ["ensemble", "knee-xray", "--members", str(SPIDER), "--data", "."],
     ["kernel", "build", "lumbar-mr", "--weights", str(SPIDER)],
-    ["kaggle", "submit", "lumbar-mr"],
     ["kaggle", "upload-weights", ".", "--to", "a/b"],
     ["kaggle", "all", "lumbar-mr", "--weights", str(SPIDER)],
 ]
@@ -318,6 +319,22 @@ def test_a_wrong_recipe_is_refused_before_anything_slow_is_imported(recipe, tmp_
 
 def test_the_names_of_tasks_are_those_of_the_tasks():
     assert NAMES == tuple(TASKS) == tuple(task.name for task in TASKS.values())
+    assert tuple(name for name, task in TASKS.items() if task.slug) == WITH_COMPETITION
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("knee-xry", "no task 'knee-xry'; nearest: knee-xray; known tasks: knee-progression"),
+        ("Spider", "no task 'Spider'; nearest: spider; known"),
+        ("lumbar", "no task 'lumbar'; nearest: lumbar-mr; known"),
+        ("x", "no task 'x'; known tasks: knee-progression, knee-xray, lumbar-mr, spider, table"),
+    ],
+)
+def test_a_task_that_is_not_known_is_told_with_the_nearest(given, told, capsys):
+    for words in (["kaggle", "push", given], ["grade", given], ["kernel", "build", given]):
+        assert cli.run(lambda words=words: cli.main(words)) == 2
+        assert told in capsys.readouterr().err
 
 
 def test_the_console_script_is_the_package_run_as_a_module():
@@ -331,6 +348,20 @@ def test_the_package_is_a_command_with_exit_codes(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [["train", "spider", "--list"], ["weights", "list"]], ids=" ".join)
+def test_output_that_nobody_reads_any_more_ends_a_command_without_a_word(words, tmp_path):
+    """As behind ``| head``: the other end of the pipe is closed before the first line is written."""
+    ours, theirs = os.pipe()
+    os.close(ours)
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    command = [sys.executable, "-m", "osteograde", *words]
+    try:
+        done = subprocess.run(command, cwd=tmp_path, env=env, stdout=theirs, stderr=subprocess.PIPE, timeout=120)
+    finally:
+        os.close(theirs)
+    assert (done.returncode, done.stderr) == (cli.UNREAD, b"")
 
 
 def test_validate_lists_what_is_wrong(tmp_path, capsys):

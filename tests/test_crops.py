@@ -12,6 +12,7 @@ from osteograde.models import bundle
 from osteograde.models.device import pick
 from osteograde.pipeline import crops, predict
 from osteograde.pipeline.load import Loaded
+from osteograde.pipeline.ttas import TTAS
 from osteograde.report import overlays
 from osteograde.tasks import TASKS
 from osteograde.tasks.spec import Point, Study
@@ -82,12 +83,12 @@ def test_the_ends_of_a_stack_are_their_own_neighbours():
 
 def test_a_test_time_view_turns_about_the_centre_and_keeps_the_slices():
     [look] = crops.region_grids(CANAL, {"sag_t2": (stack("sag_t2"),)}, {}, 48)
-    for degrees, scale in crops.TTAS:
+    for degrees, scale in TTAS:
         other = crops.turned(look.grid, degrees, scale)
         assert np.allclose(other.centre_mm, look.grid.centre_mm)
         assert np.allclose(other.to_mm[:3, 0], look.grid.to_mm[:3, 0])
         assert np.allclose(other.spacing_mm[1:], scale * look.grid.spacing_mm[1:])
-    assert np.allclose(crops.turned(look.grid, *crops.TTAS[0]).to_mm, look.grid.to_mm)
+    assert np.allclose(crops.turned(look.grid, *TTAS[0]).to_mm, look.grid.to_mm)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Folders of images without tables: which files count, and one name for each."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -155,6 +156,18 @@ def test_linked_folders_are_read_once_and_loops_end(tmp_path):
     found = look_through(data)
     assert [path.relative_to(data).as_posix() for path in found.files] == ["a/x.png", "ward/y.png"]
     assert {path.name for path in found.passed} == {"A", "ward2", "up", "me", "back", "lost", "ring"}
+    assert found.not_used() == "2 links that lead nowhere; 5 links to folders that are read already"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_may_not_be_read_is_counted(tmp_path):
+    png(tmp_path / "a.png")
+    png(tmp_path / "closed" / "b.png")
+    (tmp_path / "closed").chmod(0)
+    try:
+        assert look_through(tmp_path).not_used() == "1 pipes, devices, or files and folders that may not be read"
+    finally:
+        (tmp_path / "closed").chmod(0o755)
 
 
 def test_no_folder_and_an_empty_one_hold_no_images(tmp_path):

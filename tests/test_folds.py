@@ -151,3 +151,14 @@ def test_classes_of_fewer_patients_than_folds_are_named(caplog):
     assert "classes of fewer patients than the 5 folds" in caplog.text
     assert f"{TASK.classes[2]} (3)" in caplog.text
     assert TASK.classes[0] not in caplog.text
+
+
+def test_patients_called_alike_but_for_zeros_or_capitals_stay_apart_and_are_told_in_one_line():
+    def studies(*patients: str) -> list[Study]:
+        return [Study(f"s{i}", patient, ()) for i, patient in enumerate(patients)]
+
+    line = folds.spelling_line(studies("7", "007", "P1", "p1", "q02", "q2", "8"))
+    assert line.startswith("3 names of patients are written in several ways") and len(line.splitlines()) == 1
+    assert "007 and 7, P1 and p1, ...;" in line and "each counts as a patient of its own" in line
+    assert folds.spelling_line(studies("7", "17", "P1", "P11", "a", "b")) == ""
+    assert folds.spelling_line(studies("7", "07")).startswith("1 name of a patient is written in several ways")

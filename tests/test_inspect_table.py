@@ -93,3 +93,8 @@ def test_a_folder_that_defines_nothing_keeps_the_task_and_tells_why_once(folder,
         found = gather(task, folder)
     assert task is TASKS["table"] and not caplog.messages
     assert "no column label" in found.refused
+
+
+def test_pictures_without_a_pixel_size_are_given_none_in_mm(folder, capsys):
+    names = [table["name"] for table in inspected(folder, capsys)["tables"]]
+    assert "size, rows x columns" in names and "pixel spacing, mm" not in names

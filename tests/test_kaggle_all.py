@@ -14,7 +14,7 @@ import pytest
 from osteograde import cli
 from osteograde.models import shipped
 from osteograde.tasks import TASKS
-from tests.kaggle_stub import ACCOUNT, SECRET, Stub, client_environment
+from tests.kaggle_stub import ACCOUNT, SECRET, Stub, client_environment, transcript
 from tests.kaggle_stub.world import CAPACITY
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,9 +63,23 @@ def call(*words: str) -> int:
     return cli.run(lambda: cli.main(list(words)))
 
 
+def sections() -> dict[str, str]:
+    """Command -> what it printed, of the transcript of the ten."""
+    parts = transcript.PAGE.read_text(encoding="utf-8").split("\n\n$ ")[1:]
+    return {command: told for command, _, told in (part.partition("\n") for part in parts)}
+
+
+def test_the_transcript_has_the_ten_commands_of_the_page_with_the_client_that_is_locked():
+    assert [shlex.split(command) for command in sections()] == [transcript.typed(line) for line in TEN]
+    text, lock = transcript.PAGE.read_text(encoding="utf-8"), (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    assert f"kaggle=={text.partition('client ')[2].split()[0]}" in lock.split()
+    assert SECRET not in text and "/home/" not in text and "/tmp/" not in text
+
+
 @pytest.mark.slow
 def test_ten_commands_lead_from_an_empty_account_to_a_submission(world, tmp_path, capsys):
     assert len(TEN) == 10
+    told = sections()
     competition(world, tmp_path)
     for line in TEN:
         words = shlex.split(line.replace("ACCOUNT", ACCOUNT))
@@ -76,7 +90,10 @@ def test_ten_commands_lead_from_an_empty_account_to_a_submission(world, tmp_path
         elif set(words) & set(ELSEWHERE):
             cli.parser().parse_args(words[3:])
         else:
+            capsys.readouterr()
             assert call(*words[3:]) == 0, capsys.readouterr().err
+            if words[4] in ("push", "wait", "output", "submit"):
+                assert plain(capsys.readouterr().out) == plain(told.pop(shlex.join(transcript.typed(line))))
     assert len(world.submissions) == 1
     assert world.submissions[0]["competitionName"] == SLUG
     assert world.sent("SaveKernel")[0]["datasetDataSources"] == [f"{ACCOUNT}/osteograde-lumbar-weights"]

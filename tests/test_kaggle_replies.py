@@ -11,7 +11,7 @@ import pytest
 
 from osteograde.kaggle import cli, client
 from osteograde.kaggle.client import Cause, Reply
-from tests.kaggle_stub import record_replies
+from tests.kaggle_stub import record_replies, reply_table
 
 REPLIES = json.loads(record_replies.FILE.read_text(encoding="utf-8"))
 RETRY, REFUSED = cli.RETRY, 2
@@ -76,6 +76,10 @@ def test_an_error_is_told_in_the_words_of_the_service_with_advice_and_exit_code(
     assert advice in told
     assert not any(hint in told for hint in HINTS), told
     assert len(told.splitlines()) == 1
+
+
+def test_the_page_of_replies_is_what_the_commands_say():
+    assert reply_table.PAGE.read_text(encoding="utf-8") == reply_table.page()
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,11 @@ def test_a_net_learns_from_forty_pictures_what_is_to_be_seen(tmp_path):
     recipe = recipe_for("table", TASKS["table"].for_data(data))
     (plan,) = recipe.graders["label"]
     plan = replace(plan, pixels=32, training=Training(epochs=2, steps=20, batch=8, lr=3e-3, ema=0.9))
-    recipe = replace(recipe, graders={"label": (plan,)}, scope=replace(recipe.scope, folds=2))
+    (locator,) = recipe.locators.values()
+    locator = replace(locator, pixels=96, training=replace(locator.training, epochs=2, steps=25))
+    recipe = replace(
+        recipe, locators={"point": locator}, graders={"label": (plan,)}, scope=replace(recipe.scope, folds=2)
+    )
     scores = train.train(recipe, data, tmp_path / "w", only=None, device=CPU, resume=False)
     assert scores["locate"]["point"]["median_mm"] < 8  # of an image of 100 units
     assert scores["grade"]["model"]["score"] > 0.85

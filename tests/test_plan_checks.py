@@ -1,12 +1,13 @@
 """Plans that make no sense are refused when a recipe is built; every recipe that ships makes sense, also made small."""
 
-from dataclasses import fields, replace
+import math
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from osteograde.errors import UserError
-from osteograde.learning import plan_checks
+from osteograde.learning import plan_checks, settings
 from osteograde.learning.recipe import Augmentation, GraderPlan, LocatorPlan, Resizing, Schedule, Training
 from osteograde.learning.recipes import RECIPES
 from tests.test_loop import changed
@@ -45,15 +46,15 @@ GRADER_FAULTS = [
     ({"scale": 100.0}, r"augmentation.scale 100; expected"),
     ({"gamma": 1e9}, r"augmentation.gamma 1e\+09; expected"),
     ({"rotation_deg": 1e308}, r"rotation_deg 1e\+308; expected"),
-    ({"epochs": -1}, r"epochs -1; expected 0 or more"),
-    ({"batch": 0}, r"batch 0; expected 1 or more"),
+    ({"epochs": -1}, r"epochs -1; expected 0 to 10000"),
+    ({"batch": 0}, r"batch 0; expected 1 to 100000"),
     ({"lr": 0.0}, r"lr 0; expected a rate above 0"),
     ({"lr": float("nan")}, r"lr nan; expected a rate above 0"),
     ({"optimiser": "adamx"}, r"optimiser 'adamx' is unknown; known: 'adamw'"),
     ({"ema": 1.0}, r"ema 1; expected from 0 to below 1"),
     ({"clip": 0.0}, r"clip 0 allows no gradient"),
     ({"min_delta": 0.1}, r"min_delta 0.1 is of early stopping; set patience"),
-    ({"accumulate": 0}, r"accumulate 0; expected 1 or more"),
+    ({"accumulate": 0}, r"accumulate 0; expected 1 to 10000"),
     ({"layer_decay": 0.0}, r"layer_decay 0; expected above 0 and at most 1"),
     ({"layer_decay": 1.2}, r"layer_decay 1.2"),
     ({"head_epochs": 10, "head_lr": 0.1, "restarts": {}, "swa": False}, r"head_epochs 10 of 10 epochs leave none"),
@@ -64,7 +65,7 @@ GRADER_FAULTS = [
     ({"layer_decay": 0.8, "frozen": ("",)}, r"layer_decay has no effect where the whole trunk is frozen"),
     ({"weights": "", "frozen": ("conv_stem",)}, r"frozen .* would keep random weights"),
     ({"shared_epochs": 11}, r"shared_epochs 11; expected 0 to 10"),
-    ({"pixels": 0}, r"pixels 0; expected at least 1"),
+    ({"pixels": 0}, r"pixels 0; expected 16 to 4096 on each side"),
     ({"rotation_deg": -5}, r"augmentation.rotation_deg -5; expected 0 to 180"),
     ({"contrast": 1.5}, r"augmentation.contrast 1.5; expected 0 to 1"),
     ({"cutout": 1.0}, r"augmentation.cutout 1; expected from 0 to below 1"),
@@ -79,7 +80,7 @@ GRADER_FAULTS = [
     ({"resizing": Resizing(epochs=11, share=0.7)}, r"resizing.epochs 11; expected 1 to 10"),
     ({"resizing": Resizing(epochs=2, share=1.5)}, r"resizing.share 1.5; expected above 0 and below 1"),
     ({"resizing": Resizing(epochs=2, share=0.99)}, r"resizing.share 0.99 of pixels \(176, 240\) is the same size"),
-    ({"mixup": -0.1}, r"mixup -0.1; expected 0 or more"),
+    ({"mixup": -0.1}, r"mixup -0.1; expected 0 to 100"),
 ]
 
 
@@ -93,8 +94,8 @@ def test_a_plan_of_a_grader_that_makes_no_sense_is_refused_with_its_place(choice
     ("choices", "told"),
     [
         ({"optimiser": "lbfgs"}, r"optimiser 'lbfgs' fits the last layer of a grader"),
-        ({"window": 0}, r"window 0; expected 1 or more"),
-        ({"subsample": 0}, r"subsample 0; expected 1 or more"),
+        ({"window": 0}, r"window 0; expected 1 to 1000"),
+        ({"subsample": 0}, r"subsample 0; expected 1 to 1000000"),
         ({"any_window": True}, r"any_window is of nets that learn from label images .* got kind 'heatmap'"),
         ({"net": {**LOCATOR.net, "kind": "faster_rcnn"}, "layer_decay": 0.9}, r"a 'faster_rcnn' net has none"),
     ],
@@ -118,12 +119,12 @@ def test_a_net_that_is_used_as_it_starts_needs_no_rate():
 
 @pytest.mark.parametrize(
     ("choices", "told"),
-    [({"folds": 1}, r"scope.folds 1; expected 2 or more"), ({"synthetic_share": 2.0}, r"expected 0 to 1")],
+    [({"folds": 1}, r"scope.folds 1; expected 2 to 1000"), ({"synthetic_share": 2.0}, r"expected 0 to 1")],
 )
 def test_a_scope_that_makes_no_sense_is_refused(choices, told):
     with pytest.raises(UserError, match=told):
         replace(KNEES, scope=replace(KNEES.scope, **choices))
-    with pytest.raises(UserError, match="tta 0; expected 1 or more"):
+    with pytest.raises(UserError, match="tta 0; expected 1 to 8"):
         replace(KNEES, tta=0)
 
 
@@ -159,10 +160,73 @@ def test_the_member_of_a_grader_is_named():
         replace(spider, graders={name: (members[0], bad)})
 
 
+def numbers(value, prefix=""):
+    """(name with dots, value) of every number of a plan or a scope, of the plans that it is made of as well."""
+    for one in fields(value):
+        found = getattr(value, one.name)
+        if is_dataclass(found):
+            yield from numbers(found, f"{prefix}{one.name}.")
+        elif isinstance(found, int | float) and not isinstance(found, bool):
+            yield f"{prefix}{one.name}", found
+
+
+def with_number(value, name, number):
+    """A frozen value with one of its numbers changed, by its name with dots."""
+    part, _, rest = name.partition(".")
+    return replace(value, **{part: with_number(getattr(value, part), rest, number) if rest else number})
+
+
+@pytest.mark.parametrize("number", [-1e9, -1, 1e300, math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("name", [name for name, _ in numbers(PLAN)])
+def test_no_number_of_a_grader_s_plan_takes_an_absurd_value(name, number):
+    if name == "training.clip" and number > 0:
+        return  # no clipping
+    plan = of(PLAN, swa=False) if name == "training.patience" else PLAN  # swa is refused with any patience
+    with pytest.raises(UserError, match=name.rpartition(".")[2]) as refused:
+        replace(KNEES, graders={"kl": (with_number(plan, name, number),)})
+    assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("number", [-1e9, -1, 1e300, math.nan])
+@pytest.mark.parametrize("name", ["window", "subsample", "training.lr", "training.batch"])
+def test_no_number_of_a_locator_s_plan_takes_an_absurd_value(name, number):
+    with pytest.raises(UserError, match=rf"locator 'joint': .*{name.rpartition('.')[2]}"):
+        replace(KNEES, locators={"joint": with_number(LOCATOR, name, number)})
+
+
+@pytest.mark.parametrize("number", [-1e9, -1, 1e300, math.nan])
+@pytest.mark.parametrize("name", [name for name, _ in numbers(KNEES.scope)])
+def test_no_number_of_a_scope_takes_an_absurd_value(name, number):
+    with pytest.raises(UserError, match=f"scope.{name}"):
+        replace(KNEES, scope=with_number(KNEES.scope, name, number))
+
+
+@pytest.mark.parametrize(("setting", "told"), [
+    ("grade.kl.training.lr=11", "training.lr 11; expected a rate above 0, at most 10, such as 3e-4"),
+    ("grade.kl.training.lr=-1", "training.lr -1; expected a rate above 0"),
+    ("grade.kl.training.batch=100001", "training.batch 100001; expected 1 to 100000"),
+    ("grade.kl.training.weight_decay=-0.1", r"training.weight_decay -0.1; expected 0 to 10"),
+    ("grade.kl.pixels=15", "pixels 15; expected 16 to 4096 on each side"),
+    ("grade.kl.pixels=64,5000", r"pixels \(64, 5000\); expected 16 to 4096 on each side"),
+    ("tta=9", "tta 9; expected 1 to 8"),
+    ("grade.kl.drop_view=1.5", "drop_view 1.5; expected from 0 to below 1"),
+])  # fmt: skip
+def test_what_set_is_given_out_of_range_is_told_with_what_is_sensible(setting, told):
+    with pytest.raises(UserError, match=told):
+        settings.changed(KNEES, [setting])
+
+
+def test_every_range_is_of_a_number_that_a_plan_has():
+    """A name with a typing error would check nothing."""
+    own = {name for plan in (PLAN, LOCATOR) for name, _ in numbers(plan)}
+    assert set(plan_checks.RANGES) <= own
+    assert set(plan_checks.RANGES_OF_A_SCOPE) <= {name for name, _ in numbers(KNEES.scope)}
+
+
 def test_every_choice_of_a_plan_is_looked_at_or_named_here_as_free():
     """A choice that is added later is checked, or said to need no check."""
     free = {
-        "net", "training", "schedule", "start", "augmentation", "bfloat16", "compile", "steps", "elastic_spacing_mm",
+        "net", "training", "schedule", "start", "augmentation", "bfloat16", "compile",
         "mirror", "measured_errors", "crops", "stage", "weights",  # checked where names are known, or by the net
     }  # fmt: skip
     text = Path(plan_checks.__file__).read_text(encoding="utf-8")

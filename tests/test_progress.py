@@ -133,3 +133,25 @@ def test_a_line_while_bars_are_drawn_stands_alone_on_its_line():
     written = on_a_terminal(program, None).split("\n")
     assert any("training:" in line for line in written)
     assert sum(line.rpartition("\r")[2].replace("\x1b[A", "") == "a line" for line in written) == 3, written
+
+
+COMMAND = """
+import sys
+from osteograde import cli, logs
+logs.LINE_EVERY_S = 1e-9  # every line of progress is due
+sys.exit(cli.run(lambda: cli.main({words!r})))
+"""
+PHANTOM = ["phantom", "knee-xray", "--out", "{out}/data", "--studies", "3", "--test", "1"]
+INSPECT = ["inspect", "knee-xray", "--data", "{out}/data", "--out", "{out}/page.html"]
+
+
+@pytest.mark.slow
+def test_phantom_and_inspect_show_bars_on_a_terminal_and_lines_in_a_log(tmp_path):
+    for words, title, unit in ((PHANTOM, "writing labelled", "studies"), (INSPECT, "reading", "series")):
+        program = COMMAND.format(words=[word.format(out=tmp_path) for word in words])
+        err = on_a_terminal(program, tmp_path / "out")
+        assert f"{title}:" in err and "%|" in err
+        assert f"{title}:" not in (tmp_path / "out").read_text()
+        done = subprocess.run([sys.executable, "-c", program], env=ENV, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert f"{title}: 1 of " in done.stdout and f"{unit}, about" in done.stdout and "%|" not in done.stderr

@@ -84,8 +84,13 @@ def test_a_resumed_run_with_a_file_that_was_changed_is_refused(tmp_path):
     train._keep_recipe(recipe, tmp_path, resume=False)
     train._keep_recipe(recipe, tmp_path, resume=True)
     other = recipe_file.load(written(tmp_path, text + "# another one\n"), TASK)
-    with pytest.raises(UserError, match=r"was begun with file\.sha256 = "):
+    with pytest.raises(
+        UserError, match=r"begun with another text of my_recipe\.py: line 6 was not there, now '# another one';"
+    ):
         train._keep_recipe(other, tmp_path, resume=True)
+    changed = recipe_file.load(written(tmp_path, HEAD + "RECIPE = replace(knee_xray_small(), tta=3)\n"), TASK)
+    with pytest.raises(UserError, match=r"was begun with tta = 2, recipe '.*' has 3 now \(and 1 other change\); give"):
+        train._keep_recipe(changed, tmp_path, resume=True)
 
 
 def test_the_example_is_a_recipe_and_the_docs_name_it():

@@ -93,8 +93,10 @@ def test_of_one_key_the_last_value_counts_and_the_order_of_others_does_not():
 
 
 def test_a_net_is_told_again_which_crops_it_reads():
-    recipe = settings.changed(KNEES, ["grade.kl.crops=lateral,medial"])
+    recipe = settings.changed(KNEES, ["grade.kl.crops=lateral,medial", "tta=4"])
     assert recipe.graders["kl"][0].net["crops"] == 2
+    with pytest.raises(UserError, match="tta 6; expected 1 to 4"):  # these crops are not read mirrored
+        settings.changed(KNEES, ["grade.kl.crops=lateral,medial"])
     fused = settings.changed(RECIPES["progression-image"](), ["grade.progression.covariates=kl"])
     assert [one["name"] for one in fused.graders["progression"][0].net["covariates"]] == ["kl"]
 

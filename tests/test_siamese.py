@@ -15,7 +15,7 @@ from osteograde.learning.cross_fit import nets_of
 from osteograde.models.bundle import build_net
 from osteograde.models.explain import fold_maps
 from osteograde.models.siamese import SMALLEST, SiameseNet
-from osteograde.pipeline.crops import ttas
+from osteograde.pipeline.ttas import ttas
 from osteograde.tasks.knee_xray import TASK
 from osteograde.tasks.regions import box_around
 from osteograde.tasks.spec import Crop

@@ -302,7 +302,7 @@ def run_of(name: str, out: Path, **options) -> tuple[Task, submission.RunningSub
 @pytest.mark.parametrize("name", sorted(name for name, task in TASKS.items() if not task.slug))
 def test_the_predicted_class_is_a_column_that_scores_and_checks_pass_over(name, tmp_path):
     task, _ = run_of(name, tmp_path / "plain.csv")
-    run_of(name, tmp_path / "named.csv", predicted=True)
+    run_of(name, tmp_path / "named.csv", decide="most-probable")
     plain, named = ((tmp_path / file).read_text().splitlines() for file in ("plain.csv", "named.csv"))
     assert [line.rpartition(",")[0] for line in named] == plain and named[0].endswith(",predicted")
     for row, line in submission.read_submission(tmp_path / "plain.csv").items():
@@ -320,7 +320,7 @@ def test_the_predicted_class_is_a_column_that_scores_and_checks_pass_over(name, 
 def test_the_submission_of_a_competition_is_never_given_a_column(name, tmp_path):
     task, _ = run_of(name, tmp_path / "plain.csv")
     assert not submission.predicted_path(tmp_path / "plain.csv").exists()
-    run_of(name, tmp_path / "named.csv", predicted=True)
+    run_of(name, tmp_path / "named.csv", decide="most-probable")
     assert (tmp_path / "named.csv").read_bytes() == (tmp_path / "plain.csv").read_bytes()
     table = submission.predicted_path(tmp_path / "named.csv").read_text().splitlines()
     assert table[0] == "row_id,predicted"

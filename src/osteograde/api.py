@@ -36,7 +36,7 @@ from osteograde.models.manifest import read_manifest
 from osteograde.pipeline import ensemble
 from osteograde.pipeline.ensemble import Voters
 from osteograde.report import heatmaps, score_table
-from osteograde.tasks import NAMES, TASKS, check_name, tables
+from osteograde.tasks import NAMES, TASKS, check_name, decision, tables
 from osteograde.tasks.spec import Study, Task
 from osteograde.tasks.tables import PREDICTED
 
@@ -57,6 +57,7 @@ class Options(TypedDict, total=False):
     view: str
     points: Table | None
     limit: int
+    decide: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,11 +111,13 @@ class Grader:
         data: a folder, an image file, several of them, or arrays: one, several, or ``Image`` values where these differ
         in what follows. spacing_mm, side, orientation, view: of arrays, see ``Image``. points: landmarks that are given
         and not looked for, as ``points`` returns them or in a file. limit: only the first so many studies, 0: all.
+        decide: how the predicted class follows from the probabilities: "most-probable", "median" or "mean"
+        (docs/inference.md).
 
         Columns: row_id, study_id, target; one for each of ``classes``, with its probability, to the digit that the
-        submission has; predicted, the most probable class; confidence, its probability; flags, why a person should look
-        at the row (docs/inference.md), separated by "; ", empty where there is no reason; then the answers of auxiliary
-        heads, for tasks that have any, NaN where a row was not graded.
+        submission has; predicted, the class that is decided for; confidence, the highest probability; flags, why a
+        person should look at the row (docs/inference.md), separated by "; ", empty where there is no reason; then the
+        answers of auxiliary heads, for tasks that have any, NaN where a row was not graded.
 
         Raises UserError where nothing can be graded: a place that is not there, or an array that lacks what the task
         needs. A file that cannot be read is no error: its rows hold the class prior, and a flag.
@@ -140,12 +143,14 @@ class Grader:
         view: str = "",
         points: Table | None = None,
         limit: int = 0,
+        decide: str = decision.MOST_PROBABLE,
     ) -> Graded:
         """Grades and landmarks of one run over the data. Arguments and errors are those of ``grade``."""
+        decision.check(decide, self._task)
         given = _Given(spacing_mm, side, orientation, view)
         with self._studies(data, given, points, limit) as (studies, template):
             done, _ = self._graded(studies, template)
-        return Graded(_grades(self._task, done), _points(done.summary.points))
+        return Graded(_grades(self._task, done, decide), _points(done.summary.points))
 
     def explain(
         self,
@@ -342,7 +347,7 @@ def _table_file(table: Table | None, path: Path) -> Path | None:
     return None if table is None else Path(table)
 
 
-def _grades(task: Task, done: RunningSubmission) -> pd.DataFrame:
+def _grades(task: Task, done: RunningSubmission, decide: str) -> pd.DataFrame:
     """The table of ``Grader.grade``."""
     cells = submission.printed(done.rows)
     ids = [row for row, *_ in cells]
@@ -351,7 +356,7 @@ def _grades(task: Task, done: RunningSubmission) -> pd.DataFrame:
     probs = np.array([[float(text) for text in row[1:]] for row in cells]).reshape(len(ids), len(task.classes))
     for k, name in enumerate(task.classes):
         grades[name] = probs[:, k]
-    grades[PREDICTED] = [submission.most_probable(row, task.classes) for row in cells]
+    grades[PREDICTED] = submission.predicted_classes(cells, task.classes, decide)
     grades[CONFIDENCE] = probs.max(1, initial=0.0)
     reasons: dict[str, list[str]] = defaultdict(list)
     for row, reason, _ in done.summary.flags:

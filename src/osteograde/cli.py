@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import re
+import select
 import shlex
 import signal
 import sys
@@ -18,7 +19,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from osteograde import packages
 from osteograde.errors import UserError
@@ -31,7 +32,9 @@ RUNS_IN = ("weights", "runs")  # folders that ``osteograde runs`` looks into
 EXPLAIN_METHODS = ("gradcam", "saliency", "smoothgrad")  # those of models/explain.py, which is imported later
 SERIAL = "serial"  # of --executor: everything is done in this process
 _RAY = r"ray(:[^:\s]+:[0-9]{1,5})?"  # of --executor: on this machine, or on the cluster at HOST:PORT
+DECISIONS = ("most-probable", "median", "mean")  # those of tasks/decision.py, which is imported later
 INTERRUPTED = 130  # exit code
+UNREAD = 141  # exit code of a program that SIGPIPE ends
 _AGAIN_S = 0.02  # after which an interrupt that came during an import is tried again
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # what only a user can make room for
 
@@ -101,20 +104,40 @@ def run(main: Callable[[], int | None]) -> int:
 
     A ``UserError``, a missing or forbidden path and a full disk are the user's to mend: one line on stderr, exit code
     2. Any other ValueError or OSError is a fault of ours: traceback, exit code 1. Ctrl-C: one line that says how to go
-    on, exit code 130.
+    on, exit code 130. Output that nobody reads any more, as behind ``| head``: no line, exit code 141.
     """
     try:
-        return main() or 0
+        code = main() or 0
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt as interrupt:
         how = " ".join(map(str, interrupt.args)) or "the same command starts again"
         print(f"interrupted: {how}", file=sys.stderr)
         return INTERRUPTED
     except (ValueError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and _is_unread(sys.stdout):
+            return UNREAD
         if not is_user_mistake(error):
             traceback.print_exc()
             return 1
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+
+
+def _is_unread(stream: TextIO) -> bool:
+    """Whether the reader of a stream is gone. What is still to be written to it is then thrown away."""
+    try:
+        number = stream.fileno()
+    except (OSError, ValueError):  # no file of the system, as in a notebook
+        return False
+    watched = select.poll()
+    watched.register(number, 0)
+    if not any(event & select.POLLERR for _, event in watched.poll(0)):
+        return False
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, number)
+    os.close(nowhere)
+    return True
 
 
 def is_user_mistake(error: ValueError | OSError) -> bool:
@@ -151,6 +174,9 @@ def add_grade_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--predicted", action="store_true", help="name the likeliest class: a last column, or for a competition a table"
+    )
+    parser.add_argument(
+        "--decide", choices=DECISIONS, help="the same, by this rule; default: most-probable (docs/inference.md)"
     )
     parser.add_argument(
         "--executor", type=_executor_of_studies, default=SERIAL, metavar="serial|ray[:HOST:PORT]",
@@ -341,9 +367,11 @@ def train(args: argparse.Namespace) -> int:
 def phantom(args: argparse.Namespace) -> int:
     check_name(args.task)
     from osteograde import phantom as maker
+    from osteograde.logs import to_stdout
 
     if args.studies + args.test == 0:
         raise UserError("--studies 0 and --test 0 leave nothing to write; give one of them")
+    to_stdout(bars=True)
     maker.write(args.task, args.out, studies=args.studies, test=args.test, seed=args.seed, workers=os.cpu_count() or 1)
     print(f"{args.studies} labelled and {args.test} unlabelled studies of {args.task} -> {args.out}")
     return 0
@@ -464,6 +492,8 @@ def inspect(args: argparse.Namespace) -> int:
         raise UserError(f"--out {args.out}: name a page in a folder that exists, such as inspect.html")
     from osteograde.imaging.discovery import has_images
 
+    if not os.access(args.data, os.R_OK | os.X_OK):
+        raise UserError(f"{args.data}: may not be read; ask its owner, or change its permissions")
     if not (has_images(args.data) or any(args.data.glob("*.csv"))):
         raise UserError(f"{args.data}: holds no image and no table; give the folder that does")
     if args.oof is not None:

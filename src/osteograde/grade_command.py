@@ -27,7 +27,7 @@ from osteograde.models.device import pick
 from osteograde.pipeline.ensemble import Voters
 from osteograde.report import heatmaps
 from osteograde.report.gallery import Gallery
-from osteograde.tasks import looks_like
+from osteograde.tasks import decision, looks_like
 from osteograde.tasks.places import Paths, as_paths, only_folder
 from osteograde.tasks.tables import some
 
@@ -70,7 +70,7 @@ def _grade(args: argparse.Namespace, drawers: Sequence[Drawer]) -> int:
             time_budget_hours=args.time_budget,
             max_unread=args.max_unread,
             points=args.points,
-            predicted=args.predicted,
+            decide=args.decide or (decision.MOST_PROBABLE if args.predicted else ""),
             executor=args.executor,
             drawers=drawers,
         )
@@ -95,25 +95,27 @@ def infer(
     time_budget_hours: float | None = None,
     max_unread: int = 0,
     points: Path | None = None,
-    predicted: bool = False,
+    decide: str = "",
     executor: str = "serial",
     drawers: Sequence[Drawer] = (),
 ) -> int:
     """Grade ``data`` with ``weights`` into ``out``; returns the exit code (1: more than max_unread studies unread).
 
     data: a folder, a single file, or several of them, which share one submission. points: a table of landmarks
-    that are given and not looked for. predicted: name the most probable class of every row as well. executor: "serial",
-    or a Ray cluster (ray_cluster.py), which knows no drawers and no time budget. drawers: each is called with every
-    finished study and the nets that graded it. UserError or OSError: the user's mistake, found before any work; a
-    submission already at ``out`` is untouched. OSError at the end: the last submission could not be written; the one
-    before it is in place.
+    that are given and not looked for. decide: the rule by which the class of every row is named as well, see
+    ``tasks.decision``. executor: "serial", or a Ray cluster (ray_cluster.py), which knows no drawers and no time
+    budget. drawers: each is called with every finished study and the nets that graded it. UserError or OSError: the
+    user's mistake, found before any work; a submission already at ``out`` is untouched. OSError at the end: the last
+    submission could not be written; the one before it is in place.
     """
     on_ray = ray_cluster.is_ray(executor)
     here = "auto" if on_ray else device  # machines with GPUs need not be this one
     job = run.prepare(
         task, data, weights, device=here, limit=limit, workers=workers, hours=time_budget_hours, points=points
     )
-    submission = run.start(job, out, predicted=predicted)
+    if decide:
+        decision.check(decide, job.task)
+    submission = run.start(job, out, decide=decide)
     job = job if on_ray else replace(job, device=job.device or pick("auto"))
     log.info(start_line(job, data, executor))
     guess = None if job.task.definition else looks_like.guess_of_studies(as_paths(data), job.studies)
@@ -136,7 +138,7 @@ def infer(
         log.info(line)
     if hint and doubt(submission.summary, submission.done):
         log.info("warning: %s", hint)
-    log.info("written: %s", ", ".join(map(str, written_files(job.task, out, predicted=predicted))))
+    log.info("written: %s", ", ".join(map(str, written_files(job.task, out, predicted=bool(decide)))))
     log.info("next: %s", next_step(data, out, limit))
     return _exit_code(submission.summary, max_unread)
 

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
-import time
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
-from tqdm import tqdm
-
 from osteograde.errors import UserError
-from osteograde.logs import to_stdout
+from osteograde.logs import progress, to_stdout
 from osteograde.report import data_pictures, data_survey, inspect, oof_tables
 from osteograde.report.data_census import Surveyed, census
 from osteograde.report.data_survey import Gathered
@@ -23,13 +18,12 @@ from osteograde.tasks.census import Census
 from osteograde.tasks.tables import some
 
 log = logging.getLogger("osteograde.report")
-LINE_SECONDS = 60.0  # between two lines of a log that no terminal shows
 
 
 def main(args: argparse.Namespace) -> int:
     """Do what the options of ``osteograde inspect`` ask for; the exit code is returned."""
     if not args.json:
-        to_stdout()
+        to_stdout(bars=True)
     task = TASKS[args.task]
     evidence = oof_tables.read(args.oof, TASKS) if args.oof else None
     if evidence is not None and evidence.graded is None:
@@ -41,7 +35,8 @@ def main(args: argparse.Namespace) -> int:
         _check_same(args.oof, evidence, gathered)
     series = sum(len(study.series) for study in gathered.studies)
     log.info("%s: %d studies, %d series: every image is read once", args.data, len(gathered.studies), series)
-    looks = data_survey.survey(task, gathered, progress=_progress(series))
+    with progress("reading", series, "series", log) as shown:
+        looks = data_survey.survey(task, gathered, progress=shown.advance)
     log.info("looking for images that are there twice")
     copies = data_survey.find_copies(task, gathered, looks)
     seen = Surveyed(task, gathered, looks, copies, evidence.fold if evidence else {})
@@ -81,22 +76,6 @@ def _check_same(oof: Path, evidence: Evidence, gathered: Gathered) -> None:
 def _first(labels: Census, found: Census) -> Census:
     """The doubts about labels behind the facts of the folder, their tables before its own."""
     return Census((*found.facts, *labels.facts), (*labels.tables, *found.tables))
-
-
-def _progress(total: int) -> Callable[[], object]:
-    """What is called after each series: a bar on a terminal, else a line a minute."""
-    if sys.stderr.isatty():
-        return tqdm(total=total, unit=" series", file=sys.stderr).update
-    count, last = 0, time.monotonic()
-
-    def step() -> None:
-        nonlocal count, last
-        count += 1
-        if time.monotonic() - last >= LINE_SECONDS:
-            last = time.monotonic()
-            log.info("%d of %d series read", count, total)
-
-    return step
 
 
 def _next_step(args: argparse.Namespace, found: Census) -> str:

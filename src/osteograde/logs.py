@@ -41,6 +41,12 @@ class _Stdout(logging.StreamHandler):
         """Whether a line of progress may be printed."""
         return not self.bars and time.monotonic() - self.said >= self.every_s
 
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A reader that is gone ends the run (``cli.run``); what else goes wrong with a line is told on stderr."""
+        if isinstance(sys.exc_info()[1], BrokenPipeError):
+            raise
+        super().handleError(record)
+
     def emit(self, record: logging.LogRecord) -> None:
         if getattr(record, "progress", False):
             if not self.is_due():

@@ -14,7 +14,7 @@ import cv2
 from osteograde.errors import UserError
 from osteograde.imaging import nifti
 from osteograde.inference import run
-from osteograde.logs import to_stdout
+from osteograde.logs import counted, to_stdout
 from osteograde.models import bundle
 from osteograde.models.device import pick
 from osteograde.pipeline import ensemble, predict, segment
@@ -28,7 +28,7 @@ COLUMNS = ("study_id", "view", "slice", "landmark", "area_mm2", "height_mm", "co
 
 def main(args: argparse.Namespace) -> int:
     """Do what the options of ``osteograde segment`` ask for; the exit code is returned."""
-    to_stdout()
+    to_stdout(bars=True)
     job = run.prepare(args.task, args.data, args.weights, device=args.device, limit=args.limit, points=args.points)
     device = pick(args.device) if job.device is None else job.device
     voters = ensemble.load(job.weights, TASKS, device)
@@ -40,7 +40,7 @@ def main(args: argparse.Namespace) -> int:
     with (args.out / "discs.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
-        for study in job.studies:
+        for study in counted(job.studies, "segmenting", "studies", log):
             for one in _segmented(study, nets, able, args.out):
                 stacks += 1
                 sources.update(disc.source for disc in one.discs)

@@ -54,25 +54,27 @@ def train_and_report(args: argparse.Namespace) -> int:
     if not args.data.is_dir():
         raise UserError(f"{args.data}: no such folder; --data is the folder that holds the tables and the images")
     to_stdout(bars=True)
-    recipe = chosen_recipe(args)
-    if args.debug:
-        recipe = recipe.shrunk()
+    whole = chosen_recipe(args)
+    recipe = whole.shrunk() if args.debug else whole
+    if not args.plan:
+        check_run(args, recipe)
+    check_nets(whole)
     if args.plan:
         print(*plan_lines(args, recipe), sep="\n")
         return 0
-    check_run(args, recipe)
+    from osteograde.learning import folds
+
     studies = recipe.task.read(args.data, "train")
     check_folds(args, studies)
+    if line := folds.spelling_line(studies):
+        log.warning(line)
     # torch and what stands on it: imported once nothing is known to be missing
-    from osteograde.learning import calls, folds, outlook, pretrained, starting, train
+    from osteograde.learning import calls, outlook, pretrained, starting, train
     from osteograde.learning.reuse import reuse_nets
     from osteograde.models.device import keep_all_freed_memory, pick
 
     keep_all_freed_memory()
-    on_ray = ray_cluster.is_ray(args.executor)
-    device = pick(
-        "auto" if on_ray and args.device == "cuda" else args.device
-    )  # machines with GPUs need not be this one
+    device = pick(device_here(args))
     if args.debug:
         recipe = pretrained.without_missing_weights(recipe)
     elif not (args.reuse or args.resume or args.only):  # nets that are there already need none
@@ -99,13 +101,25 @@ def train_and_report(args: argparse.Namespace) -> int:
             studies=studies,
             tensorboard=args.tensorboard,
             teacher=args.pseudo_labels,
-            executor=None if args.executor == SERIAL else partial(on_cluster if on_ray else side_by_side, args),
+            executor=executor_of(args),
         )
     print(train.table(scores))
     print(f"weights: {args.out}; its manifest.json names the nets, and out-of-fold tables lie beside it")
     print(train.headline(recipe.task.metric, scores))
     print(f"next: python -m osteograde report {args.out} --data {args.data}")
     return 0
+
+
+def device_here(args: argparse.Namespace) -> str:
+    """The device of this process, as --device has it. The machines of a cluster that have GPUs need not be this one."""
+    return "auto" if ray_cluster.is_ray(args.executor) and args.device == "cuda" else args.device
+
+
+def executor_of(args: argparse.Namespace) -> Callable[[Run], None] | None:
+    """What does the jobs of a run beside this process, as --executor says; None where this process does them."""
+    if args.executor == SERIAL:
+        return None
+    return partial(on_cluster if ray_cluster.is_ray(args.executor) else side_by_side, args)
 
 
 def plan_lines(args: argparse.Namespace, recipe: Recipe) -> Iterator[str]:
@@ -298,6 +312,15 @@ def check_run(args: argparse.Namespace, recipe: Recipe) -> None:
     folds.refuse_finished(args.out)
     if not args.debug:
         starting.check(recipe, chosen)
+
+
+def check_nets(recipe: Recipe) -> None:
+    """UserError where a recipe of a file, or one that ``--set`` changed, has a net that cannot be built. The nets of
+    those that ship can be, so these do without torch until the tables are read."""
+    if recipe.changes or recipe.file:
+        from osteograde.learning import net_checks
+
+        net_checks.check(recipe)
 
 
 def check_teacher(weights: Path, recipe: Recipe) -> None:

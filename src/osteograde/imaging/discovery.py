@@ -51,7 +51,7 @@ NO_IMAGE = "DICOM objects without an image"
 LOOP = "links to folders that are read already"
 DEAD = "links that lead nowhere"
 VOLUME = "volumes in one file"
-SPECIAL = "pipes, devices or files that may not be read"
+SPECIAL = "pipes, devices, or files and folders that may not be read"
 PLAIN = "other files"
 
 
@@ -68,22 +68,25 @@ class Found:
     volumes: tuple[Path, ...] = ()
 
     def tell(self, used: Sequence[Path] = ()) -> None:
-        """Log one line that counts what is not used, by reason; nothing where all is. used: files that are used all
-        the same, as tables or volumes."""
+        """Log one line that counts what is not used, by reason; nothing where all is. used: see ``not_used``."""
+        if text := self.not_used(used):
+            log.warning("%s: %d image files found; not used: %s", self.root, len(self.files), text)
+
+    def not_used(self, used: Sequence[Path] = ()) -> str:
+        """What is not used, counted by reason; "" where all is. used: files that are used all the same, as tables or
+        volumes."""
         pixels = [path.with_suffix(end) for path in used if path.suffix.lower() == ".mhd" for end in _PIXELS_BESIDE]
-        read = {path.resolve() for path in (*used, *pixels)}
+        read = {os.path.realpath(path) for path in (*used, *pixels)}  # Path.resolve refuses a link to itself
         reasons: dict[str, Counter[str]] = defaultdict(Counter)
         for path, why in self.passed.items():
-            if path.resolve() not in read:
+            if os.path.realpath(path) not in read:
                 reason, _, kind = why.partition(": ")
                 reasons[reason][kind or (path.suffix.lower() or "no ending" if reason == PLAIN else "")] += 1
-        if not reasons:
-            return
         texts = []
         for reason, kinds in sorted(reasons.items()):
             named = ", ".join(f"{kind} x {count}" for kind, count in sorted(kinds.items()) if kind)
             texts.append(f"{kinds.total()} {reason}" + (f" ({named})" if named else ""))
-        log.warning("%s: %d image files found; not used: %s", self.root, len(self.files), "; ".join(texts))
+        return "; ".join(texts)
 
 
 def look_through(root: Path) -> Found:

@@ -144,14 +144,12 @@ def _studies(task: Task, data: Paths) -> list[Study]:
         raise
 
 
-def start(job: Job, out: Path, *, predicted: bool = False) -> RunningSubmission:
+def start(job: Job, out: Path, *, decide: str = "") -> RunningSubmission:
     """Write a full, valid submission of class priors to ``out`` and return it. OSError where it cannot be written.
 
-    predicted: name the most probable class of every row as well (submission.py).
+    decide: the rule of ``tasks.decision`` by which the class of every row is named as well; "": it is not.
     """
-    submission = RunningSubmission(
-        job.task, job.weights.prior, job.studies, Path(out), job.template, predicted=predicted
-    )
+    submission = RunningSubmission(job.task, job.weights.prior, job.studies, Path(out), job.template, decide=decide)
     submission.write()
     return submission
 

@@ -26,7 +26,7 @@ from osteograde.imaging import files
 from osteograde.inference.points_file import PointRow, points_path, rows_of, write_points
 from osteograde.pipeline import predict
 from osteograde.pipeline.load import Loaded
-from osteograde.tasks import TASKS, tables
+from osteograde.tasks import TASKS, decision, tables
 from osteograde.tasks.spec import Point, Site, Study, Task, row_id
 from osteograde.tasks.tables import PREDICTED, ROW_ID, duplicates, some
 
@@ -88,17 +88,18 @@ def printed(rows: Rows) -> list[tuple[str, ...]]:
     return [(row, *(f"{p:.{DIGITS}f}" for p in probs)) for row, probs in zip(rows, table, strict=True)]
 
 
-def most_probable(cells: Sequence[str], classes: Sequence[str]) -> str:
-    """The most probable class of a row of ``printed``, of equals the first."""
-    return classes[int(np.argmax([float(text) for text in cells[1:]]))]
+def predicted_classes(table: Sequence[Sequence[str]], classes: Sequence[str], rule: str) -> list[str]:
+    """The class that a rule of ``tasks.decision`` makes of every row of ``printed``."""
+    probs = np.array([[float(text) for text in cells[1:]] for cells in table]).reshape(-1, len(classes))
+    return [classes[k] for k in decision.RULES[rule](probs).tolist()]
 
 
-def write_submission(path: Path, rows: Rows, columns: Sequence[str], *, predicted: bool = False) -> None:
+def write_submission(path: Path, rows: Rows, columns: Sequence[str], *, decide: str = "") -> None:
     """Replace ``path`` by a table of all rows in one step: at every moment it is the old file or the new one.
 
-    columns: names of the classes. predicted: with a last column that names the most probable one. An existing file's
-    permissions are kept. Raises ValueError before touching the file where a probability cannot be written (see
-    ``written``), OSError where the folder cannot be written.
+    columns: names of the classes. decide: a rule of ``tasks.decision``; with it, a last column names the class that it
+    makes of the row. An existing file's permissions are kept. Raises ValueError before touching the file where a
+    probability cannot be written (see ``written``), OSError where the folder cannot be written.
     """
     path = Path(path).resolve()
     table = printed(rows)
@@ -106,8 +107,9 @@ def write_submission(path: Path, rows: Rows, columns: Sequence[str], *, predicte
         raise ValueError(f"{path}: rows have {len(table[0]) - 1} classes, the columns are {list(columns)}")
     text = StringIO()
     out = csv.writer(text, lineterminator="\n")
-    out.writerow((ROW_ID, *columns, *([PREDICTED] if predicted else [])))
-    out.writerows((*row, most_probable(row, columns)) if predicted else row for row in table)
+    out.writerow((ROW_ID, *columns, *([PREDICTED] if decide else [])))
+    named = predicted_classes(table, columns, decide) if decide else ()
+    out.writerows([(*row, name) for row, name in zip(table, named, strict=True)] if decide else table)
     files.atomic_write(path, text.getvalue())
 
 
@@ -296,9 +298,11 @@ def predicted_path(out: Path) -> Path:
     return out.with_name(out.stem + ".predicted.csv")
 
 
-def write_predicted(path: Path, rows: Rows, classes: Sequence[str]) -> None:
-    """The most probable class of every row, in the order of the submission."""
-    lines = [f"{ROW_ID},{PREDICTED}", *(f"{cells[0]},{most_probable(cells, classes)}" for cells in printed(rows))]
+def write_predicted(path: Path, rows: Rows, classes: Sequence[str], decide: str) -> None:
+    """The class that the rule ``decide`` makes of every row, in the order of the submission."""
+    table = printed(rows)
+    named = predicted_classes(table, classes, decide)
+    lines = [f"{ROW_ID},{PREDICTED}", *(f"{cells[0]},{name}" for cells, name in zip(table, named, strict=True))]
     files.atomic_write(path, "\n".join(lines) + "\n")
 
 
@@ -382,9 +386,9 @@ class RunningSubmission:
         out: Path,
         template: Sequence[str] = (),
         *,
-        predicted: bool = False,
+        decide: str = "",
     ) -> None:
-        self.task, self.prior, self.studies, self.out, self.predicted = task, prior, studies, out, predicted
+        self.task, self.prior, self.studies, self.out, self.decide = task, prior, studies, out, decide
         self.summary, self.done, self.saved = RunSummary(studies=len(studies)), 0, tuple[str, ...]()
         own = [row for study in studies for row in self.task.rows(study.id, study.targets)]
         self.rows = priors_rows(self.task, dict.fromkeys((*template, *own)), self.prior)
@@ -423,10 +427,10 @@ class RunningSubmission:
 
     def write(self) -> None:
         """Replace the submission and the tables beside it. OSError: what was written before is in place."""
-        write_submission(self.out, self.rows, self.task.classes, predicted=self.predicted and not self.task.slug)
+        write_submission(self.out, self.rows, self.task.classes, decide="" if self.task.slug else self.decide)
         write_beside(self.task, self.summary, self.out)
-        if self.predicted and self.task.slug:
-            write_predicted(predicted_path(self.out), self.rows, self.task.classes)
+        if self.decide and self.task.slug:
+            write_predicted(predicted_path(self.out), self.rows, self.task.classes, self.decide)
         self.saved = tuple(study.id for study in self.studies[: self.done])
 
     def try_to_write(self) -> None:

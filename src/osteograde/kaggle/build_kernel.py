@@ -19,7 +19,7 @@ from osteograde.errors import UserError
 from osteograde.kaggle import metadata
 from osteograde.models.manifest import sha256
 from osteograde.pipeline import ensemble
-from osteograde.tasks import TASKS
+from osteograde.tasks import TASKS, check_name
 
 ENTRY = "osteograde.inference.kernel_main"
 TRAIN = "train"  # the folder of the script that trains any task
@@ -51,8 +51,7 @@ def build(
     Raises UserError for an unknown task, a script or metadata that lack what is needed, damaged weights or weights of
     another task, the name of a source that cannot be one, and text that a raw string cannot hold.
     """
-    if task not in TASKS:
-        raise UserError(f"no task {task!r}; known tasks: {', '.join(sorted(TASKS))}")
+    check_name(task)
     slug = TASKS[task].slug
     if data and slug:
         raise UserError(f"{task} reads the competition {slug}; leave --images {data} out")
@@ -95,8 +94,7 @@ def build_training(
 
     UserError for an unknown task, options that train_folds.py does not take, and data that a competition has already.
     """
-    if task not in TASKS:
-        raise UserError(f"no task {task!r}; known tasks: {', '.join(sorted(TASKS))}")
+    check_name(task)
     slug = TASKS[task].slug
     if bool(data) == bool(slug):
         raise UserError(

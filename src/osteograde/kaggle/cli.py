@@ -12,7 +12,7 @@ from pathlib import Path
 
 from osteograde.errors import UserError
 from osteograde.kaggle import ledger, metadata, record
-from osteograde.tasks import check_name
+from osteograde.tasks import WITH_COMPETITION, check_name
 
 RETRY = 75  # EX_TEMPFAIL of sysexits.h
 BUILT = Path("build") / "kernels"  # where "kernel build" puts the scripts
@@ -143,9 +143,7 @@ def output(args: argparse.Namespace) -> int:
 
 def submit(args: argparse.Namespace) -> int:
     check_name(args.task)
-    from osteograde.tasks import TASKS
-
-    if TASKS[args.task].slug:
+    if args.task in WITH_COMPETITION:
         record.need_record(args.task, "kernel", f"push {args.task}")
     from osteograde.kaggle import submit as submitter
 

@@ -164,7 +164,7 @@ def expect(reply: Reply, sentence: str) -> re.Match[str]:
 def refusal(reply: Reply) -> Refused:
     """The error to raise for a command that failed: the service's own sentence, and what to do about it."""
     cause = reply.cause
-    advice = ADVICE.get(cause, f"exit code {reply.code}")
+    advice = ADVICE.get(cause, f"the client ended with exit code {reply.code}")
     if cause is Cause.DENIED and reply.words[0] == "competitions":
         page = f"https://www.kaggle.com/competitions/{reply.words[2]}/rules"
         advice = f"join the competition and accept its rules on {page}"

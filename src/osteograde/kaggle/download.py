@@ -60,7 +60,8 @@ def tell(task: str, data: Path | None) -> int:
     source = sources.source_of(task, slug_of(task))
     print("\n".join(source.lines()))
     if data is None:
-        print(f"next: fetch it there, unpack it, and count what came: osteograde download {task} --data DIR")
+        print("next: fetch it from that address with a browser, unpack it into a folder DIR, and count what came:")
+        print(f"  osteograde download {task} --data DIR")
         return 0
     checked = sources.check(source, data)
     print(f"{data}:", *checked.lines, sep="\n")

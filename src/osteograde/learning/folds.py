@@ -19,6 +19,7 @@ import numpy as np
 from osteograde.errors import UserError
 from osteograde.learning.recipe import Recipe
 from osteograde.models.manifest import MANIFEST
+from osteograde.tasks.names import spellings
 from osteograde.tasks.spec import Grader, Study, Task
 from osteograde.tasks.tables import cells_of, some
 
@@ -27,6 +28,24 @@ log = logging.getLogger("osteograde.learning")
 FEW_SITES = 2  # of one grader: a right and a left one
 FILE = "folds.csv"
 COLUMNS = ("study_id", "patient", "fold")
+SPELLINGS_SHOWN = 2
+
+
+def spelling_line(studies: Sequence[Study]) -> str:
+    """A warning where patients are called alike but for leading zeros, capitals or signs, else "".
+
+    Nobody can know whether 7 and 007 are one person, so they stay two patients, who may lie in different folds.
+    """
+    groups = spellings(study.patient for study in studies)
+    if not groups:
+        return ""
+    shown = ", ".join(" and ".join(group) for group in groups[:SPELLINGS_SHOWN])
+    count = "1 name of a patient is" if len(groups) == 1 else f"{len(groups)} names of patients are"
+    return (
+        f"{count} written in several ways, which differ in leading zeros, capitals or signs alone: "
+        f"{shown}{', ...' * (len(groups) > SPELLINGS_SHOWN)}; each counts as a patient of its own; where they are one "
+        "person, write them in one way, else scores are too good"
+    )
 
 
 @dataclass(frozen=True)

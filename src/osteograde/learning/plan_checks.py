@@ -7,22 +7,63 @@ and what is expected. Nothing here builds a net: what only a net can know is tol
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
-from osteograde.tasks.spec import Grader, Pixels, sides
+from osteograde.pipeline.ttas import all_ttas
+from osteograde.tasks.spec import Grader, Pixels, Task, sides
 
 if TYPE_CHECKING:
-    from osteograde.learning.recipe import GraderPlan, LocatorPlan, Plan, Scope
+    from osteograde.learning.recipe import GraderPlan, LocatorPlan, Plan, Scope, Start
 
 LBFGS = "lbfgs"  # ``Training.optimiser``: see ``head_fit``
+RANDOM = ("", "none")  # ``Start.weights``
 OPTIMISERS = ("adamw", "adam", "sgd")
 LOSSES = ("classes", "ordinal")
 WITHOUT_TRUNK = ("faster_rcnn", "planned_unet")  # kinds of nets whose layers are no trunk and head
 SEGMENTING = ("unet", "planned_unet")  # kinds of nets that learn from label images
 MOST_LOGARITHM = 5.0  # of a factor by which an image is changed: 148 times
 RESIZED_STRIDE = 16  # sides of smaller images are multiples of this
+LEAST_PIXELS, MOST_PIXELS = 16, 4096  # sides of the images that a net reads
+MOST_RATE = 10.0  # learning rate
+
+# Name of a number -> the least and the most that can be meant. What a number may be beside others is checked apart.
+RANGES: Mapping[str, tuple[float, float]] = {
+    "training.epochs": (0, 10_000),
+    "training.batch": (1, 100_000),
+    "training.steps": (0, 1_000_000),
+    "training.weight_decay": (0, 10),
+    "training.patience": (0, 10_000),
+    "training.min_delta": (0, 100),
+    "training.accumulate": (1, 10_000),
+    "schedule.power": (0, 10),
+    "start.head_epochs": (0, 10_000),
+    "start.head_lr": (0, MOST_RATE),
+    "augmentation.rotation_deg": (0, 180),
+    "augmentation.scale": (0, MOST_LOGARITHM),
+    "augmentation.shift_mm": (0, 1000),
+    "augmentation.gamma": (0, MOST_LOGARITHM),
+    "augmentation.contrast": (0, 1),
+    "augmentation.noise": (0, 1),
+    "augmentation.blur": (0, 1),
+    "augmentation.elastic_mm": (0, 1000),
+    "augmentation.elastic_spacing_mm": (1, 1000),
+    "augmentation.bias_field": (0, MOST_LOGARITHM),
+    "augmentation.rician": (0, 1),
+    "window": (1, 1000),  # of locators from here on
+    "subsample": (1, 1_000_000),
+    "class_weight_power": (0, 10),  # of graders from here on
+    "head_weight": (0, 1000),
+    "heads_only_epochs": (0, 10_000),
+    "mixup": (0, 100),
+    "cutmix": (0, 100),
+}
+RANGES_OF_A_SCOPE: Mapping[str, tuple[float, float]] = {
+    "folds": (2, 1000),
+    "seed": (0, 2**63 - 1),
+    "patients": (0, 2**31),
+    "synthetic_share": (0, 1),
+}
 
 
 def locator_faults(plan: LocatorPlan) -> Iterator[str]:
@@ -30,8 +71,6 @@ def locator_faults(plan: LocatorPlan) -> Iterator[str]:
     if plan.training.optimiser == LBFGS:
         yield f"optimiser {LBFGS!r} fits the last layer of a grader; expected one of {OPTIMISERS}"
     yield from _plan_faults(plan)
-    yield from _at_least("window", plan.window, 1)
-    yield from _at_least("subsample", plan.subsample, 1)
     if plan.any_window and plan.net.get("kind") not in SEGMENTING:
         yield f"any_window is of nets that learn from label images {SEGMENTING}, got kind {plan.net.get('kind')!r}"
 
@@ -42,8 +81,6 @@ def grader_faults(plan: GraderPlan, grader: Grader) -> Iterator[str]:
     yield from _one_of("loss", plan.loss, LOSSES)
     for name in ("label_smoothing", "drop_view", "drop_covariate"):
         yield from _share(name, getattr(plan, name))
-    for name in ("class_weight_power", "head_weight", "mixup", "cutmix"):
-        yield from _at_least(name, getattr(plan, name), 0)
     if plan.sampling == "balanced" and plan.loss == "ordinal":
         yield "balanced sampling is corrected for labels that are one class, loss 'ordinal' aims between classes; "\
             "choose loss 'classes' or sampling 'natural'"  # fmt: skip
@@ -51,34 +88,38 @@ def grader_faults(plan: GraderPlan, grader: Grader) -> Iterator[str]:
     yield from _mixing_faults(plan, grader)
 
 
-def scope_faults(scope: Scope, tta: int) -> Iterator[str]:
-    """What is wrong with how much a run does."""
-    yield from _at_least("scope.folds", scope.folds, 2)
-    yield from _at_least("scope.seed", scope.seed, 0)
-    yield from _at_least("scope.patients", scope.patients, 0)
-    yield from _between("scope.synthetic_share", scope.synthetic_share, 0, 1)
-    yield from _at_least("tta", tta, 1)
+def scope_faults(scope: Scope, tta: int, task: Task) -> Iterator[str]:
+    """What is wrong with how much a run does. task: with the crops that its nets read."""
+    yield from _out_of_range(RANGES_OF_A_SCOPE, scope, "scope.")
+    yield from _between("tta", tta, 1, max(len(all_ttas(grader)) for grader in task.graders))
 
 
 def _plan_faults(plan: Plan) -> Iterator[str]:
-    if min(sides(plan.pixels)) < 1:
-        yield f"pixels {plan.pixels}; expected at least 1 on each side"
+    if not LEAST_PIXELS <= min(sides(plan.pixels)) <= max(sides(plan.pixels)) <= MOST_PIXELS:
+        yield f"pixels {plan.pixels}; expected {LEAST_PIXELS} to {MOST_PIXELS} on each side"
     dropout = plan.net.get("dropout", 0.0)
     if isinstance(dropout, int | float):
         yield from _share("net.dropout", dropout)
+    yield from _out_of_range(RANGES, plan)
     yield from _training_faults(plan)
-    yield from _augmentation_faults(plan)
+    yield from _share("augmentation.cutout", plan.augmentation.cutout)
     if plan.training.epochs:  # else nothing is trained, and how is of no matter
         yield from _optimiser_faults(plan)
         yield from _start_faults(plan)
         yield from _schedule_faults(plan)
 
 
+def _out_of_range(ranges: Mapping[str, tuple[float, float]], value: Any, prefix: str = "") -> Iterator[str]:
+    """Of every number that a value has."""
+    for name, (least, most) in ranges.items():
+        part, _, own = name.rpartition(".")
+        holder = getattr(value, part) if part else value
+        if hasattr(holder, own):
+            yield from _between(f"{prefix}{name}", getattr(holder, own), least, most)
+
+
 def _training_faults(plan: Plan) -> Iterator[str]:
     training = plan.training
-    for name, lowest in (("epochs", 0), ("steps", 0), ("weight_decay", 0), ("patience", 0), ("min_delta", 0),
-                         ("batch", 1), ("accumulate", 1)):  # fmt: skip
-        yield from _at_least(f"training.{name}", getattr(training, name), lowest)
     yield from _one_of("training.optimiser", training.optimiser, (*OPTIMISERS, LBFGS))
     yield from _share("training.ema", training.ema)
     if not 0 < training.layer_decay <= 1:
@@ -89,23 +130,11 @@ def _training_faults(plan: Plan) -> Iterator[str]:
         yield f"training.min_delta {training.min_delta:g} is of early stopping; set patience, or min_delta to 0"
 
 
-def _augmentation_faults(plan: Plan) -> Iterator[str]:
-    augmentation = plan.augmentation
-    for name in ("shift_mm", "noise", "elastic_mm", "rician"):
-        yield from _at_least(f"augmentation.{name}", getattr(augmentation, name), 0)
-    for name in ("scale", "gamma", "bias_field"):  # logarithms of factors
-        yield from _between(f"augmentation.{name}", getattr(augmentation, name), 0, MOST_LOGARITHM)
-    yield from _between("augmentation.rotation_deg", augmentation.rotation_deg, 0, 180)
-    for name in ("contrast", "blur"):
-        yield from _between(f"augmentation.{name}", getattr(augmentation, name), 0, 1)
-    yield from _share("augmentation.cutout", augmentation.cutout)
-
-
 def _optimiser_faults(plan: Plan) -> Iterator[str]:
     training, schedule, start = plan.training, plan.schedule, plan.start
     if training.optimiser != LBFGS:
-        if not (0 < training.lr < math.inf):
-            yield f"training.lr {training.lr:g}; expected a rate above 0"
+        if not 0 < training.lr <= MOST_RATE:
+            yield f"training.lr {training.lr:g}; expected a rate above 0, at most {MOST_RATE:g}, such as 3e-4"
         return
     idle = {
         "training.patience": training.patience > 0,
@@ -126,7 +155,6 @@ def _optimiser_faults(plan: Plan) -> Iterator[str]:
 def _schedule_faults(plan: Plan) -> Iterator[str]:
     schedule, epochs, shared = plan.schedule, plan.training.epochs, plan.start.shared_epochs
     yield from _share("schedule.warm_up", schedule.warm_up)
-    yield from _at_least("schedule.power", schedule.power, 0)
     kinds = [name for name in ("restarts", "milestones", "power") if getattr(schedule, name)]
     if len(kinds) > 1:
         yield f"schedule.{kinds[0]} and schedule.{kinds[1]} both say how the rate falls; choose one of them"
@@ -135,8 +163,8 @@ def _schedule_faults(plan: Plan) -> Iterator[str]:
         possible = f"an epoch from {first} to {epochs - 1}" if first < epochs else "no restarts"
         yield f"schedule.restarts after epoch {late[0]}, of {epochs} epochs in all: the rate would never fall from "\
             f"there; expected {possible}"  # fmt: skip
-    if bad := [share for share in schedule.restarts.values() if not 0 < share < math.inf]:
-        yield f"schedule.restarts with {bad[0]:g} of the rate; expected a share above 0"
+    if bad := [share for share in schedule.restarts.values() if not 0 < share <= MOST_RATE]:
+        yield f"schedule.restarts with {bad[0]:g} of the rate; expected a share above 0, at most {MOST_RATE:g}"
     if schedule.swa and not schedule.restarts:
         yield "schedule.swa keeps the mean of the nets of all cycles, and without restarts there is one; add restarts"
     milestones = list(schedule.milestones)
@@ -148,7 +176,6 @@ def _schedule_faults(plan: Plan) -> Iterator[str]:
 
 def _start_faults(plan: Plan) -> Iterator[str]:
     start, training, kind = plan.start, plan.training, plan.net.get("kind")
-    yield from _at_least("start.head_epochs", start.head_epochs, 0)
     yield from _between("start.shared_epochs", start.shared_epochs, 0, training.epochs)
     if start.head_epochs >= training.epochs:
         yield f"start.head_epochs {start.head_epochs} of {training.epochs} epochs leave none for the whole net; "\
@@ -159,7 +186,7 @@ def _start_faults(plan: Plan) -> Iterator[str]:
         yield f"start.head_lr {start.head_lr:g} with head_epochs {start.head_epochs}; expected a rate above 0"
     if start.head_lr and not start.head_epochs:
         yield f"start.head_lr {start.head_lr:g} is of head_epochs, which are 0; set both or none"
-    if start.frozen and not (start.weights or start.stage):
+    if start.frozen and not is_given(start):
         yield f"start.frozen {start.frozen} would keep random weights; name starting weights or freeze nothing"
     whole = "" in start.frozen
     if whole and start.head_epochs:
@@ -173,11 +200,15 @@ def _start_faults(plan: Plan) -> Iterator[str]:
             yield f"{given[0]} is of nets with a trunk, a {kind!r} net has none; leave it out"
 
 
+def is_given(start: Start) -> bool:
+    """Whether a net starts from weights that are not random."""
+    return start.weights not in RANDOM or bool(start.stage)
+
+
 def _epochs_of_a_grader(plan: GraderPlan) -> Iterator[str]:
     """Epochs of synthetic studies, of heads alone and of smaller images."""
     epochs, shared = plan.training.epochs, plan.start.shared_epochs
     yield from _between("synthetic_epochs", plan.synthetic_epochs, 0, max(epochs - shared, 0))
-    yield from _at_least("heads_only_epochs", plan.heads_only_epochs, 0)
     if plan.heads_only_epochs and plan.heads_only_epochs >= epochs:
         yield f"heads_only_epochs {plan.heads_only_epochs} of {epochs} epochs leave none for the target; expected fewer"
     if plan.heads_only_epochs and not plan.head_weight:
@@ -212,14 +243,9 @@ def resized(pixels: Pixels, share: float) -> tuple[int, int]:
     return height, width
 
 
-def _at_least(name: str, value: float, lowest: float) -> Iterator[str]:
-    if not value >= lowest:
-        yield f"{name} {value:g}; expected {lowest:g} or more"
-
-
 def _between(name: str, value: float, lowest: float, highest: float) -> Iterator[str]:
     if not lowest <= value <= highest:
-        yield f"{name} {value:g}; expected {lowest:g} to {highest:g}"
+        yield f"{name} {value:g}; expected {lowest} to {highest}"
 
 
 def _share(name: str, value: float) -> Iterator[str]:

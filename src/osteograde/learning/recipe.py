@@ -52,7 +52,7 @@ class Augmentation:
     cutout: float = 0.0  # largest share of the image that a box of its mean grey value hides; the label stays
 
     def __post_init__(self) -> None:
-        if self.elastic_mm > STEEPEST * self.elastic_spacing_mm:
+        if self.elastic_mm > 0 and self.elastic_mm > STEEPEST * self.elastic_spacing_mm:
             raise UserError(
                 f"augmentation: elastic_mm {self.elastic_mm:g} could fold the image; with control points "
                 f"{self.elastic_spacing_mm:g} mm apart at most {STEEPEST * self.elastic_spacing_mm:g}"
@@ -324,7 +324,7 @@ class Recipe:
 
     def _check_plans(self) -> None:
         """UserError with the first fault of a plan, and where it is."""
-        faults = [f"{fault}" for fault in plan_checks.scope_faults(self.scope, self.tta)]
+        faults = [f"{fault}" for fault in plan_checks.scope_faults(self.scope, self.tta, self.task_as_read)]
         for name, plan in self.locators.items():
             faults += [f"locator {name!r}: {fault}" for fault in plan_checks.locator_faults(plan)]
         for name, members in self.graders.items():

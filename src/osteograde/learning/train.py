@@ -8,6 +8,7 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, Unpack
 
@@ -43,6 +44,7 @@ from osteograde.tasks.metrics import groups_of, interval
 from osteograde.tasks.priors import weighted_prior
 from osteograde.tasks.spec import Locator, Metric, Points, Study
 
+OF_THE_FILE = "file.sha256"  # of the changes between two recipes
 RECIPE = "recipe.json"
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pandas", "pydicom", "opencv-python-headless", "scikit-learn")
 log = logging.getLogger("osteograde.learning")
@@ -170,13 +172,30 @@ def _keep_recipe(recipe: Recipe, out: Path, *, resume: bool) -> None:
         before = reuse.completed(json.loads(path.read_text(encoding="utf-8")))
         if changes := changed(compared(before), compared(plain)):
             name, old, new = changes[0]
+            what = f"was begun with {name} = {old!r}, recipe {recipe.name!r} has {new!r} now"
+            if name == OF_THE_FILE:  # nothing but the text differs
+                what = f"was begun with another text of {plain['file']['name']}: {_first_change(before, plain)}"
+            others = len(changes) - 1
+            more = f" (and {others} other change{'s' * (others > 1)})" if others else ""
             raise UserError(
-                f"{out}: was begun with {name} = {old!r}, recipe {recipe.name!r} has {new!r} now"
-                + (f" (and {len(changes) - 1} other changes)" if len(changes) > 1 else "")
-                + "; give another --out, or --reuse it from there, which takes the nets that did not change"
+                f"{out}: {what}{more}; give another --out, or --reuse it from there, which takes the nets that did not "
+                "change"
             )
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, json.dumps(plain, indent=1))
+
+
+def _first_change(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The first line that differs in the texts of two files of recipes, with its number."""
+    old, new = (tree.get("file", {}).get("text", "").splitlines() for tree in (before, now))
+    for number, (was, line) in enumerate(zip_longest(old, new), 1):
+        if was != line:
+            return f"line {number} was {_line_text(was)}, now {_line_text(line)}"
+    return "the ends of its lines"
+
+
+def _line_text(line: str | None) -> str:
+    return "not there" if line is None else repr(line if len(line) <= 80 else f"{line[:80]}...")
 
 
 def compared(plain: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from osteograde.errors import UserError
+from osteograde.models.folding import fold_batch_norms
 from osteograde.models.grader import GraderNet
 from osteograde.models.locators.faster_rcnn import FasterRcnnLocator
 from osteograde.models.locators.heatmap import HeatmapLocator
@@ -227,7 +228,10 @@ def load(
         kind, stage, _ = file.split("/")
         key = entry.sha256, json.dumps(dict(entry.net), sort_keys=True)
         if key not in known:
-            known[key] = on_device(load_net(place(folder, prefix + file), entry.net), device)
+            net = load_net(place(folder, prefix + file), entry.net)
+            if device.type == "cpu":  # in half precision, on a GPU, folded kernels might leave its range
+                fold_batch_norms(net)
+            known[key] = on_device(net, device)
         nets[kind].setdefault(stage, []).append(known[key])
     wanted = {"locate": {stage.name for stage in task.locators}, "grade": {group.name for group in task.graders}}
     for kind, stages in wanted.items():

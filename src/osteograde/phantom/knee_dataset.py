@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,11 +12,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from osteograde import logs
 from osteograde.phantom.dicom_writer import write_film
 from osteograde.phantom.knee import knee
 from osteograde.tasks.knee_films import SIDES, compose
 from osteograde.tasks.tables import GRADE_COLUMNS
 
+log = logging.getLogger("osteograde.phantom")
 SOURCE = {
     "source": "synthetic knees of osteograde's own phantom",
     "licence": "Apache-2.0, as the code that makes them",
@@ -33,7 +36,7 @@ def write(out: Path, *, studies: int, test: int = 0, seed: int = 0, workers: int
     """
     out.mkdir(parents=True, exist_ok=True)
     (out / "SOURCE.json").write_text(json.dumps({**SOURCE, "seed": seed}) + "\n", encoding="utf-8")
-    for index in range(studies):
+    for index in logs.counted(range(studies), "writing labelled", "studies", log):
         rng, patient = np.random.default_rng([seed, 0, index]), _patient(seed, 0, index)
         for side in _sides(rng):
             grade = _grade(rng, index)
@@ -52,7 +55,7 @@ def write_table(out: Path, *, studies: int, test: int = 0, seed: int = 0, worker
     rows: list[tuple[object, ...]] = []
     truth: list[tuple[str, int]] = []
     for part, count, folder in ((0, studies, out / "images"), (1, test, out / "test_images")):
-        for index in range(count):
+        for index in logs.counted(range(count), f"writing {folder.name}", "images", log):
             rng, patient = np.random.default_rng([seed, part, index]), _patient(seed, part, index)
             grade = _grade(rng, index)
             folder.mkdir(exist_ok=True)
@@ -71,7 +74,7 @@ def _films(out: Path, count: int, seed: int) -> None:
     truth: list[tuple[str, int]] = []
     points: list[tuple[object, ...]] = []
     (out / "test_images").mkdir(exist_ok=True)
-    for index in range(count):
+    for index in logs.counted(range(count), "writing films", "studies", log):
         rng, name = np.random.default_rng([seed, 1, index]), f"film{_patient(seed, 1, index)}"
         grades = {side: _grade(rng, index + i) for i, side in enumerate(_sides(rng))}
         film = compose([(_crop(grade, side, rng), side) for side, grade in grades.items()], rng)

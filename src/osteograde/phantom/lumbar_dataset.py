@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import signal
 import threading
 import zlib
@@ -17,12 +18,14 @@ from pathlib import Path
 
 import numpy as np
 
+from osteograde import logs
 from osteograde.phantom import grades, render
 from osteograde.phantom.acquisition import annotate, plan
 from osteograde.phantom.dicom_writer import write_slice
 from osteograde.phantom.spine import spine
 from osteograde.tasks.lumbar_names import CLASS_LABELS, CLASSES, SERIES_DESCRIPTIONS, TARGETS, TEMPLATE_TARGETS
 
+log = logging.getLogger("osteograde.phantom")
 PARTS = ("train", "test")
 SOURCE = {
     "source": "synthetic lumbar studies of osteograde's own phantom",
@@ -108,14 +111,20 @@ def _made(out: Path, seed: int, part: str, count: int, workers: int) -> list[Stu
     """Write the images of ``count`` studies of a part, in ``workers`` processes."""
     make_index = partial(make, out, seed, part)
     if workers <= 1 or count <= 1:
-        return [make_index(index) for index in range(count)]
+        return [make_index(index) for index in logs.counted(range(count), f"writing {part}", "studies", log)]
     with (
         ProcessPoolExecutor(min(workers, count), mp_context=get_context("spawn")) as pool,
         _without_ctrl_c() as restore,
     ):
         made = pool.map(make_index, range(count))  # starts all processes
         restore()
-        return list(made)
+        with logs.progress(f"writing {part}", count, "studies", log) as shown:
+            return [_shown(one, shown) for one in made]
+
+
+def _shown(one: StudyRows, shown: logs.Progress) -> StudyRows:
+    shown.advance()
+    return one
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,12 +19,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from osteograde import logs
 from osteograde.phantom.dicom_writer import write_film
 from osteograde.phantom.knee import Anatomy, anatomy, radiograph
 from osteograde.tasks import oai_progression
 from osteograde.tasks.knee_films import compose
 from osteograde.tasks.oai_progression import DAYS_A_MONTH, VISIT_OF_MONTH
 
+log = logging.getLogger("osteograde.phantom")
 SOURCE = {
     "source": "synthetic knees and tables of osteograde's own phantom",
     "licence": "Apache-2.0, as the code that makes them",
@@ -69,7 +72,7 @@ def write(out: Path, *, studies: int, test: int = 0, seed: int = 0, workers: int
     out.mkdir(parents=True, exist_ok=True)
     (out / "SOURCE.json").write_text(json.dumps({**SOURCE, "seed": seed}) + "\n", encoding="utf-8")
     patients = [patient(np.random.default_rng([seed, 0, index]), 9_000_000 + index) for index in range(studies)]
-    for index, one in enumerate(patients):
+    for index, one in enumerate(logs.counted(patients, "writing labelled", "patients", log)):
         rng = np.random.default_rng([seed, 1, index])
         for knee in one.knees:
             path = out / "train" / str(knee.grade) / f"{one.id}{LETTER[knee.side]}.png"
@@ -213,7 +216,7 @@ def _films(out: Path, patients: Sequence[Patient], seed: int) -> None:
     folder.mkdir(exist_ok=True)
     truth: list[tuple[object, ...]] = []
     known: list[tuple[object, ...]] = []
-    for index, one in enumerate(patients):
+    for index, one in enumerate(logs.counted(patients, "writing films", "patients", log)):
         rng = np.random.default_rng([seed, 4, index])
         film = compose([(crop(knee, rng), knee.side) for knee in one.knees], rng)
         write_film(folder / f"{one.id}.dcm", film.pixels, film.pixel_mm, one.id, monochrome1=index % 2 == 1)

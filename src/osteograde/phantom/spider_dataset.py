@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from osteograde import logs
 from osteograde.imaging.geometry import affine
 from osteograde.phantom import render
 from osteograde.phantom.acquisition import sagittal
@@ -20,6 +22,7 @@ from osteograde.tasks.spider_files import DISC, VERTEBRA, landmark
 from osteograde.tasks.spine import LEVELS
 from osteograde.tasks.tables import GRADE_COLUMNS
 
+log = logging.getLogger("osteograde.phantom")
 SOURCE = {
     "source": "synthetic lumbar spines of osteograde's own phantom",
     "licence": "Apache-2.0, as the code that makes them",
@@ -50,8 +53,10 @@ def write(out: Path, *, studies: int, test: int = 0, seed: int = 0, workers: int
     """
     out.mkdir(parents=True, exist_ok=True)
     (out / "SOURCE.json").write_text(json.dumps({**SOURCE, "seed": seed}) + "\n", encoding="utf-8")
-    made = [_patient(out, "slices", seed, 0, index) for index in range(studies)]
-    hidden = [_patient(out, "test_images", seed, 1, index) for index in range(test)]
+    labelled = logs.counted(range(studies), "writing labelled", "studies", log)
+    made = [_patient(out, "slices", seed, 0, index) for index in labelled]
+    others = logs.counted(range(test), "writing test", "studies", log)
+    hidden = [_patient(out, "test_images", seed, 1, index) for index in others]
     _table(out / "overview.csv", OVERVIEW, (row for patient in (*made, *hidden) for row in patient.overview))
     if studies:
         _table(out / "boxes.csv", BOXES, (row for patient in made for row in patient.boxes))

@@ -118,14 +118,3 @@ def turned(roi: Roi, degrees: float, scale: float, mirror: bool = False) -> Roi:
     turn[:3, 3] = centre - turn[:3, :3] @ centre
     seen = Roi(roi.to_mm @ turn, roi.shape)
     return mirrored(seen, lateral_axis(seen)) if mirror else seen
-
-
-# Test-time augmentations in order of worth: as it is, then small turns with a slightly larger or smaller field.
-TTAS = ((0.0, 1.0), (6.0, 1.06), (-6.0, 0.96), (0.0, 1.1))
-
-
-def ttas(grader: Grader, count: int) -> list[tuple[float, float, bool]]:
-    """(degrees, scale, mirrored) of the first ``count`` test-time augmentations of a crop, the crop as it is first;
-    where mirror images may be read, each is seen both ways."""
-    ways = (False, True) if grader.mirror_images else (False,)
-    return [(degrees, scale, mirror) for degrees, scale in TTAS for mirror in ways][:count]

@@ -32,10 +32,10 @@ from osteograde.pipeline.crops import (
     region_images,
     site_boxes,
     site_crops,
-    ttas,
     turned,
 )
 from osteograde.pipeline.load import Loaded
+from osteograde.pipeline.ttas import ttas
 from osteograde.tasks.spec import YES_NO, Grader, Locator, Pixels, Point, Points, Task, sides
 
 T = TypeVar("T")

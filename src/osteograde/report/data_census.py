@@ -15,7 +15,7 @@ from osteograde.errors import UserError
 from osteograde.imaging.discovery import stem_of
 from osteograde.report.data_survey import Copies, Gathered, Look, is_test
 from osteograde.tasks.census import Census, Counts, Fact, counted
-from osteograde.tasks.names import read_name
+from osteograde.tasks.names import read_name, spellings
 from osteograde.tasks.spec import CATEGORY, Series, Study, Task
 from osteograde.tasks.tables import some
 
@@ -239,19 +239,6 @@ def patients_over(seen: Surveyed, splits: Sequence[frozenset[str]]) -> tuple[dic
         {patient: names for patient, names in sorted(of_split.items()) if len(names) > 1},
         {patient: names for patient, names in sorted(of_fold.items()) if len(names) > 1},
     )
-
-
-def spellings(patients: Iterable[str]) -> list[list[str]]:
-    """Names of patients that differ in capitals, leading zeros and signs alone.
-
-    >>> spellings(["P012", "p12", "7", "007", "8"])
-    [['P012', 'p12'], ['007', '7']]
-    """
-    found: dict[str, dict[str, None]] = defaultdict(dict)
-    for name in patients:
-        plain = re.sub(r"(?<![0-9])0+(?=[0-9])", "", re.sub(r"[\W_]+", "", name.lower()))
-        found[plain or name][name] = None
-    return [sorted(group) for group in found.values() if len(group) > 1]
 
 
 def _dicom_patients(seen: Surveyed) -> tuple[list[list[str]], list[str]]:

@@ -218,8 +218,10 @@ def look_at_series(task: Task, series: Series, root: Path, study: int = 0, numbe
     view = shown[0].view if shown else series.view
     copy = small_copy_of(task, view or described.name, stacks)
     codes[NO_CONTRAST] += copy is None
+    # Pictures of a task that its folder defines are measured in units of their own, not in mm.
+    given_mm = series.spacing_mm if task.of_folder is None else None
     return replace(
-        _with_geometry(told, series, max(stacks, key=lambda stack: stack.voxels.size)),
+        _with_geometry(told, given_mm, max(stacks, key=lambda stack: stack.voxels.size)),
         view=view, slices=slices, codes=+codes, unreadable=unreadable,
         prints=None if copy is None else fingerprint.fingerprints(np.stack([copy, copy[:, ::-1]])),
     )  # fmt: skip
@@ -246,8 +248,11 @@ def _unreadable(task: Task, series: Series, files: Sequence[Path], reason: str) 
     return tuple(found)
 
 
-def _with_geometry(told: Look, series: Series, stack: Volume) -> Look:
-    """The look with the size of a stack; with its spacing and plane where its files say them."""
+def _with_geometry(told: Look, given_mm: Sequence[float] | None, stack: Volume) -> Look:
+    """The look with the size of a stack; with its spacing and plane where its files say them.
+
+    given_mm: (D, H, W) spacing that a table or the task states; None where nobody does.
+    """
     depth, height, width = stack.voxels.shape
     size = f"{height} x {width}"
     if told.facts.spacing_mm or told.facts.codec.startswith(("NIfTI", "MetaImage")):
@@ -256,7 +261,7 @@ def _with_geometry(told: Look, series: Series, stack: Volume) -> Look:
         return replace(
             told, size=size, spacing_mm=rounded(list(stack.spacing_mm[1:]), 2), slice_mm=slice_mm, plane=plane
         )
-    given = f"{rounded(series.spacing_mm[1:], 2)} (not in the file)" if series.spacing_mm else ""
+    given = f"{rounded(given_mm[1:], 2)} (not in the file)" if given_mm else ""
     return replace(told, size=size, spacing_mm=given, plane=told.facts.plane)
 
 

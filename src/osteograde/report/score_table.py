@@ -62,6 +62,7 @@ def score_submission(
         "unsubmitted": len(set(labels) - set(both)),
         "unsubmitted_rows": sum(len(labels[study]) - len(given) for study, given in both.items()),
         "bootstrap": bootstrap,
+        "official": task.metric.words.get("score", "score"),
         "score": _plain(task.metric.score(both, probs)),
         "interval": {name: [_finite(a), _finite(b)] for name, (a, b) in zip(names, ends, strict=False)},
         "prior": _plain(task.metric.score(both, dict.fromkeys(both, prior))),
@@ -124,6 +125,8 @@ def format_table(result: Mapping[str, Any]) -> str:
         between = f"{_text(low)} - {_text(high)}" if result["interval"] else "-"
         score, prior, uniform = (_text(result[key][name]) for key in ("score", "prior", "uniform"))
         lines.append(f"{name:18}{score:>9}{between:>18}{prior:>11}{uniform:>11}  {result['better'][name]}")
+    if "score" in result["score"] and result.get("official", "score") != "score":
+        lines.append(f"score: {result['official']}")
     if result["confusion"] is not None:
         lines += _confusion_lines(result)
     return "\n".join(lines)

@@ -6,6 +6,7 @@ of them when it is first used.
 
 from __future__ import annotations
 
+import difflib
 from typing import TYPE_CHECKING
 
 from osteograde.errors import UserError
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     TASKS: dict[str, Task]
 
+WITH_COMPETITION = ("lumbar-mr",)  # those whose ``Task.slug`` names one
 NAMES = ("lumbar-mr", "knee-xray", "knee-progression", "spider", "table")
 
 
@@ -29,6 +31,8 @@ def __getattr__(name: str) -> dict[str, Task]:
 
 
 def check_name(name: str) -> None:
-    """UserError naming the known tasks if ``name`` is none of them."""
+    """UserError naming the nearest one and all known tasks if ``name`` is none of them."""
     if name not in NAMES:
-        raise UserError(f"no task {name!r}; known tasks: {', '.join(sorted(NAMES))}")
+        near = difflib.get_close_matches(name.lower(), NAMES, 1, 0.5)
+        hint = f" nearest: {near[0]};" if near else ""
+        raise UserError(f"no task {name!r};{hint} known tasks: {', '.join(sorted(NAMES))}")

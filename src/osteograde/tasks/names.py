@@ -11,7 +11,8 @@ import itertools
 import logging
 import re
 import unicodedata
-from collections.abc import Collection, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -358,3 +359,16 @@ def side_of_cell(cell: str) -> str:
     """The side that a cell names; "" where it is empty, "?" where it names none."""
     low = cell.strip().lower()
     return (_SIDE_CODES.get(low) or _SHORT.get(low) or _WORDS.get(low) or "?") if low else ""
+
+
+def spellings(patients: Iterable[str]) -> list[list[str]]:
+    """Names of patients that differ in capitals, leading zeros and signs alone.
+
+    >>> spellings(["P012", "p12", "7", "007", "8"])
+    [['P012', 'p12'], ['007', '7']]
+    """
+    found: dict[str, dict[str, None]] = defaultdict(dict)
+    for name in patients:
+        plain = re.sub(r"(?<![0-9])0+(?=[0-9])", "", re.sub(r"[\W_]+", "", name.lower()))
+        found[plain or name][name] = None
+    return [sorted(group) for group in found.values() if len(group) > 1]

@@ -34,6 +34,7 @@ from osteograde.tasks.priors import normalised
 from osteograde.tasks.regions import boxes_around_sites, canonical, largest_stack, whole_stack_region
 from osteograde.tasks.spec import (
     CATEGORY,
+    CLASSES,
     GRADES,
     KEY_COLUMNS,
     NUMBER,
@@ -148,6 +149,7 @@ def task_of(definition: Definition, patient_of: Callable[[str], str] = str) -> T
         ),
         covariates=definition.covariates,
         of_folder=of_folder,
+        classes_are_ordered=definition.kind != CLASSES,
         of_definition=of_definition,
         definition=definition.plain(),
     )
@@ -323,7 +325,11 @@ def _labelled(root: Path) -> _Labelled:
     options = own_table.read_options(path.parent if (path.parent / own_table.OPTIONS).is_file() else root)
     all_images = own_images.images_of(found, skip=[root / "test_images"] if folder == root else [])
     if not all_images:
-        raise UserError(f"{folder}: no images in it (pictures, DICOM, NIfTI or MetaImage); {own_table.PAGE} says more")
+        unused = found.not_used([path])
+        what = f", but {unused}" if unused else ""
+        raise UserError(
+            f"{folder}: no images in it (pictures, DICOM, NIfTI or MetaImage){what}; {own_table.PAGE} says more"
+        )
     cells = [row.image for row in table.rows]
     names = own_images.Names(all_images, list(dict.fromkeys((folder, root, path.parent))))
     images = names.find(cells)

@@ -483,7 +483,8 @@ class Serving:
 class Task:
     """What a study may hold, what is found in it, what is graded, and how that is read and scored.
 
-    classes: columns of the submission. class_weights: their weights in the loss, the calibration and the prior.
+    classes: columns of the submission, from the least to the most severe unless classes_are_ordered says that they
+    have no order. class_weights: their weights in the loss, the calibration and the prior.
     prior: target -> class probabilities where nothing can be seen; its order is that of the submitted rows.
     read(root, "train" or "test"): the studies of a folder, lazily: tables and paths, no voxels. read_labels(path): a
     table of truth as {study: {target: class index}}. fill_missing_landmarks: adds to the points found those that
@@ -531,6 +532,7 @@ class Task:
     of_folder: Callable[[Path, Sequence[str]], Task] | None = None
     of_definition: Callable[[Mapping[str, Any]], Task] | None = None
     definition: Mapping[str, Any] = field(default_factory=dict)
+    classes_are_ordered: bool = True
 
     def for_data(self, root: Path, classes: Sequence[str] = ()) -> Task:
         """The task as a folder of labelled studies defines it; itself where it is the same always. classes: those that
