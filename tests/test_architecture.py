@@ -244,6 +244,9 @@ def test_every_rule_finds_what_breaks_it():
     assert missed == []
 
 
+NOT_LOCKED = {"ray"}  # large, and used where several machines are
+
+
 def test_the_lock_pins_every_package_and_names_no_place():
     lines = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
     pinned = [re.fullmatch(r"([a-z0-9-]+)==([0-9.]+(?:\.post[0-9]+)?)( ; .*)?", line) for line in lines]
@@ -251,7 +254,7 @@ def test_the_lock_pins_every_package_and_names_no_place():
     names = [match[1] for match in pinned if match]
     assert names == sorted(set(names))
     wanted = re.findall(r'"([a-z0-9-]+)(?:>=[\d.]+)?"', (ROOT / "pyproject.toml").read_text().split("[tool")[0])
-    assert {"torch", "kaggle", "six", "pytest"} <= set(wanted) <= {*names, "osteograde"}
+    assert {"torch", "kaggle", "six", "pytest"} <= set(wanted) <= {*names, "osteograde", *NOT_LOCKED}
 
 
 def test_set_up_depends_on_no_address():

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 INFERENCE = {
     "TASK", "--data", "--weights", "--out", "--device", "--limit", "--workers", "--time-budget", "--max-unread",
-    "--points", "--predicted", "--decide", "--overlays", "--explain", "--explain-method",
+    "--points", "--predicted", "--decide", "--executor", "--overlays", "--explain", "--explain-method",
 }  # fmt: skip
 TRAIN = {
     "TASK", "--list", "--data", "--out", "--recipe", "--set", "--folds", "--device", "--resume", "--reuse",
@@ -147,7 +147,8 @@ def test_training_reads_fold_numbers():
         (cli.train_parser, ["t", "--data", "d", "--out", "w", "--folds", "1,,2"]),
         (cli.train_parser, ["t", "--data", "d"]),
         (cli.train_parser, ["t", "--data", "d", "--out", "w", "--executor", "local:0"]),
-        (cli.train_parser, ["t", "--data", "d", "--out", "w", "--executor", "ray"]),
+        (cli.train_parser, ["t", "--data", "d", "--out", "w", "--executor", "ray:nowhere"]),
+        (cli.inference_parser, ["--executor", "local"]),
         (cli.parser, []),
         (cli.parser, ["kernel"]),
         (cli.parser, ["kaggle"]),

@@ -31,6 +31,8 @@ TASK_OF_TARGETS = "knee-progression"
 RUNS_IN = ("weights", "runs")  # folders that ``osteograde runs`` looks into
 TUNE_METHODS, TUNE_PRUNERS = ("tpe", "random", "grid"), ("median", "hyperband", "none")  # of learning/study.py
 EXPLAIN_METHODS = ("gradcam", "saliency", "smoothgrad")  # those of models/explain.py, which is imported later
+SERIAL = "serial"  # of --executor: everything is done in this process
+_RAY = r"ray(:[^:\s]+:[0-9]{1,5})?"  # of --executor: on this machine, or on the cluster at HOST:PORT
 DECISIONS = ("most-probable", "median", "mean")  # those of tasks/decision.py, which is imported later
 INTERRUPTED = 130  # exit code
 UNREAD = 141  # exit code of a program that SIGPIPE ends
@@ -177,6 +179,10 @@ def add_grade_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--decide", choices=DECISIONS, help="the same, by this rule; default: most-probable (docs/inference.md)"
     )
+    parser.add_argument(
+        "--executor", type=_executor_of_studies, default=SERIAL, metavar="serial|ray[:HOST:PORT]",
+        help="ray: studies are graded on the machines of a Ray cluster, or without an address on this one",
+    )  # fmt: skip
     parser.add_argument("--overlays", type=Path, metavar="DIR", help="draw points and crops on slices into DIR")
     parser.add_argument("--explain", type=Path, metavar="DIR", help="draw a map of the evidence of every graded site")
     parser.add_argument(
@@ -226,8 +232,9 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
         help="list the jobs of the run, with --resume what is done, and how long it takes; then stop",
     )  # fmt: skip
     parser.add_argument(
-        "--executor", type=_executor, default="serial", metavar="serial|local[:N]",
-        help="local: jobs side by side, in a process for each GPU or share of the cores, or in N; default: serial",
+        "--executor", type=_executor, default=SERIAL, metavar="serial|local[:N]|ray[:HOST:PORT]",
+        help="local: jobs side by side, in a process for each GPU or share of the cores, or in N; ray: on the machines "
+        "of a Ray cluster, or without an address on this one; default: serial",
     )  # fmt: skip
     parser.add_argument(
         "--only", action="append", default=[], metavar="JOB",
@@ -322,14 +329,36 @@ def grade(args: argparse.Namespace) -> int:
 
         args.weights = shipped.find(args.task)
     packages.check(to_train=False)
+    if args.executor != SERIAL:
+        check_shards(args)
     from osteograde import grade_command
 
     return grade_command.main(args)
 
 
+def check_shards(args: argparse.Namespace) -> None:
+    """UserError for what shards of studies cannot do, and where no cluster can be reached."""
+    from osteograde import ray_cluster
+
+    if args.data is None:
+        raise UserError(f"--executor {args.executor}: name the studies with --data, in a folder that all machines see")
+    for option, value in (
+        ("--time-budget", args.time_budget),
+        ("--overlays", args.overlays),
+        ("--explain", args.explain),
+    ):
+        if value is not None:
+            raise UserError(f"{option} is of a run in one process; leave it out, or --executor {args.executor}")
+    ray_cluster.check(args.executor, args.device)
+
+
 def train(args: argparse.Namespace) -> int:
     check_name(args.task)
     packages.check(to_train=True)
+    if not (args.list or args.plan):
+        from osteograde import ray_cluster
+
+        ray_cluster.check(args.executor, args.device)
     from osteograde import train_command
 
     if args.list:
@@ -717,8 +746,14 @@ def _device(text: str) -> str:
 
 
 def _executor(text: str) -> str:
-    if not re.fullmatch(r"serial|local(:[1-9][0-9]*)?", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not serial, local or local:N")
+    if not re.fullmatch(rf"serial|local(:[1-9][0-9]*)?|{_RAY}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not serial, local, local:N, ray or ray:HOST:PORT")
+    return text
+
+
+def _executor_of_studies(text: str) -> str:
+    if not re.fullmatch(rf"serial|{_RAY}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not serial, ray or ray:HOST:PORT")
     return text
 
 

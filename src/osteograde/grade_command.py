@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from osteograde import logs, phantom
+from osteograde import grade_shards, logs, phantom, ray_cluster
 from osteograde.inference import run
 from osteograde.inference.submission import (
     TEMPLATE,
@@ -71,6 +71,7 @@ def _grade(args: argparse.Namespace, drawers: Sequence[Drawer]) -> int:
             max_unread=args.max_unread,
             points=args.points,
             decide=args.decide or (decision.MOST_PROBABLE if args.predicted else ""),
+            executor=args.executor,
             drawers=drawers,
         )
 
@@ -95,32 +96,39 @@ def infer(
     max_unread: int = 0,
     points: Path | None = None,
     decide: str = "",
+    executor: str = "serial",
     drawers: Sequence[Drawer] = (),
 ) -> int:
     """Grade ``data`` with ``weights`` into ``out``; returns the exit code (1: more than max_unread studies unread).
 
     data: a folder, a single file, or several of them, which share one submission. points: a table of landmarks
     that are given and not looked for. decide: the rule by which the class of every row is named as well, see
-    ``tasks.decision``. drawers: each is called with every finished study and the nets that graded it. UserError or
-    OSError: the user's mistake, found before any work; a submission already at ``out`` is untouched. OSError at the
-    end: the last submission could not be written; the one before it is in place.
+    ``tasks.decision``. executor: "serial", or a Ray cluster (ray_cluster.py), which knows no drawers and no time
+    budget. drawers: each is called with every finished study and the nets that graded it. UserError or OSError: the
+    user's mistake, found before any work; a submission already at ``out`` is untouched. OSError at the end: the last
+    submission could not be written; the one before it is in place.
     """
+    on_ray = ray_cluster.is_ray(executor)
+    here = "auto" if on_ray else device  # machines with GPUs need not be this one
     job = run.prepare(
-        task, data, weights, device=device, limit=limit, workers=workers, hours=time_budget_hours, points=points
+        task, data, weights, device=here, limit=limit, workers=workers, hours=time_budget_hours, points=points
     )
     if decide:
         decision.check(decide, job.task)
     submission = run.start(job, out, decide=decide)
-    job = replace(job, device=job.device or pick("auto"))
-    log.info(start_line(job, data))
+    job = job if on_ray else replace(job, device=job.device or pick("auto"))
+    log.info(start_line(job, data, executor))
     guess = None if job.task.definition else looks_like.guess_of_studies(as_paths(data), job.studies)
     hint = looks_like.hint(job.task.name, guess)
     if hint:
         log.warning("warning: %s", hint)
     try:
-        with run.grading(job, submission) as chunks:
-            for chunk in chunks:
-                draw_pictures(chunk, drawers, submission.summary)
+        if on_ray:
+            grade_shards.grade(job, submission, executor, device, data)
+        else:
+            with run.grading(job, submission) as chunks:
+                for chunk in chunks:
+                    draw_pictures(chunk, drawers, submission.summary)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"{out} is a valid submission: {submission.done} of {len(submission.studies)} studies are graded, its "
@@ -132,22 +140,24 @@ def infer(
         log.info("warning: %s", hint)
     log.info("written: %s", ", ".join(map(str, written_files(job.task, out, predicted=bool(decide)))))
     log.info("next: %s", next_step(data, out, limit))
-    if submission.summary.unread > max_unread:
-        log.info(
-            "%d studies could not be read, --max-unread is %d; their rows are class priors",
-            submission.summary.unread,
-            max_unread,
-        )
-        return 1
-    return 0
+    return _exit_code(submission.summary, max_unread)
 
 
-def start_line(job: run.Job, data: Paths) -> str:
+def _exit_code(summary: RunSummary, max_unread: int) -> int:
+    """1 where more studies than allowed could not be read, which is logged."""
+    if summary.unread <= max_unread:
+        return 0
+    unread = "%d studies could not be read, --max-unread is %d; their rows are class priors"
+    log.info(unread, summary.unread, max_unread)
+    return 1
+
+
+def start_line(job: run.Job, data: Paths, executor: str) -> str:
     """What will be graded, where it comes from, with what and on what."""
     places = [str(path) for path in as_paths(data)]
     nets = sum(len(member.manifest.files) for member in job.weights.members)
     recipes = [str(member.manifest.recipe.get("name", "not stated")) for member in job.weights.members]
-    device = "cpu" if job.device is None else str(job.device)
+    device = executor if job.device is None else str(job.device)
     count = torch.get_num_threads()
     threads = f" with {count} thread{'s' * (count > 1)}" if device == "cpu" else ""
     return (

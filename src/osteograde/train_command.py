@@ -6,11 +6,13 @@ import argparse
 import logging
 import os
 import shutil
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from osteograde import ray_cluster
 from osteograde.errors import UserError
 from osteograde.learning import recipe_file
 from osteograde.learning.recipes import check_name
@@ -72,7 +74,7 @@ def train_and_report(args: argparse.Namespace) -> int:
     from osteograde.models.device import keep_all_freed_memory, pick
 
     keep_all_freed_memory()
-    device = pick(args.device)
+    device = pick(device_here(args))
     if args.debug:
         recipe = pretrained.without_missing_weights(recipe)
     elif not (args.reuse or args.resume or args.only):  # nets that are there already need none
@@ -99,13 +101,25 @@ def train_and_report(args: argparse.Namespace) -> int:
             studies=studies,
             tensorboard=args.tensorboard,
             teacher=args.pseudo_labels,
-            executor=None if args.executor == SERIAL else partial(side_by_side, args),
+            executor=executor_of(args),
         )
     print(train.table(scores))
     print(f"weights: {args.out}; its manifest.json names the nets, and out-of-fold tables lie beside it")
     print(train.headline(recipe.task.metric, scores))
     print(f"next: python -m osteograde report {args.out} --data {args.data}")
     return 0
+
+
+def device_here(args: argparse.Namespace) -> str:
+    """The device of this process, as --device has it. The machines of a cluster that have GPUs need not be this one."""
+    return "auto" if ray_cluster.is_ray(args.executor) and args.device == "cuda" else args.device
+
+
+def executor_of(args: argparse.Namespace) -> Callable[[Run], None] | None:
+    """What does the jobs of a run beside this process, as --executor says; None where this process does them."""
+    if args.executor == SERIAL:
+        return None
+    return partial(on_cluster if ray_cluster.is_ray(args.executor) else side_by_side, args)
 
 
 def plan_lines(args: argparse.Namespace, recipe: Recipe) -> Iterator[str]:
@@ -117,7 +131,7 @@ def plan_lines(args: argparse.Namespace, recipe: Recipe) -> Iterator[str]:
     former = outlook.former_call(recipe, args.out)
     folders = [*args.reuse, args.out, *([former[1]] if former else [])]
     kind, _, count = args.executor.partition(":")
-    workers = 1 if kind == SERIAL else int(count or 0) or jobs.width(listed_jobs)
+    workers = 1 if kind == SERIAL else int(count) if count.isdigit() else jobs.width(listed_jobs)
     if (args.out / "work").is_dir() and not (args.resume or args.reuse):
         yield f"{args.out} holds an unfinished run; with --resume what is done of it counts"
     yield from jobs.plan_lines(listed_jobs, done, jobs.seconds_of(listed_jobs, folders), workers)
@@ -165,6 +179,38 @@ def side_by_side(args: argparse.Namespace, run: Run) -> None:
     log.info(f"jobs are done side by side by {len(where)} processes: {names}")
     told = argparse.Namespace(**{**vars(args), "device": run.device.type})
     executors.run(all_jobs, jobs.finished(all_jobs, run.out), where, partial(session, told))
+
+
+def on_cluster(args: argparse.Namespace, run: Run) -> None:
+    """Do the jobs of a run as tasks of a Ray cluster, as --executor says."""
+    from osteograde.learning import jobs
+
+    all_jobs = jobs.jobs_of(run.recipe, run.folds)
+    if not run.resume:
+        jobs.begin_anew(all_jobs, run.out)
+    with ray_cluster.connected(args.executor) as ray:
+        nodes = ray_cluster.nodes_of(ray)
+        threads = os.environ.get("OMP_NUM_THREADS", "")
+        share = ray_cluster.share_of(nodes, args.device, jobs.width(all_jobs), threads)
+        log.info(f"jobs are done by Ray on {len(nodes)} machine{'s' * (len(nodes) > 1)}: {share}")
+        told = argparse.Namespace(**{**vars(args), "device": share.device})
+        tasks = ray_cluster.RayTasks(ray, share)
+        ray_cluster.run_jobs(all_jobs, jobs.finished(all_jobs, run.out), partial(session_of_cluster, told), tasks)
+
+
+def session_of_cluster(args: argparse.Namespace) -> Callable[[str], None]:
+    """The same as ``session``, on a machine that may be another one. UserError where it does not see the folder of the
+    run as the first process left it: what it wrote would stay there."""
+    from osteograde.learning import train
+
+    prepared = args.out / "work" / train.RECIPE
+    if not (prepared.is_file() and args.data.is_dir()):
+        missing = (args.data if prepared.is_file() else prepared).absolute()
+        raise UserError(
+            f"--executor ray: the machine {socket.gethostname()} has no {missing}; put --data and --out into folders "
+            "that all machines of the cluster see under the same name"
+        )
+    return session(args)
 
 
 def _threads(environment: Mapping[str, str]) -> str:
