@@ -278,6 +278,7 @@ OF_THE_WRONG_TASK_OR_STEP = [
     ["train", "knee-xray", "--data", ".", "--out", "w", "--set", "grade.kl.training.epochs=5"],
     ["report", "."],
     ["report", "weights/spider", "--ledger", "no/such/file"],
+    ["report", str(SPIDER), "--out", "."],
     ["runs", "--kaggle", "weights"],
     ["inspect", "lumbar-mr", "--data", "."],
     ["inspect", "spider", "--data", ".", "--out", "page.txt"],

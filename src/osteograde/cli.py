@@ -478,6 +478,8 @@ def segment(args: argparse.Namespace) -> int:
 def report(args: argparse.Namespace) -> int:
     for folder in (args.weights, *args.compare):
         cli.check_weights(folder)
+    if args.out.is_dir():
+        raise UserError(f"--out {args.out}: is a folder; name a page, such as {args.out / 'report.html'}")
     if args.ledger is not None:
         check_file("--ledger", args.ledger)
     from datetime import datetime

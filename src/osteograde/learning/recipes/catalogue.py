@@ -80,7 +80,7 @@ ABOUT: dict[str, About] = {
     "table": About(
         "EfficientNet-Lite0 for a labels.csv of your own: small images, few steps, whatever its size",
         CPU,
-        hours="0.06 on one core of its own, 40 images",
+        hours="0.06 of a processor for 40 images",
         score=OF_YOUR_DATA,
     ),
     "table-long": About(
