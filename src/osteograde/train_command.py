@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from osteograde.learning.cross_fit import Run
+    from osteograde.learning.executors import Place
     from osteograde.learning.recipe import Recipe
     from osteograde.tasks.spec import Study
 
@@ -158,23 +159,31 @@ def do_only(args: argparse.Namespace, recipe: Recipe, studies: Sequence[Study], 
     return 0
 
 
-def side_by_side(args: argparse.Namespace, run: Run) -> None:
-    """Do the jobs of a run in processes of this machine, as --executor says."""
+def places(args: argparse.Namespace, device: torch.device, width: int) -> list[Place]:
+    """The processes of ``--executor local``: one for each GPU, or for each share of the cores, or as many as it names.
+    width: jobs that can be done at once, at most."""
     import torch
 
+    from osteograde.learning import executors
+
+    gpus: list[str] = []
+    if device.type == "cuda":
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+        gpus = seen.split(",") if seen else [str(i) for i in range(torch.cuda.device_count())]
+        if args.device not in ("auto", "cuda"):
+            gpus = [gpus[device.index or 0]]
+    count = int(args.executor.partition(":")[2] or 0)
+    return executors.places(count, width, usable_cores(), gpus)
+
+
+def side_by_side(args: argparse.Namespace, run: Run) -> None:
+    """Do the jobs of a run in processes of this machine, as --executor says."""
     from osteograde.learning import executors, jobs
 
     all_jobs = jobs.jobs_of(run.recipe, run.folds)
     if not run.resume:
         jobs.begin_anew(all_jobs, run.out)
-    gpus: list[str] = []
-    if run.device.type == "cuda":
-        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
-        gpus = seen.split(",") if seen else [str(i) for i in range(torch.cuda.device_count())]
-        if args.device not in ("auto", "cuda"):
-            gpus = [gpus[run.device.index or 0]]
-    count = int(args.executor.partition(":")[2] or 0)
-    where = executors.places(count, jobs.width(all_jobs), usable_cores(), gpus)
+    where = places(args, run.device, jobs.width(all_jobs))
     names = ", ".join(f"{place.name} ({_threads(place.environment)})" for place in where)
     log.info(f"jobs are done side by side by {len(where)} processes: {names}")
     told = argparse.Namespace(**{**vars(args), "device": run.device.type})

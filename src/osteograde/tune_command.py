@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import shlex
 from collections.abc import Callable
 from functools import partial
@@ -15,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from osteograde import train_command
 from osteograde.errors import UserError
 from osteograde.learning import folds, nested, space, study
-from osteograde.learning.executors import Place
 from osteograde.learning.nested import RESULT, Search
 from osteograde.learning.recipes import spaces
 from osteograde.logs import to_stdout
@@ -114,26 +112,10 @@ def _do(args: argparse.Namespace, search: Search, recipe: Recipe, device: torch.
         return
     from osteograde.learning import executors
 
-    where = _places(args, device, search.trials)
+    where = train_command.places(args, device, search.trials)
     log.info("trials are done side by side by %d processes", len(where))
     told = argparse.Namespace(**{**vars(args), "device": device.type})
     executors.run(listed, done, where, partial(session, told))
-
-
-def _places(args: argparse.Namespace, device: torch.device, trials: int) -> list[Place]:
-    """The processes of ``--executor local``: one for each GPU, or for each share of the cores."""
-    import torch
-
-    from osteograde.learning import executors
-
-    gpus: list[str] = []
-    if device.type == "cuda":
-        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
-        gpus = seen.split(",") if seen else [str(i) for i in range(torch.cuda.device_count())]
-        if args.device not in ("auto", "cuda"):
-            gpus = [gpus[device.index or 0]]
-    count = int(args.executor.partition(":")[2] or 0)
-    return executors.places(count, trials, train_command.usable_cores(), gpus)
 
 
 def session(args: argparse.Namespace) -> Callable[[str], None]:
