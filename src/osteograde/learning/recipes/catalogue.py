@@ -89,7 +89,9 @@ ABOUT: dict[str, About] = {
     "table-covariates": About(
         "the quick recipe that reads the table's further columns beside the image", CPU, score=OF_YOUR_DATA
     ),
-    "progression-multi": About("the image alone, grade and progression learnt together", CPU),
+    "progression-multi": About(
+        "the image alone, grade and progression learnt together", CPU, hours="0.2, shared", score="AUC 0.736"
+    ),
 }
 
 
