@@ -69,7 +69,7 @@ ABOUT: dict[str, About] = {
     "progression-image": About(
         "the image alone, from the weights of the grade", CPU, hours="0.2, shared", score="AUC 0.736"
     ),
-    "progression-scratch": About("the image alone, from random weights", CPU),
+    "progression-scratch": About("the image alone, from random weights", CPU, hours="0.2, shared", score="AUC 0.588"),
     "progression-fusion-frozen": About(
         "image and grade of today, the trunk as the grade left it", CPU, hours="0.3, shared", score="AUC 0.767"
     ),
