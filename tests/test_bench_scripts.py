@@ -23,9 +23,16 @@ sys.path.insert(0, str(ROOT / "bench"))
 
 @cache
 def usage_of(name: str) -> str:
-    """How a script says that it is called: its help without the description, which is its docstring."""
+    """How a script says that it is called: its help without the description, which is its docstring. Where it has
+    subcommands, theirs as well."""
+    own = _help(name)
+    subcommands = re.search(r"\{([a-z,]+)\} \.\.\.", own)
+    return own + "".join(_help(name, one) for one in (subcommands[1].split(",") if subcommands else ()))
+
+
+def _help(name: str, *subcommand: str) -> str:
     module, told = importlib.import_module(name), io.StringIO()
-    asked = mock.patch.object(sys, "argv", [f"bench/{name}.py", "--help"])
+    asked = mock.patch.object(sys, "argv", [f"bench/{name}.py", *subcommand, "--help"])
     with asked, redirect_stdout(told), pytest.raises(SystemExit) as ended:
         module.main()
     assert not ended.value.code

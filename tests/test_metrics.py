@@ -374,7 +374,10 @@ def test_a_task_without_confusions_prints_none(tmp_path):
     task = replace(TASK, read_labels=lambda path: labels)
     result = score_submission(task, tmp_path, tmp_path / "s.csv", 0, np.random.default_rng(0))
     assert result["confusion"] is result["confusion_interval"] is None and set(result["better"].values()) == {"lower"}
-    assert "confusion" not in format_table(result) and format_table(result).splitlines()[-1].split()[-1] == "lower"
+    table = format_table(result)
+    assert "confusion" not in table
+    assert [line.split()[-1] for line in table.splitlines() if line.startswith("score ")] == ["lower"]
+    assert table.splitlines()[-1] == "score: weighted log loss, mean of the four parts"
 
 
 def test_intervals_of_an_accuracy_are_as_wide_as_theory_says():

@@ -85,7 +85,7 @@ def learnt(data: GraderData, epoch: int, count: int) -> np.ndarray:
     part, table = data.in_epoch(epoch), Table()
     batch = part.batch(part.order(np.random.default_rng(0), count), np.random.default_rng(0), CPU, augment=True)
     recipe = Recipe(
-        name="made-up", task=TASK_OF_ONE, locators={"disc": LocatorPlan(net={}, pixels=8, training=PLAN.training)},
+        name="made-up", task=TASK_OF_ONE, locators={"disc": LocatorPlan(net={}, pixels=16, training=PLAN.training)},
         graders={"disc": (data.plan,)},
     )  # fmt: skip
     loss = grader_loss(ONE, recipe, data.plan)
@@ -144,7 +144,7 @@ def gradient(data: GraderData, plan: GraderPlan) -> torch.Tensor:
     """(sites, outputs) of the loss of all studies of an epoch, with respect to what the net says."""
     outputs = torch.randn(sum(len(data.rows_of[s]) for s in data.studies), 2 + GRADER.head_outputs).requires_grad_()
     recipe = Recipe(
-        name="made-up", task=TASK_OF_ONE, locators={"disc": LocatorPlan(net={}, pixels=8, training=PLAN.training)},
+        name="made-up", task=TASK_OF_ONE, locators={"disc": LocatorPlan(net={}, pixels=16, training=PLAN.training)},
         graders={"disc": (plan,)},
     )  # fmt: skip
     batch = data.batch(range(len(data)), np.random.default_rng(0), CPU, augment=True)
@@ -203,7 +203,7 @@ def test_plans_that_cannot_be_followed_are_refused():
     with pytest.raises(UserError, match="has no heads that heads_only_epochs could learn"):
         Recipe(
             name="made-up", task=replace(TASK, graders=(bare,)), graders={"disc": (HEADS_FIRST,)},
-            locators={"disc": LocatorPlan(net={}, pixels=8, training=PLAN.training)},
+            locators={"disc": LocatorPlan(net={}, pixels=16, training=PLAN.training)},
         )  # fmt: skip
 
 

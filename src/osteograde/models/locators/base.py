@@ -90,7 +90,7 @@ def refined(
     index = torch.stack([z, peak[..., 1] + row, peak[..., 2] + column], -1)
     index[..., 1:] = (index[..., 1:] + 0.5) * stride - 0.5
     absent = peak[..., 0] < 0
-    confidence = _near(found, stack, index, stride, pixel_mm, slice_mm)
+    confidence = _near(found, stack, index, stride, pixel_mm, slice_mm).clamp_max(1.0)  # a sum may be rounded up
     index = torch.where(absent[..., None], torch.full_like(index, torch.nan), index)
     return Decoded(index, torch.where(absent, torch.zeros_like(confidence), confidence))
 
