@@ -239,3 +239,10 @@ def test_a_grid_has_no_trial_of_the_default(tmp_path):
     nested.begin(made, tmp_path)
     nested.save_trial(Trial(0, {LR: "0.0001", LOSS: "classes"}, "done", 0.5), tmp_path / "outer0/trial000")
     assert nested.result(made, tmp_path, RECIPE.task, {})["folds"][0]["inner_default"] is None
+
+
+def test_a_search_that_is_refused_leaves_nothing_that_would_stop_the_next_one(tmp_path):
+    with pytest.raises(UserError, match="--inner 30"):
+        search.begin(search_of(inner=30), RECIPE, knees(), tmp_path)
+    assert not list(tmp_path.iterdir())
+    search.begin(search_of(inner=2), RECIPE, knees(), tmp_path)

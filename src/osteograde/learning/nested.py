@@ -139,7 +139,14 @@ def _changed(recipe: Recipe, point: Point) -> Recipe:
 
 
 def begin(search: Search, out: Path) -> None:
-    """Write what is searched for, or check it where a search was begun in the folder.
+    """Write what is searched for, if ``check_begun`` lets it."""
+    check_begun(search, out)
+    out.mkdir(parents=True, exist_ok=True)
+    atomic_write(out / SEARCH, json.dumps(asdict(search), indent=1))
+
+
+def check_begun(search: Search, out: Path) -> None:
+    """Compare with the search that was begun in the folder, if any; nothing is written.
 
     More trials than before may be asked for until an outer fold has judged. UserError for any other difference, and
     for a folder of weights.
@@ -161,8 +168,6 @@ def begin(search: Search, out: Path) -> None:
             )
     elif (out / "manifest.json").is_file():
         raise UserError(f"--out {out}: holds weights; name another folder for the search")
-    out.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, json.dumps(plain, indent=1))
 
 
 def _brief(value: Any) -> str:

@@ -184,16 +184,21 @@ def chosen_studies(recipe: Recipe, data: Path) -> list[Study]:
 def begin(search: Search, recipe: Recipe, studies: Sequence[Study], out: Path) -> None:
     """Write what is searched for and the outer folds, or check those that are there. UserError as ``nested.begin``, for
     other studies than those of the folds, and for too few patients."""
-    nested.begin(search, out)
+    nested.check_begun(search, out)
     path = out / folds.FILE
     if path.is_file():
         folds.load(path, studies)
-    else:
-        split = folds.assign(recipe.task, studies, recipe.scope.folds, recipe.scope.seed)
-        for k in search.folds:
-            patients = {study.patient for study in nested.inner_studies(split, studies, k)}
-            if len(patients) < search.inner:
-                raise UserError(f"--inner {search.inner}: outer fold {k} leaves {len(patients)} patients; give fewer")
+    split = (
+        folds.read(path)
+        if path.is_file()
+        else folds.assign(recipe.task, studies, recipe.scope.folds, recipe.scope.seed)
+    )
+    for k in search.folds:
+        patients = {study.patient for study in nested.inner_studies(split, studies, k)}
+        if len(patients) < search.inner:
+            raise UserError(f"--inner {search.inner}: outer fold {k} leaves {len(patients)} patients; give fewer")
+    nested.begin(search, out)
+    if not path.is_file():
         folds.save(split, path)
 
 
