@@ -246,3 +246,11 @@ def test_a_search_that_is_refused_leaves_nothing_that_would_stop_the_next_one(tm
         search.begin(search_of(inner=30), RECIPE, knees(), tmp_path)
     assert not list(tmp_path.iterdir())
     search.begin(search_of(inner=2), RECIPE, knees(), tmp_path)
+
+
+def test_the_time_of_a_trial_begins_anew_where_a_full_disk_left_the_file_of_it_empty(tmp_path):
+    (tmp_path / search.BEGUN).touch()
+    with search.timed(tmp_path) as seconds:
+        pass
+    assert seconds() < 1
+    assert not (tmp_path / search.BEGUN).exists()

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from osteograde.errors import UserError
+from osteograde.imaging.files import atomic_write
 from osteograde.learning import folds, jobs, loop, nested, reuse, space, study, train
 from osteograde.learning.nested import CHOSEN, DEFAULT, DONE, JUDGED, PRUNED, REFUSED, TRIAL, Search, SearchJob, Trial
 from osteograde.learning.recipe import Recipe
@@ -241,7 +242,7 @@ def locked(folder: Path) -> Iterator[bool]:
 def timed(folder: Path) -> Iterator[Callable[[], float]]:
     """A function that says the seconds of the block, with those of earlier calls that did not come to their end."""
     path, clock = folder / BEGUN, time.monotonic()
-    before = float(path.read_text()) if path.is_file() else 0.0
+    before = _seconds_in(path)
     ended: list[float] = []
 
     def seconds() -> float:
@@ -256,7 +257,13 @@ def timed(folder: Path) -> Iterator[Callable[[], float]]:
         if is_whole:
             path.unlink(missing_ok=True)
         else:
-            path.write_text(f"{seconds():.1f}")
+            atomic_write(path, f"{seconds():.1f}")
+
+
+def _seconds_in(path: Path) -> float:
+    """0 where there is no such file, or one that a full disk left empty."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return float(text) if text else 0.0
 
 
 @contextmanager
