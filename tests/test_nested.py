@@ -254,3 +254,12 @@ def test_the_time_of_a_trial_begins_anew_where_a_full_disk_left_the_file_of_it_e
         pass
     assert seconds() < 1
     assert not (tmp_path / search.BEGUN).exists()
+
+
+def test_the_value_in_which_a_recipe_differs_from_that_of_the_search_is_named(tmp_path):
+    recipe = {"graders": {"kl": [{"training": {"lr": 0.1, "batch": 8}}]}, "changes": {"x": ["1", "2"]}}
+    nested.begin(search_of(recipe=recipe), tmp_path)
+    other = json.loads(json.dumps(recipe))
+    other["graders"]["kl"][0]["training"]["batch"], other["changes"] = 16, {}
+    with pytest.raises(UserError, match=r"another recipe: graders\.kl\.training\.batch was begun here \(8, now 16\)"):
+        nested.begin(search_of(recipe=other), tmp_path)
