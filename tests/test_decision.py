@@ -87,3 +87,9 @@ def test_python_and_the_command_line_decide_alike(tmp_path):
     assert list(written.predicted) == list(table.predicted)
     with pytest.raises(UserError, match="expected one of"):
         grader.grade(data, decide="average")
+
+
+@pytest.mark.parametrize("rule", [None, "", ["mean"]])
+def test_what_is_no_rule_at_all_is_told_as_the_users_mistake(rule):
+    with pytest.raises(UserError, match="expected one of most-probable, median, mean"):
+        decision.check(rule, TASKS["knee-xray"])

@@ -63,6 +63,18 @@ def test_a_norm_is_left_where_something_stands_between_or_its_statistics_are_the
         assert fold_batch_norms(net.eval()) == 0 and norms(net) == 1
 
 
+class Backwards(nn.Sequential):
+    """A row whose parts are not called in their order."""
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return self[0](self[1](values))
+
+
+def test_a_row_that_calls_its_parts_in_an_order_of_its_own_is_left():
+    net = with_statistics(Backwards(nn.Conv2d(2, 2, 3), nn.BatchNorm2d(2)))
+    assert fold_batch_norms(net) == 0 and norms(net) == 1
+
+
 def test_a_net_in_training_is_refused():
     with pytest.raises(ValueError, match="training mode"):
         fold_batch_norms(nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)))

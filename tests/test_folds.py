@@ -43,6 +43,13 @@ def test_rare_severe_grades_are_spread_over_the_folds():
     assert severe == [2] * 5
 
 
+def test_a_few_patients_whose_grades_are_all_rarer_than_the_folds_are_split_as_well():
+    task = TASKS["knee-xray"]
+    studies = [Study(f"{i:03d}", f"p{i}", (), labels={task.targets[0]: i % 3}) for i in range(6)]
+    split = folds.assign(task, studies, 4, seed=0)
+    assert sorted(set(split.fold.values())) == [0, 1, 2, 3]
+
+
 def test_the_same_seed_gives_the_same_folds_in_any_order_of_studies():
     studies = studies_of(40, 40, {1, 2, 3})
     again = folds.assign(TASK, studies[::-1], 4, seed=5)

@@ -239,3 +239,27 @@ def test_a_grid_has_no_trial_of_the_default(tmp_path):
     nested.begin(made, tmp_path)
     nested.save_trial(Trial(0, {LR: "0.0001", LOSS: "classes"}, "done", 0.5), tmp_path / "outer0/trial000")
     assert nested.result(made, tmp_path, RECIPE.task, {})["folds"][0]["inner_default"] is None
+
+
+def test_a_search_that_is_refused_leaves_nothing_that_would_stop_the_next_one(tmp_path):
+    with pytest.raises(UserError, match="--inner 30"):
+        search.begin(search_of(inner=30), RECIPE, knees(), tmp_path)
+    assert not list(tmp_path.iterdir())
+    search.begin(search_of(inner=2), RECIPE, knees(), tmp_path)
+
+
+def test_the_time_of_a_trial_begins_anew_where_a_full_disk_left_the_file_of_it_empty(tmp_path):
+    (tmp_path / search.BEGUN).touch()
+    with search.timed(tmp_path) as seconds:
+        pass
+    assert seconds() < 1
+    assert not (tmp_path / search.BEGUN).exists()
+
+
+def test_the_value_in_which_a_recipe_differs_from_that_of_the_search_is_named(tmp_path):
+    recipe = {"graders": {"kl": [{"training": {"lr": 0.1, "batch": 8}}]}, "changes": {"x": ["1", "2"]}}
+    nested.begin(search_of(recipe=recipe), tmp_path)
+    other = json.loads(json.dumps(recipe))
+    other["graders"]["kl"][0]["training"]["batch"], other["changes"] = 16, {}
+    with pytest.raises(UserError, match=r"another recipe: graders\.kl\.training\.batch was begun here \(8, now 16\)"):
+        nested.begin(search_of(recipe=other), tmp_path)

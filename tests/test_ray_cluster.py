@@ -4,8 +4,10 @@ import argparse
 import importlib.util
 import socket
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.machinery import ModuleSpec
@@ -138,15 +140,41 @@ def test_an_address_where_nobody_answers_is_one_line(command, tmp_path, monkeypa
         taken.bind(("127.0.0.1", 0))  # and does not listen
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         said = refused(command, tmp_path, f"ray:{address}", capsys)
-    assert f"nobody answers at {address}" in said and "ray start --head" in said
+    assert f"no Ray answers at {address}" in said and "ray start --head" in said
+
+
+SETTINGS_OF_HTTP2 = b"\0\0\6\4\0\0\0\0\0" + b"\0\4\0\0\xff\xff"  # what a gRPC server begins with
+
+
+@contextmanager
+def listening(host: str, said: bytes) -> Iterator[int]:
+    """The port of a server at an address that says these bytes to whoever comes, whatever that says."""
+    with socket.create_server((host, 0)) as server:
+
+        def answer() -> None:
+            asked, _ = server.accept()
+            with asked:
+                asked.sendall(said)
+                asked.recv(1024)
+
+        answering = threading.Thread(target=answer)
+        answering.start()
+        yield server.getsockname()[1]
+        answering.join()
 
 
 def test_a_cluster_of_this_machine_is_found_by_localhost_although_it_listens_at_its_network_address(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: ModuleSpec(name, None, origin="there"))
-    with socket.socket() as listening:
-        listening.bind((ray_cluster.own_ip(), 0))
-        listening.listen()
-        ray_cluster.check(f"ray:localhost:{listening.getsockname()[1]}", "auto")
+    with listening(ray_cluster.own_ip(), SETTINGS_OF_HTTP2) as port:
+        ray_cluster.check(f"ray:localhost:{port}", "auto")
+
+
+@pytest.mark.parametrize("said", [b"HTTP/1.0 400 Bad request\r\n", b"SSH", b""])
+def test_another_program_at_the_address_is_told_at_once_and_not_waited_for(said, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: ModuleSpec(name, None, origin="there"))
+    monkeypatch.setattr(ray_cluster, "ANSWER_S", 0.2)
+    with listening("127.0.0.1", said) as port, pytest.raises(UserError, match="no Ray answers at"):
+        ray_cluster.check(f"ray:127.0.0.1:{port}", "auto")
 
 
 def refused(command: str, folder, executor: str, capsys) -> str:

@@ -41,6 +41,10 @@ def test_a_space_has_the_types_that_the_recipe_declares():
         ({LR: 1e-3}, r"expected \(low, high\)"),
         ({LR: ["1e-3", "fast"]}, "got 'fast', expected a number"),
         ({LR: [1e-3]}, "two or more different choices"),
+        ({LR: [1e-3, "1e-3"]}, "two or more different choices"),
+        ({"scope.folds": (2, 5)}, "scope.folds: the same for all trials"),
+        ({"calibrate": [True, False]}, "calibrate: the same for all trials"),
+        ({"grade.*.training.lr": (1e-4, 1e-2), LR: (1e-4, 1e-2)}, r"sets .*, as grade\.\*\.training\.lr does"),
         ({"grade.kl.loss": (1, 2)}, "it is no number"),
         ({"grade.kl.pixels": (64, 96)}, "it is no number"),
         ({"grade.kl.loss": ["classes", "hinge"]}, "hinge"),
@@ -73,6 +77,13 @@ def test_the_recipe_itself_is_a_point_of_a_space_that_holds_it():
     assert space.default_point(members, DISCS) is None
     alike = parsed({"grade.*.drop_view": (0.0, 0.6)}, DISCS)
     assert space.default_point(alike, DISCS) == {"grade.*.drop_view": "0.4"}
+
+
+def test_the_recipe_itself_is_known_however_a_choice_is_written():
+    recipe = RECIPES["knee-xray"]()
+    own = recipe.graders["kl"][0].training.lr
+    found = space.parsed({LR: [f"{own:.3e}", "0.5"]}, recipe, "my.py")
+    assert space.default_point(found, recipe) == {LR: str(own)}
 
 
 def test_a_grid_is_the_finest_one_of_so_many_trials_with_both_ends():

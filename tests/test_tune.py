@@ -57,6 +57,25 @@ def test_a_search_that_was_stopped_draws_the_trials_that_it_would_have_had(tmp_p
 
 
 @needs_optuna
+def test_a_search_goes_on_after_a_process_was_killed_while_it_wrote_the_journal(tmp_path, monkeypatch):
+    """It leaves an unfinished line, and the lock, which is a link; --out is relative, as most people have it."""
+    monkeypatch.chdir(tmp_path)
+    searched(Path("whole"), monkeypatch)
+    trainings = Trainings(Path("killed"), near_three_thousandths, stop="outer0/trial003")
+    one = session(Path("killed"), trainings, monkeypatch, search_of(trials=8, folds=(0,)), knees())
+    with pytest.raises(KeyboardInterrupt):
+        do_all(one)
+    with Path("killed", study.FILE).open("a") as file:
+        file.write('{"op_code": 4, "wor')
+    do_all(one)
+    assert points(Path("killed")) == points(Path("whole"))
+    other = study.JournalLock(Path("killed", study.FILE))
+    assert other.acquire()
+    assert Path("killed", f"{study.FILE}.lock").exists()  # a link that leads nowhere is waited for without an end
+    other.release()
+
+
+@needs_optuna
 def test_tpe_draws_by_the_trials_before_and_comes_nearer_than_random(tmp_path, monkeypatch):
     far = {}
     for method in ("tpe", "random"):

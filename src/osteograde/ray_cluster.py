@@ -30,6 +30,8 @@ NAME = "ray"  # of --executor, alone or as ray:HOST:PORT
 EXTRA = "osteograde[ray]"
 ANSWER_S = 5.0  # that a machine has to answer at an address
 WAIT_S = 1.0  # at a time: Ray ends with an error of its own where a signal raises while it waits
+HTTP2_BEGIN = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"  # and an empty frame of settings
+FRAME_HEAD, FRAME_TYPE_AT, SETTINGS_FRAME = 9, 3, b"\4"  # bytes; of HTTP/2
 LOOPBACK = ("127.0.0.1", "localhost")
 OWN = "local"  # Ray's word for a cluster of this process alone, on this machine
 PACKAGE = str(Path(__file__).resolve().parents[1])
@@ -48,10 +50,11 @@ def is_ray(executor: str) -> bool:
 
 
 def check(executor: str, device: str) -> None:
-    """UserError where ``--executor`` names Ray and it is not installed, nobody answers at its address, or ``--device``
+    """UserError where ``--executor`` names Ray and it is not installed, no Ray answers at its address, or ``--device``
     names a GPU by its number.
 
-    Nothing is imported, so that a refused command ends at once. Without this look, Ray itself tries for two minutes.
+    Nothing is imported, so that a refused command ends at once. Without this look, Ray itself tries for two
+    minutes.
     """
     if not is_ray(executor):
         return
@@ -67,7 +70,7 @@ def check(executor: str, device: str) -> None:
     faults = [_fault_at(one, int(port)) for one in ([host, own_ip()] if host in LOOPBACK else [host])]
     if all(faults):
         raise UserError(
-            f"--executor {executor}: nobody answers at {address} ({faults[0]}); on that machine, start Ray with: "
+            f"--executor {executor}: no Ray answers at {address} ({faults[0]}); on that machine, start Ray with: "
             f"ray start --head --port {port}"
         )
 
@@ -83,12 +86,19 @@ def own_ip() -> str:
 
 
 def _fault_at(host: str, port: int) -> str:
-    """Why nobody answers at an address, "" where somebody does."""
+    """Why no Ray answers at an address, "" where it may be one: what answers speaks HTTP/2, as gRPC does.
+
+    Both sides of HTTP/2 begin with a frame of settings (RFC 9113, section 3.4). With TLS it is not asked for.
+    """
     try:
-        socket.create_connection((host, port), timeout=ANSWER_S).close()
+        with socket.create_connection((host, port), timeout=ANSWER_S) as asked:
+            if os.environ.get("RAY_USE_TLS", "0") not in ("0", ""):
+                return ""
+            asked.sendall(HTTP2_BEGIN)
+            begun = asked.recv(FRAME_HEAD, socket.MSG_WAITALL)
     except (OSError, OverflowError) as error:
         return str(error)
-    return ""
+    return "" if begun[FRAME_TYPE_AT : FRAME_TYPE_AT + 1] == SETTINGS_FRAME else "what listens there is no Ray"
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import shutil
 import uuid
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -124,6 +125,8 @@ def assign(task: Task, studies: Sequence[Study], count: int, seed: int) -> Split
     _tell_rare(task, studies, count)
     ordered = sorted(studies, key=lambda study: study.id)
     keys = [rarity(task, study) for study in ordered]
+    if max(Counter(keys).values()) < count:
+        keys = [""] * len(keys)  # nothing to stratify by: scikit-learn refuses where no key is in every fold
     splitter = StratifiedGroupKFold(n_splits=count, shuffle=True, random_state=seed)
     fold: dict[str, int] = {}
     with warnings.catch_warnings():

@@ -139,7 +139,14 @@ def _changed(recipe: Recipe, point: Point) -> Recipe:
 
 
 def begin(search: Search, out: Path) -> None:
-    """Write what is searched for, or check it where a search was begun in the folder.
+    """Write what is searched for, if ``check_begun`` lets it."""
+    check_begun(search, out)
+    out.mkdir(parents=True, exist_ok=True)
+    atomic_write(out / SEARCH, json.dumps(asdict(search), indent=1))
+
+
+def check_begun(search: Search, out: Path) -> None:
+    """Compare with the search that was begun in the folder, if any; nothing is written.
 
     More trials than before may be asked for until an outer fold has judged. UserError for any other difference, and
     for a folder of weights.
@@ -148,9 +155,10 @@ def begin(search: Search, out: Path) -> None:
     if path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
         if odd := [name for name in plain if plain[name] != before.get(name) and name != "trials"]:
+            where, then, now = _first_difference(odd[0], before.get(odd[0]), plain[odd[0]])
             raise UserError(
-                f"{out}: a search with another {odd[0]} was begun here ({_brief(before.get(odd[0]))}, now "
-                f"{_brief(plain[odd[0]])}); give the same options to go on, or another --out"
+                f"{out}: a search with another {where} was begun here ({_brief(then)}, now {_brief(now)}); give the "
+                "same options to go on, or another --out"
             )
         judged = any(path.is_file() for path in out.glob(f"outer*/*/{JUDGED}"))
         if plain["trials"] != before["trials"] and (judged or plain["trials"] < before["trials"]):
@@ -161,8 +169,19 @@ def begin(search: Search, out: Path) -> None:
             )
     elif (out / "manifest.json").is_file():
         raise UserError(f"--out {out}: holds weights; name another folder for the search")
-    out.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, json.dumps(plain, indent=1))
+
+
+def _first_difference(name: str, then: Any, now: Any) -> tuple[str, Any, Any]:
+    """Where two values of JSON data differ first, and what is there: the whole of a recipe is too long to read."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        for key in [*now, *then]:
+            if key != "changes" and then.get(key) != now.get(key):
+                return _first_difference(
+                    f"{name}: {key}" if ": " not in name else f"{name}.{key}", then.get(key), now.get(key)
+                )
+    if isinstance(then, list) and isinstance(now, list) and len(then) == len(now) == 1:
+        return _first_difference(name, then[0], now[0])
+    return name, then, now
 
 
 def _brief(value: Any) -> str:

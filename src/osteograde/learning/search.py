@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from osteograde.errors import UserError
+from osteograde.imaging.files import atomic_write
 from osteograde.learning import folds, jobs, loop, nested, reuse, space, study, train
 from osteograde.learning.nested import CHOSEN, DEFAULT, DONE, JUDGED, PRUNED, REFUSED, TRIAL, Search, SearchJob, Trial
 from osteograde.learning.recipe import Recipe
@@ -184,16 +185,21 @@ def chosen_studies(recipe: Recipe, data: Path) -> list[Study]:
 def begin(search: Search, recipe: Recipe, studies: Sequence[Study], out: Path) -> None:
     """Write what is searched for and the outer folds, or check those that are there. UserError as ``nested.begin``, for
     other studies than those of the folds, and for too few patients."""
-    nested.begin(search, out)
+    nested.check_begun(search, out)
     path = out / folds.FILE
     if path.is_file():
         folds.load(path, studies)
-    else:
-        split = folds.assign(recipe.task, studies, recipe.scope.folds, recipe.scope.seed)
-        for k in search.folds:
-            patients = {study.patient for study in nested.inner_studies(split, studies, k)}
-            if len(patients) < search.inner:
-                raise UserError(f"--inner {search.inner}: outer fold {k} leaves {len(patients)} patients; give fewer")
+    split = (
+        folds.read(path)
+        if path.is_file()
+        else folds.assign(recipe.task, studies, recipe.scope.folds, recipe.scope.seed)
+    )
+    for k in search.folds:
+        patients = {study.patient for study in nested.inner_studies(split, studies, k)}
+        if len(patients) < search.inner:
+            raise UserError(f"--inner {search.inner}: outer fold {k} leaves {len(patients)} patients; give fewer")
+    nested.begin(search, out)
+    if not path.is_file():
         folds.save(split, path)
 
 
@@ -236,7 +242,7 @@ def locked(folder: Path) -> Iterator[bool]:
 def timed(folder: Path) -> Iterator[Callable[[], float]]:
     """A function that says the seconds of the block, with those of earlier calls that did not come to their end."""
     path, clock = folder / BEGUN, time.monotonic()
-    before = float(path.read_text()) if path.is_file() else 0.0
+    before = _seconds_in(path)
     ended: list[float] = []
 
     def seconds() -> float:
@@ -251,7 +257,13 @@ def timed(folder: Path) -> Iterator[Callable[[], float]]:
         if is_whole:
             path.unlink(missing_ok=True)
         else:
-            path.write_text(f"{seconds():.1f}")
+            atomic_write(path, f"{seconds():.1f}")
+
+
+def _seconds_in(path: Path) -> float:
+    """0 where there is no such file, or one that a full disk left empty."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return float(text) if text else 0.0
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from osteograde.learning.recipe_file import MISTAKES
 
 ENDING, NAME = ".py", "SPACE"
 LOG = "log"
+OF_THE_SEARCH = ("scope", "calibrate")  # nothing is calibrated in a search
 DIGITS = 4  # significant ones of a number that is tried
 MOST_LEVELS = 1000  # of a range in a grid
 
@@ -131,6 +132,7 @@ def parsed(given: Mapping[str, Any], recipe: Recipe, where: str) -> tuple[Dimens
     declares, for a range of what is no number, and for values that make no sense in this recipe.
     """
     try:
+        _check_keys([str(key) for key in given], recipe)
         dimensions = tuple(_dimension(str(key), value, recipe) for key, value in given.items())
         base = [f"{one.key}={one.levels(2)[0]}" for one in dimensions]
         for i, one in enumerate(dimensions):
@@ -141,10 +143,23 @@ def parsed(given: Mapping[str, Any], recipe: Recipe, where: str) -> tuple[Dimens
     return dimensions
 
 
+def _check_keys(keys: Sequence[str], recipe: Recipe) -> None:
+    """UserError for a key of the data or the folds, which are those of the search, and for a value that two keys stand
+    for: the second would hide the first."""
+    by_key: dict[str, str] = {}
+    for key in keys:
+        if key.split(".")[0] in OF_THE_SEARCH:
+            raise UserError(f"{key}: the same for all trials of a search; give it with --set")
+        for one in settings.keys_of(recipe, key):
+            if one in by_key:
+                raise UserError(f"{key}: sets {one}, as {by_key[one]} does; leave one of the two out")
+            by_key[one] = key
+
+
 def _dimension(key: str, value: Any, recipe: Recipe) -> Dimension:
     kind = settings.kind_of(recipe, key)
     if isinstance(value, list):
-        options = tuple(map(_text, value))
+        options = tuple(_option(kind, _text(one), key) for one in value)
         if len(set(options)) < 2 or len(set(options)) < len(options):
             raise UserError(f"{key}: got {value!r}, expected a list of two or more different choices")
         return Choice(key, options)
@@ -160,6 +175,11 @@ def _dimension(key: str, value: Any, recipe: Recipe) -> Dimension:
     if is_log and low <= 0:
         raise UserError(f"{key}: got {value!r}, a logarithm needs a low end above 0")
     return Range(key, low, high, is_log, kind is int)
+
+
+def _option(kind: Any, text: str, key: str) -> str:
+    """A choice as the recipe writes it: of 1e-3 and 0.001 one would be tried twice, and not be known as the default."""
+    return text if text == settings.NONE else settings.text_of(settings.parsed(kind, text, key))
 
 
 def _text(value: Any) -> str:

@@ -11,6 +11,7 @@ search that was interrupted goes on with the trials that it would have had, and 
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
@@ -52,6 +53,29 @@ def seed_of(seed: int, fold: int, number: int) -> int:
     return zlib.crc32(f"{seed} {fold} {number}".encode())
 
 
+class JournalLock:
+    """Optuna's lock of its journal; under it, the line that a killed process or a full disk left unfinished is cut off.
+    Optuna would append the next line to it, and neither could be read again."""
+
+    def __init__(self, path: Path) -> None:
+        from optuna.storages.journal import JournalFileSymlinkLock
+
+        self._path = path.absolute()  # the lock is a link to it: a relative one would lead from its folder to nowhere,
+        self._lock = JournalFileSymlinkLock(str(self._path))  # and where a process was killed, be waited for for ever
+
+    def acquire(self) -> bool:
+        """Wait for the lock."""
+        acquired = self._lock.acquire()
+        known = self._path.read_bytes()
+        if known and not known.endswith(b"\n"):
+            os.truncate(self._path, known.rfind(b"\n") + 1)
+        return acquired
+
+    def release(self) -> None:
+        """Give the lock back."""
+        self._lock.release()
+
+
 class FoldStudy:
     """The trials of one outer fold in Optuna's storage. higher: whether a higher score is better."""
 
@@ -60,10 +84,11 @@ class FoldStudy:
         from optuna.storages import JournalStorage
         from optuna.storages.journal import JournalFileBackend
 
+        path = out / FILE
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.search, self.fold = search, fold
         self.study: optuna.Study = optuna.create_study(
-            storage=JournalStorage(JournalFileBackend(str(out / FILE))),
+            storage=JournalStorage(JournalFileBackend(str(path), JournalLock(path))),
             study_name=f"outer{fold}",
             direction="maximize" if higher else "minimize",
             pruner=_pruner(search),

@@ -54,7 +54,7 @@ def _pairs(module: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
     """(owner, name of a convolution, name of the norm after it) among the parts of one module."""
     names = list(module._modules)
     candidates = _PAIRS.get(type(module), ())
-    if isinstance(module, nn.Sequential):
+    if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
         candidates = tuple(pairwise(names))
     for first, second in candidates:
         convolution, norm = module._modules.get(first), module._modules.get(second)

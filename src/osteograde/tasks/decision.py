@@ -56,7 +56,7 @@ RULES: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
 
 def check(rule: str, task: Task) -> None:
     """UserError where there is no such rule, or it needs an order that the task's classes do not have."""
-    if rule not in RULES:
+    if rule not in tuple(RULES):  # compared one by one: what comes from Python may be a list
         raise UserError(f"the rule of decision is {rule!r}; expected one of {', '.join(RULES)}")
     if rule != MOST_PROBABLE and not task.classes_are_ordered:
         raise UserError(
