@@ -98,7 +98,7 @@ def _check_pixels(net: nn.Module, plan: Plan, reads: Callable[[torch.Tensor], An
     try:
         with torch.no_grad():
             reads(images)
-    except NotImplementedError:  # a step that cannot be done without values
+    except NotImplementedError:  # so torch says that the meta device, which holds no values, cannot do this step
         return
     except (UserError, *LIBRARY_ERRORS) as error:
         raise UserError(f"{where}: its net cannot read images of pixels {plan.pixels} ({_in_short(error)})") from error

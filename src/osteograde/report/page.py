@@ -24,7 +24,7 @@ from osteograde.report import worst_cases as cases
 from osteograde.report.charts import number, table
 from osteograde.report.oof_tables import Evidence, labels_of, read
 from osteograde.report.score_sections import missing
-from osteograde.report.style import CSS
+from osteograde.report.style import document
 from osteograde.report.words import plain
 from osteograde.tasks.spec import Study, Task
 
@@ -102,21 +102,7 @@ def page(
         "Weights": about(evidence, made),
     }
     sections = {name: text for name, text in sections.items() if text}
-    links = "".join(f'<a href="#{_anchor(name)}">{escape(name)}</a>' for name in sections)
-    body = "".join(
-        f'<section id="{_anchor(name)}"><h2>{escape(name)}</h2>{text}</section>' for name, text in sections.items()
-    )
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{CSS}</style></head>"
-        f"<body><main><h1>{escape(title)}</h1><nav>{links}</nav>{body}</main></body></html>\n"
-    )
-
-
-def _anchor(name: str) -> str:
-    """The name of a section as the target of a link."""
-    return name.lower().replace(" ", "-").replace(",", "")
+    return document(title, sections)
 
 
 def about(evidence: Evidence, made: datetime) -> str:

@@ -1,4 +1,4 @@
-"""The style sheet of every HTML page. It stands alone, so that a page of tables needs no torch.
+"""The style sheet of every HTML page, and the frame of pages of sections. A page of tables needs no torch for it.
 
 Pages follow the reader's choice of light or dark. Charts take all their colours from here: ``s0`` to ``s5`` are series,
 ``axis`` lines, ``soft`` words of less weight. Text is at least 12 pixels high, also in charts, which are as wide as a
@@ -6,6 +6,9 @@ phone at most.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
 
 SERIES = 6  # colours of series
 
@@ -79,3 +82,22 @@ dl{grid-template-columns:1fr}dt{margin-top:.3rem}}
 @media print{section{break-inside:avoid;border:0}body{background:#fff}}
 """
 )
+
+
+def document(title: str, sections: Mapping[str, str]) -> str:
+    """A whole page: its title, links to all sections, and the sections under their names. sections: name -> HTML."""
+    links = "".join(f'<a href="#{_anchor(name)}">{escape(name)}</a>' for name in sections)
+    body = "".join(
+        f'<section id="{_anchor(name)}"><h2>{escape(name)}</h2>{part}</section>' for name, part in sections.items()
+    )
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{CSS}</style></head>"
+        f"<body><main><h1>{escape(title)}</h1><nav>{links}</nav>{body}</main></body></html>\n"
+    )
+
+
+def _anchor(name: str) -> str:
+    """The name of a section as the target of a link."""
+    return name.lower().replace(" ", "-").replace(",", "")

@@ -13,7 +13,7 @@ from osteograde.learning.nested import DONE, PRUNED, REFUSED
 from osteograde.learning.space import Choice, Dimension
 from osteograde.logs import duration
 from osteograde.report.charts import WIDTH, Html, between, forest, line, number, svg, table, text
-from osteograde.report.style import CSS
+from osteograde.report.style import document
 
 Found = Mapping[str, Any]
 DIGITS = 4
@@ -39,23 +39,11 @@ def page(found: Found) -> str:
         "How it was searched": _how(found),
     }
     sections = {name: body for name, body in sections.items() if body}
-    links = "".join(f'<a href="#{_anchor(name)}">{escape(name)}</a>' for name in sections)
-    body = "".join(
-        f'<section id="{_anchor(name)}"><h2>{escape(name)}</h2><div class="charts">{part}</div></section>'
-        if part.startswith("<figure")
-        else f'<section id="{_anchor(name)}"><h2>{escape(name)}</h2>{part}</section>'
-        for name, part in sections.items()
-    )
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{CSS}</style></head>"
-        f"<body><main><h1>{escape(title)}</h1><nav>{links}</nav>{body}</main></body></html>\n"
-    )
-
-
-def _anchor(name: str) -> str:
-    return name.lower().replace(" ", "-")
+    charts = {
+        name: f'<div class="charts">{body}</div>' if body.startswith("<figure") else body
+        for name, body in sections.items()
+    }
+    return document(title, charts)
 
 
 def _fold_figure(row: Found, drawn: str) -> str:
