@@ -13,15 +13,13 @@ import os
 import re
 import select
 import shlex
-import signal
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn, TextIO
 
-from osteograde import packages
+from osteograde import interrupts, packages
 from osteograde.errors import UserError
 from osteograde.kaggle import cli
 from osteograde.tasks import NAMES, check_name
@@ -36,7 +34,6 @@ _RAY = r"ray(:[^:\s]+:[0-9]{1,5})?"  # of --executor: on this machine, or on the
 DECISIONS = ("most-probable", "median", "mean")  # those of tasks/decision.py, which is imported later
 INTERRUPTED = 130  # exit code
 UNREAD = 141  # exit code of a program that SIGPIPE ends
-_AGAIN_S = 0.02  # after which an interrupt that came during an import is tried again
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # what only a user can make room for
 
 
@@ -71,33 +68,13 @@ def program(main: Callable[[], int | None]) -> NoReturn:
 
     After Ctrl-C, threads that still read or compute are not waited for.
     """
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a process in the background ignores it
-        signal.signal(signal.SIGINT, _interrupt)
+    interrupts.listen()
     code = run(main)
     if code == INTERRUPTED:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt; where a module is being imported, once that is over: half a module, or an extension that
-    takes the interrupt for a fault of its own, would end in some other error."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the second one ends the process, whatever it is doing
-    if _is_importing(frame):
-        signal.signal(signal.SIGALRM, _interrupt)
-        signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
-    else:
-        raise KeyboardInterrupt
-
-
-def _is_importing(frame: FrameType | None) -> bool:
-    while frame is not None:
-        if frame.f_globals.get("__name__") == "importlib._bootstrap":
-            return True
-        frame = frame.f_back
-    return False
 
 
 def run(main: Callable[[], int | None]) -> int:
@@ -108,12 +85,12 @@ def run(main: Callable[[], int | None]) -> int:
     on, exit code 130. Output that nobody reads any more, as behind ``| head``: no line, exit code 141.
     """
     try:
-        code = main() or 0
-        sys.stdout.flush()
+        with interrupts.explained(lambda how: how or "the same command starts again"):
+            code = main() or 0
+            sys.stdout.flush()
         return code
     except KeyboardInterrupt as interrupt:
-        how = " ".join(map(str, interrupt.args)) or "the same command starts again"
-        print(f"interrupted: {how}", file=sys.stderr)
+        print(f"interrupted: {interrupt}", file=sys.stderr)
         return INTERRUPTED
     except (ValueError, OSError) as error:
         if isinstance(error, BrokenPipeError) and _is_unread(sys.stdout):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from osteograde import grade_shards, logs, phantom, ray_cluster
+from osteograde import grade_shards, interrupts, logs, phantom, ray_cluster
 from osteograde.inference import run
 from osteograde.inference.submission import (
     TEMPLATE,
@@ -40,11 +40,10 @@ Drawer = Callable[[Result, Voters], None]
 
 def main(args: argparse.Namespace) -> int:
     """Do what the options of ``cli.add_grade_options`` ask for; the exit code is returned. Weights must be named."""
-    try:
+    with interrupts.explained(
+        lambda what: f"{what or f'nothing was written to {args.out}'}; start again with: {args.typed}"
+    ):
         return grade(args)
-    except KeyboardInterrupt as interrupt:
-        what = " ".join(map(str, interrupt.args)) or f"nothing was written to {args.out}"
-        raise KeyboardInterrupt(f"{what}; start again with: {args.typed}") from None
 
 
 def grade(args: argparse.Namespace) -> int:
@@ -122,18 +121,19 @@ def infer(
     hint = looks_like.hint(job.task.name, guess)
     if hint:
         log.warning("warning: %s", hint)
-    try:
+    with interrupts.explained(
+        lambda _: (
+            f"{out} is a valid submission: {submission.done} of {len(submission.studies)} studies are graded, "
+            "its other rows are class priors"
+        )
+    ):
         if on_ray:
             grade_shards.grade(job, submission, executor, device, data)
         else:
             with run.grading(job, submission) as chunks:
                 for chunk in chunks:
+                    interrupts.check()
                     draw_pictures(chunk, drawers, submission.summary)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"{out} is a valid submission: {submission.done} of {len(submission.studies)} studies are graded, its "
-            "other rows are class priors"
-        ) from None
     for line in summary_lines(submission.summary, submission.done):
         log.info(line)
     if hint and doubt(submission.summary, submission.done):

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from osteograde import ray_cluster
+from osteograde import interrupts, ray_cluster
 from osteograde.errors import UserError
 from osteograde.learning import recipe_file
 from osteograde.learning.recipes import check_name
@@ -35,10 +35,8 @@ ROOM_GIB, ROOM_DEBUG_GIB = 1.0, 0.1  # free disk that a run should find: decoded
 
 def main(args: argparse.Namespace) -> int:
     """Do what the options of ``cli.add_train_options`` ask for; the exit code is returned."""
-    try:
+    with interrupts.explained(lambda _: how_to_go_on(args)):
         return train_and_report(args)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(how_to_go_on(args)) from None
 
 
 def how_to_go_on(args: argparse.Namespace) -> str:

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from osteograde import train_command
+from osteograde import interrupts, train_command
 from osteograde.errors import UserError
 from osteograde.learning import folds, nested, space, study
 from osteograde.learning.nested import RESULT, Search
@@ -31,10 +31,8 @@ log = logging.getLogger("osteograde.search")
 
 def main(args: argparse.Namespace) -> int:
     """Do what the options of ``cli._add_tune`` ask for; the exit code is returned."""
-    try:
+    with interrupts.explained(lambda _: f"what is done is kept in {args.out}; go on with: {args.typed}"):
         return search_and_report(args)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"what is done is kept in {args.out}; go on with: {args.typed}") from None
 
 
 def search_and_report(args: argparse.Namespace) -> int:
