@@ -112,6 +112,18 @@ def test_mistakes_are_told_before_any_work_and_lose_nothing(data, weights, tmp_p
     assert out.read_text() == "what was there"
 
 
+def test_a_run_removes_a_table_of_an_earlier_run_and_says_so(data, weights, tmp_path, caplog):
+    out = tmp_path / "s.csv"
+    job = run.prepare("lumbar-mr", data, weights, device="cpu")
+    run.start(job, out, decide="most-probable")
+    assert submission.predicted_path(out).is_file()
+    with caplog.at_level(logging.INFO, "osteograde.inference"):
+        run.start(job, out)
+    assert not submission.predicted_path(out).exists()
+    (told,) = [one.getMessage() for one in caplog.records if "earlier run" in one.getMessage()]
+    assert "s.predicted.csv" in told
+
+
 def test_tampered_weights_lose_nothing(data, weights, tmp_path):
     bad = Path(shutil.copytree(weights, tmp_path / "bad"))
     path = next(bad.rglob("*.safetensors"))

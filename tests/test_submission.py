@@ -333,3 +333,28 @@ def test_the_submission_of_a_competition_is_never_given_a_column(name, tmp_path)
     (tmp_path / "odd.csv").write_text("\n".join(line.replace("\n", "") for line in odd) + "\n")
     (problem,) = submission.validate(tmp_path / "odd.csv", tmp_path / "plain.csv")
     assert "found predicted as well" in str(problem)
+
+
+def test_tables_of_an_earlier_run_into_the_same_file_do_not_stay_beside_it(tmp_path):
+    """spider writes findings, lumbar-mr with a rule of decision the predicted classes; knee-xray writes neither."""
+    out = tmp_path / "submission.csv"
+    run_of("lumbar-mr", out, decide="most-probable")
+    spider, _ = run_of("spider", out)
+    others = ["submission.predicted.txt", "other.predicted.csv", "other.findings.csv", "submission.mine.csv"]
+    for name in others:
+        (tmp_path / name).write_text("row_id,predicted\n")
+    assert submission.remove_stale_tables(spider, out) == [submission.predicted_path(out)]
+    assert submission.findings_path(out).is_file()
+    assert submission.remove_stale_tables(TASKS["knee-xray"], out) == [submission.findings_path(out)]
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"submission.csv", "submission.flags.csv", "submission.points.csv", *others}
+
+
+def test_a_table_that_the_run_writes_or_that_another_program_wrote_is_not_removed(tmp_path):
+    out = tmp_path / "submission.csv"
+    task, _ = run_of("lumbar-mr", out, decide="most-probable")
+    submission.findings_path(out).write_text("patient,what I saw\n1001,a scar\n")
+    assert submission.remove_stale_tables(task, out, predicted=True) == []
+    assert submission.predicted_path(out).is_file() and submission.findings_path(out).is_file()
+    submission.predicted_path(out).write_text("row_id,predicted,checked by\n")
+    assert submission.remove_stale_tables(task, out) == []

@@ -147,10 +147,14 @@ def _studies(task: Task, data: Paths) -> list[Study]:
 def start(job: Job, out: Path, *, decide: str = "") -> RunningSubmission:
     """Write a full, valid submission of class priors to ``out`` and return it. OSError where it cannot be written.
 
-    decide: the rule of ``tasks.decision`` by which the class of every row is named as well; "": it is not.
+    Tables of an earlier run into ``out`` that this one does not write are removed, which is logged. decide: the rule of
+    ``tasks.decision`` by which the class of every row is named as well; "": it is not.
     """
     submission = RunningSubmission(job.task, job.weights.prior, job.studies, Path(out), job.template, decide=decide)
     submission.write()
+    if stale := submissions.remove_stale_tables(job.task, Path(out), predicted=bool(decide)):
+        names = " and ".join(path.name for path in stale)
+        log.info("removed from %s: %s of an earlier run, which this run does not write", stale[0].parent, names)
     return submission
 
 

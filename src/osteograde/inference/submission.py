@@ -456,6 +456,26 @@ def written_files(task: Task, out: Path, *, predicted: bool = False) -> list[Pat
     return [out, flags_path(out), points_path(out), *besides]
 
 
+def remove_stale_tables(task: Task, out: Path, *, predicted: bool = False) -> list[Path]:
+    """Remove the tables that an earlier run left beside ``out`` and that this run does not write, and return them.
+
+    A reader would take them for a part of this run. Only names that the kit gives to a table of ``out`` are looked at,
+    and only a file whose header is that of such a table is removed. predicted: as for ``written_files``. OSError where
+    a table may not be removed.
+    """
+    own = written_files(task, out, predicted=predicted)
+    heads = {findings_path(out): f"{ROW_ID},", predicted_path(out): f"{ROW_ID},{PREDICTED}\n"}
+    stale = [path for path, head in heads.items() if path not in own and path.is_file() and _begins_with(path, head)]
+    for path in stale:
+        path.unlink()
+    return stale
+
+
+def _begins_with(path: Path, head: str) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(head)) == head.encode()
+
+
 def summary_lines(summary: RunSummary, done: int) -> list[str]:
     """Times, faults and counts as a reader of the log wants them, one line each."""
     lines = [f"time: {', '.join(f'{name} {seconds:.1f} s' for name, seconds in summary.seconds.items())}"]
