@@ -28,7 +28,7 @@ from osteograde.pipeline.ensemble import Voters
 from osteograde.report import heatmaps
 from osteograde.report.gallery import Gallery
 from osteograde.tasks import decision, looks_like
-from osteograde.tasks.places import Paths, as_paths, only_folder
+from osteograde.tasks.places import Paths, as_paths, only_folder, prepare_outputs
 from osteograde.tasks.tables import some
 
 log = logging.getLogger("osteograde.inference")
@@ -49,6 +49,8 @@ def main(args: argparse.Namespace) -> int:
 def grade(args: argparse.Namespace) -> int:
     """The same, without a word about how to go on after Ctrl-C."""
     logs.to_stdout(bars=True)
+    if args.data is not None:
+        prepare_outputs(args.data, {"--overlays": args.overlays, "--explain": args.explain})
     maps = [heatmaps.heatmap_drawer(args.explain, args.explain_method)] if args.explain else []
     with Gallery(args.overlays) if args.overlays else nullcontext() as gallery:
         return _grade(args, [*([gallery] if gallery else []), *maps])

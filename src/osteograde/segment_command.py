@@ -20,6 +20,7 @@ from osteograde.models.device import pick
 from osteograde.pipeline import ensemble, predict, segment
 from osteograde.pipeline.load import load_study
 from osteograde.tasks import TASKS
+from osteograde.tasks.places import prepare_outputs
 from osteograde.tasks.spec import Locator, Study
 
 log = logging.getLogger("osteograde.inference")
@@ -34,6 +35,7 @@ def main(args: argparse.Namespace) -> int:
     voters = ensemble.load(job.weights, TASKS, device)
     nets = voters if isinstance(voters, bundle.Bundle) else voters.members[0]  # segmentations do not vote
     able = _segmenting(nets)
+    prepare_outputs(args.data, {"--out": args.out})
     args.out.mkdir(parents=True, exist_ok=True)
     sources: Counter[str] = Counter()
     stacks = 0

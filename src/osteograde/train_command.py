@@ -71,6 +71,7 @@ def train_and_report(args: argparse.Namespace) -> int:
     from osteograde.learning import calls, outlook, pretrained, starting, train
     from osteograde.learning.reuse import reuse_nets
     from osteograde.models.device import keep_all_freed_memory, pick
+    from osteograde.tasks.places import prepare_outputs
 
     keep_all_freed_memory()
     device = pick(device_here(args))
@@ -80,6 +81,7 @@ def train_and_report(args: argparse.Namespace) -> int:
         pretrained.check_fit(recipe, args.folds[0] if args.folds else 0)
     for line in starting.lines_of(recipe):
         log.info(line)
+    prepare_outputs(args.data, {"--out": args.out})
     for weights in args.reuse:
         copied = reuse_nets(weights, args.out, recipe)
         log.info(f"reused from {weights}: folds.csv and {len(copied)} nets")

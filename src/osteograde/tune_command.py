@@ -41,10 +41,12 @@ def search_and_report(args: argparse.Namespace) -> int:
     to_stdout(bars=True)
     from osteograde.learning import search as work
     from osteograde.models.device import keep_all_freed_memory, pick
+    from osteograde.tasks.places import prepare_outputs
 
     keep_all_freed_memory()
     device = pick(args.device)
     studies = work.chosen_studies(recipe, args.data)
+    prepare_outputs(args.data, {"--out": args.out})
     work.begin(search, recipe, studies, args.out)
     listed, done = nested.jobs_of(search), nested.finished(search, args.out)
     if len(done) == len(listed):

@@ -43,9 +43,13 @@ _COPY_ENDINGS = ("~", ".bak", ".tmp", ".temp", ".part", ".partial", ".crdownload
 _TEXT = frozenset({".csv", ".tsv", ".txt", ".md", ".json", ".xml", ".html", ".log", ".py", ".yaml", ".yml"})
 _FORK = (b"\x00\x05\x16\x07", b"\x00\x05\x16\x00")  # AppleDouble and AppleSingle (RFC 1740)
 
+OUTPUT_MARK = ".osteograde-output"  # a file in folders of outputs that lie among data, see ``mark_output``
+_MARK_TEXT = "osteograde wrote this folder and does not read it as data; without this file it does.\n"
+
 _PIXELS_BESIDE = (".raw", ".zraw")  # of a .mhd header
 
 SYSTEM = "left by the system or hidden"
+OUTPUT = "folders that osteograde wrote"
 COPY = "unfinished or backup copies"
 NO_IMAGE = "DICOM objects without an image"
 LOOP = "links to folders that are read already"
@@ -166,6 +170,8 @@ def _walk_real(top: Path, seen: set[Path], links: list[Path], passed: dict[Path,
             path = folder / inner
             if left_by_system(inner):
                 passed[path] = SYSTEM
+            elif is_output(path):
+                passed[path] = f"{OUTPUT}: {inner}"
             elif path.is_symlink():
                 links.append(path)
             else:
@@ -177,6 +183,18 @@ def _walk_real(top: Path, seen: set[Path], links: list[Path], passed: dict[Path,
 def left_by_system(folder: str) -> bool:
     """Whether a folder of this name holds what a system left beside the files of its users, or is hidden."""
     return folder.startswith(".") or folder.lower() in _SYSTEM_FOLDERS
+
+
+def is_output(folder: Path) -> bool:
+    """Whether a folder is marked as one that osteograde wrote."""
+    return (folder / OUTPUT_MARK).is_file()
+
+
+def mark_output(folder: Path) -> None:
+    """Make a folder, and mark it as one that osteograde writes: ``look_through`` passes over it, and counts it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not is_output(folder):
+        (folder / OUTPUT_MARK).write_text(_MARK_TEXT, encoding="utf-8")
 
 
 def _judge(path: Path) -> tuple[str, bool]:
