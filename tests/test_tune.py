@@ -116,6 +116,21 @@ def test_a_trial_that_is_worse_than_others_by_its_losses_ends_early(tmp_path, mo
 
 
 @needs_optuna
+@pytest.mark.parametrize("prune", ["median", "hyperband"])
+def test_a_good_trial_that_begins_badly_is_not_ended_in_the_first_tenth_of_its_work(tmp_path, monkeypatch, prune):
+    """Its loss is the worst of all for an epoch, which here is 50 thousandths of its work, and then the best."""
+
+    def losses(lr: float) -> list[float]:
+        return [9.0, *[0.1] * 9] if abs(lr - 0.003) < 0.002 else [1.0] * 10
+
+    trainings = Trainings(tmp_path, near_three_thousandths, losses=losses)
+    do_all(session(tmp_path, trainings, monkeypatch, search_of(trials=16, folds=(0,), prune=prune), knees()))
+    slow = [one for one in nested.trials_of(tmp_path, 0) if abs(float(one.point[LR]) - 0.003) < 0.002]
+    assert sorted(map(int, slow[0].losses))[:3] == [50, 100, 150] and study.WARM_UP == 100
+    assert len(slow) > 4 and {one.state for one in slow} == {"done"}
+
+
+@needs_optuna
 def test_importances_name_the_key_that_decides(tmp_path, monkeypatch):
     from osteograde.learning.study import FoldStudy
 

@@ -33,14 +33,15 @@ METHODS = (TPE, RANDOM, GRID)
 MEDIAN, HYPERBAND, NO_PRUNING = "median", "hyperband", "none"
 PRUNERS = (MEDIAN, HYPERBAND, NO_PRUNING)
 STEPS = 1000  # of pruning in a trial: a step is a thousandth of the epochs of all of its graders' nets
-FIRST_RUNG = 100  # step at which Hyperband ends the first trials
-LEAST_STARTUP, MOST_STARTUP = 3, 10  # trials that TPE draws at random before it has a model; a quarter between these
+WARM_UP = 100  # step before which no trial ends: losses of the first epochs say little about those of the last
+LEAST_STARTUP, MOST_STARTUP = 3, 10  # trials, see ``startup_trials``; a quarter between these
 
 log = logging.getLogger("osteograde.learning")
 
 
 def startup_trials(trials: int) -> int:
-    """Trials that are drawn at random before TPE uses those that are finished.
+    """Trials that are drawn at random before TPE uses those that are finished, and that are finished before the median
+    of their losses ends any other.
 
     >>> startup_trials(8), startup_trials(24), startup_trials(100)
     (3, 6, 10)
@@ -195,7 +196,7 @@ def _pruner(search: Search) -> BasePruner:
     from optuna.pruners import HyperbandPruner, MedianPruner, NopPruner
 
     if search.prune == MEDIAN:
-        return MedianPruner(n_startup_trials=startup_trials(search.trials))
+        return MedianPruner(n_startup_trials=startup_trials(search.trials), n_warmup_steps=WARM_UP)
     if search.prune == HYPERBAND:
-        return HyperbandPruner(min_resource=FIRST_RUNG, max_resource=STEPS)
+        return HyperbandPruner(min_resource=WARM_UP, max_resource=STEPS)
     return NopPruner()
