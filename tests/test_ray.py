@@ -4,6 +4,7 @@ Both machines are processes of this test (``ray.cluster_utils``), and so are the
 """
 
 import hashlib
+import json
 import os
 import signal
 import threading
@@ -17,6 +18,7 @@ from osteograde import cli, phantom, ray_cluster
 from osteograde.errors import UserError
 from tests.logs import logged
 from tests.test_grade_shards import same_tables, write_graded_by_one_process
+from tests.test_tune import SMALL
 
 pytestmark = [
     pytest.mark.slow,
@@ -128,6 +130,24 @@ def test_graded_shards_leave_the_bytes_of_one_process_also_where_a_worker_is_kil
     killer.join(1)
     assert killer.killed and any("its studies are graded once more" in line for line in said)
     assert same_tables(folder, out)
+
+
+def test_a_search_by_ray_has_all_of_its_trials_also_where_a_worker_is_killed(address, tmp_path, capsys):
+    pytest.importorskip("optuna", reason="the package optuna is not installed: pip install 'osteograde[tune]'")
+    phantom.write(TASK, tmp_path / "data", studies=12, seed=3)
+    (tmp_path / "my.py").write_text('SPACE = {"grade.kl.training.lr": (1e-4, 1e-2, "log")}')
+    out = tmp_path / "out"
+    words = ["tune", TASK, "--recipe", "knee-xray-small", "--data", str(tmp_path / "data"), "--out", str(out),
+             "--space", str(tmp_path / "my.py"), "--inner", "2", "--folds", "0", "--trials", "3", "--device", "cpu",
+             *(word for one in SMALL for word in ("--set", one))]  # fmt: skip
+    killer = Killer("outer0/trial001", out / "outer0" / "trial001" / "lock")
+    killer.start()
+    with logged("learning") as said:
+        assert cli.run(lambda: cli.main([*words, "--executor", f"ray:{address}"])) == 0
+    killer.join(1)
+    assert killer.killed and any("outer0/trial001: its worker was lost" in line for line in said)
+    (searched,) = json.loads((out / "tune.json").read_text())["folds"]
+    assert [one["number"] for one in searched["trials"]] == [0, 1, 2] and searched["outer"] is not None
 
 
 def mistake() -> None:

@@ -15,11 +15,13 @@ from typing import Any
 
 import pytest
 
-from osteograde import cli, ray_cluster, train_command
+from osteograde import cli, ray_cluster, train_command, tune_command
 from osteograde.errors import UserError
+from osteograde.learning import nested
 from osteograde.learning.executors import WorkerDied
 from osteograde.ray_cluster import Lost, Share, share_of
 from tests.logs import logged
+from tests.searches import search_of
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,37 @@ def test_what_no_machine_has_is_refused_and_not_waited_for():
         share_of(nodes(16), "cuda", 5)
     with pytest.raises(UserError, match=r"OMP_NUM_THREADS is 8: .* have \[4, 2\] cores"):
         share_of(nodes(4, 2), "auto", 5, threads="8")
+
+
+def test_the_trials_of_a_search_are_tasks_and_judged_when_all_of_them_are_done(tmp_path, monkeypatch):
+    made, shares = search_of(trials=3, folds=(0,)), []
+    tasks, done = FakeTasks(**{"outer0/trial001": 1}), list[str]()
+
+    @contextmanager
+    def connected(executor: str) -> Iterator[Any]:
+        assert executor == "ray:head:6379"
+        yield argparse.Namespace(nodes=lambda: [{"Alive": True, "Resources": one} for one in nodes(2, 2)])
+
+    def of_cluster(ray: Any, share: Share) -> FakeTasks:
+        shares.append(share)
+        return tasks
+
+    monkeypatch.setattr(ray_cluster, "connected", connected)
+    monkeypatch.setattr(ray_cluster, "RayTasks", of_cluster)
+    monkeypatch.setattr(tune_command, "session", lambda args: done.append if args.device == "cpu" else None)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    (tmp_path / nested.SEARCH).touch()
+    args = argparse.Namespace(executor="ray:head:6379", device="auto", out=tmp_path, data=tmp_path)
+    tune_command._do(args, made, None, None, {"outer0/trial002"})
+    assert shares == [Share(1, 0, 4)] and Counter(tasks.submitted)["outer0/trial001"] == 2
+    assert sorted(done[:2]) == ["outer0/trial000", "outer0/trial001"]
+    assert done[2:] == ["outer0/default", "outer0/chosen"]
+
+
+def test_a_machine_that_does_not_see_the_folder_of_a_search_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"the machine .* has no .*out/search.json; put --data and --out into"):
+        tune_command.session_of_cluster(argparse.Namespace(out=tmp_path / "out", data=tmp_path))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("spec", [None, ModuleSpec("ray", None)], ids=["nothing", "a folder of that name"])

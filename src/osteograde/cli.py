@@ -435,6 +435,9 @@ def tune(args: argparse.Namespace) -> int:
     check_name(args.task)
     packages.check_tune()
     packages.check(to_train=True)
+    from osteograde import ray_cluster
+
+    ray_cluster.check(args.executor, args.device)
     from osteograde import tune_command
 
     return tune_command.main(args)
@@ -629,8 +632,9 @@ def _add_tune(commands) -> None:
     searched.add_argument("--seed", type=_count, default=0, metavar="S", help="of the trials; default: 0")
     _add_device(searched)
     searched.add_argument(
-        "--executor", type=_executor, default="serial", metavar="serial|local[:N]",
-        help="local: trials side by side, in a process for each GPU or share of the cores, or in N; default: serial",
+        "--executor", type=_executor, default=SERIAL, metavar="serial|local[:N]|ray[:HOST:PORT]",
+        help="local: trials side by side, in a process for each GPU or share of the cores, or in N; ray: on the "
+        "machines of a Ray cluster, or without an address on this one; default: serial",
     )  # fmt: skip
 
 

@@ -212,14 +212,18 @@ def session_of_cluster(args: argparse.Namespace) -> Callable[[str], None]:
     run as the first process left it: what it wrote would stay there."""
     from osteograde.learning import train
 
-    prepared = args.out / "work" / train.RECIPE
-    if not (prepared.is_file() and args.data.is_dir()):
-        missing = (args.data if prepared.is_file() else prepared).absolute()
+    check_seen(args.out / "work" / train.RECIPE, args.data)
+    return session(args)
+
+
+def check_seen(prepared: Path, data: Path) -> None:
+    """UserError where a machine of a cluster does not see what the first process prepared, or the data."""
+    if not (prepared.is_file() and data.is_dir()):
+        missing = (data if prepared.is_file() else prepared).absolute()
         raise UserError(
             f"--executor ray: the machine {socket.gethostname()} has no {missing}; put --data and --out into folders "
             "that all machines of the cluster see under the same name"
         )
-    return session(args)
 
 
 def _threads(environment: Mapping[str, str]) -> str:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from osteograde import interrupts, train_command
+from osteograde import interrupts, ray_cluster, train_command
 from osteograde.errors import UserError
 from osteograde.learning import folds, nested, space, study
-from osteograde.learning.nested import RESULT, Search
+from osteograde.learning.nested import RESULT, Search, SearchJob
 from osteograde.learning.recipes import spaces
 from osteograde.logs import to_stdout
 from osteograde.train_command import SERIAL
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from osteograde.learning.recipe import Recipe
 
 PAGE = "tune.html"
-LOCAL = "local"
 log = logging.getLogger("osteograde.search")
 
 
@@ -44,7 +44,7 @@ def search_and_report(args: argparse.Namespace) -> int:
     from osteograde.tasks.places import prepare_outputs
 
     keep_all_freed_memory()
-    device = pick(args.device)
+    device = pick(train_command.device_here(args))
     studies = work.chosen_studies(recipe, args.data)
     prepare_outputs(args.data, {"--out": args.out})
     work.begin(search, recipe, studies, args.out)
@@ -70,11 +70,6 @@ def checked(args: argparse.Namespace) -> tuple[Search, Recipe]:
     anything is read, and before torch is imported."""
     if not args.data.is_dir():
         raise UserError(f"{args.data}: no such folder; --data is the folder that holds the tables and the images")
-    if args.executor.partition(":")[0] not in (SERIAL, LOCAL):
-        raise UserError(
-            f"--executor {args.executor}: trials are done by {SERIAL} or {LOCAL}[:N]; for several machines give the "
-            "same command on each, with one --out that all of them see"
-        )
     for option, value, least in (("--trials", args.trials, 1), ("--inner", args.inner, 2)):
         if value < least:
             raise UserError(f"{option} {value}: expected {least} or more")
@@ -102,7 +97,7 @@ def _outlook(search: Search, left: int, studies: int) -> str:
 
 
 def _do(args: argparse.Namespace, search: Search, recipe: Recipe, device: torch.device, done: set[str]) -> None:
-    """Do the jobs that are not done, in this process or in several."""
+    """Do the jobs that are not done: in this process, in several, or in those of a cluster."""
     listed = nested.jobs_of(search)
     if args.executor == SERIAL:
         do = session(args)
@@ -110,12 +105,33 @@ def _do(args: argparse.Namespace, search: Search, recipe: Recipe, device: torch.
             if job.key not in done:
                 do(job.key)
         return
+    if ray_cluster.is_ray(args.executor):
+        _do_on_cluster(args, listed, done, search.trials)
+        return
     from osteograde.learning import executors
 
     where = train_command.places(args, device, search.trials)
     log.info("trials are done side by side by %d processes", len(where))
     told = argparse.Namespace(**{**vars(args), "device": device.type})
     executors.run(listed, done, where, partial(session, told))
+
+
+def _do_on_cluster(args: argparse.Namespace, listed: Sequence[SearchJob], done: Collection[str], width: int) -> None:
+    """Do the jobs as tasks of a Ray cluster. width: how many may be under way at once."""
+    with ray_cluster.connected(args.executor) as ray:
+        nodes = ray_cluster.nodes_of(ray)
+        share = ray_cluster.share_of(nodes, args.device, width, os.environ.get("OMP_NUM_THREADS", ""))
+        log.info("trials are done by Ray on %d machine%s: %s", len(nodes), "s" * (len(nodes) > 1), share)
+        told = argparse.Namespace(**{**vars(args), "device": share.device})
+        tasks = ray_cluster.RayTasks(ray, share)
+        ray_cluster.run_jobs(listed, done, partial(session_of_cluster, told), tasks)
+
+
+def session_of_cluster(args: argparse.Namespace) -> Callable[[str], None]:
+    """The same as ``session``, on a machine that may be another one. UserError where it does not see the folder of the
+    search as the first process left it."""
+    train_command.check_seen(args.out / nested.SEARCH, args.data)
+    return session(args)
 
 
 def session(args: argparse.Namespace) -> Callable[[str], None]:
