@@ -148,7 +148,7 @@ def test_training_reads_fold_numbers():
         (cli.train_parser, ["t", "--data", "d"]),
         (cli.train_parser, ["t", "--data", "d", "--out", "w", "--executor", "local:0"]),
         (cli.train_parser, ["t", "--data", "d", "--out", "w", "--executor", "ray:nowhere"]),
-        (cli.inference_parser, ["--executor", "local"]),
+        (cli.inference_parser, ["--executor", "local:0"]),
         (cli.parser, []),
         (cli.parser, ["kernel"]),
         (cli.parser, ["kaggle"]),

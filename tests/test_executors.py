@@ -1,5 +1,6 @@
 """Workers: every job is done once, behind those it waits for, whoever dies in between. Jobs here are small."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -54,6 +55,43 @@ def begin(folder: Path) -> Callable[[str], None]:
 
 def lines(folder: Path) -> list[list[str]]:
     return [line.split() for line in (folder / "log").read_text().splitlines()]
+
+
+def told(folder: Path, name: str) -> str:
+    if name == "killed" and not (folder / name).is_file():
+        (folder / name).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    if name == "mistake":
+        raise UserError("a wrong number")
+    if name == "fault":
+        raise KeyError("ours")
+    return f"{name} by {os.getpid()}"
+
+
+def test_tasks_are_answered_by_as_many_workers_as_there_are_places_and_a_lost_one_is_told(tmp_path):
+    with executors.LocalTasks(TWO) as tasks:
+        for name in ("a", "b", "killed", "c"):
+            tasks.submit(name, partial(told, tmp_path, name))
+        answers, pids = {}, set()
+        while len(tasks):
+            for name, answer in tasks.finished():
+                if isinstance(answer, executors.Lost):
+                    assert name == "killed" and "died with exit code -9" in answer.why
+                    tasks.submit(name, partial(told, tmp_path, name))
+                else:
+                    answers[name], pid = answer.split(" by ")
+                    pids.add(pid)
+    assert answers == {name: name for name in ("a", "b", "killed", "c")} and len(pids) >= 2
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize(("name", "error"), [("mistake", UserError), ("fault", executors.TaskFailed)])
+def test_the_error_of_a_task_is_raised_and_ends_the_workers(tmp_path, name, error):
+    with pytest.raises(error, match=r"wrong number|KeyError: 'ours'"), executors.LocalTasks(TWO) as tasks:
+        tasks.submit(name, partial(told, tmp_path, name))
+        while len(tasks):
+            list(tasks.finished())
+    assert multiprocessing.active_children() == []
 
 
 def test_every_job_is_done_once_and_behind_those_that_it_waits_for(tmp_path):

@@ -1,14 +1,16 @@
 """Shards of studies: the files of one process, in whatever order shards end; a lost worker loses no study unnamed."""
 
+import multiprocessing
 import os
 import signal
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from osteograde import grade_shards, phantom
+from osteograde import cli, grade_shards, phantom
 from osteograde.errors import UserError
 from osteograde.grade_shards import Shard
 from osteograde.inference import run, submission
@@ -122,6 +124,30 @@ def test_rows_of_a_template_keep_their_places(spines, tmp_path):
     whole, merged = (submission.read_submission(path) for path in (spines / "one.csv", tmp_path / "out.csv"))
     assert list(merged) == rows
     assert all((whole[row] == merged[row]).all() for row in rows)
+
+
+def worker_that_dies_once(job: run.Job, device: str, seen: Sequence[str]) -> grade_shards.Part:
+    """In place of ``graded_shard``: the first worker that has the first study is killed."""
+    first = Path(seen[0]).parent / "killed"
+    if job.studies[0].id.startswith(first.read_text() if first.is_file() else "\n"):
+        first.unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return graded_shard(job, device, seen)
+
+
+graded_shard = grade_shards.graded_shard
+
+
+@pytest.mark.slow
+def test_processes_of_this_machine_leave_the_bytes_of_one_also_where_one_is_killed(spines, tmp_path, monkeypatch):
+    monkeypatch.setattr(grade_shards, "graded_shard", worker_that_dies_once)
+    (spines / "killed").write_text(job_of(spines).studies[0].id)
+    words = ["grade", TASK, "--data", str(spines / "data"), "--weights", str(spines / "weights"), "--device", "cpu"]
+    with logged("inference") as said:
+        assert cli.main([*words, "--out", str(tmp_path / "out.csv"), "--executor", "local:2"]) == 0
+    assert not (spines / "killed").exists() and same_tables(spines, tmp_path / "out.csv")
+    assert sum("died with exit code -9); its studies are graded once more" in line for line in said) == 1
+    assert multiprocessing.active_children() == []
 
 
 class Stopping(FakeTasks):

@@ -157,8 +157,9 @@ def add_grade_options(parser: argparse.ArgumentParser) -> None:
         "--decide", choices=DECISIONS, help="the same, by this rule; default: most-probable (docs/inference.md)"
     )
     parser.add_argument(
-        "--executor", type=_executor_of_studies, default=SERIAL, metavar="serial|ray[:HOST:PORT]",
-        help="ray: studies are graded on the machines of a Ray cluster, or without an address on this one",
+        "--executor", type=_executor, default=SERIAL, metavar="serial|local[:N]|ray[:HOST:PORT]",
+        help="local: studies are graded side by side, in a process for each GPU or every few cores, or in N; ray: on "
+        "the machines of a Ray cluster, or without an address on this one; default: serial",
     )  # fmt: skip
     parser.add_argument("--overlays", type=Path, metavar="DIR", help="draw points and crops on slices into DIR")
     parser.add_argument("--explain", type=Path, metavar="DIR", help="draw a map of the evidence of every graded site")
@@ -318,7 +319,7 @@ def check_shards(args: argparse.Namespace) -> None:
     from osteograde import ray_cluster
 
     if args.data is None:
-        raise UserError(f"--executor {args.executor}: name the studies with --data, in a folder that all machines see")
+        raise UserError(f"--executor {args.executor}: name the studies with --data, in a folder that all processes see")
     for option, value in (
         ("--time-budget", args.time_budget),
         ("--overlays", args.overlays),
@@ -731,12 +732,6 @@ def _device(text: str) -> str:
 def _executor(text: str) -> str:
     if not re.fullmatch(rf"serial|local(:[1-9][0-9]*)?|{_RAY}", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not serial, local, local:N, ray or ray:HOST:PORT")
-    return text
-
-
-def _executor_of_studies(text: str) -> str:
-    if not re.fullmatch(rf"serial|{_RAY}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not serial, ray or ray:HOST:PORT")
     return text
 
 

@@ -30,6 +30,7 @@ from osteograde.report.gallery import Gallery
 from osteograde.tasks import decision, looks_like
 from osteograde.tasks.places import Paths, as_paths, only_folder, prepare_outputs
 from osteograde.tasks.tables import some
+from osteograde.train_command import SERIAL
 
 log = logging.getLogger("osteograde.inference")
 PHANTOMS = 3  # studies made on the spot where no data are given
@@ -97,17 +98,17 @@ def infer(
     max_unread: int = 0,
     points: Path | None = None,
     decide: str = "",
-    executor: str = "serial",
+    executor: str = SERIAL,
     drawers: Sequence[Drawer] = (),
 ) -> int:
     """Grade ``data`` with ``weights`` into ``out``; returns the exit code (1: more than max_unread studies unread).
 
-    data: a folder, a single file, or several of them, which share one submission. points: a table of landmarks
-    that are given and not looked for. decide: the rule by which the class of every row is named as well, see
-    ``tasks.decision``. executor: "serial", or a Ray cluster (ray_cluster.py), which knows no drawers and no time
-    budget. drawers: each is called with every finished study and the nets that graded it. UserError or OSError: the
-    user's mistake, found before any work; a submission already at ``out`` is untouched. OSError at the end: the last
-    submission could not be written; the one before it is in place.
+    data: a folder, a single file, or several of them, which share one submission. points: a table of landmarks that are
+    given and not looked for. decide: the rule by which the class of every row is named as well, see ``tasks.decision``.
+    executor: "serial", or several processes of this machine or a Ray cluster (grade_shards.py), which know no drawers
+    and no time budget. drawers: each is called with every finished study and the nets that graded it. UserError or
+    OSError: the user's mistake, found before any work; a submission already at ``out`` is untouched. OSError at the
+    end: the last submission could not be written; the one before it is in place.
     """
     on_ray = ray_cluster.is_ray(executor)
     here = "auto" if on_ray else device  # machines with GPUs need not be this one
@@ -129,7 +130,7 @@ def infer(
             "its other rows are class priors"
         )
     ):
-        if on_ray:
+        if executor != SERIAL:
             grade_shards.grade(job, submission, executor, device, data)
         else:
             with run.grading(job, submission) as chunks:

@@ -1,4 +1,5 @@
-"""A run over a folder as shards of studies that are graded by the workers of a Ray cluster, and one submission of all.
+"""A run over a folder as shards of studies that are graded by processes of this machine or by the workers of a Ray
+cluster, and one submission of all.
 
 Shards are lists of neighbouring studies. Each is graded by the code of a run in one process, and its rows, flags,
 landmarks and findings come back as they are; nothing but the images and the weights has to be in a shared folder. On a
@@ -25,14 +26,15 @@ from pathlib import Path
 
 import numpy as np
 
-from osteograde import logs, ray_cluster
+from osteograde import logs, ray_cluster, train_command
 from osteograde.errors import UserError
 from osteograde.inference import run
 from osteograde.inference.multi_gpu import DIED, merged_summary
 from osteograde.inference.submission import RunningSubmission, RunSummary, flags_of_unreached, with_other_rows
+from osteograde.learning.executors import LocalTasks, Lost
 from osteograde.models.device import keep_freed_memory, pick
 from osteograde.pipeline import ensemble
-from osteograde.ray_cluster import Lost, Tasks
+from osteograde.ray_cluster import Tasks
 from osteograde.tasks import tables
 from osteograde.tasks.places import Paths, as_paths
 from osteograde.tasks.spec import Study
@@ -81,10 +83,33 @@ def after_loss(shard: Shard) -> list[Shard]:
 
 
 def grade(job: run.Job, submission: RunningSubmission, executor: str, device: str, data: Paths) -> None:
-    """Grade the studies of a job on a Ray cluster into its submission, which is written as shards are finished.
+    """Grade the studies of a job into its submission, which is written as shards are finished: in several processes of
+    this machine, or on a Ray cluster.
 
     executor, device: as the options have them. data: the places that the job was prepared from. UserError where a
     machine does not see the data or the weights; OSError: the last writing failed, the file before it is in place.
+    """
+    if ray_cluster.is_ray(executor):
+        _grade_on_cluster(job, submission, executor, device, data)
+    else:
+        _grade_side_by_side(job, submission, executor, device, data)
+
+
+def _grade_side_by_side(job: run.Job, submission: RunningSubmission, executor: str, device: str, data: Paths) -> None:
+    """The same in processes of this machine: one for each GPU, or for every few cores, or as many as are named."""
+    chosen = job.device or pick("auto")
+    cores = len(train_command.usable_cores())
+    where = train_command.places(executor, device, chosen, min(-(-cores // CORES), len(job.studies)))
+    log.info("graded by %d process%s of this machine", len(where), "es" * (len(where) > 1))
+    job = replace(job, workers=job.workers or max(1, cores // len(where)))
+    with LocalTasks(where) as tasks:
+        grade_in(job, submission, tasks, len(where), device=chosen.type, data=data)
+
+
+def _grade_on_cluster(job: run.Job, submission: RunningSubmission, executor: str, device: str, data: Paths) -> None:
+    """The same by tasks of a Ray cluster.
+
+    UserError where a machine does not see the data or the weights.
     """
     with ray_cluster.connected(executor) as ray:
         nodes = ray_cluster.nodes_of(ray)
@@ -99,7 +124,7 @@ def grade(job: run.Job, submission: RunningSubmission, executor: str, device: st
 def grade_in(
     job: run.Job, submission: RunningSubmission, tasks: Tasks, workers: int, *, device: str, data: Paths
 ) -> None:
-    """The same with the tasks of a cluster that does so many at once."""
+    """The same with tasks of which so many workers do one at a time."""
     seen = tuple(str(path.absolute()) for path in as_paths(data))
     merged = Merged(submission)
     waiting: dict[str, Shard] = {}
@@ -223,9 +248,9 @@ def graded_shard(job: run.Job, device: str, seen: Sequence[str]) -> Part:
 def check_seen(job: run.Job, places: Sequence[str]) -> None:
     """UserError where this machine does not have the data, or other weights than the first process read."""
     missing = [str(path) for path in (*map(Path, places), job.weights.folder) if not path.exists()]
-    machine = f"--executor ray: the machine {socket.gethostname()}"
+    machine = f"--executor: the machine {socket.gethostname()}"
     if missing:
-        raise UserError(f"{machine} has no {some(missing)}; put it where all machines of the cluster see it")
+        raise UserError(f"{machine} has no {some(missing)}; put it where all workers see it")
     here = ensemble.verify(job.weights.folder)
     if [one.manifest for one in here.members] != [one.manifest for one in job.weights.members]:
         raise UserError(f"{machine} has other weights in {job.weights.folder} than the one that the run began on")

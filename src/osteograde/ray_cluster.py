@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 from osteograde import logs
 from osteograde.errors import UserError
-from osteograde.learning.executors import THREADS, TRIES, Begin, Job, WorkerDied
+from osteograde.learning.executors import THREADS, TRIES, Begin, Job, Lost, WorkerDied
 
 NAME = "ray"  # of --executor, alone or as ray:HOST:PORT
 EXTRA = "osteograde[ray]"
@@ -193,15 +193,8 @@ def _slots(cpus: Sequence[int], cores: int) -> int:
     return sum(count // cores for count in cpus)
 
 
-@dataclass(frozen=True)
-class Lost:
-    """Instead of an answer: the worker of a task died, or its machine was lost. why: what Ray says of it."""
-
-    why: str
-
-
 class Tasks(Protocol):
-    """Tasks under way, each under a name: what ``RayTasks`` is, and what stands for it in tests.
+    """Tasks under way, each under a name: what ``RayTasks`` and ``executors.LocalTasks`` are.
 
     ``finished`` gives what is finished since, which may be nothing.
     """

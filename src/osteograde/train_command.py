@@ -159,9 +159,9 @@ def do_only(args: argparse.Namespace, recipe: Recipe, studies: Sequence[Study], 
     return 0
 
 
-def places(args: argparse.Namespace, device: torch.device, width: int) -> list[Place]:
+def places(executor: str, asked: str, device: torch.device, width: int) -> list[Place]:
     """The processes of ``--executor local``: one for each GPU, or for each share of the cores, or as many as it names.
-    width: jobs that can be done at once, at most."""
+    asked: as ``--device`` has it. width: jobs that can be done at once, at most."""
     import torch
 
     from osteograde.learning import executors
@@ -170,9 +170,9 @@ def places(args: argparse.Namespace, device: torch.device, width: int) -> list[P
     if device.type == "cuda":
         seen = os.environ.get("CUDA_VISIBLE_DEVICES")
         gpus = seen.split(",") if seen else [str(i) for i in range(torch.cuda.device_count())]
-        if args.device not in ("auto", "cuda"):
+        if asked not in ("auto", "cuda"):
             gpus = [gpus[device.index or 0]]
-    count = int(args.executor.partition(":")[2] or 0)
+    count = int(executor.partition(":")[2] or 0)
     return executors.places(count, width, usable_cores(), gpus)
 
 
@@ -183,7 +183,7 @@ def side_by_side(args: argparse.Namespace, run: Run) -> None:
     all_jobs = jobs.jobs_of(run.recipe, run.folds)
     if not run.resume:
         jobs.begin_anew(all_jobs, run.out)
-    where = places(args, run.device, jobs.width(all_jobs))
+    where = places(args.executor, args.device, run.device, jobs.width(all_jobs))
     names = ", ".join(f"{place.name} ({_threads(place.environment)})" for place in where)
     log.info(f"jobs are done side by side by {len(where)} processes: {names}")
     told = argparse.Namespace(**{**vars(args), "device": run.device.type})

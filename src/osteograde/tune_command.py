@@ -110,7 +110,7 @@ def _do(args: argparse.Namespace, search: Search, recipe: Recipe, device: torch.
         return
     from osteograde.learning import executors
 
-    where = train_command.places(args, device, search.trials)
+    where = train_command.places(args.executor, args.device, device, search.trials)
     log.info("trials are done side by side by %d processes", len(where))
     told = argparse.Namespace(**{**vars(args), "device": device.type})
     executors.run(listed, done, where, partial(session, told))

@@ -4,6 +4,8 @@ A worker is a fresh interpreter. It is given a function that makes what does the
 the other; results go through the disk. A worker that dies costs its job one more try, in a new worker. What a job
 leaves must not depend on who does it, nor on what is done beside it: then any number of workers leaves the same bytes.
 
+``LocalTasks`` are such workers for tasks that return something; whoever submits a task decides what its loss costs.
+
 Nothing here knows what a job does, or needs torch.
 """
 
@@ -14,6 +16,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import traceback
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -27,9 +30,11 @@ from osteograde.errors import UserError
 TRIES = 2  # of a job whose worker dies
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 STOPPING_S = 10.0  # that a worker has to end when it is told to
+WAIT_S = 1.0  # for tasks at a time, so that whoever waits can look up
 
 Do = Callable[[str], None]
 Begin = Callable[[], Do]  # called once in every worker; must be found by its name in a module
+Work = Callable[[], Any]  # a task; must be found by its name in a module
 
 log = logging.getLogger("osteograde.learning")
 
@@ -56,6 +61,17 @@ class Place:
 
 class WorkerDied(RuntimeError):
     """The workers of one job died as often as it is tried."""
+
+
+class TaskFailed(RuntimeError):
+    """A task raised an error that is no mistake of the user; its traceback is the text."""
+
+
+@dataclass(frozen=True)
+class Lost:
+    """Instead of an answer: the worker of a task died, or its machine was lost. why: what is known of it."""
+
+    why: str
 
 
 def places(count: int, jobs: int, cores: Sequence[int], gpus: Sequence[str] = ()) -> list[Place]:
@@ -120,7 +136,7 @@ def _hand_out(
         if free is None:
             return
         todo.remove(ready)
-        free.give(ready.key)
+        free.give(ready.key, ready.key)
     if todo and not any(worker.key for worker in workers):
         raise ValueError(f"{todo[0].key} waits for {sorted(set(todo[0].after) - set(finished))}, which nobody does")
 
@@ -132,22 +148,40 @@ def _refuse_third_try(key: str, tries: int, worker: _Worker) -> None:
     log.warning("%s; the job goes on in another one", said)
 
 
-class _Worker:
-    """A process and the job that it does; key: of that job, "" where it has none."""
+class _Process:
+    """A process at a place, whose program ``serve`` is given its end of a connection, its cores, and then ``told``.
+    key: of the job or task that it does, "" where it has none."""
 
-    def __init__(self, place: Place, begin: Begin) -> None:
+    def __init__(self, place: Place, serve: Callable[..., None], *told: Any) -> None:
         self.place, self.key = place, ""
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, begin, place.cores), daemon=True)
+        self.process = context.Process(target=serve, args=(theirs, place.cores, *told), daemon=True)
         with _environment(place.environment):  # read by libraries as they are imported
             self.process.start()
         theirs.close()  # so that its end is seen here
 
-    def give(self, key: str) -> None:
+    def give(self, key: str, told: Any) -> None:
+        """Let the process begin with a job or task."""
         self.key = key
         with suppress(ConnectionError):  # one that has died meanwhile is noticed where its answer is awaited
-            self.connection.send(key)
+            self.connection.send(told)
+
+    def stop(self) -> None:
+        """End the process: what it was doing goes on from its last checkpoint another time."""
+        self.process.terminate()
+        self.process.join(STOPPING_S)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        self.connection.close()
+
+
+class _Worker(_Process):
+    """A process that does jobs."""
+
+    def __init__(self, place: Place, begin: Begin) -> None:
+        super().__init__(place, _serve, begin)
 
     def is_done(self) -> bool:
         """Whether the job has come to its end; False where the process died. Raises the UserError of the job."""
@@ -161,14 +195,67 @@ class _Worker:
             raise UserError(said)
         return True
 
-    def stop(self) -> None:
-        """End the process: what it was doing goes on from its last checkpoint another time."""
-        self.process.terminate()
-        self.process.join(STOPPING_S)
-        if self.process.is_alive():
-            self.process.kill()
-            self.process.join()
-        self.connection.close()
+
+class LocalTasks:
+    """Tasks under way in processes of this machine, one at a time in each; workers begin as tasks are there.
+
+    A task is done once: whoever submitted it decides what its loss costs. Leaving the block ends all workers.
+    """
+
+    def __init__(self, where: Sequence[Place]) -> None:
+        self._idle, self._waiting, self._workers = list(where), dict[str, Work](), list[_Process]()
+
+    def __enter__(self) -> LocalTasks:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers:
+            worker.stop()
+
+    def __len__(self) -> int:
+        return len(self._waiting) + sum(bool(worker.key) for worker in self._workers)
+
+    def submit(self, name: str, work: Work) -> None:
+        """Let ``work`` be called in a worker, as soon as one is free."""
+        self._waiting[name] = work
+        self._hand_out()
+
+    def finished(self) -> Iterator[tuple[str, Any]]:
+        """Wait until something is finished, a second at most: (name, what it returned, or ``Lost``). Raises the
+        UserError of a task, and ``TaskFailed`` for any other error: it would come again."""
+        busy = {worker.connection: worker for worker in self._workers if worker.key}
+        answers = [self._answer(busy[ready]) for ready in wait(list(busy), WAIT_S)]  # type: ignore[index]
+        self._hand_out()  # so that no worker waits while the answers are looked at
+        yield from answers
+
+    def _hand_out(self) -> None:
+        """Give waiting tasks to workers that have none; start workers only for tasks that are there."""
+        while self._waiting:
+            free = next((worker for worker in self._workers if not worker.key), None)
+            if free is None and self._idle:
+                free = _Process(self._idle.pop(0), _serve_tasks)
+                self._workers.append(free)
+            if free is None:
+                return
+            name = next(iter(self._waiting))
+            free.give(name, self._waiting.pop(name))
+
+    def _answer(self, worker: _Process) -> tuple[str, Any]:
+        name = worker.key
+        try:
+            answer, mistake, fault = worker.connection.recv()
+        except (EOFError, ConnectionError):
+            worker.process.join()
+            worker.connection.close()
+            self._workers.remove(worker)
+            self._idle.append(worker.place)
+            return name, Lost(f"{worker.place.name} died with exit code {worker.process.exitcode}")
+        worker.key = ""
+        if mistake is not None:
+            raise UserError(mistake)
+        if fault is not None:
+            raise TaskFailed(fault)
+        return name, answer
 
 
 @contextmanager
@@ -186,12 +273,36 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _serve(connection: Connection, begin: Begin, cores: Sequence[int]) -> None:
-    """The program of a worker: do the jobs whose keys come, and answer None or the user's mistake, as text."""
+def _settle(cores: Sequence[int]) -> None:
+    """What every worker does first: it keeps to its cores, and ends when the process that started it does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the first process ends the workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
+
+
+def _serve_tasks(connection: Connection, cores: Sequence[int]) -> None:
+    """The program of a worker of ``LocalTasks``: call what comes, and answer (what it returned, the user's mistake as
+    text, the traceback of any other error)."""
+    _settle(cores)
+    while True:
+        try:
+            work = connection.recv()
+        except EOFError:
+            return
+        answer: tuple[Any, str | None, str | None]
+        try:
+            answer = work(), None, None
+        except UserError as error:
+            answer = None, str(error), None
+        except Exception:  # raised again by the process that submitted the task
+            answer = None, None, traceback.format_exc()
+        connection.send(answer)
+
+
+def _serve(connection: Connection, cores: Sequence[int], begin: Begin) -> None:
+    """The program of a worker: do the jobs whose keys come, and answer None or the user's mistake, as text."""
+    _settle(cores)
     do: Do | None = None
     while True:
         try:
