@@ -248,9 +248,9 @@ def graded_shard(job: run.Job, device: str, seen: Sequence[str]) -> Part:
 def check_seen(job: run.Job, places: Sequence[str]) -> None:
     """UserError where this machine does not have the data, or other weights than the first process read."""
     missing = [str(path) for path in (*map(Path, places), job.weights.folder) if not path.exists()]
-    machine = f"--executor: the machine {socket.gethostname()}"
+    machine = f"--executor ray: the machine {socket.gethostname()}"
     if missing:
-        raise UserError(f"{machine} has no {some(missing)}; put it where all workers see it")
+        raise UserError(f"{machine} has no {some(missing)}; put it where all machines of the cluster see it")
     here = ensemble.verify(job.weights.folder)
     if [one.manifest for one in here.members] != [one.manifest for one in job.weights.members]:
         raise UserError(f"{machine} has other weights in {job.weights.folder} than the one that the run began on")

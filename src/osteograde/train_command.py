@@ -68,10 +68,9 @@ def train_and_report(args: argparse.Namespace) -> int:
     if line := folds.spelling_line(studies):
         log.warning(line)
     # torch and what stands on it: imported once nothing is known to be missing
-    from osteograde.learning import calls, outlook, pretrained, starting, train
+    from osteograde.learning import calls, outlook, pretrained, train
     from osteograde.learning.reuse import reuse_nets
     from osteograde.models.device import keep_all_freed_memory, pick
-    from osteograde.tasks.places import prepare_outputs
 
     keep_all_freed_memory()
     device = pick(device_here(args))
@@ -79,9 +78,7 @@ def train_and_report(args: argparse.Namespace) -> int:
         recipe = pretrained.without_missing_weights(recipe)
     elif not (args.reuse or args.resume or args.only):  # nets that are there already need none
         pretrained.check_fit(recipe, args.folds[0] if args.folds else 0)
-    for line in starting.lines_of(recipe):
-        log.info(line)
-    prepare_outputs(args.data, {"--out": args.out})
+    log_begin(args, recipe)
     for weights in args.reuse:
         copied = reuse_nets(weights, args.out, recipe)
         log.info(f"reused from {weights}: folds.csv and {len(copied)} nets")
@@ -109,6 +106,16 @@ def train_and_report(args: argparse.Namespace) -> int:
     print(train.headline(recipe.task.metric, scores))
     print(f"next: python -m osteograde report {args.out} --data {args.data}")
     return 0
+
+
+def log_begin(args: argparse.Namespace, recipe: Recipe) -> None:
+    """Say what the nets start from, and mark the folder of the run where it lies in the folder of data."""
+    from osteograde.learning import starting
+    from osteograde.tasks.places import prepare_outputs
+
+    for line in starting.lines_of(recipe):
+        log.info(line)
+    prepare_outputs(args.data, {"--out": args.out})
 
 
 def device_here(args: argparse.Namespace) -> str:

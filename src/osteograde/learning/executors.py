@@ -16,7 +16,6 @@ import multiprocessing
 import os
 import signal
 import threading
-import traceback
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -30,6 +29,7 @@ from osteograde.errors import UserError
 TRIES = 2  # of a job whose worker dies
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 STOPPING_S = 10.0  # that a worker has to end when it is told to
+RAISED = 1  # exit code of a process that an error of Python ended; signals have negative ones
 WAIT_S = 1.0  # for tasks at a time, so that whoever waits can look up
 
 Do = Callable[[str], None]
@@ -64,7 +64,7 @@ class WorkerDied(RuntimeError):
 
 
 class TaskFailed(RuntimeError):
-    """A task raised an error that is no mistake of the user; its traceback is the text."""
+    """A task raised an error that is no mistake of the user; its worker printed the traceback and ended."""
 
 
 @dataclass(frozen=True)
@@ -243,18 +243,19 @@ class LocalTasks:
     def _answer(self, worker: _Process) -> tuple[str, Any]:
         name = worker.key
         try:
-            answer, mistake, fault = worker.connection.recv()
+            answer, mistake = worker.connection.recv()
         except (EOFError, ConnectionError):
             worker.process.join()
             worker.connection.close()
             self._workers.remove(worker)
             self._idle.append(worker.place)
-            return name, Lost(f"{worker.place.name} died with exit code {worker.process.exitcode}")
+            how = f"{worker.place.name} died with exit code {worker.process.exitcode}"
+            if worker.process.exitcode == RAISED:
+                raise TaskFailed(f"{name}: {how}; the error that it printed would come again") from None
+            return name, Lost(how)
         worker.key = ""
         if mistake is not None:
             raise UserError(mistake)
-        if fault is not None:
-            raise TaskFailed(fault)
         return name, answer
 
 
@@ -282,21 +283,19 @@ def _settle(cores: Sequence[int]) -> None:
 
 
 def _serve_tasks(connection: Connection, cores: Sequence[int]) -> None:
-    """The program of a worker of ``LocalTasks``: call what comes, and answer (what it returned, the user's mistake as
-    text, the traceback of any other error)."""
+    """The program of a worker of ``LocalTasks``: call what comes, and answer (what it returned, None), or (None, the
+    user's mistake as text). Any other error is printed and ends the process."""
     _settle(cores)
     while True:
         try:
             work = connection.recv()
         except EOFError:
             return
-        answer: tuple[Any, str | None, str | None]
+        answer: tuple[Any, str | None]
         try:
-            answer = work(), None, None
+            answer = work(), None
         except UserError as error:
-            answer = None, str(error), None
-        except Exception:  # raised again by the process that submitted the task
-            answer = None, None, traceback.format_exc()
+            answer = None, str(error)
         connection.send(answer)
 
 
