@@ -2,6 +2,8 @@
 
 import csv
 import logging
+import re
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,10 @@ import pytest
 
 from osteograde import cli
 from osteograde.errors import UserError
+from osteograde.report import inspect
+from osteograde.report.style import document
 from osteograde.tasks import lumbar_census
+from osteograde.tasks.census import Census
 from osteograde.tasks.lumbar_census import EMPTY, PAIRS, SEVERAL_AXIAL
 from osteograde.tasks.lumbar_names import CLASS_LABELS, CONDITION_VIEW, SERIES_DESCRIPTIONS, SPINAL, TARGET_OF, TARGETS
 from tests import dicom_files
@@ -201,3 +206,10 @@ def test_the_command_writes_a_page_and_a_table(folder, tmp_path, capsys, monkeyp
 def test_a_folder_without_tables_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"none of train\.csv.*found nothing"):
         lumbar_census.inspect(tmp_path)
+
+
+def test_the_page_has_the_frame_of_reports_and_links_that_name_their_sections():
+    made = inspect.page(Census((), ()), "what <it> holds", datetime(2026, 1, 2))
+    assert made.startswith(document("what <it> holds", {}).partition("</style>")[0])
+    links, places = (re.findall(pattern, made) for pattern in (r'<a href="#([^"]+)"', r'<section id="([^"]+)"'))
+    assert links == places == ["to-look-at", "all-that-was-counted", "tables"]

@@ -17,7 +17,7 @@ import cv2
 from osteograde.imaging import files
 from osteograde.report.charts import probability_bars, table
 from osteograde.report.data_pictures import Case, Shot
-from osteograde.report.style import CSS
+from osteograde.report.style import document
 from osteograde.tasks.census import Census, Counts, Fact
 
 ROWS_ON_PAGE = 60
@@ -58,23 +58,13 @@ def page(
 ) -> str:
     """The HTML of the page: what to look at, with pictures, then every fact and table. classes: names of the classes
     of the labels' probabilities. labels, copies: cases to be shown."""
-    parts = [("To look at", _faults(census))]
+    sections = {"To look at": _faults(census)}
     if labels:
-        parts.append(("Likeliest label errors, with pictures", _gallery(labels, classes, "cards")))
+        sections["Likeliest label errors, with pictures"] = _gallery(labels, classes, "cards")
     if copies:
-        parts.append(("Images that are there twice, with pictures", _gallery(copies, classes, "cards pairs")))
-    parts += [("All that was counted", _facts(census)), ("Tables", _tables(census.tables))]
-    links = "".join(f'<a href="#s{i}">{escape(name)}</a>' for i, (name, _) in enumerate(parts))
-    body = "".join(
-        f'<section id="s{i}"><h2>{escape(name)}</h2>{text}</section>' for i, (name, text) in enumerate(parts)
-    )
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{CSS}{_EXTRA}</style></head><body><main>"
-        f"<h1>{escape(title)}</h1><p>Counted on {made:%Y-%m-%d %H:%M}.</p><nav>{links}</nav>"
-        f"{body}</main></body></html>\n"
-    )
+        sections["Images that are there twice, with pictures"] = _gallery(copies, classes, "cards pairs")
+    sections |= {"All that was counted": _facts(census), "Tables": _tables(census.tables)}
+    return document(title, sections, lead=f"<p>Counted on {made:%Y-%m-%d %H:%M}.</p>", style=_EXTRA)
 
 
 def _faults(census: Census) -> str:

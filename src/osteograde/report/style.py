@@ -84,8 +84,9 @@ dl{grid-template-columns:1fr}dt{margin-top:.3rem}}
 )
 
 
-def document(title: str, sections: Mapping[str, str]) -> str:
-    """A whole page: its title, links to all sections, and the sections under their names. sections: name -> HTML."""
+def document(title: str, sections: Mapping[str, str], *, lead: str = "", style: str = "") -> str:
+    """A whole page: its title, links to all sections, and the sections under their names. sections: name -> HTML. lead:
+    HTML between the title and the links. style: CSS of this page alone."""
     links = "".join(f'<a href="#{_anchor(name)}">{escape(name)}</a>' for name in sections)
     body = "".join(
         f'<section id="{_anchor(name)}"><h2>{escape(name)}</h2>{part}</section>' for name, part in sections.items()
@@ -93,8 +94,8 @@ def document(title: str, sections: Mapping[str, str]) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{CSS}</style></head>"
-        f"<body><main><h1>{escape(title)}</h1><nav>{links}</nav>{body}</main></body></html>\n"
+        f"<title>{escape(title)}</title><style>{CSS}{style}</style></head>"
+        f"<body><main><h1>{escape(title)}</h1>{lead}<nav>{links}</nav>{body}</main></body></html>\n"
     )
 
 
