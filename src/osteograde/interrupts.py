@@ -11,7 +11,9 @@ Part of the lowest layer: every room may import this module.
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 _AGAIN_S = 0.02  # after which an interrupt that came during an import is tried again
@@ -54,6 +56,27 @@ class explained:
         _forget_the_delayed_one()
         said = " ".join(map(str, error.args)) if isinstance(error, KeyboardInterrupt) else ""
         raise KeyboardInterrupt(self.how(said)) from None
+
+
+@contextmanager
+def ignored() -> Iterator[Callable[[], None]]:
+    """Ignore SIGINT until the function that this gives is called, or the block ends.
+
+    A process that is started meanwhile ignores it for good, from its first moment: Ctrl-C is then the parent's alone,
+    which says one line, and no process dies with a traceback or breaks the pool. In other threads nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def restore() -> None:
+        signal.signal(signal.SIGINT, before)
+
+    try:
+        yield restore
+    finally:
+        restore()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -78,7 +78,7 @@ def train_and_report(args: argparse.Namespace) -> int:
         recipe = pretrained.without_missing_weights(recipe)
     elif not (args.reuse or args.resume or args.only):  # nets that are there already need none
         pretrained.check_fit(recipe, args.folds[0] if args.folds else 0)
-    log_begin(args, recipe)
+    begin_folder(args, recipe)
     for weights in args.reuse:
         copied = reuse_nets(weights, args.out, recipe)
         log.info(f"reused from {weights}: folds.csv and {len(copied)} nets")
@@ -108,7 +108,7 @@ def train_and_report(args: argparse.Namespace) -> int:
     return 0
 
 
-def log_begin(args: argparse.Namespace, recipe: Recipe) -> None:
+def begin_folder(args: argparse.Namespace, recipe: Recipe) -> None:
     """Say what the nets start from, and mark the folder of the run where it lies in the folder of data."""
     from osteograde.learning import starting
     from osteograde.tasks.places import prepare_outputs

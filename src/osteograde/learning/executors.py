@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
-from osteograde import logs
+from osteograde import interrupts, logs
 from osteograde.errors import UserError
 
 TRIES = 2  # of a job whose worker dies
@@ -157,7 +157,9 @@ class _Process:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(theirs, place.cores, *told), daemon=True)
-        with _environment(place.environment):  # read by libraries as they are imported
+        # The environment is read by libraries as they are imported. A terminal sends Ctrl-C to all processes; the first
+        # one ends the workers.
+        with _environment(place.environment), interrupts.ignored():
             self.process.start()
         theirs.close()  # so that its end is seen here
 
@@ -276,7 +278,7 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 def _settle(cores: Sequence[int]) -> None:
     """What every worker does first: it keeps to its cores, and ends when the process that started it does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the first process ends the workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where it was started from another thread than the main one
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)

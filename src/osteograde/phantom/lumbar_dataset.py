@@ -5,12 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import logging
-import signal
-import threading
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -18,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from osteograde import logs
+from osteograde import interrupts, logs
 from osteograde.phantom import grades, render
 from osteograde.phantom.acquisition import annotate, plan
 from osteograde.phantom.dicom_writer import write_slice
@@ -114,7 +111,7 @@ def _made(out: Path, seed: int, part: str, count: int, workers: int) -> list[Stu
         return [make_index(index) for index in logs.counted(range(count), f"writing {part}", "studies", log)]
     with (
         ProcessPoolExecutor(min(workers, count), mp_context=get_context("spawn")) as pool,
-        _without_ctrl_c() as restore,
+        interrupts.ignored() as restore,
     ):
         made = pool.map(make_index, range(count))  # starts all processes
         restore()
@@ -125,27 +122,6 @@ def _made(out: Path, seed: int, part: str, count: int, workers: int) -> list[Stu
 def _shown(one: StudyRows, shown: logs.Progress) -> StudyRows:
     shown.advance()
     return one
-
-
-@contextmanager
-def _without_ctrl_c() -> Iterator[Callable[[], None]]:
-    """Ignore SIGINT until the function that this gives is called, or the block ends.
-
-    A process that is started meanwhile ignores it for good, from its first moment: Ctrl-C is then the parent's alone,
-    which says one line, and no process dies with a traceback or breaks the pool. In other threads nothing changes.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: None
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def restore() -> None:
-        signal.signal(signal.SIGINT, before)
-
-    try:
-        yield restore
-    finally:
-        restore()
 
 
 def _series(path: Path, made: Sequence[StudyRows]) -> None:
