@@ -2,11 +2,14 @@
 faster so, and the same bytes come out. And no deadline for examples of property tests. Ctrl-C reaches the processes
 that tests start, also where the tests run in the background of a shell, which lets its jobs ignore it."""
 
+import contextlib
 import logging
 import os
 import shutil
 import signal
 import threading
+from collections.abc import Callable
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -37,6 +40,28 @@ def _no_handler_is_left_to_other_tests():
     yield
     package.handlers[:] = handlers
     package.setLevel(level)
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory) -> Callable[..., Path]:
+    """Makes phantoms as osteograde.phantom does and returns their folder, which no test may change. Those that several
+    files ask for are made once, also where the files are shared out among processes."""
+    from osteograde import phantom
+
+    own = tmp_path_factory.getbasetemp()
+    shared = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "phantoms"
+
+    def made(task: str, *, studies: int = 0, test: int = 0, seed: int) -> Path:
+        folder = shared / f"{task}-{studies}-{test}-{seed}"
+        if not folder.is_dir():
+            new = tmp_path_factory.mktemp("phantoms")
+            phantom.write(task, new / "data", studies=studies, test=test, seed=seed)
+            shared.mkdir(exist_ok=True)
+            with contextlib.suppress(OSError):  # another process was faster
+                new.rename(folder)
+        return folder / "data"
+
+    return made
 
 
 @pytest.fixture(scope="session")
