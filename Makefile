@@ -7,6 +7,8 @@ PY := .venv/bin/python
 SEED := 20261121
 KERNEL_TESTS := tests/test_kernel.py tests/test_multi_gpu.py tests/test_rehearse.py tests/test_run.py tests/test_submission.py \
 	tests/test_serve.py tests/test_rehearse_served.py
+# Whole files, as their tests share fixtures, in the order of tests/conftest.py and not by the number of their tests.
+SHARED_OUT := -n auto --dist loadfile --no-loadscope-reorder
 .PHONY: test check demo kernel kaggle-env clean
 
 .venv/ready: requirements.lock pyproject.toml
@@ -14,11 +16,11 @@ KERNEL_TESTS := tests/test_kernel.py tests/test_multi_gpu.py tests/test_rehearse
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . && touch $@
 
 test: .venv/ready
-	$(PY) -m pytest -n auto --dist loadfile
+	$(PY) -m pytest $(SHARED_OUT)
 
 check: .venv/ready
 	$(PY) -m ruff check && $(PY) -m ruff format --check && $(PY) -m mypy
-	$(PY) -m pytest -n auto --dist loadfile -m "not slow"
+	$(PY) -m pytest $(SHARED_OUT) -m "not slow"
 
 demo: .venv/ready
 	rm -rf demo && $(PY) -m osteograde phantom $(TASK) --out demo/data --studies 0 --test 8 --seed $(SEED)
@@ -35,7 +37,7 @@ kernel: .venv/ready
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $< && touch $@
 
 kaggle-env: .venv-kaggle$(SUFFIX)/ready
-	PYTHONPATH=src $(<D)/bin/python -m pytest -n auto --dist loadfile $(KERNEL_TESTS)
+	PYTHONPATH=src $(<D)/bin/python -m pytest $(SHARED_OUT) $(KERNEL_TESTS)
 
 clean:
 	rm -rf demo runs build src/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

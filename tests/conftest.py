@@ -1,9 +1,15 @@
 """One thread for torch, here and in every process that a test starts: small nets on a shared machine are several times
-faster so, and the same bytes come out. And no deadline for examples of property tests."""
+faster so, and the same bytes come out. And no deadline for examples of property tests. Ctrl-C reaches the processes
+that tests start, also where the tests run in the background of a shell, which lets its jobs ignore it."""
 
+import contextlib
 import logging
 import os
 import shutil
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -13,6 +19,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("shared machine", deadline=None)  # a busy machine is not a fault of the code
 hypothesis.settings.load_profile("shared machine")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a process hands on that it ignores a signal
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first: processes that share whole files out then end at nearly the same time, each
+    with files of a second. Within a file, and among files of one kind, the order stays as it is."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(autouse=True)
@@ -25,6 +40,28 @@ def _no_handler_is_left_to_other_tests():
     yield
     package.handlers[:] = handlers
     package.setLevel(level)
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory) -> Callable[..., Path]:
+    """Makes phantoms as osteograde.phantom does and returns their folder, which no test may change. Those that several
+    files ask for are made once, also where the files are shared out among processes."""
+    from osteograde import phantom
+
+    own = tmp_path_factory.getbasetemp()
+    shared = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "phantoms"
+
+    def made(task: str, *, studies: int = 0, test: int = 0, seed: int) -> Path:
+        folder = shared / f"{task}-{studies}-{test}-{seed}"
+        if not folder.is_dir():
+            new = tmp_path_factory.mktemp("phantoms")
+            phantom.write(task, new / "data", studies=studies, test=test, seed=seed)
+            shared.mkdir(exist_ok=True)
+            with contextlib.suppress(OSError):  # another process was faster
+                new.rename(folder)
+        return folder / "data"
+
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,15 @@ def part_of(program: str, folder: Path, limit_s: float = 60) -> Outcome:
     return run_part("x", [sys.executable, "-c", PRINTS + program], folder, limit_s)
 
 
+def is_alive(pid: int) -> bool:
+    """Whether a process is there; one that has ended and that nobody has waited for does not count."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
 def test_a_part_that_is_done_has_its_rows(tmp_path):
     done = part_of("print('{\"a\": 2}', file=file)", tmp_path)
     assert (done.state, done.rows, done.said) == ("done", ({"a": 1}, {"a": 2}), "")
@@ -32,18 +41,16 @@ def test_a_part_that_fails_keeps_its_whole_rows_and_says_why(tmp_path):
 
 def test_a_part_that_hangs_is_killed_with_the_processes_it_started(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "LEAST_S", 0)
-    child = f"time.sleep(4); open({str(tmp_path / 'lives')!r}, 'w')"
+    child = "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)']); "
+    told = "print(json.dumps({'pid': child.pid}), file=file, flush=True); time.sleep(300)"
     begun = time.monotonic()
-    late = part_of(
-        f"import subprocess, time; subprocess.Popen([sys.executable, '-c', {'import time; ' + child!r}]); "
-        "time.sleep(60)",
-        tmp_path,
-        limit_s=2,
-    )
-    assert (late.state, late.rows) == ("out of time", ({"a": 1},))
-    assert time.monotonic() - begun < 30
-    time.sleep(3)
-    assert not (tmp_path / "lives").exists()
+    late = part_of(f"import json, subprocess, time; {child}{told}", tmp_path, limit_s=4)
+    assert (late.state, late.rows[0]) == ("out of time", {"a": 1})
+    assert time.monotonic() - begun < 60
+    until = time.monotonic() + 30
+    while is_alive(late.rows[1]["pid"]) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not is_alive(late.rows[1]["pid"])
 
 
 def test_a_part_without_time_is_left_out(tmp_path):

@@ -23,6 +23,7 @@ print(faults())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks the Linux kernel for its page faults")
 @pytest.mark.parametrize(("how", "megabytes"), [("keep_freed_memory", 16), ("keep_all_freed_memory", 200)])
 def test_the_second_array_of_a_size_touches_no_new_page(how, megabytes):

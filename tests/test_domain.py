@@ -89,6 +89,7 @@ def test_what_is_not_believed_is_the_prior():
     assert np.allclose(mixed["a"], [0.45, 0.55, 0.7])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inside", [True, False])
 def test_rows_of_unknown_images_are_priors_and_flagged_and_the_log_says_so_once(
     small_studies, tmp_path, caplog, inside

@@ -16,7 +16,7 @@ from tests.tiny import random_bundle
 @pytest.mark.parametrize(("task", "recipe"), [("lumbar-mr", "lumbar-mr-small"), ("spider", "spider")])
 def test_every_graded_site_gets_a_picture_and_the_submission_stays_the_same(tmp_path, task, recipe):
     """Also where a grader answers findings behind its grades, as that of spider does."""
-    data, weights = tmp_path / "data", random_bundle(tmp_path / "weights", recipe, folds=2)
+    data, weights = tmp_path / "data", random_bundle(tmp_path / "weights", recipe, folds=2, pixels=(64, 32))
     phantom.write(task, data, studies=0, test=1, seed=51)
     words = [task, "--data", str(data), "--weights", str(weights), "--device", "cpu", "--max-unread", "9"]
     plain, drawn, folder = tmp_path / "plain.csv", tmp_path / "drawn.csv", tmp_path / "pictures"

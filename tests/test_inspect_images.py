@@ -64,11 +64,22 @@ def told(capsys) -> Callable[..., dict]:
     return run
 
 
-@pytest.mark.parametrize("task", NAMES)
-def test_a_sound_folder_of_every_task_has_no_fault(task, tmp_path, told):
-    phantom.write(task, tmp_path / "data", studies=2, test=1, seed=5)
-    found = told(tmp_path / "data", task)
-    studies = gather(TASKS[task], tmp_path / "data").studies
+@pytest.fixture(scope="module")
+def spines(phantoms) -> Path:
+    """Three patients of the task spider, without any fault; copied by tests that spoil them."""
+    return phantoms("spider", studies=2, test=1, seed=5)
+
+
+@pytest.mark.parametrize(
+    "task",
+    [pytest.param(name, marks=[pytest.mark.slow] if name in ("lumbar-mr", "spider") else []) for name in NAMES],
+)
+def test_a_sound_folder_of_every_task_has_no_fault(task, tmp_path, told, request):
+    data = request.getfixturevalue("spines") if task == "spider" else tmp_path / "data"
+    if task != "spider":
+        phantom.write(task, data, studies=1 if task == "lumbar-mr" else 2, test=1, seed=5)
+    found = told(data, task)
+    studies = gather(TASKS[task], data).studies
     assert found["facts"]["patients"] == len({study.patient for study in studies}) > 0
     assert found["facts"]["image files"] > 0 and found["facts"][census.UNREADABLE] == 0
     # films of the test part are nobody's, and a table of labels may leave images out
@@ -183,8 +194,9 @@ def test_images_without_a_grade_and_names_without_patient_or_side_are_listed(kne
     assert found["faults"] == {census.NO_LABEL: 1, census.NO_PATIENT: 1, census.NO_SIDE: 1}
 
 
-def test_rows_of_tables_without_an_image_are_listed(tmp_path, told):
-    phantom.write("spider", tmp_path / "s", studies=3, test=1, seed=5)
+@pytest.mark.slow
+def test_rows_of_tables_without_an_image_are_listed(spines, tmp_path, told):
+    shutil.copytree(spines, tmp_path / "s")
     with (tmp_path / "s" / "test_truth.csv").open("a") as file:
         file.write("nobody_l5_s1,2\n")
     lost = min((tmp_path / "s" / "slices").glob("*_t1.png")).name.partition("_")[0]

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from osteograde import cli
+from osteograde.kaggle import client
 from osteograde.models import shipped
 from osteograde.tasks import TASKS
 from tests.kaggle_stub import ACCOUNT, SECRET, Stub, client_environment, transcript
+from tests.kaggle_stub.warm import WarmClient
 from tests.kaggle_stub.world import CAPACITY
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,8 +33,14 @@ def log_of(line: str) -> str:
     return json.dumps([{"stream_name": "stdout", "time": 1.0, "data": line + "\n"}])
 
 
+@pytest.fixture(scope="module")
+def warm():
+    with WarmClient() as running:
+        yield running
+
+
 @pytest.fixture
-def world(tmp_path, monkeypatch):
+def world(warm, tmp_path, monkeypatch):
     """The service, as an account without anything finds it, and an empty folder to work in."""
     with Stub() as stub:
         for name, value in client_environment(stub, tmp_path / "home").items():
@@ -40,6 +48,7 @@ def world(tmp_path, monkeypatch):
         (tmp_path / "here").mkdir()
         monkeypatch.chdir(tmp_path / "here")
         monkeypatch.setattr(time, "sleep", lambda seconds: None)
+        monkeypatch.setattr(client, "subprocess", warm)
         stub.world.outputs = {"submission.csv": CSV}
         stub.world.log_running = log_of("312/700 studies, 409 s (cuda:1)")
         stub.world.log = log_of(f"result     submission.csv sha256 {hashlib.sha256(CSV).hexdigest()}")

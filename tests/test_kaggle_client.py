@@ -13,6 +13,7 @@ from osteograde.kaggle.client import Refused, RetryLater
 from osteograde.models import bundle
 from osteograde.tasks import TASKS
 from tests.kaggle_stub import ACCOUNT, SECRET, Stub, client_environment
+from tests.kaggle_stub.warm import WarmClient
 from tests.kaggle_stub.weights import hashed_weights
 from tests.kaggle_stub.world import CAPACITY, QUOTA
 from tests.logs import logged
@@ -27,7 +28,7 @@ CSV = f"row_id,{','.join(TASKS[TASK].classes)}\n{ROW},0.5,0.3,0.2\n".encode()
 
 VERSION = importlib.metadata.version("kaggle")
 
-pytestmark = pytest.mark.slow  # each call of the client takes most of a second
+pytestmark = pytest.mark.slow  # each call of the client takes a part of a second
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +50,15 @@ def stub(tmp_path, monkeypatch):
         yield running
 
 
+@pytest.fixture(scope="module")
+def warm():
+    with WarmClient() as running:
+        yield running
+
+
 @pytest.fixture
-def world(stub):
+def world(stub, warm, monkeypatch):
+    monkeypatch.setattr(client, "subprocess", warm)
     return stub.world
 
 

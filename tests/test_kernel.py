@@ -14,7 +14,6 @@ import cv2
 import numpy as np
 import pytest
 
-from osteograde import phantom
 from osteograde.grade_command import infer
 from osteograde.inference import kernel_main as offline
 from osteograde.inference import submission
@@ -61,14 +60,12 @@ def built(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
-    return random_bundle(tmp_path_factory.mktemp("weights") / "random")
+    return random_bundle(tmp_path_factory.mktemp("weights") / "random", pixels=(64, 64))
 
 
 @pytest.fixture(scope="module")
-def studies(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "studies"
-    phantom.write(TASK, folder, studies=0, test=2, seed=5, workers=1)
-    return folder
+def studies(phantoms) -> Path:
+    return phantoms(TASK, test=2, seed=5)
 
 
 def mounted(root: Path, data: Path, weights: Path) -> Path:

@@ -78,6 +78,7 @@ def sets(tmp_path_factory) -> dict[str, Path]:
 FIXED = [name for name in NAMES if TASKS[name].of_folder is None]  # a task that is made of data takes all images
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIXED)
 def test_the_data_of_a_task_look_like_it_and_like_no_other(sets, name):
     own = guess_of_studies([sets[name]], TASKS[name].read(sets[name], "test"))
@@ -86,6 +87,7 @@ def test_the_data_of_a_task_look_like_it_and_like_no_other(sets, name):
     assert {task for task in FIXED if not hint(task, own)} == (of_knees if name in of_knees else {name})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("given", "task"), [("lumbar-mr", "knee-xray"), ("knee-xray", "spider")])
 def test_the_studies_that_the_wrong_task_makes_of_a_folder_show_it(sets, given, task):
     studies = TASKS[task].read(sets[given], "test")

@@ -56,6 +56,7 @@ def test_the_chain_starts_each_grader_from_the_one_before_and_trains_them_in_thi
     assert order.index("spinal") < order.index("subarticular_left") < order.index("subarticular_right")
 
 
+@pytest.mark.slow
 def test_graders_of_one_side_have_its_sites_and_the_same_boxes(small_studies):
     both = TASKS["lumbar-mr"]
     split = both.by_side(("foraminal", "subarticular"))

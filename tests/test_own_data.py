@@ -66,6 +66,7 @@ def write_unseen(folder, count, start=100):
     return folder
 
 
+@pytest.mark.slow
 def test_points_of_ones_own_are_learnt_and_graded_elsewhere(tmp_path, capsys):
     """The whole way by the command line, tiny: no line of it knows the classes but through the manifest."""
     data, new = write_pictures(tmp_path / "data", 12, ("x", "y")), write_unseen(tmp_path / "new", 3)
@@ -117,6 +118,7 @@ def test_whole_images_are_learnt_without_a_locator(tmp_path):
     assert read_manifest(tmp_path / "w").prior.keys() == {""}
 
 
+@pytest.mark.slow
 def test_folds_trained_in_calls_of_their_own_make_the_weights_of_one_run_where_nothing_is_located(tmp_path):
     data = write_pictures(tmp_path / "data", 8, ())
     recipe = recipe_for("table", TASKS["table"].for_data(data)).shrunk()

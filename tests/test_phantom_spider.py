@@ -16,10 +16,8 @@ TASK = TASKS["spider"]
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    out = tmp_path_factory.mktemp("spider")
-    phantom.write("spider", out, studies=2, test=1, seed=5)
-    return out
+def data(phantoms):
+    return phantoms("spider", studies=2, test=1, seed=5)
 
 
 def rows(path):
@@ -38,12 +36,14 @@ def test_a_grade_dries_the_disc_and_lowers_it():
         assert all(bool(flag) == (HEIGHT[grade][1] < NARROW) for flag in one.narrowed)
 
 
+@pytest.mark.slow
 def test_the_same_seed_writes_the_same_bytes(data, tmp_path):
     phantom.write("spider", tmp_path, studies=2, test=1, seed=5)
     files = sorted(path.relative_to(data) for path in data.rglob("*") if path.is_file())
     assert files and all((data / file).read_bytes() == (tmp_path / file).read_bytes() for file in files)
 
 
+@pytest.mark.slow
 def test_it_is_read_as_the_real_set_is(data):
     studies = {study.id: study for study in TASK.read(data, "train")}
     slices = [study for study in studies.values() if len(study.series) == 2]
@@ -55,6 +55,7 @@ def test_it_is_read_as_the_real_set_is(data):
     assert slices[0].labels == {level: int(grades[slices[0].id, str(5 - k)]) - 1 for k, level in enumerate(LEVELS)}
 
 
+@pytest.mark.slow
 def test_boxes_are_tight_around_discs(data):
     """At its box's middle a disc differs from the bone above and below the box."""
     for row in rows(data / "boxes.csv"):
@@ -63,6 +64,7 @@ def test_boxes_are_tight_around_discs(data):
     assert len(rows(data / "boxes.csv")) == 2 * 2 * len(LEVELS)
 
 
+@pytest.mark.slow
 def test_masks_hold_discs_bone_and_canal_and_no_disc_of_the_sacrum(data):
     masks = sorted((data / "t2space" / "masks").glob("*.png"))
     middle = cv2.imread(str(masks[len(masks) // 2]), cv2.IMREAD_GRAYSCALE)
@@ -76,6 +78,7 @@ def test_masks_hold_discs_bone_and_canal_and_no_disc_of_the_sacrum(data):
     assert (below == VERTEBRA).any() and not (below == DISC).any()
 
 
+@pytest.mark.slow
 def test_hidden_slices_have_their_truth_beside_them(data):
     (study,) = TASK.read(data, "test")
     truth = TASK.read_labels(data / "test_truth.csv")

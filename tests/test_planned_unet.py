@@ -10,7 +10,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from osteograde import phantom
 from osteograde.errors import UserError
 from osteograde.imaging.geometry import Volume, affine
 from osteograde.learning import loop, planning, pseudo_dice
@@ -197,10 +196,9 @@ def test_every_resolution_learns_and_the_loss_falls():
 
 
 @pytest.fixture(scope="module")
-def studies(tmp_path_factory) -> list[Loaded]:
-    out = tmp_path_factory.mktemp("spider")
-    phantom.write("spider", out, studies=5, seed=5)  # two of five patients have a stack with masks
-    return [load_study(study, TASK) for study in TASK.read(out, "train")]
+def studies(phantoms) -> list[Loaded]:
+    data = phantoms("spider", studies=5, seed=5)  # two of five patients have a stack with masks
+    return [load_study(study, TASK) for study in TASK.read(data, "train")]
 
 
 @pytest.fixture(scope="module")
@@ -209,10 +207,12 @@ def data(studies, tmp_path_factory):
     return store(STAGE, plan, studies, tmp_path_factory.mktemp("work"))
 
 
+@pytest.mark.slow
 def test_the_census_counts_regions_of_each_class(data):
     assert pseudo_dice.class_census(data, 4).tolist() == [2, 2, 2, 2]
 
 
+@pytest.mark.slow
 def test_a_training_fold_without_a_class_is_refused_and_a_held_out_one_is_told(data):
     names = {item.study for item in data.items}
     masked = sorted(item.study for item in data.items if item.labelled)
@@ -236,6 +236,7 @@ def test_dice_of_an_absent_class_is_nan_and_of_a_missed_one_0():
     assert missed[1] == 0
 
 
+@pytest.mark.slow
 def test_the_log_of_every_epoch_tells_the_dice(data, tmp_path):
     plan = RECIPES["spider-unet"]().shrunk().locators["disc"]
     job = loop.Job("disc", 0, 0, CPU, tmp_path / "net.pt")

@@ -53,6 +53,7 @@ def write(path: Path, rows: list[dict[str, str]]) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_points_that_were_written_give_the_same_rows_without_stage_1(graded, tmp_path, monkeypatch):
     data, weights, first = graded
     rows = table(points_path(first))
@@ -69,6 +70,7 @@ def test_points_that_were_written_give_the_same_rows_without_stage_1(graded, tmp
     assert points_path(tmp_path / "again.csv").read_bytes() == points_path(first).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_point_moved_by_hand_changes_its_own_row_and_no_other(graded, tmp_path):
     data, weights, first = graded
     rows = table(points_path(first))
@@ -84,6 +86,7 @@ def test_a_point_moved_by_hand_changes_its_own_row_and_no_other(graded, tmp_path
     assert changed == [f"{moved['study_id']}_left_neural_foraminal_narrowing_l3_l4"]
 
 
+@pytest.mark.slow
 def test_what_is_not_given_is_found_as_usual(graded, tmp_path):
     data, weights, first = graded
     rows = [row for row in table(points_path(first)) if row["landmark"].startswith("canal")]
@@ -94,6 +97,7 @@ def test_what_is_not_given_is_found_as_usual(graded, tmp_path):
     assert points_path(tmp_path / "again.csv").read_bytes() == points_path(first).read_bytes()
 
 
+@pytest.mark.slow
 def test_true_places_of_phantoms_are_graded_better_than_places_that_are_wrong(studies, tmp_path):
     """The table of truth of the phantoms is a points file as it stands."""
     truth = table(studies / "truth_points.csv")
@@ -109,6 +113,7 @@ def test_true_places_of_phantoms_are_graded_better_than_places_that_are_wrong(st
     assert scores["true"] < scores["wrong"]
 
 
+@pytest.mark.slow
 def test_a_pixel_a_box_and_millimetres_are_one_place(graded, tmp_path):
     data, _, first = graded
     chosen = [row for row in table(points_path(first)) if row["series"]]
@@ -134,6 +139,7 @@ def test_a_pixel_a_box_and_millimetres_are_one_place(graded, tmp_path):
                 assert np.abs(off).max() < 0.01
 
 
+@pytest.mark.slow
 def test_a_pixel_on_a_slice_that_is_not_there_is_counted_and_the_point_looked_for(graded, tmp_path):
     data, weights, first = graded
     row = next(row for row in table(points_path(first)) if row["series"])

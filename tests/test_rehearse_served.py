@@ -95,9 +95,16 @@ def test_a_wrong_answer_is_told_in_one_line(spoil, told, data, tmp_path):
 
 
 def test_an_answer_that_comes_too_late_is_told(data, tmp_path):
-    task = replace(TASK, serving=Serving(study_s=0.2))
-    late = faults_of(lambda path: time.sleep(0.3 * path.endswith("9000002L")) or good(path), data, tmp_path, task)
-    assert late and all("study 9000002L" in line and "allowed are 0.2" in line for line in late)
+    """Not the first one, for which the nets may still be loaded. The limit is one that a busy machine keeps."""
+    task, asked = replace(TASK, serving=Serving(study_s=2.0)), []
+
+    def late(path):
+        asked.append(path)
+        time.sleep(2.5 * (len(asked) == 3))
+        return good(path)
+
+    (fault,) = faults_of(late, data, tmp_path, task)
+    assert fault.startswith("study 9000002L: answered after ") and fault.endswith(" s, allowed are 2")
 
 
 def test_a_kernel_that_serves_too_late_is_told(data, tmp_path):

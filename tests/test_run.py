@@ -92,6 +92,7 @@ def test_an_unreadable_study_keeps_its_priors_and_is_counted(data, weights, tmp_
     assert submission.validate(tmp_path / "s.csv", data / "sample_submission.csv") == []
 
 
+@pytest.mark.slow
 def test_without_time_the_priors_stand(data, weights, tmp_path):
     rows = grade(data, weights, tmp_path / "s.csv", time_budget_hours=1e-9)
     assert len(rows) == 75
@@ -99,6 +100,7 @@ def test_without_time_the_priors_stand(data, weights, tmp_path):
     assert np.abs(of_study(rows, TASK.read(data, "test")[0].id) - prior).max() < 1e-8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "folder", "message"),
     [("elbow", "data", "unknown task"), ("lumbar-mr", "nowhere", "no such folder"), ("lumbar-mr", "empty", "neither")],
@@ -124,6 +126,7 @@ def test_a_run_removes_a_table_of_an_earlier_run_and_says_so(data, weights, tmp_
     assert "s.predicted.csv" in told
 
 
+@pytest.mark.slow
 def test_tampered_weights_lose_nothing(data, weights, tmp_path):
     bad = Path(shutil.copytree(weights, tmp_path / "bad"))
     path = next(bad.rglob("*.safetensors"))
@@ -135,6 +138,7 @@ def test_tampered_weights_lose_nothing(data, weights, tmp_path):
     assert out.read_text() == "what was there"
 
 
+@pytest.mark.slow
 def test_every_row_of_a_stale_template_is_answered(data, weights, tmp_path):
     template = data / "sample_submission.csv"
     extra = [f"99_{target},0.3,0.3,0.4" for target in TASK.targets]
@@ -155,6 +159,7 @@ def test_the_log_names_no_patient_and_studies_in_a_batch_do_not_touch(data, weig
     assert "PatientID" not in caplog.text
 
 
+@pytest.mark.slow
 def test_points_survive_a_missing_view(original, weights):
     loaded = bundle.load(weights, TASKS, pick("cpu"))
     study = load_study(TASK.read(original, "test")[0], TASK)
@@ -165,6 +170,7 @@ def test_points_survive_a_missing_view(original, weights):
     assert all(np.isfinite(point.mm).all() for point in completed[0].values())
 
 
+@pytest.mark.slow
 def test_pixels_of_unknown_size_are_as_large_as_those_of_another_series_in_their_plane(small_studies):
     data, _ = small_studies
     study = TASK.read(data, "test")[0]

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from osteograde import cli, phantom
+from osteograde import cli
 from osteograde.errors import UserError
 from osteograde.imaging import nifti
 from osteograde.imaging.geometry import Volume, affine, to_index
@@ -132,12 +132,11 @@ class Threshold(SegmentingLocator):
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    out = tmp_path_factory.mktemp("spider")
-    phantom.write("spider", out, studies=5, seed=5)
-    return out
+def data(phantoms):
+    return phantoms("spider", studies=5, seed=5)
 
 
+@pytest.mark.slow
 def test_labels_of_the_net_s_pixels_lie_on_the_pixels_of_the_file(data):
     study = next(one for one in TASK.read(data, "train") if one.series[0].masks)
     loaded = load_study(study, TASK)
@@ -151,6 +150,7 @@ def test_labels_of_the_net_s_pixels_lie_on_the_pixels_of_the_file(data):
     assert (found == classes).mean() > 0.97
 
 
+@pytest.mark.slow
 def test_discs_of_a_study_lie_at_its_points_and_nowhere_else(data):
     study = next(one for one in TASK.read(data, "train") if one.series[0].masks)
     loaded = load_study(study, TASK)
@@ -163,6 +163,7 @@ def test_discs_of_a_study_lie_at_its_points_and_nowhere_else(data):
     assert not (none.labels.voxels == DISC).any() and not none.discs
 
 
+@pytest.mark.slow
 def test_the_command_writes_label_images_at_given_points(data, tmp_path, monkeypatch, capsys):
     recipe = RECIPES["spider-unet"]().shrunk()
     recipe = recipe.map_plans(lambda _, plan: replace(plan, start=Start()))
@@ -187,6 +188,7 @@ def test_the_command_writes_label_images_at_given_points(data, tmp_path, monkeyp
     assert picture.ndim == 2 and picture.max() <= 3
 
 
+@pytest.mark.slow
 def test_weights_that_label_no_pixel_are_refused(data, tmp_path):
     args = ["segment", "spider", "--weights", "weights/spider", "--data", str(data), "--out", str(tmp_path / "out")]
     with pytest.raises(UserError, match="heatmap, which labels no pixels"):

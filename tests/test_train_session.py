@@ -178,30 +178,38 @@ def test_the_output_of_training_is_checked_against_the_log(tmp_path, monkeypatch
 
 @pytest.mark.slow
 def test_three_sessions_end_with_the_bytes_of_one(session, monkeypatch):
-    """Sessions end after some epochs and not after some time, so that the test holds on any machine."""
+    """Sessions end after an epoch and not after some time, so that the test holds on any machine: the first one is a
+    process that is ended, and the second one, as all others in this process, is stopped at a line of its log."""
     phantom.write(TASK, session / "input" / "datasets" / IMAGES, studies=12, test=0, seed=3, workers=1)
     options = "--debug --device cpu --folds 0"
+    sessions = 0
+
+    def in_this_process(command: list[str], stop=lambda line: False) -> int | None:
+        assert command[:3] == [sys.executable, "-m", "osteograde"]
+        with logged("learning", stop=stop):
+            code = cli.run(lambda: cli.main(command[3:]))
+        return None if code == cli.INTERRUPTED else code
+
+    def ended_after_an_epoch(command: list[str]) -> None:
+        process = subprocess.Popen(command)
+        while process.poll() is None and not train_session.epochs_of(session / "working" / TASK):
+            time.sleep(0.01)
+        assert process.poll() is None
+        process.terminate()
+        process.wait()
+
+    def for_an_epoch(seconds: float, command: list[str]) -> int | None:
+        if sessions == 1:
+            return ended_after_an_epoch(command)
+        return in_this_process(command, stop=lambda line: sessions == 2 and " epoch " in line)
+
+    monkeypatch.setattr(train_session, "run_for", for_an_epoch)
     assert train_session.train_session(TASK, options, IMAGES, hours=1) == 0
     whole = session / "whole"
     (session / "working" / TASK).rename(whole)
     wanted = {path.name: sha256(path) for path in whole.rglob("*.safetensors")}
     assert wanted
 
-    real = subprocess.Popen
-
-    def for_some_epochs(seconds: float, command: list[str]) -> int | None:
-        out, process = session / "working" / TASK, real(command)
-        before = train_session.epochs_of(out)
-        while process.poll() is None:
-            if train_session.epochs_of(out) > before + 1 and sessions < 3:
-                process.terminate()
-                process.wait()
-                return None
-            time.sleep(0.05)
-        return process.returncode
-
-    monkeypatch.setattr(train_session, "run_for", for_some_epochs)
-    sessions = 0
     while not (session / "working" / TASK / MANIFEST).is_file():
         sessions += 1
         assert sessions <= 3
@@ -211,5 +219,5 @@ def test_three_sessions_end_with_the_bytes_of_one(session, monkeypatch):
         if sessions < 3:
             subprocess.run(["rm", "-rf", str(former / TASK)], check=True)
             (session / "working" / TASK).rename(former / TASK)
-    assert sessions > 1
+    assert sessions == 3
     assert {path.name: sha256(path) for path in (session / "working" / TASK).rglob("*.safetensors")} == wanted

@@ -18,6 +18,17 @@ from osteograde.kaggle import build_kernel
 ROOT = Path(__file__).resolve().parents[1]
 MOST_BYTES = 2_000_000  # of a wheel: weights are fetched
 TASK = "knee-xray"
+# Commands from stdin in one process, as torch need not be imported for each; the first that fails ends it. Behind -c an
+# interpreter looks for modules in the folder that it is started in, which is empty.
+ONE_AFTER_ANOTHER = """
+import sys
+import osteograde
+from osteograde import cli
+print(osteograde.__file__, flush=True)
+for line in sys.stdin:
+    if code := cli.run(lambda: cli.main(line.split())):
+        sys.exit(f"{line.strip()}: exit code {code}")
+"""
 WITHOUT_NETWORK = ["--no-deps", "--no-index", "--quiet", "--disable-pip-version-check"]
 
 
@@ -73,28 +84,33 @@ def test_every_step_works_from_the_wheel_in_an_empty_folder(installed, tmp_path)
     env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     env.pop("PYTHONPATH", None)
 
+    def called(command: list[str], lines: str = "") -> subprocess.CompletedProcess:
+        command = [str(installed / "bin" / command[0]), *command[1:]]
+        return subprocess.run(command, cwd=work, env=env, input=lines, capture_output=True, text=True, timeout=600)
+
     def osteograde(words: str, code: int = 0) -> str:
-        command = [str(installed / "bin" / "osteograde"), *words.split()]
-        done = subprocess.run(command, cwd=work, env=env, capture_output=True, text=True, timeout=600)
+        done = called(["osteograde", *words.split()])
         assert done.returncode == code, (words, done.stdout[-2000:], done.stderr[-2000:])
         assert code != 2 or done.stderr.count("\n") == 1
         return done.stdout + done.stderr
 
-    program = "import osteograde, sys; print(osteograde.__file__)"
-    done = subprocess.run([installed / "bin/python", "-c", program], cwd=work, env=env, capture_output=True, text=True)
-    assert done.stdout.startswith(str(installed)), done.stdout + done.stderr
     osteograde(f"phantom {TASK} --out knees --studies 10 --test 1")
     assert f"osteograde weights get {TASK}" in osteograde(f"grade {TASK} --data knees", code=2)
     assert "--from" in osteograde(f"weights get {TASK}", code=2)
     osteograde(f"weights get {TASK} --from {ROOT / 'weights'}")
     assert f"in {tmp_path / 'cache'}" in osteograde("weights list")
-    osteograde(f"grade {TASK} --data knees --overlays pictures")
-    osteograde("validate --submission submission.csv --template submission.csv")
-    osteograde(f"score {TASK} --data knees --submission submission.csv --bootstrap 0")
-    osteograde(f"train {TASK} --data knees --out mine --debug --folds 0")
-    osteograde("report mine --data knees")
-    osteograde(f"kernel build {TASK} --weights mine")
-    assert "usable" in osteograde("doctor")
+    commands = (
+        f"grade {TASK} --data knees --overlays pictures",
+        "validate --submission submission.csv --template submission.csv",
+        f"score {TASK} --data knees --submission submission.csv --bootstrap 0",
+        f"train {TASK} --data knees --out mine --debug --folds 0",
+        "report mine --data knees",
+        f"kernel build {TASK} --weights mine",
+        "doctor",
+    )
+    done = called(["python", "-c", ONE_AFTER_ANOTHER], "\n".join(commands))
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert done.stdout.startswith(str(installed)) and "usable" in done.stdout
     there = {path.name for path in work.iterdir()}
     assert {"submission.csv", "submission.points.csv", "pictures", "mine", "report.html", "build"} <= there
     built = build_kernel.build(TASK, work / "mine", tmp_path / "from-the-checkout", readable=ROOT / "kernels" / TASK)
