@@ -65,9 +65,9 @@ def whole(
     weights: bundle.Bundle, studies: Sequence[Study], clock: Callable[[], float] = time.perf_counter
 ) -> tuple[dict[str, float], list]:
     """One run as inference.py does it: seconds by part, and its answers."""
-    cutting, original = Stopwatch(), crops.crop_stack
+    cutting, original = Stopwatch(), crops.crop_stacks
     tally, answers = RunSummary(), []
-    crops.crop_stack = cutting.around(original)
+    crops.crop_stacks = cutting.around(original)
     try:
         begun = clock()
         budget = Budget(None, (Voter(weights.test_views, folds_of(weights)),))
@@ -75,7 +75,7 @@ def whole(
             answers += [result.graded for result in results]
         total = clock() - begun
     finally:
-        crops.crop_stack = original
+        crops.crop_stacks = original
     parts = {
         "whole run": total,
         "- reading, in the background": tally.seconds["read"],

@@ -29,7 +29,7 @@ from osteograde.pipeline.crops import (
     SIGN,
     RegionGrid,
     region_grids,
-    region_images,
+    regions_images,
     site_boxes,
     site_crops,
     turned,
@@ -214,9 +214,7 @@ class Located:
 def _locate_batch(locator: Locator, groups: Sequence[Sequence[RegionGrid]], nets: Nets) -> list[list[Located]]:
     """What is found in each region of each group; the regions of a group are of one study."""
     regions = [placed for group in groups for placed in group]
-    images, laterals = zip(*(region_images(placed, nets.device) for placed in regions), strict=True)
-    image = (images[0] if len(images) == 1 else torch.cat(images)).contiguous(memory_format=torch.channels_last)
-    lateral = torch.cat(laterals)
+    image, lateral = regions_images(regions, nets.device)
     depths = torch.tensor([placed.grid.shape[0] for placed in regions], device=nets.device)
     stack = torch.repeat_interleave(torch.arange(len(regions), device=nets.device), depths)
     landmarks = regions[0].region.landmarks  # of all regions the same channels and sides
