@@ -21,7 +21,7 @@ from osteograde.models import bundle
 from osteograde.models.bundle import build_net
 from osteograde.models.manifest import parse_manifest, read_manifest, write_manifest
 from osteograde.pipeline import domain
-from osteograde.pipeline.crops import region_grids
+from osteograde.pipeline.crops import region_grids, region_images
 from osteograde.pipeline.load import load_study
 from osteograde.pipeline.predict import Nets
 from osteograde.tasks import TASKS
@@ -117,3 +117,19 @@ def test_rows_of_unknown_images_are_priors_and_flagged_and_the_log_says_so_once(
         target = row.partition("_")[2]
         prior = loaded.prior[target]
         assert [float(rows[row][name]) for name in loaded.task.classes] == pytest.approx(list(prior), abs=1e-5)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4, 9])
+def test_only_the_middle_slices_are_cut_and_their_features_are_those_of_the_whole_pyramid(depth):
+    net = nets()
+    to_mm = affine(np.zeros(3), np.array(SAGITTAL), np.array([4.0, 2.0, 2.0]))
+    voxels = np.random.default_rng(depth).integers(0, 255, (depth, 128, 128)).astype(np.uint8)
+    (region,) = region_grids(LOCATOR, {"sag_t2": (Volume(voxels, to_mm),)}, {}, 64)
+    images, _ = region_images(region, net.device)
+    first = max((depth - domain.SLICES) // 2, 0)
+    middle = images[first : first + domain.SLICES].clone()
+    middle[:, -1] = 0
+    with torch.inference_mode():
+        maps = net.nets[0].encoder(middle)[domain.STAGE]
+    expected = torch.cat([maps.mean((0, 2, 3)), maps.std((0, 2, 3))]).numpy()
+    np.testing.assert_allclose(domain.features(region, net), expected, atol=1e-5)

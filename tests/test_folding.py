@@ -1,5 +1,6 @@
 """Batch norms folded into convolutions: the same answers, by fewer steps."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ from torch import nn
 
 from osteograde.models import bundle
 from osteograde.models.backbones import encoder
-from osteograde.models.folding import fold_batch_norms
+from osteograde.models.folding import fold_batch_norms, pack_convolutions
+from osteograde.models.packing import PackedConv2d
 from osteograde.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -97,3 +99,37 @@ def test_nets_that_answer_on_a_cpu_have_no_norms_and_give_the_same_logits(folder
                     crops, present = [images] * plain.crops, torch.ones(2, plain.crops, dtype=torch.bool)
                     before, after = (net(crops, present) for net in (plain, folded))
             torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4 * float(before.abs().max()))
+
+
+NAMES = ("tf_efficientnet_lite0", "mobilenetv2_035", "mobilenetv4_conv_small_050", "efficientnet_b0", "resnet18")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_packed_convolutions_answer_the_same_also_where_gradients_are_asked_for(name):
+    net = with_statistics(encoder(name, 1))
+    fold_batch_norms(net)
+    images = torch.rand(2, 1, 64, 64)
+    with torch.inference_mode():
+        before = flat(net(images))
+        assert pack_convolutions(net) > 0
+        after = flat(copy.deepcopy(net)(images))
+        again = flat(net(images))
+    asked = images.clone().requires_grad_()
+    flat(net(asked))[-1].sum().backward()
+    assert asked.grad is not None and asked.grad.abs().max() > 0
+    for one, other, repeated in zip(before, after, again, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-4 * float(one.abs().max()))
+        assert torch.equal(other, repeated)
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.ReLU6(), nn.SiLU()])
+def test_a_packed_convolution_does_what_the_two_did_and_leaves_what_it_cannot_do(activation):
+    conv = nn.Conv2d(2, 4, 3, stride=2, padding=1)
+    plain = nn.Sequential(conv, nn.Identity(), activation).eval()
+    packed = copy.deepcopy(plain)
+    assert pack_convolutions(packed) == 1 and isinstance(packed[0], PackedConv2d)
+    images = 20 * torch.randn(3, 2, 9, 11)
+    with torch.inference_mode():
+        torch.testing.assert_close(packed(images), plain(images), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(packed(images), plain(images), rtol=1e-5, atol=1e-5)
+    assert sorted(packed.state_dict()) == sorted(plain.state_dict())

@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from osteograde.imaging import resample
+from osteograde.imaging import resample, upright
 from osteograde.imaging.geometry import Roi, Volume, affine, apply, mirrored, oriented, roi_at, roi_on
-from osteograde.imaging.resample import crop_stack, oversample_for, sample, sample_reference
+from osteograde.imaging.resample import crop_stack, crop_stacks, oversample_for, sample, sample_reference
 from tests.grids import random_volume, rotation
 
 CPU = torch.device("cpu")
@@ -206,3 +206,31 @@ def test_the_device_agrees_with_the_reference():
         crop = crop_stack(volume, roi, torch.device("cuda"), 2)
         assert crop.is_cuda
         assert abs(crop.cpu().numpy() * 255 - sample_reference(volume, roi, 2)).max() < 0.1
+
+
+@settings(max_examples=30, deadline=None)
+@given(seeds)
+def test_many_boxes_cut_together_equal_the_slow_definition_and_each_cut_alone(seed):
+    rng = np.random.default_rng(seed)
+    shape = tuple(rng.integers(1, 12, 3))
+    volumes = [oriented(stack_of(rng, tuple(rng.integers(1, 40, 3)), sheared=bool(seed % 2)), np.eye(3)) for _ in "ab"]
+    boxes = []
+    for number in range(6):
+        volume = volumes[number % 2]
+        point = apply(volume.to_mm, rng.uniform(-4, np.array(volume.voxels.shape) + 4))
+        on_slices = roi_on(volume, point, tuple(rng.uniform(0.2, 3, 2)), shape)
+        boxes.append((volume, mirrored(on_slices, int(rng.integers(3)))))
+    boxes.append((volumes[0], roi_at(volumes[0].centre_mm, rotation(rng), [2.0, 0.7, 0.7], shape)))
+    together = crop_stacks(boxes, CPU).numpy()
+    for crop, (volume, box) in zip(together, boxes, strict=True):
+        points = oversample_for(volume.spacing_mm, box.spacing_mm)
+        np.testing.assert_allclose(crop, sample_reference(volume, box, points) / 255, atol=2e-4)
+        np.testing.assert_array_equal(crop, crop_stack(volume, box, CPU).numpy())
+
+
+def test_large_slices_are_cut_one_by_one_to_the_same_values(monkeypatch):
+    volume = stack_of(np.random.default_rng(12), (5, 90, 70))
+    box = roi_on(volume, volume.centre_mm, (1.1, 0.9), (7, 40, 50))
+    together = crop_stack(volume, box, CPU).numpy()
+    monkeypatch.setattr(upright, "CACHED_VOXELS", 1)
+    np.testing.assert_allclose(crop_stack(volume, box, CPU).numpy(), together, atol=1e-6)

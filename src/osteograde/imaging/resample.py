@@ -10,18 +10,20 @@ Thin-slice stacks as thick ones: a 3-D acquisition read the way two-dimensional 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
-from scipy.sparse import csr_array
 from torch.nn import functional
 
 from osteograde.imaging.geometry import Roi, Volume, apply
+from osteograde.imaging.upright import cut, spans
 
 MAX_OVERSAMPLE = 4
 CHUNK_SAMPLES = 1 << 22  # sampled values held at once
+_SLACK = 1e-3  # of the ratio of two spacings: rounding asks for no more points
 _UPRIGHT = 1e-6  # voxels that the far end of a row may lie above or below its beginning
 _ON_SLICE = 1e-3  # slices; a plane this close to a slice of the volume lies on it
 
@@ -33,7 +35,7 @@ def oversample_for(volume_spacing_mm: np.ndarray, roi_spacing_mm: np.ndarray) ->
     3
     """
     ratio = float(np.max(np.asarray(roi_spacing_mm)[1:] / np.asarray(volume_spacing_mm)[1:]))
-    return min(MAX_OVERSAMPLE, max(1, math.ceil(ratio - 1e-3)))
+    return min(MAX_OVERSAMPLE, max(1, math.ceil(ratio - _SLACK)))
 
 
 def sample_reference(volume: Volume, roi: Roi, oversample: int = 1) -> np.ndarray:
@@ -85,31 +87,100 @@ def sample(
 
 def crop_stack(volume: Volume, roi: Roi, device: torch.device, oversample: int | None = None) -> torch.Tensor:
     """(D, H, W) float32 in 0..1 of a volume of bytes, anti-aliased as its spacing asks unless told otherwise."""
-    k = oversample_for(volume.spacing_mm, roi.spacing_mm) if oversample is None else oversample
-    move = volume.from_mm @ roi.to_mm
-    z = _slices_of(move, roi.shape)
-    if z is None:
-        voxels = torch.from_numpy(np.require(volume.voxels, requirements=("C", "W"))).to(device)
-        return sample(voxels, volume.to_mm, roi.to_mm[None], roi.shape, k)[0] / 255.0
+    return crop_stacks([(volume, roi)], device, oversample)[0]
 
-    def gather(z: np.ndarray, y: slice, x: slice) -> torch.Tensor:  # only what the box touches leaves the host
-        return torch.from_numpy(np.ascontiguousarray(volume.voxels[z, y, x])).to(device)
 
-    out = torch.zeros(roi.shape, dtype=torch.float32, device=device)
-    _fill_from_slices(out, gather, volume.voxels.shape, z, move, k)
+def crop_stacks(
+    boxes: Sequence[tuple[Volume, Roi]], device: torch.device, oversample: int | None = None
+) -> torch.Tensor:
+    """(B, D, H, W): ``crop_stack`` of B boxes of one shape, at least one, each of its own volume."""
+    shape = boxes[0][1].shape
+    moves = np.matmul([volume.from_mm for volume, _ in boxes], [roi.to_mm for _, roi in boxes])
+    points = np.full(len(boxes), oversample) if oversample is not None else _oversamples(boxes)
+    z, on_slices = _planes(moves, shape)
+    upright = on_slices & _is_upright(moves, shape) & (device.type == "cpu")
+    out = torch.zeros((len(boxes), *shape), dtype=torch.float32, device=device)
+    for k in set(points[upright].tolist()):
+        _fill_upright(out, boxes, moves, z, np.flatnonzero(upright & (points == k)), k)
+    for number in np.flatnonzero(~upright).tolist():
+        (volume, roi), k = boxes[number], int(points[number])
+        if on_slices[number]:
+            gather = partial(_gathered, volume, device)
+            _fill_from_slices(out[number], gather, volume.voxels.shape, z[number], moves[number], k)
+        else:
+            voxels = np.array(volume.voxels, order="C")  # torch takes no negative step, not even of one slice
+            out[number] = sample(torch.from_numpy(voxels).to(device), volume.to_mm, roi.to_mm[None], shape, k)[0]
     return out.div_(255.0)
+
+
+def _oversamples(boxes: Sequence[tuple[Volume, Roi]]) -> np.ndarray:
+    """(B,) ``oversample_for`` of every box."""
+    steps_mm = np.array([roi.to_mm[:3, 1:3] for _, roi in boxes])
+    own_mm = np.array([volume.spacing_mm[1:] for volume, _ in boxes])
+    ratio = (np.sqrt((steps_mm**2).sum(1)) / own_mm).max(1)
+    return np.ceil(ratio - _SLACK).clip(1, MAX_OVERSAMPLE).astype(np.int64)
+
+
+def _gathered(volume: Volume, device: torch.device, z: np.ndarray, y: slice, x: slice) -> torch.Tensor:
+    """Voxels of some slices on the device: only what a box touches leaves the host."""
+    return torch.from_numpy(np.ascontiguousarray(volume.voxels[z, y, x])).to(device)
+
+
+def _is_upright(moves: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """(B,) bool: whether the rows of a box lie along the rows of its volume, on each slice at the same place."""
+    depth, height, width = shape
+    turned = abs(moves[:, [1, 2], [2, 1]]).max(1) * max(height, width) >= _UPRIGHT
+    leaning = abs(moves[:, 1:3, 0]).max(1) * depth > _ON_SLICE
+    return ~(turned | leaning)
+
+
+def _fill_upright(
+    out_BDHW: torch.Tensor,
+    boxes: Sequence[tuple[Volume, Roi]],
+    moves: np.ndarray,
+    z: np.ndarray,
+    numbers: np.ndarray,
+    oversample: int,
+) -> None:
+    """Those boxes of these numbers, all of them upright and on slices z (B, D)."""
+    sizes = np.array([boxes[number][0].voxels.shape for number in numbers])
+    own = moves[numbers]
+    rows, columns = (spans(own[:, i, i], own[:, i, 3], out_BDHW.shape[i + 1], sizes[:, i], oversample) for i in (1, 2))
+    inside = (z[numbers] >= 0) & (z[numbers] < sizes[:, :1])
+    for i, number in enumerate(numbers.tolist()):
+        kept = np.flatnonzero(inside[i])
+        if len(kept):
+            planes = slice(int(kept[0]), int(kept[-1]) + 1)  # slices follow each other: what lies inside has no gap
+            cut(out_BDHW[number, planes], boxes[number][0].voxels[_range_of(z[number, planes])], rows, columns, i)
+
+
+def _range_of(z: np.ndarray) -> slice | np.ndarray:
+    """Slice numbers that follow each other in equal steps as a range, which is not copied; others as they are."""
+    step = int(z[1] - z[0]) if len(z) > 1 else 1
+    if step == 0:
+        return z
+    stop = int(z[-1]) + (1 if step > 0 else -1)
+    return slice(int(z[0]), None if stop < 0 else stop, step)
+
+
+def _planes(moves: np.ndarray, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """(B, D) the slice number of each plane of each box, and (B,) whether these are the volume's own slices."""
+    depth, height, width = shape
+    step, down, across, start = moves[:, 0].T[:, :, None]
+    z = step * np.arange(depth) + start  # of the first corner; the others lie ``rise`` further on
+    rise = np.concatenate([np.zeros_like(down), down * (height - 1)], 1)[:, :, None] + np.concatenate(
+        [np.zeros_like(across), across * (width - 1)], 1
+    ).reshape(len(moves), 1, 2)
+    whole = np.round(z)
+    away = z - whole
+    farthest = np.maximum(away.max(1) + rise.max((1, 2)), -away.min(1) - rise.min((1, 2)))
+    return whole.astype(np.int64), farthest < _ON_SLICE
 
 
 def _slices_of(move: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray | None:
     """The slice number of each plane of a box that lies on the volume's own slices, else None."""
-    depth, height, width = shape
-    step, down, across, start = move[0].tolist()
-    z = step * np.arange(depth) + start  # of the first corner; the others lie ``rise`` further on
-    rise = [a + b for a in (0.0, down * (height - 1)) for b in (0.0, across * (width - 1))]
-    whole = np.round(z)
-    away = z - whole
-    farthest = max(away.max() + max(rise), -away.min() - min(rise))
-    return whole.astype(np.int64) if farthest < _ON_SLICE else None
+    z, on_slices = _planes(move[None], shape)
+    return z[0] if on_slices[0] else None
 
 
 def _fill_from_slices(
@@ -148,33 +219,14 @@ def _touched(row: np.ndarray, shape: tuple[int, ...], size: int) -> slice:
 
 
 def _stretched(images: torch.Tensor, move: np.ndarray, shape: tuple[int, int], oversample: int) -> torch.Tensor:
-    """The same of images (C, Y, X) on a CPU, for a ``move`` without a turn: rows and columns one after the other.
-
-    Either is a sparse matrix of a few weights a row, which reads every pixel about once, where sampling in two
-    dimensions reads four for each of oversample^2 points.
-    """
-    rows, columns = (_weights(move[i, i], move[i, 2], shape[i], images.shape[i + 1], oversample) for i in (0, 1))
-    count, height, width = images.shape
-    values = images.numpy().transpose(1, 0, 2).astype(np.float32, order="C")  # (Y, C, X)
-    values = (rows @ values.reshape(height, count * width)).reshape(shape[0], count, width)
-    values = np.ascontiguousarray(values.transpose(2, 1, 0)).reshape(width, count * shape[0])
-    values = (columns @ values).reshape(shape[1], count, shape[0])
-    return torch.from_numpy(np.ascontiguousarray(values.transpose(1, 2, 0)))
-
-
-def _weights(step: float, start: float, count: int, size: int, oversample: int) -> csr_array:
-    """(count, size) weights of linear interpolation at start + step * i, each the mean of ``oversample`` points."""
-    at = step * ((np.arange(count * oversample) + 0.5) / oversample - 0.5) + start
-    below = np.floor(at).clip(-2, size)  # what lies outside stays there, however far
-    index, weight = np.empty((len(at), 2), np.int32), np.empty((len(at), 2), np.float32)
-    index[:, 0], index[:, 1] = below, below + 1
-    weight[:, 1] = (at - below) / oversample
-    weight[:, 0] = 1 / oversample - weight[:, 1]
-    if index[0, 0] < 0 or index[-1, 0] < 0 or max(index[0, 1], index[-1, 1]) >= size:  # the ends reach farthest
-        weight[(index < 0) | (index >= size)] = 0
-        index.clip(0, size - 1, out=index)
-    ends = np.arange(0, index.size + 1, 2 * oversample, dtype=np.int32)  # a column may come twice in a row: they add up
-    return csr_array((weight.ravel(), index.ravel(), ends), shape=(count, size))
+    """The same of images (C, Y, X) on a CPU, for a ``move`` without a turn."""
+    rows, columns = (
+        spans(move[i : i + 1, i], move[i : i + 1, 2], shape[i], np.array([images.shape[i + 1]]), oversample)
+        for i in (0, 1)
+    )
+    out = torch.zeros((len(images), *shape), dtype=torch.float32)
+    cut(out, images.numpy(), rows, columns, 0)
+    return out
 
 
 def _fill_from_volume(out_DHW: torch.Tensor, volume_ZYX: torch.Tensor, move: np.ndarray, oversample: int) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import timm
 import torch
 import torchvision
+from timm.models._features import FeatureGetterNet
 from timm.models.efficientnet import EfficientNetFeatures
 from timm.models.mobilenetv3 import MobileNetV3Features
 from torch import nn
@@ -72,6 +73,16 @@ def pyramid_shape(pyramid: Any) -> tuple[list[int], list[int]]:
     """Per map of a feature pyramid: its channels, and how many input pixels one of its pixels spans."""
     info = pyramid.feature_info
     return list(info.channels()), list(info.reduction())
+
+
+def map_of_stage(pyramid: nn.Module, images: torch.Tensor, stage: int) -> torch.Tensor:
+    """One map of a feature pyramid, ``pyramid(images)[stage]``; deeper ones are not computed where timm can stop."""
+    if not isinstance(pyramid, FeatureGetterNet):
+        return pyramid(images)[stage]
+    model: Any = pyramid.model
+    wanted = [pyramid.out_indices[stage]]  # type: ignore[index]
+    options = {"norm": pyramid.norm, "output_fmt": pyramid.output_fmt, "intermediates_only": True, "stop_early": True}
+    return model.forward_intermediates(images, indices=wanted, **options)[0]
 
 
 def classifier_body(

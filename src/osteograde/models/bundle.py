@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from osteograde.errors import UserError
-from osteograde.models.folding import fold_batch_norms
+from osteograde.models.folding import fold_batch_norms, pack_convolutions
 from osteograde.models.grader import GraderNet
 from osteograde.models.locators.faster_rcnn import FasterRcnnLocator
 from osteograde.models.locators.heatmap import HeatmapLocator
@@ -232,6 +232,8 @@ def load(
             if device.type == "cpu":  # in half precision, on a GPU, folded kernels might leave its range
                 fold_batch_norms(net)
             known[key] = on_device(net, device)
+            if device.type == "cpu":
+                pack_convolutions(known[key])
         nets[kind].setdefault(stage, []).append(known[key])
     wanted = {"locate": {stage.name for stage in task.locators}, "grade": {group.name for group in task.graders}}
     for kind, stages in wanted.items():

@@ -22,6 +22,8 @@ from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from osteograde.models.packing import PackedConv2d, is_fusible
+
 _STEM = (("conv_stem", "bn1"),)
 _TWO = (("conv1", "bn1"), ("conv2", "bn2"))
 _PAIRS: dict[type[nn.Module], tuple[tuple[str, str], ...]] = {  # class -> names of convolutions and norms after them
@@ -48,6 +50,34 @@ def fold_batch_norms(net: nn.Module) -> int:
     for owner, convolution, norm in found:
         _fold(owner, convolution, norm)
     return len(found)
+
+
+def pack_convolutions(net: nn.Module) -> int:
+    """Let convolutions whose norms were folded do the activation after them as well, in place, see ``packing``; the
+    number of these convolutions. For nets that answer on a CPU; the activations are looked for where the norms were."""
+    found = [pair for module in net.modules() for pair in _pairs_folded(module)]
+    for owner, convolution, after in found:
+        conv, activation = owner._modules[convolution], owner._modules[after[-1]]
+        assert isinstance(conv, nn.Conv2d) and activation is not None
+        owner._modules[convolution] = PackedConv2d(conv, activation if is_fusible(activation) else nn.Identity())
+        if is_fusible(activation):
+            owner._modules[after[-1]] = nn.Identity()
+    return len(found)
+
+
+def _pairs_folded(module: nn.Module) -> Iterator[tuple[nn.Module, str, list[str]]]:
+    """(owner, name of a convolution, names of what follows it: where its norm was, and in a row what comes next)."""
+    names = list(module._modules)
+    if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
+        candidates = [(name, names[i + 1 : i + 3]) for i, name in enumerate(names[:-1])]
+    else:
+        candidates = [(first, [second]) for first, second in _PAIRS.get(type(module), ())]
+    for convolution, after in candidates:
+        conv, norm = module._modules.get(convolution), module._modules.get(after[0])
+        if isinstance(conv, nn.Conv2d) and PackedConv2d.fits(conv) and norm is not None:
+            if isinstance(norm, nn.BatchNorm2d):
+                continue
+            yield module, convolution, after if isinstance(norm, nn.Identity) else after[:1]
 
 
 def _pairs(module: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:

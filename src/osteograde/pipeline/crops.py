@@ -5,13 +5,15 @@ Shapes: D slices, H W pixels, C crops, S sites.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
 
-from osteograde.imaging.geometry import Roi, apply, lateral_axis, mirrored, roi_at, roi_on
-from osteograde.imaging.resample import crop_stack
+from osteograde.imaging.geometry import Roi, lateral_axis, mirrored, roi_at, roi_on
+from osteograde.imaging.resample import crop_stacks
 from osteograde.tasks.spec import Grader, Locator, Pixels, Points, Region, Volumes, sides
 
 SIGN = {"right": -1, "": 0, "left": 1}  # of patient x minus the midline
@@ -52,9 +54,9 @@ def region_grid(region: Region, pixels: int) -> Roi:
 def lateral_mm(roi: Roi, midline_mm: float) -> np.ndarray:
     """(D, W): patient x of each pixel column of each slice (at the middle row) relative to the midline."""
     d, h, w = roi.shape
-    index = np.stack(np.meshgrid(np.arange(d), np.arange(w), indexing="ij"), -1).astype(float)
-    middle = np.full(index.shape[:2], (h - 1) / 2)
-    return apply(roi.to_mm, np.stack([index[..., 0], middle, index[..., 1]], -1))[..., 0] - midline_mm
+    across, down, along, start = roi.to_mm[0].tolist()
+    middle = start + down * (h - 1) / 2 - midline_mm
+    return across * np.arange(d)[:, None] + along * np.arange(w) + middle
 
 
 def neighbours(crop_DHW: torch.Tensor, lateral_DW: torch.Tensor) -> torch.Tensor:
@@ -73,8 +75,35 @@ def neighbours(crop_DHW: torch.Tensor, lateral_DW: torch.Tensor) -> torch.Tensor
 
 def region_images(placed: RegionGrid, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Images (D, 4, H, W) of a region and the lateral coordinate (D, W) in mm of its pixel columns."""
-    lateral = torch.from_numpy(lateral_mm(placed.grid, placed.region.midline_mm).astype(np.float32)).to(device)
-    return neighbours(crop_stack(placed.region.volume, placed.grid, device), lateral), lateral
+    return regions_images([placed], device)
+
+
+def regions_images(regions: Sequence[RegionGrid], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images (N, 4, H, W) of the slices of at least one region, one region after the other, and the lateral coordinates
+    (N, W) in mm of their pixel columns. All regions must have the same H and W."""
+    images, laterals = [], []
+    for _, same in groupby(regions, key=lambda placed: placed.grid.shape):
+        alike = list(same)
+        crops = crop_stacks([(placed.region.volume, placed.grid) for placed in alike], device)
+        for crop, placed in zip(crops, alike, strict=True):
+            lateral = lateral_mm(placed.grid, placed.region.midline_mm).astype(np.float32)
+            laterals.append(torch.from_numpy(lateral).to(device))
+            images.append(neighbours(crop, laterals[-1]))
+    if len(images) == 1:
+        return images[0], laterals[0]
+    return torch.cat(images).contiguous(memory_format=torch.channels_last), torch.cat(laterals)
+
+
+def middle_images(placed: RegionGrid, count: int, device: torch.device) -> torch.Tensor:
+    """(count, 4, H, W) the images of the ``count`` middle slices of a region, or of all where it has fewer. No other
+    slices than these and their neighbours are cut."""
+    depth, height, width = placed.grid.shape
+    first = max((depth - count) // 2, 0)
+    begin, end = max(first - 1, 0), min(first + count + 1, depth)
+    to_mm = placed.grid.to_mm.copy()
+    to_mm[:, 3] += begin * to_mm[:, 0]
+    images, _ = region_images(RegionGrid(placed.region, Roi(to_mm, (end - begin, height, width))), device)
+    return images[first - begin : first - begin + count]
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,12 +128,12 @@ def site_crops(grader: Grader, boxes: dict[str, dict], pixels: Pixels, device: t
     images = []
     present = torch.zeros(len(targets), len(grader.crops), dtype=torch.bool)
     for c, crop in enumerate(grader.crops):
-        stack = torch.zeros(len(targets), crop.slices, *sides(pixels), device=device)
-        for s, target in enumerate(targets):
-            if crop.name in boxes[target]:
-                volume, box = boxes[target][crop.name]
-                stack[s] = crop_stack(volume, box, device)
-                present[s, c] = True
+        seen = [s for s, target in enumerate(targets) if crop.name in boxes[target]]
+        present[seen, c] = True
+        stack = crop_stacks([boxes[targets[s]][crop.name] for s in seen], device) if seen else None
+        if stack is None or len(seen) < len(targets):
+            whole = torch.zeros(len(targets), crop.slices, *sides(pixels), device=device)
+            stack = whole if stack is None else whole.index_copy_(0, torch.tensor(seen, device=device), stack)
         images.append(stack)
     return SiteCrops(targets, tuple(images), present.to(device))
 

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from osteograde.pipeline.crops import RegionGrid, region_images
+from osteograde.models.backbones import map_of_stage
+from osteograde.pipeline.crops import RegionGrid, middle_images
 from osteograde.pipeline.predict import Nets
 
 OUT_OF_DOMAIN = "out_of_domain"  # code: the images do not look like those that the weights know
@@ -32,12 +33,10 @@ def features(region: RegionGrid, nets: Nets) -> np.ndarray:
 
     The lateral coordinate is left out: it says where a slice lies, not how it looks.
     """
-    images, _ = region_images(region, nets.device)
-    first = max((len(images) - SLICES) // 2, 0)
-    images = images[first : first + SLICES].clone()
+    images = middle_images(region, SLICES, nets.device)
     images[:, -1] = 0
     encoder: Any = nets.nets[0].encoder
-    seen = encoder(images)[STAGE].float()
+    seen = map_of_stage(encoder, images, STAGE).float()
     return torch.cat([seen.mean((0, 2, 3)), seen.std((0, 2, 3))]).cpu().numpy().astype(float)
 
 

@@ -29,7 +29,7 @@ from osteograde.pipeline.crops import (
     SIGN,
     RegionGrid,
     region_grids,
-    region_images,
+    regions_images,
     site_boxes,
     site_crops,
     turned,
@@ -133,6 +133,7 @@ NEIGHBOUR_MM = 20.0  # in-plane, how far a landmark may lie from its neighbour
 ABSENT_BELOW = 0.05  # a landmark with less of the heatmap's mass near its peak was not found
 SLICES_PER_BATCH = 96
 CROPS_PER_BATCH = 256
+VIEWS_TOGETHER = 16  # crops on a CPU: larger batches gain nothing there, and single crops of a small net do
 
 
 def locate(locator: Locator, studies: Sequence[Loaded], points: Sequence[Points], nets: Nets) -> list[dict[str, Point]]:
@@ -214,9 +215,7 @@ class Located:
 def _locate_batch(locator: Locator, groups: Sequence[Sequence[RegionGrid]], nets: Nets) -> list[list[Located]]:
     """What is found in each region of each group; the regions of a group are of one study."""
     regions = [placed for group in groups for placed in group]
-    images, laterals = zip(*(region_images(placed, nets.device) for placed in regions), strict=True)
-    image = (images[0] if len(images) == 1 else torch.cat(images)).contiguous(memory_format=torch.channels_last)
-    lateral = torch.cat(laterals)
+    image, lateral = regions_images(regions, nets.device)
     depths = torch.tensor([placed.grid.shape[0] for placed in regions], device=nets.device)
     stack = torch.repeat_interleave(torch.arange(len(regions), device=nets.device), depths)
     landmarks = regions[0].region.landmarks  # of all regions the same channels and sides
@@ -369,17 +368,21 @@ def _grade_batch(
 ) -> list[np.ndarray]:
     """(K + F,) probabilities of each site, whose study and target and boxes by crop name are given: the mean over
     test-time augmentations and folds; NaN where none is finite."""
-    members, rows = [], [row for row, _ in sites]
-    for tta in ttas(grader, views):
+    rows, members = [row for row, _ in sites], []
+    most = VIEWS_TOGETHER if nets.device.type == "cpu" else CROPS_PER_BATCH
+    wanted, each = ttas(grader, views), max(1, most // len(sites))
+    for begun in range(0, len(wanted), each):
+        some = wanted[begun : begun + each]
         turned_boxes = {
-            str(k): {name: (volume, turned(box, *tta)) for name, (volume, box) in site.items()}
+            f"{v} {k}": {name: (volume, turned(box, *tta)) for name, (volume, box) in site.items()}
+            for v, tta in enumerate(some)
             for k, (_, site) in enumerate(sites)
         }
         crops = site_crops(grader, turned_boxes, nets.pixels, nets.device)
         for net in nets.nets:
-            known = covariates.inputs_of(net, rows, nets.device)
+            known = covariates.inputs_of(net, rows * len(some), nets.device)
             logits = logits_of(partial(net, list(crops.images), crops.present, *known), nets.device)
-            members.append(head_probabilities(grader, logits))
+            members += np.split(head_probabilities(grader, logits), len(some))
     return list(_finite_mean(np.array(members)))
 
 
