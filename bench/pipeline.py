@@ -3,8 +3,8 @@
     python bench/pipeline.py --weights weights/lumbar-mr-phantom --studies 30 --repeats 5
 
 Limits, each measured alone on what that very run reads and computes: the bytes of its files read, its frames decoded
-(one thread), its nets on its batches (with all threads in one operation, or with one thread each side by side, whichever
-is faster). The run overlaps reading with the nets, so it may come below their sum where there are cores to spare. Both
+(one thread), its nets on its batches (with all threads in one operation, or with one thread each side by side: the
+faster one). The run overlaps reading with the nets, so it may come below their sum where there are cores to spare. Both
 ways must give the same probabilities to 1e-3.
 """
 
