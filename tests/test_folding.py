@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from osteograde.models import bundle
+from osteograde.models import bundle, packing
 from osteograde.models.backbones import encoder
 from osteograde.models.folding import fold_batch_norms, pack_convolutions
 from osteograde.models.packing import PackedConv2d
@@ -133,3 +133,15 @@ def test_a_packed_convolution_does_what_the_two_did_and_leaves_what_it_cannot_do
         torch.testing.assert_close(packed(images), plain(images), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(packed(images), plain(images), rtol=1e-5, atol=1e-5)
     assert sorted(packed.state_dict()) == sorted(plain.state_dict())
+
+
+def test_torch_without_the_operators_answers_by_its_own(monkeypatch):
+    conv = nn.Conv2d(2, 4, 3, padding=1)
+    packed = nn.Sequential(conv, nn.Identity(), nn.ReLU6()).eval()
+    plain = copy.deepcopy(packed)
+    assert pack_convolutions(packed) == 1
+    monkeypatch.setattr(packing, "has_packing", lambda: False)
+    monkeypatch.setattr(torch.ops.mkldnn, "_convolution_pointwise", None, raising=False)
+    images = 20 * torch.randn(3, 2, 9, 11)
+    with torch.inference_mode():
+        torch.testing.assert_close(packed(images), plain(images), rtol=0, atol=0)
