@@ -25,13 +25,13 @@ ROOMS = {
     "kaggle": "imaging tasks models pipeline inference learning",
     "report": "imaging tasks models pipeline inference learning",
 }
-EVERYWHERE = {"", "__version__", "errors", "logs"}  # "": the package itself; these modules are the lowest layer
+EVERYWHERE = {"", "__version__", "errors", "interrupts", "logs"}  # "": the package; the lowest layer
 COMMAND_LINE = ""  # the room of modules that lie in no room
 TASK_WORDS = re.compile(r"lumbar|knee|spider|l4_l5|stenosis", re.IGNORECASE)
 # The command line has a default task; __init__.py says in a sentence what the package is for.
 MAY_NAME_TASKS = ("tasks/", "phantom/", "learning/recipes/", "cli.py", "__init__.py")
 WITHOUT_TORCH = ("imaging", "tasks", "phantom")  # describing scans and tasks is fast to import
-TORCH_IN = ("imaging/resample.py",)  # the one module there that needs it
+TORCH_IN = ("imaging/resample.py", "imaging/upright.py")  # the modules there that need it
 MAX_FUNCTION_LINES = 60
 
 
