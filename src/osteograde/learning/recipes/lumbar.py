@@ -68,7 +68,7 @@ def lumbar_mr_small() -> Recipe:
     # differ more in contrast and noise than phantoms do.
     canal = replace(
         canal,
-        training=replace(canal.training, epochs=40, bfloat16=True),
+        training=replace(canal.training, epochs=30, bfloat16=True),
         augmentation=replace(
             canal.augmentation, scale=0.18, shift_mm=20.0, gamma=0.5, noise=0.04, bias_field=0.3, rician=0.03
         ),
