@@ -9,6 +9,8 @@ Its T1 and T2 slices with disc boxes are written as series of one slice, twice, 
 view; their canal points are derived from the boxes (tests/spider_slices.py). None carries grades. Phantoms are hard
 links where the disk allows. --reuse: keep the phantoms in the folds of earlier weights, spread the real patients over
 them, each with all its images in one fold, and reuse every net but the canal's, which alone can learn from them.
+W/start then holds a copy of the earlier weights whose folds name the new patients, which its nets never saw, so that
+the canal nets may start from it: --set locate.canal.start.weights=weights:W/start.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the writer o
 from osteograde.learning import folds
 from osteograde.learning.recipes import RECIPES
 from osteograde.learning.reuse import reuse_nets
+from osteograde.models.manifest import TrainedFolds, read_manifest, sha256, write_manifest
 from osteograde.tasks.spine import LEVELS
 from tests.spider_slices import fit, known_stacks, slices_with_boxes, study_of, write_slices
 from tests.spider_studies import Reference, patients, slices, spacings, write_studies
@@ -125,6 +128,15 @@ def split_of(real: Mapping[str, str], old: folds.Split) -> folds.Split:
     return folds.Split({**{study: fold[own] for study, own in group.items()}, **old.fold}, {**group, **old.patient})
 
 
+def start_folder(weights: Path, out: Path, split: folds.Split) -> None:
+    """A copy of earlier weights with the folds of ``split``, which hold further patients that no net of theirs saw."""
+    shutil.copytree(weights, out)
+    folds.save(split, out / folds.FILE)
+    manifest = read_manifest(out)
+    told = replace(manifest.folds or TrainedFolds(), sha256=sha256(out / folds.FILE))
+    write_manifest(out, replace(manifest, folds=told))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = Path(os.environ.get("OSTEOGRADE_DATA", Path(__file__).resolve().parents[1] / "../shared/data"))
@@ -140,6 +152,7 @@ def main() -> None:
         split = split_of(real, folds.read(args.reuse / folds.FILE))
         args.run.mkdir(parents=True, exist_ok=True)
         folds.save(split, args.run / folds.FILE)
+        start_folder(args.reuse, args.run / "start", split)
         reused = reuse_nets(args.reuse, args.run, RECIPES["lumbar-mr-small"](), without=("canal",))
         print(f"folds of {len(split.fold)} studies and {len(reused)} nets -> {args.run}")
 
