@@ -143,12 +143,12 @@ def slices_with_boxes(source: Path) -> list[Slice]:
     for name, by_label in sorted(boxes.items()):
         if not set(range(1, len(LEVELS) + 1)) <= set(by_label):
             continue
-        edges = np.array([by_label[label] for label in sorted(by_label)]) - 0.5  # x0 <= pixel < x1
-        edges = edges + BORDER_PX * np.array([1, 1, -1, -1])
+        with_border = np.array([by_label[label] for label in sorted(by_label)]) - 0.5  # x0 <= pixel < x1
+        discs = with_border + BORDER_PX * np.array([1, 1, -1, -1])
         header = json.loads(spacing[name].replace("[.", "[0.").replace(" .", " 0."))[0]
         trusted = name.endswith("SPACE")  # these lie among the stacks, whose header is right
-        size = (float(header),) * 2 if trusted else pixel_size(edges, float(header))
-        found.append(Slice(name, name.split("_")[0], size, edges * [*size, *size]))
+        size = (float(header),) * 2 if trusted else pixel_size(discs, float(header))
+        found.append(Slice(name, name.split("_")[0], size, discs * [*size, *size]))
     return found
 
 
