@@ -22,6 +22,7 @@ from tests.dicom_files import SAGITTAL, dataset, write
 DISC, CANAL = 1, 3
 SMALLEST_DISC_MM2 = 60.0
 REACH_MM = 60.0  # how far behind a disc's centre the canal is looked for
+SKIPPED = 1.6  # a step of so many median steps passes over a disc that the mask lacks
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,10 +63,10 @@ def write_studies(source: Path, out: Path, only: Sequence[str] | None = None) ->
         study = f"9{int(patient):05d}"
         paths = slices(source, patient)
         for i, path in enumerate(paths):
-            grey = _grey(path)
+            image = grey(path)
             position = ((i - (len(paths) - 1) / 2) * step, 0.0, 0.0)
             made = dataset(
-                grey.astype(np.uint16) * 8,
+                image.astype(np.uint16) * 8,
                 position=position,
                 orientation=SAGITTAL,
                 spacing=(pixel, pixel),
@@ -74,47 +75,65 @@ def write_studies(source: Path, out: Path, only: Sequence[str] | None = None) ->
             made.SpacingBetweenSlices = made.SliceThickness = step
             write(out / "test_images" / study / f"{study}1" / f"{i + 1}.dcm", made)
         references[study] = reference(source, paths, pixel, step)
-    _table(out / "test_series_descriptions.csv", ("study_id", "series_id", "series_description"),
+    table(out / "test_series_descriptions.csv", ("study_id", "series_id", "series_description"),
            [(study, f"{study}1", SERIES_DESCRIPTIONS["sag_t2"]) for study in references])  # fmt: skip
     rows = [
         (f"{study}_{target}", *[f"{1 / len(CLASSES):.6f}"] * 3) for study in references for target in TEMPLATE_TARGETS
     ]
-    _table(out / "sample_submission.csv", ("row_id", *CLASSES), rows)
+    table(out / "sample_submission.csv", ("row_id", *CLASSES), rows)
     return references
 
 
 def reference(source: Path, paths: Sequence[Path], pixel: float, step: float) -> Reference:
     """Levels counted up from the lowest disc, on the slice that shows most of the canal."""
-    masks = [_grey(source / "t2space" / "masks" / f"{path.stem}.png") for path in paths]
-    best = int(np.argmax([np.count_nonzero(mask == CANAL) for mask in masks]))
+    best, mask = middle_mask(source, paths)
     x = (best - (len(paths) - 1) / 2) * step
     discs, canal = {}, {}
-    for level, blob in zip(reversed(LEVELS), _discs(masks[best], pixel), strict=False):
+    for level, blob in by_level(disc_blobs(mask, pixel)).items():
         rows, columns = np.nonzero(blob)
         centre = np.array([rows.mean(), columns.mean()])
         discs[level] = np.array([x, centre[1] * pixel, -centre[0] * pixel])
-        found = _behind(masks[best], rows, columns, centre, pixel)
+        found = behind(mask, rows, columns, centre, pixel)
         if found is not None:
             canal[level] = np.array([x, found[1] * pixel, -found[0] * pixel])
     return Reference(discs, canal)
 
 
-def _grey(path: Path) -> np.ndarray:
+def middle_mask(source: Path, paths: Sequence[Path]) -> tuple[int, np.ndarray]:
+    """Number and mask (Y, X) of the slice that shows most of the canal."""
+    masks = [grey(source / "t2space" / "masks" / f"{path.stem}.png") for path in paths]
+    best = int(np.argmax([np.count_nonzero(mask == CANAL) for mask in masks]))
+    return best, masks[best]
+
+
+def grey(path: Path) -> np.ndarray:
     """(Y, X) uint8. ValueError, which names the file, where it is absent or no image."""
-    grey = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-    if grey is None:
+    image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    if image is None:
         raise ValueError(f"{path}: no image that can be read")
-    return grey.astype(np.uint8, copy=False)
+    return image.astype(np.uint8, copy=False)
 
 
-def _discs(mask: np.ndarray, pixel: float) -> list[np.ndarray]:
+def disc_blobs(mask: np.ndarray, pixel: float) -> list[np.ndarray]:
     """Discs of a slice, lowest first."""
     count, labels, stats, centres = cv2.connectedComponentsWithStats((mask == DISC).astype(np.uint8))
     kept = [k for k in range(1, count) if stats[k, cv2.CC_STAT_AREA] * pixel**2 >= SMALLEST_DISC_MM2]
     return [labels == k for k in sorted(kept, key=lambda k: -centres[k][1])]
 
 
-def _behind(mask, rows, columns, centre, pixel) -> np.ndarray | None:
+def by_level(blobs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """The discs (lowest first) of the five levels; a level is skipped where its disc is missing between two others."""
+    rows = [-np.nonzero(blob)[0].mean() for blob in blobs]
+    steps = np.diff(rows)
+    number, named = 0, {}
+    for i, blob in enumerate(blobs):
+        number += int(i > 0) + int(i > 0 and steps[i - 1] > SKIPPED * np.median(steps))
+        if number < len(LEVELS):
+            named[LEVELS[::-1][number]] = blob
+    return named
+
+
+def behind(mask, rows, columns, centre, pixel) -> np.ndarray | None:
     """(row, column): the middle of the canal along the disc's long axis."""
     spread = np.cov(np.stack([rows, columns]))
     axis = np.linalg.eigh(spread)[1][:, -1]
@@ -130,7 +149,7 @@ def _behind(mask, rows, columns, centre, pixel) -> np.ndarray | None:
     return centre + steps[[first[0], first[-1]]].mean() * axis
 
 
-def _table(path: Path, columns: Sequence[str], rows: Sequence[Sequence]) -> None:
+def table(path: Path, columns: Sequence[str], rows: Sequence[Sequence]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
