@@ -1,5 +1,7 @@
 """Spaces of a search: typed as --set types them, refused with the nearest names, and gone through by grids."""
 
+from dataclasses import replace
+
 import pytest
 
 from osteograde.errors import UserError
@@ -73,8 +75,10 @@ def test_the_recipe_itself_is_a_point_of_a_space_that_holds_it():
         LR: "0.001", "grade.*.loss": "classes", "grade.kl.training.batch": "32"
     }  # fmt: skip
     assert space.default_point(parsed({LR: (1e-2, 1e-1)}), KNEES) is None
-    members = parsed({"grade.*.training.epochs": (16, 28)}, DISCS)  # of two members with 16 and 28
-    assert space.default_point(members, DISCS) is None
+    first, second = DISCS.graders["pfirrmann"]
+    longer = replace(second, training=replace(second.training, epochs=28))
+    unlike = replace(DISCS, graders={"pfirrmann": (first, longer)})
+    assert space.default_point(parsed({"grade.*.training.epochs": (16, 28)}, unlike), unlike) is None
     alike = parsed({"grade.*.drop_view": (0.0, 0.6)}, DISCS)
     assert space.default_point(alike, DISCS) == {"grade.*.drop_view": "0.4"}
 
