@@ -11,7 +11,7 @@ from osteograde import cli, segment_command
 from osteograde.errors import UserError
 from osteograde.imaging.discovery import OUTPUT, OUTPUT_MARK, find_images, look_through
 from osteograde.inference.submission import read_submission
-from osteograde.tasks.places import prepare_outputs
+from osteograde.tasks.outputs import prepare_outputs
 from tests.tiny import noise_knees, random_bundle
 
 TASK = "knee-xray"

@@ -28,7 +28,8 @@ from osteograde.pipeline.ensemble import Voters
 from osteograde.report import heatmaps
 from osteograde.report.gallery import Gallery
 from osteograde.tasks import decision, looks_like
-from osteograde.tasks.places import Paths, as_paths, only_folder, prepare_outputs
+from osteograde.tasks.outputs import prepare_outputs
+from osteograde.tasks.places import Paths, as_paths, only_folder
 from osteograde.tasks.tables import some
 from osteograde.train_command import SERIAL
 

@@ -20,7 +20,7 @@ from osteograde.models.device import pick
 from osteograde.pipeline import ensemble, predict, segment
 from osteograde.pipeline.load import load_study
 from osteograde.tasks import TASKS
-from osteograde.tasks.places import prepare_outputs
+from osteograde.tasks.outputs import prepare_outputs
 from osteograde.tasks.spec import Locator, Study
 
 log = logging.getLogger("osteograde.inference")

@@ -111,7 +111,7 @@ def train_and_report(args: argparse.Namespace) -> int:
 def begin_folder(args: argparse.Namespace, recipe: Recipe) -> None:
     """Say what the nets start from, and mark the folder of the run where it lies in the folder of data."""
     from osteograde.learning import starting
-    from osteograde.tasks.places import prepare_outputs
+    from osteograde.tasks.outputs import prepare_outputs
 
     for line in starting.lines_of(recipe):
         log.info(line)

@@ -41,7 +41,7 @@ def search_and_report(args: argparse.Namespace) -> int:
     to_stdout(bars=True)
     from osteograde.learning import search as work
     from osteograde.models.device import keep_all_freed_memory, pick
-    from osteograde.tasks.places import prepare_outputs
+    from osteograde.tasks.outputs import prepare_outputs
 
     keep_all_freed_memory()
     device = pick(train_command.device_here(args))

@@ -43,8 +43,7 @@ _COPY_ENDINGS = ("~", ".bak", ".tmp", ".temp", ".part", ".partial", ".crdownload
 _TEXT = frozenset({".csv", ".tsv", ".txt", ".md", ".json", ".xml", ".html", ".log", ".py", ".yaml", ".yml"})
 _FORK = (b"\x00\x05\x16\x07", b"\x00\x05\x16\x00")  # AppleDouble and AppleSingle (RFC 1740)
 
-OUTPUT_MARK = ".osteograde-output"  # a file in folders of outputs that lie among data, see ``mark_output``
-_MARK_TEXT = "osteograde wrote this folder and does not read it as data; without this file it does.\n"
+OUTPUT_MARK = ".osteograde-output"  # a file in folders of outputs that lie among data: ``tasks.outputs``
 
 _PIXELS_BESIDE = (".raw", ".zraw")  # of a .mhd header
 
@@ -188,13 +187,6 @@ def left_by_system(folder: str) -> bool:
 def is_output(folder: Path) -> bool:
     """Whether a folder is marked as one that osteograde wrote."""
     return (folder / OUTPUT_MARK).is_file()
-
-
-def mark_output(folder: Path) -> None:
-    """Make a folder, and mark it as one that osteograde writes: ``look_through`` passes over it, and counts it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if not is_output(folder):
-        (folder / OUTPUT_MARK).write_text(_MARK_TEXT, encoding="utf-8")
 
 
 def _judge(path: Path) -> tuple[str, bool]:

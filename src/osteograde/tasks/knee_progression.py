@@ -20,8 +20,8 @@ import pandas as pd
 from osteograde.errors import UserError
 from osteograde.tasks import knee_files, tables
 from osteograde.tasks.binary_metric import BinaryMetric
-from osteograde.tasks.census import Census, Fact
 from osteograde.tasks.covariates import read_files_known, read_known
+from osteograde.tasks.deferred import Deferred
 from osteograde.tasks.knee_files import GRADES, SIDES
 from osteograde.tasks.knee_xray import CROPS as KNEE_CROPS
 from osteograde.tasks.knee_xray import REACH_MM
@@ -154,28 +154,6 @@ def labelled(path: Path, studies: Sequence[Study], rows: Mapping[tuple[str, str]
     return kept
 
 
-def inspect(root: Path) -> Census:
-    """Which knees of the table of labels have no image, and which images it does not name. UserError where there is no
-    such table, or it names none of the knees."""
-    root = Path(root)
-    path = table_of(root)
-    studies, rows = knee_files.read_all(root, TABLES), read_rows(path)
-    same = {patient: own for own, patient in tables.matched({s.patient for s in studies}, {p for p, _ in rows}).items()}
-    named = {(same.get(patient, patient), side) for patient, side in rows}
-    shown = {(study.patient, side): study.id for study in studies for side in study.targets or SIDES}
-    lost = sorted(" ".join(knee) for knee in named - shown.keys())
-    unused = sorted({study for knee, study in shown.items() if knee not in named})
-    return Census(
-        (
-            Fact(f"knees of {path.name} without an image", len(lost), len(named), tables.some(lost),
-                 "the table names knees that are not there", True),
-            Fact(f"images of knees that {path.name} does not name", len(unused), len(studies), tables.some(unused),
-                 "they are not learnt from"),
-        ),
-        (),
-    )  # fmt: skip
-
-
 def _with_rows(study: Study, rows: Mapping[str, Row]) -> Study:
     told = {side: tables.id_text(str(row.known.get(GRADE, ""))) for side, row in rows.items()}
     grades = {side: GRADES.index(grade) for side, grade in told.items() if grade in GRADES}
@@ -231,6 +209,6 @@ TASK = replace(
     metric=BinaryMetric(SIDES, ANSWERS),
     covariates=COVARIATES,
     read_split=None,
-    inspect=inspect,
+    inspect=Deferred("osteograde.tasks.progression_census", "inspect"),
     read_files=partial(read_files_known, knee_files.read_files, COVARIATES, SITES),
 )
