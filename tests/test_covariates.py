@@ -496,14 +496,31 @@ def test_rows_of_which_nothing_is_known_and_values_never_seen_are_flagged() -> N
     assert doubts_of([net(covariates=())], rows) == [Counter()] * len(rows)
 
 
-def test_a_graded_row_uses_its_own_values_and_is_flagged_where_nothing_is_known() -> None:
+def shown_knees(**known: dict[str, str]) -> tuple[Grader, Loaded]:
+    """A grader whose two sites are the same box of one picture, and a study with these covariates."""
     grid = roi_at(np.zeros(3), np.array(TASK.views[0].directions), np.array([4.0, 1.0, 1.0]), (1, 40, 40))
     picture = np.random.default_rng(0).integers(0, 255, (1, 40, 40)).astype(np.uint8)
     volume = Volume(picture, grid.to_mm)
     box = roi_at(np.zeros(3), volume.axes, np.array([4.0, 1.25, 1.25]), (1, 32, 32))
     grader = replace(GRADER, regions=lambda volumes, points, pixels: {side: {"near": (volume, box)} for side in SIDES})
-    study = Study("s", "p", (), covariates={"kl": {"right": "2"}})
-    loaded = Loaded(study, {"plain": (volume,)}, Counter({"plain:a_loss": 1}))
+    study = Study("s", "p", (), covariates=known)
+    return grader, Loaded(study, {"plain": (volume,)}, Counter({"plain:a_loss": 1}))
+
+
+def test_views_that_a_net_sees_together_have_the_covariates_of_their_own_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    grader, loaded = shown_knees(kl={"right": "2"})
+    nets = predict.Nets([fitted(age=[50, 60], sex=[0, 1], kl=[0, 2]).eval()], 32, torch.device("cpu"))
+    (together,) = predict.grade(grader, [loaded], [{}], nets, views=4)
+    monkeypatch.setattr(predict, "VIEWS_TOGETHER", 1)
+    (alone,) = predict.grade(grader, [loaded], [{}], nets, views=4)
+    assert not np.allclose(alone["right"], alone["left"])
+    for side in SIDES:
+        np.testing.assert_allclose(together[side], alone[side], atol=1e-5)
+
+
+def test_a_graded_row_uses_its_own_values_and_is_flagged_where_nothing_is_known() -> None:
+    grader, loaded = shown_knees(kl={"right": "2"})
+    study = loaded.study
     made = [fitted(age=[50, 60], sex=[0, 1], kl=[0, 2]), net(covariates=())]
     nets = predict.Nets([one.eval() for one in made], 32, torch.device("cpu"))
     (graded,) = predict.grade(grader, [loaded], [{}], nets)
