@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import pytest
 import train_folds
 from osteograde import cli, phantom
 from osteograde.inference import submission
+from osteograde.tasks import TASKS
+from tests.faults.studies import VIEWS, Study, write_table
 
 ROOT = Path(__file__).resolve().parents[1]
 ENV = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
@@ -152,11 +155,18 @@ def test_a_training_says_the_command_that_goes_on_and_that_command_does(tmp_path
 
 @pytest.mark.slow
 def test_a_grading_says_that_its_file_is_valid_and_it_is(small_studies, tmp_path):
-    data, weights = small_studies
+    healthy, weights = small_studies
+    data, task = tmp_path / "data", TASKS["lumbar-mr"]
+    names = [f"s{number}" for number in range(40)]  # which take seconds, however late the signal is sent
+    for name in names:
+        shutil.copytree(healthy / "test_images" / "a", data / "test_images" / name)
+    write_table(data, {name: Study(data / "test_images" / name, dict(VIEWS)) for name in names})
+    rows = {row: [1 / 3] * 3 for name in names for row in task.rows(name)}
+    submission.write_submission(data / "sample_submission.csv", rows, task.classes)
     words = ["lumbar-mr", "--data", str(data), "--weights", str(weights), "--out", "s.csv", "--device", "cpu"]
     command = [sys.executable, "-u", str(ROOT / "inference.py"), *words]
-    code, err, _ = interrupted(command, tmp_path, "lumbar-mr: 3 studies from")
+    code, err, _ = interrupted(command, tmp_path, "lumbar-mr: 40 studies from")
     assert code == 130 and err.count("\n") == 1, err
-    assert err.startswith("interrupted: s.csv is a valid submission: ") and " of 3 studies are graded" in err
+    assert err.startswith("interrupted: s.csv is a valid submission: ") and " of 40 studies are graded" in err
     assert err.endswith(f"start again with: {shlex.join(['python', *command[2:]])}\n")
     assert submission.validate(tmp_path / "s.csv", data / "sample_submission.csv") == []
