@@ -166,7 +166,7 @@ def start_line(job: run.Job, data: Paths, executor: str) -> str:
     threads = f" with {count} thread{'s' * (count > 1)}" if device == "cpu" else ""
     return (
         f"{job.task.name}: {len(job.studies)} studies from {some(places, 3)}, by {job.weights.folder} "
-        f"(recipe {' and '.join(recipes)}, {nets} nets, {job.weights.folds} folds), on {device}{threads}"
+        f"(recipe {' and '.join(recipes)}, {nets} nets, up to {job.weights.folds} for one answer), on {device}{threads}"
     )
 
 

@@ -20,7 +20,8 @@ _AGAIN_S = 0.02  # after which an interrupt that came during an import is tried 
 
 
 def listen() -> None:
-    """From now on Ctrl-C is what this module says. A process that ignores it, as one in the background, goes on to."""
+    """From now on Ctrl-C is what this module says. A process that ignores it, as one
+    in the background of a shell does, goes on ignoring it."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
 

@@ -24,7 +24,7 @@ CACHED_VOXELS = 1 << 17  # cut at once: as floats they should stay in the second
 class Spans:
     """What N boxes read along one axis. first, stop: the range of voxels of each. index (N, count * 2 k), counted from
     ``first``, and weight of the same shape: of the voxels that are summed up, 2 k for each sample, one sample after the
-    other; ends (count,): where each sample begins."""
+    other; begins (count,): where the weights of each sample begin."""
 
     first: list[int]
     stop: list[int]

@@ -128,8 +128,8 @@ def spider_faster_rcnn() -> Recipe:
 
 
 def _members() -> tuple[GraderPlan, ...]:
-    """Two nets a fold that differ by their random seed. Their first layers stay as ImageNet made them; most epochs are
-    shared by folds and see smaller images, which halves the cost."""
+    """Two nets a fold that differ by their random seed. Their first layers stay as ImageNet made them; two thirds
+    of the epochs are shared by folds, and most of them see smaller images, which saves time."""
     plan = GraderPlan(
         net={"kind": "grader", "backbone": ENCODER, "stages": STAGES, "dropout": 0.2},
         pixels=112,
