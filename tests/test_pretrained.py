@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -125,6 +126,42 @@ def test_folded_batch_norms_are_told_from_real_ones(rgb):
         if key.endswith("running_var"):
             value.fill_(1.0)
     assert pretrained.is_folded(state)
+
+
+class Images:
+    """Data of one batch: grey images that are darker and flatter than those of photographs."""
+
+    def __init__(self) -> None:
+        self.images = torch.rand(16, 1, 48, 48, generator=torch.Generator().manual_seed(1)) * 0.2 - 1.5
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, indices, rng, device, *, augment):
+        return self.images
+
+
+def read_by(net: Any, images: torch.Tensor) -> torch.Tensor:
+    return net.encoder(images)
+
+
+def measured_plan(path: Path, measured: bool) -> GraderPlan:
+    plan = replace(grader(f"file:{path}"), training=Training(epochs=1, batch=16, lr=1e-3))
+    return replace(plan, start=replace(plan.start, measured_norms=measured))
+
+
+def test_measured_norms_compute_the_same_and_know_our_images(tmp_path):
+    path, images = tmp_path / "start.safetensors", Images()
+    torch.manual_seed(5)
+    save_file(livelier(timm.create_model("mobilenetv2_035")).state_dict(), path)
+    given, measured = (
+        pretrained.net_of(measured_plan(path, which), images, read_by, job("kl")).eval() for which in (False, True)
+    )
+    with torch.no_grad():
+        expected, got = read_by(given, images.images), read_by(measured, images.images)
+        torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+        away = [float((read_by(net.train(), images.images) - expected).abs().mean()) for net in (given, measured)]
+    assert away[1] < 0.05 * away[0], "in training a measured norm is nearly what it is in evaluation"
 
 
 def test_tensors_of_a_file_are_matched_by_the_order_of_the_layers(tmp_path, rgb):

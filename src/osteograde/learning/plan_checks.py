@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from osteograde.learning.recipe import GraderPlan, LocatorPlan, Plan, Scope, Start
 
 LBFGS = "lbfgs"  # ``Training.optimiser``: see ``head_fit``
-RANDOM = ("", "none")  # ``Start.weights``
+RANDOM, OUR_WEIGHTS = ("", "none"), "weights:"  # ``Start.weights``
 OPTIMISERS = ("adamw", "adam", "sgd")
 LOSSES = ("classes", "ordinal")
 WITHOUT_TRUNK = ("faster_rcnn", "planned_unet")  # kinds of nets whose layers are no trunk and head
+TRUNK_ONLY = ("start.head_epochs", "start.frozen", "start.measured_norms")
 SEGMENTING = ("unet", "planned_unet")  # kinds of nets that learn from label images
 MOST_LOGARITHM = 5.0  # of a factor by which an image is changed: 148 times
 RESIZED_STRIDE = 16  # sides of smaller images are multiples of this
@@ -188,13 +189,16 @@ def _start_faults(plan: Plan) -> Iterator[str]:
         yield f"start.head_lr {start.head_lr:g} is of head_epochs, which are 0; set both or none"
     if start.frozen and not is_given(start):
         yield f"start.frozen {start.frozen} would keep random weights; name starting weights or freeze nothing"
+    if start.measured_norms and (not is_given(start) or start.stage or start.weights.startswith(OUR_WEIGHTS)):
+        yield "start.measured_norms is of weights that learnt from other images, and these are random or a net of "\
+            "ours; name imagenet, coco, a package or a file, or leave it out"  # fmt: skip
     whole = "" in start.frozen
     if whole and start.head_epochs:
         yield "start.head_epochs has no effect where the whole trunk is frozen; choose one of them"
     if whole and training.layer_decay != 1:
         yield "training.layer_decay has no effect where the whole trunk is frozen; set it to 1"
     if kind in WITHOUT_TRUNK:
-        parts = {"start.head_epochs": start.head_epochs, "start.frozen": start.frozen}
+        parts = {name: getattr(start, name.removeprefix("start.")) for name in TRUNK_ONLY}
         parts |= {"training.layer_decay": training.layer_decay != 1}
         if given := [name for name, is_given in parts.items() if is_given]:
             yield f"{given[0]} is of nets with a trunk, a {kind!r} net has none; leave it out"

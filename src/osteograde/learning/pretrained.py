@@ -70,9 +70,9 @@ class Given:
 def net_of(plan: Plan, data: Data, loss: Loss, job: Job, member: int = 0) -> nn.Module:
     """The net of a plan with its starting weights. UserError where they are not there or do not fit.
 
-    member: the place of the net among the members of its ensemble. Where the batch norms of the source were folded into
-    its convolutions, the statistics of the net's own batch norms are measured on ``data``; ``loss`` is then called to
-    run the net.
+    member: the place of the net among the members of its ensemble. Where the plan asks for measured norms, or where the
+    batch norms of the source were folded into its convolutions, the statistics of the net's batch norms are measured on
+    ``data``; ``loss`` is then called to run the net.
     """
     source = starting.source_of(plan.start.weights)
     net = build_net(plan.net)
@@ -83,7 +83,7 @@ def net_of(plan: Plan, data: Data, loss: Loss, job: Job, member: int = 0) -> nn.
         return net
     given = given_by(source, plan, net)
     fill(net, given, source)
-    if is_folded(given.tensors):
+    if plan.start.measured_norms or is_folded(given.tensors):
         measure_batch_norms(net, trunk_of(net)[1], data, plan, loss, job)
     return net
 
@@ -323,11 +323,14 @@ def is_folded(tensors: Mapping[str, torch.Tensor]) -> bool:
 
 @torch.no_grad()
 def measure_batch_norms(net: nn.Module, trunk: nn.Module, data: Data, plan: Plan, loss: Loss, job: Job) -> None:
-    """Give folded batch norms the statistics of real images without changing what the trunk computes.
+    """Give batch norms the statistics of our own images without changing what the trunk computes.
 
-    In training a folded norm would rescale its features and ruin them. With the measured mean m and variance v, scale
-    sqrt(v + eps) and bias + m it computes the same in evaluation, and nearly the same in training. The net is run on a
-    few batches on the CPU by calling its loss.
+    In training a norm divides by the deviation of its batch. Where that is far from the deviation that the starting
+    weights know, as it is for grey radiographs and slices, and wherever a norm was folded into its convolution, the
+    first step of training computes other features than the source. A norm of scale g, bias b, mean m and variance v
+    whose images have mean n and variance w gets scale g sqrt(w + eps) / sqrt(v + eps), bias b + g (n - m) / sqrt(v +
+    eps), mean n and variance w: the same in evaluation, and nearly the same in training. The net is run on a few
+    batches on the CPU by calling its loss.
     """
     norms = [module for module in trunk.modules() if isinstance(module, nn.BatchNorm2d)]
     sums: dict[nn.Module, torch.Tensor] = {}  # (3, channels): sum, sum of squares, count
@@ -348,9 +351,11 @@ def measure_batch_norms(net: nn.Module, trunk: nn.Module, data: Data, plan: Plan
             loss(net, data.batch(indices, job.rng(0, 0, 3), cpu, augment=True))
     for norm in norms:
         total, squares, count = sums[norm]
-        mean = total / count
-        variance = (squares / count - mean**2).clamp_min(1e-6)
-        norm.bias.add_(mean - norm.running_mean)
-        norm.running_mean = mean.float()
-        norm.running_var = variance.float()
-        norm.weight.copy_((variance + norm.eps).sqrt())
+        mean = (total / count).float()
+        variance = (squares / count - (total / count) ** 2).clamp_min(1e-6).float()
+        old_mean, old_variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
+        slope = norm.weight / (old_variance + norm.eps).sqrt()
+        norm.bias.add_(slope * (mean - old_mean))
+        norm.weight.copy_(slope * (variance + norm.eps).sqrt())
+        old_mean.copy_(mean)
+        old_variance.copy_(variance)

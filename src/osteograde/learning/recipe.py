@@ -107,7 +107,8 @@ class Start:
     The trunk is the net's ``encoder``, the head is all the rest. stage: another locator (for a locator) or grader (for
     a grader) of the recipe, whose net of the same fold gives the whole trunk, and of the head what has the same shape;
     it is trained first. shared_epochs: the first epochs are trained once for several folds, on the studies that none of
-    them holds out; each of the folds continues from that net.
+    them holds out; each of the folds continues from that net. measured_norms: the batch norms of starting weights are
+    given the statistics of our own images before the first step, without changing what the trunk computes.
     """
 
     weights: str = ""  # "imagenet", "coco", "pip:NAME", "weights:DIR", "file:PATH", or random: see ``starting``
@@ -116,6 +117,7 @@ class Start:
     head_lr: float = 0.0
     shared_epochs: int = 0
     stage: str = ""
+    measured_norms: bool = False
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,7 @@ class Plan:
             shared_epochs=min(self.start.shared_epochs, 1),
         )
         if start.weights.partition(":")[0] in NOT_IN_DEBUG:
-            start = replace(start, weights="", frozen=(), head_epochs=0, head_lr=0.0)
+            start = replace(start, weights="", frozen=(), head_epochs=0, head_lr=0.0, measured_norms=False)
         return replace(
             self,
             pixels=_small_pixels(self.pixels),
