@@ -40,6 +40,7 @@ from osteograde.learning.recipe import (
     GraderPlan,
     LocatorPlan,
     Recipe,
+    Resizing,
     Schedule,
     Start,
     Training,
@@ -69,9 +70,10 @@ def knee_xray() -> Recipe:
         pixels=(176, 240),
         training=Training(epochs=10, batch=32, lr=1e-3, weight_decay=0.01, ema=0.0, clip=NO_CLIP),
         schedule=Schedule(warm_up=0.2, restarts={8: 0.4}, swa=True),
-        start=Start(weights=LITE0),
+        start=Start(weights=LITE0, measured_norms=True),
+        resizing=Resizing(epochs=5, share=0.73),
         augmentation=Augmentation(
-            rotation_deg=10, scale=0.1, shift_mm=5, gamma=0.25, contrast=0.3, noise=0.0, blur=0.0
+            rotation_deg=10, scale=0.15, shift_mm=8, gamma=0.25, contrast=0.3, noise=0.0, blur=0.0
         ),
         label_smoothing=0.1,
         synthetic_epochs=2,
@@ -92,6 +94,7 @@ def knee_xray_small() -> Recipe:
         training=replace(plan.training, epochs=3),
         schedule=Schedule(warm_up=0.1),
         start=replace(plan.start, shared_epochs=3),
+        resizing=None,
         synthetic_epochs=0,
     )
     return _knee("knee-xray-small", [small], tta=2)
@@ -105,7 +108,7 @@ def _knee(name: str, plans: Sequence[GraderPlan], *, tta: int, crops: tuple[str,
         net={"kind": "heatmap", "encoder_name": "tf_efficientnet_lite0", "stages": 4, "width": 32, "stride": 2},
         pixels=192,
         training=Training(epochs=6, batch=12, steps=60, lr=2e-3, ema=0.98),
-        start=Start(weights=LITE0, shared_epochs=3),
+        start=Start(weights=LITE0, shared_epochs=3, measured_norms=True),
         augmentation=Augmentation(
             rotation_deg=12, scale=0.2, shift_mm=25, gamma=0.4, contrast=0.3, noise=0.04, blur=0.2
         ),
