@@ -1,13 +1,15 @@
 """Phantoms and real sagittal images in one folder, to train `lumbar-mr` on both.
 
-    python bench/join_real.py --phantoms PHANTOMS --out JOINED [--data DIR] [--reuse weights/lumbar-mr-phantom --run W]
+    python bench/join_real.py --phantoms PHANTOMS --out JOINED [--data DIR] [--discs weights/spider/oof_points.csv]
+                              [--reuse weights/lumbar-mr-phantom --run W]
     python train_folds.py lumbar-mr --recipe lumbar-mr-small --data JOINED --out W --folds 0,1 --resume
 
 The real images are SPIDER's (--data, default OSTEOGRADE_DATA or ../shared/data). Its T2-SPACE stacks are written as
 series of sagittal T2 with the canal point of each level marked, where the disc's long axis meets the canal of the mask.
 Its T1 and T2 slices with disc boxes are written as series of one slice, twice, the second time with a smaller field of
-view; their canal points are derived from the boxes (tests/spider_slices.py). None carries grades. Phantoms are hard
-links where the disk allows. --reuse: keep the phantoms in the folds of earlier weights, spread the real patients over
+view; their canal points are derived from the boxes (tests/spider_slices.py). --discs: likewise all T2 slices without
+boxes, by the discs that spider weights found out-of-fold. None carries grades. Phantoms are hard links where the disk
+allows. --reuse: keep the phantoms in the folds of earlier weights, spread the real patients over
 them, each with all its images in one fold, and reuse every net but the canal's, which alone can learn from them.
 W/start then holds a copy of the earlier weights whose folds name the new patients, which its nets never saw, so that
 the canal nets may start from it: --set locate.canal.start.weights=weights:W/start.
@@ -35,7 +37,7 @@ from osteograde.learning.recipes import RECIPES
 from osteograde.learning.reuse import reuse_nets
 from osteograde.models.manifest import TrainedFolds, read_manifest, sha256, write_manifest
 from osteograde.tasks.spine import LEVELS
-from tests.spider_slices import fit, known_stacks, slices_with_boxes, study_of, write_slices
+from tests.spider_slices import fit, known_stacks, slices_with_boxes, slices_with_points, study_of, write_slices
 from tests.spider_studies import Reference, patients, slices, spacings, write_studies
 
 TABLES = ("train.csv", "train_label_coordinates.csv", "train_series_descriptions.csv")
@@ -68,7 +70,7 @@ def marks(study: str, reference: Reference, sizes: Sizes) -> list[list[object]]:
     return rows
 
 
-def write_real(real: Path, out: Path) -> dict[str, tuple[Reference, Sizes]]:
+def write_real(real: Path, out: Path, discs: Path | None) -> dict[str, tuple[Reference, Sizes]]:
     """Write stacks and slices as the test part of ``out``; study -> where its levels are, and its sizes."""
     found = {}
     pixels, numbers = spacings(real), {f"9{int(patient):05d}": patient for patient in patients(real)}
@@ -77,17 +79,14 @@ def write_real(real: Path, out: Path) -> dict[str, tuple[Reference, Sizes]]:
         pixel, step = pixels[patient]
         found[study] = (reference, Sizes(patient, pixel, pixel, step, len(slices(real, patient))))
     rule = fit(list(known_stacks(real).values()))
-    sizes = {
-        study_of(one, cut=cut): Sizes(one.patient, *one.pixel_mm)
-        for one in slices_with_boxes(real)
-        for cut in (False, True)
-    }
-    for study, reference in write_slices(real, out, rule, cuts=True).items():
+    chosen = slices_with_boxes(real) + (slices_with_points(real, discs) if discs else [])
+    sizes = {study_of(one, cut=cut): Sizes(one.patient, *one.pixel_mm) for one in chosen for cut in (False, True)}
+    for study, reference in write_slices(real, out, rule, chosen, cuts=True).items():
         found[study] = (reference, sizes[study])
     return found
 
 
-def join(phantoms: Path, real: Path, out: Path) -> dict[str, str]:
+def join(phantoms: Path, real: Path, out: Path, discs: Path | None = None) -> dict[str, str]:
     """Write the joined data set; {real study: patient}. ValueError where ``out`` holds one already."""
     if (out / TABLES[0]).exists():
         raise ValueError(f"{out}: holds a data set already; give another --out")
@@ -95,7 +94,7 @@ def join(phantoms: Path, real: Path, out: Path) -> dict[str, str]:
     images.mkdir(parents=True)
     for folder in sorted((phantoms / "train_images").iterdir()):
         shutil.copytree(folder, images / folder.name, copy_function=link)
-    written = write_real(real, out)
+    written = write_real(real, out, discs)
     for study in written:
         (out / "test_images" / study).rename(images / study)
     tables = {name: list(csv.reader((phantoms / name).open(newline="", encoding="utf-8"))) for name in TABLES}
@@ -143,10 +142,11 @@ def main() -> None:
     parser.add_argument("--phantoms", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--data", type=Path, default=default)
+    parser.add_argument("--discs", type=Path)
     parser.add_argument("--reuse", type=Path)
     parser.add_argument("--run", type=Path)
     args = parser.parse_args()
-    real = join(args.phantoms, args.data / "spider", args.out)
+    real = join(args.phantoms, args.data / "spider", args.out, args.discs)
     print(f"{len({*real.values()})} real patients, {len(real)} series, {len(LEVELS)} levels -> {args.out}")
     if args.reuse and args.run:
         split = split_of(real, folds.read(args.reuse / folds.FILE))

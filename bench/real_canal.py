@@ -41,7 +41,7 @@ from osteograde.tasks.lumbar_names import landmark
 from osteograde.tasks.metrics import groups_of, interval
 from osteograde.tasks.spec import Study, Task
 from osteograde.tasks.spine import LEVELS
-from tests.spider_slices import fit, known_stacks, slices_with_boxes, study_of, write_slices
+from tests.spider_slices import fit, known_stacks, slices_with_boxes, study_of, view_of, write_slices
 from tests.spider_studies import Reference, write_studies
 
 KEYS = ("points", "found", "right_level", "canal_median_mm", "canal_p95_mm", "nearest_median_mm", "disc_median_mm")
@@ -111,8 +111,9 @@ def write_real(source: Path, data: Path, *, with_slices: bool) -> tuple[dict[str
     references = write_studies(source, data)
     kinds = dict.fromkeys(references, STACK)
     if with_slices:
-        own = write_slices(source, data / "slices", fit(list(known_stacks(source).values())))
-        kinds |= {study_of(one, cut=False): one.name.split("_", 1)[1] for one in slices_with_boxes(source)}
+        chosen = slices_with_boxes(source)
+        own = write_slices(source, data / "slices", fit(list(known_stacks(source).values())), chosen)
+        kinds |= {study_of(one, cut=False): view_of(one.name) for one in chosen}
         references |= own
     return references, kinds
 

@@ -29,6 +29,7 @@ STEPS_MM, WIDTHS_MM = (30.0, 42.0), (27.0, 47.0)  # means of one patient that ar
 RIDGE = 0.01
 KINDS = ("t1", "t2", "t2_SPACE")
 THICKNESS_MM = 4.0
+CONFIDENCE = 0.3  # of the least certain disc of a slice whose discs were found; of 85 with boxes 95 % have right levels
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,8 +133,7 @@ def pixel_size(boxes_px: np.ndarray, header_mm: float) -> tuple[float, float]:
 
 def slices_with_boxes(source: Path) -> list[Slice]:
     """Every slice of boxes.csv that shows the five levels, by name."""
-    with (source / "overview.csv").open(newline="") as file:
-        spacing = {row["new_file_name"]: row["PixelSpacing"] for row in csv.DictReader(file)}
+    header_mm = _header_mm(source)
     boxes: dict[str, dict[int, list[float]]] = {}
     with (source / "boxes.csv").open(newline="") as file:
         for row in csv.DictReader(file):
@@ -145,28 +145,78 @@ def slices_with_boxes(source: Path) -> list[Slice]:
             continue
         with_border = np.array([by_label[label] for label in sorted(by_label)]) - 0.5  # x0 <= pixel < x1
         discs = with_border + BORDER_PX * np.array([1, 1, -1, -1])
-        header = json.loads(spacing[name].replace("[.", "[0.").replace(" .", " 0."))[0]
         trusted = name.endswith("SPACE")  # these lie among the stacks, whose header is right
-        size = (float(header),) * 2 if trusted else pixel_size(discs, float(header))
+        size = (header_mm[name],) * 2 if trusted else pixel_size(discs, header_mm[name])
         found.append(Slice(name, name.split("_")[0], size, discs * [*size, *size]))
     return found
 
 
+def slices_with_points(source: Path, points: Path) -> list[Slice]:
+    """Every T2 slice without boxes on which spider weights found all five discs with confidence, by name.
+
+    points: their oof_points.csv. Each disc gets the width that discs usually have beside their spacing, and no height.
+    """
+    header_mm, made = _header_mm(source), []
+    known = {one.name for one in slices_with_boxes(source)}
+    for name, (places, confidence) in sorted(_found_discs(points).items()):
+        path = source / "slices" / f"{name}.webp"  # stacks have none
+        if view_of(name) != "t2" or name in known or len(places) < len(LEVELS) or not path.is_file():
+            continue
+        if confidence < CONFIDENCE:
+            continue
+        middle = (np.array(grey(path).shape) - 1) / 2  # where the task lays 0 mm
+        centres = middle + np.array([places[level] for level in reversed(LEVELS)]) / header_mm[name]
+        width = WIDTH_MM / STEP_MM * np.median(np.linalg.norm(np.diff(centres, axis=0), axis=1))
+        half = np.array([0.0, width / 2])
+        boxes = np.concatenate([centres - half, centres + half], 1)
+        size = pixel_size(boxes, header_mm[name])
+        made.append(Slice(name, name.split("_")[0], size, boxes * [*size, *size]))
+    return made
+
+
+def _found_discs(points: Path) -> dict[str, tuple[dict[str, tuple[float, float]], float]]:
+    """Series -> (level -> the disc that was found, (down, to the back) in mm, and the least confidence of them)."""
+    found: dict[str, tuple[dict[str, tuple[float, float]], float]] = {}
+    with points.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            view, level = row["landmark"].split("_disc_")
+            places, least = found.get(name := f"{row['study_id']}_{view}", ({}, 1.0))
+            places[level] = -float(row["z_mm"]), float(row["y_mm"])
+            found[name] = places, min(least, float(row["confidence"]))
+    return found
+
+
+def view_of(name: str) -> str:
+    """t1, t2 or t2_SPACE."""
+    return name.split("_", 1)[1]
+
+
+def _header_mm(source: Path) -> dict[str, float]:
+    """Series -> mm of a pixel, by its scanner's header."""
+    with (source / "overview.csv").open(newline="") as file:
+        spacing = {row["new_file_name"]: row["PixelSpacing"] for row in csv.DictReader(file)}
+    return {
+        name: float(json.loads(text.replace("[.", "[0.").replace(" .", " 0."))[0]) for name, text in spacing.items()
+    }
+
+
 def study_of(slice_: Slice, *, cut: bool) -> str:
     """The id of a slice's study, and of the one with a smaller field of view."""
-    kind = KINDS.index(slice_.name.split("_", 1)[1]) + 1
+    kind = KINDS.index(view_of(slice_.name)) + 1
     return f"8{int(slice_.patient):05d}{kind + (len(KINDS) if cut else 0)}"
 
 
-def write_slices(source: Path, out: Path, rule: CanalRule, *, cuts: bool = False) -> dict[str, Reference]:
-    """Write each slice as a study with one sagittal series of one slice below ``out``/test_images, and the table of
-    their series; {study: reference}. T1 is called T2/STIR too: the canal is looked for on that view alone.
+def write_slices(
+    source: Path, out: Path, rule: CanalRule, chosen: Sequence[Slice], *, cuts: bool = False
+) -> dict[str, Reference]:
+    """Write each chosen slice as a study with one sagittal series of one slice below ``out``/test_images, and the table
+    of their series; {study: reference}. T1 is called T2/STIR too: the canal is looked for on that view alone.
 
     cuts: of each slice a second study, whose image ends at random rows between the next disc above L1/L2 and below
     L5/S1 and the places where those are just seen.
     """
     references: dict[str, Reference] = {}
-    for one in slices_with_boxes(source):
+    for one in chosen:
         image = grey(source / "slices" / f"{one.name}.webp")
         points, discs = canal_points(rule, one.boxes), middles(one.boxes)[: len(LEVELS)]
         for cut in (False, True) if cuts else (False,):

@@ -15,8 +15,10 @@ from tests.spider_slices import (
     canal_points,
     fit,
     known_stacks,
+    middles,
     pixel_size,
     slices_with_boxes,
+    slices_with_points,
     study_of,
     write_slices,
 )
@@ -61,7 +63,7 @@ def test_a_disc_that_the_mask_lacks_shifts_no_level_above_it():
 )
 def test_cut_slices_still_show_all_five_points(tmp_path: Path):
     rule = fit(list(known_stacks(SOURCE).values()))
-    references = write_slices(SOURCE, tmp_path, rule, cuts=True)
+    references = write_slices(SOURCE, tmp_path, rule, slices_with_boxes(SOURCE), cuts=True)
     named = {study_of(one, cut=cut): one for one in slices_with_boxes(SOURCE) for cut in (False, True)}
     assert set(references) == set(named)
     for study in list(references)[:40]:
@@ -70,3 +72,23 @@ def test_cut_slices_still_show_all_five_points(tmp_path: Path):
         assert len(rows) == len(LEVELS)
         assert min(rows) >= 0
         assert max(rows) < image.Rows
+
+
+@pytest.mark.skipif(
+    not (SOURCE / "boxes.csv").is_file(), reason=f"no spider/boxes.csv under {DATA}: set OSTEOGRADE_DATA to the data"
+)
+def test_discs_that_were_found_lie_where_boxes_have_them(monkeypatch: pytest.MonkeyPatch):
+    boxed = {one.name: one for one in slices_with_boxes(SOURCE)}
+    monkeypatch.setattr("tests.spider_slices.slices_with_boxes", lambda source: [])
+    points = Path(__file__).resolve().parents[1] / "weights" / "spider" / "oof_points.csv"
+    found = {one.name: one for one in slices_with_points(SOURCE, points)}
+    both = sorted(boxed.keys() & found.keys())
+    rule = fit(list(known_stacks(SOURCE).values()))
+    away = [
+        np.linalg.norm(middles(found[name].boxes) - middles(boxed[name].boxes)[: len(LEVELS)], axis=1)
+        for name in both
+        if np.allclose(found[name].pixel_mm, boxed[name].pixel_mm, rtol=0.02)
+    ]
+    assert len(both) > 30 and len(found) > 130 and np.median(away) < 2.0
+    behind = [canal_points(rule, found[name].boxes) - canal_points(rule, boxed[name].boxes) for name in both]
+    assert np.median(np.linalg.norm(behind, axis=-1)) < 4.0
