@@ -1,12 +1,13 @@
-"""Do mixup, cutmix, cutout and layer-wise decay of the learning rate help small nets on knees? Paired, out-of-fold.
+"""Do mixup, cutmix, cutout, layer-wise decay of the learning rate and norms measured on knees help small nets on knees?
 
     python bench/augmentations.py --data DIR --out RUNS [--patients 800] [--epochs 8] [--tries mixup,cutmix]
 
-DIR: knee crops in grade folders, as of the task knee-xray. The plain plan is that of the recipe knee-xray-small with
-the first four stages of its trunk. Every try is the same plan with one value set: same knees, two folds by patient,
-same start, same steps, same random numbers for everything else. What is printed is try minus plain on the knees that a
-fold held out, with 95 % intervals over patients: accuracy, mean absolute error and log loss. A line is printed after
-every try, and the answers are kept in RUNS, so a call that was stopped goes on. Crops lie around their own centres.
+Paired, out-of-fold. DIR: knee crops in grade folders, as of the task knee-xray. The plain plan is that of the recipe
+knee-xray-small with the first four stages of its trunk. Every try is the same plan with one value set: same knees, two
+folds by patient, same start, same steps, same random numbers for everything else. What is printed is try minus plain on
+the knees that a fold held out, with 95 % intervals over patients: accuracy, mean absolute error and log loss. A line is
+printed after every try, and the answers are kept in RUNS, so a call that was stopped goes on. Crops lie around their
+own centres.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ def tries(plan: GraderPlan) -> dict[str, GraderPlan]:
         "cutout": replace(plan, augmentation=replace(plan.augmentation, cutout=0.25)),
         "layer_decay": replace(plan, training=replace(plan.training, layer_decay=0.8)),
         "mixup-and-cutmix": replace(plan, mixup=0.2, cutmix=1.0),
+        "measured_norms": replace(plan, start=replace(plan.start, measured_norms=True)),
         "accumulate": replace(plan, training=replace(plan.training, batch=plan.training.batch // 2, accumulate=2)),
     }
 
