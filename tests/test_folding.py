@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from timm.layers import Conv2dSame
 from torch import nn
 
 from osteograde.models import bundle, packing
@@ -133,6 +134,24 @@ def test_a_packed_convolution_does_what_the_two_did_and_leaves_what_it_cannot_do
         torch.testing.assert_close(packed(images), plain(images), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(packed(images), plain(images), rtol=1e-5, atol=1e-5)
     assert sorted(packed.state_dict()) == sorted(plain.state_dict())
+
+
+@pytest.mark.parametrize("kernel", [2, 3, 5, (3, 5)])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_the_padding_of_tensorflow_is_done_by_a_packed_kernel(kernel, stride):
+    conv = Conv2dSame(4, 4, kernel, stride=stride, groups=4)
+    plain = nn.Sequential(conv, nn.Identity(), nn.ReLU6()).eval()
+    packed = copy.deepcopy(plain)
+    assert pack_convolutions(packed) == 1 and isinstance(packed[0], PackedConv2d)
+    for count, rows, columns in [(3, 9, 11), (3, 9, 12), (3, 8, 12), (16, 8, 11), (3, 9, 11)]:
+        images = 20 * torch.randn(count, 4, rows, columns)
+        torch.testing.assert_close(packed(images), plain(images), rtol=1e-5, atol=1e-5)
+        with torch.inference_mode():
+            torch.testing.assert_close(packed(images), plain(images), rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_dilated_as_tensorflow_pads_is_left_alone():
+    assert pack_convolutions(nn.Sequential(Conv2dSame(2, 4, 3, dilation=2), nn.Identity()).eval()) == 0
 
 
 def test_torch_without_the_operators_answers_by_its_own(monkeypatch):
