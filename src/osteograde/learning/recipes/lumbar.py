@@ -47,9 +47,9 @@ def lumbar_mr() -> Recipe:
 
 def lumbar_mr_small() -> Recipe:
     """Small nets that train on two CPU cores within the hour; the shipped weights are made with it (JOINED: phantoms
-    and real stacks, see bench/join_real.py).
+    and real images, see bench/join_real.py).
 
-    python train_folds.py lumbar-mr --recipe lumbar-mr-small --data JOINED --out weights/lumbar-mr-phantom --folds 0,1
+    python train_folds.py lumbar-mr --recipe lumbar-mr-small --data JOINED --out weights/lumbar-mr-phantom --folds 0,1,2
     """
     locator = LocatorPlan(
         net={"kind": "heatmap", "encoder_name": "mobilenetv4_conv_small_050", "stages": 5, "width": 24, "stride": 2},
@@ -64,8 +64,14 @@ def lumbar_mr_small() -> Recipe:
     )
     recipe = _lumbar("lumbar-mr-small", locator, grader)
     canal, recess = recipe.locators["canal"], recipe.locators["recess"]
-    # The canal's locator is the only one that is trained on real patients too.
-    canal = replace(canal, training=replace(canal.training, epochs=20), schedule=Schedule(restarts={14: 0.5}))
+    # The canal's locator is the only one that is trained on real patients too, of many scanners and fields of view.
+    canal = replace(
+        canal,
+        training=replace(canal.training, epochs=20),
+        augmentation=replace(
+            canal.augmentation, scale=0.18, shift_mm=20, gamma=0.5, noise=0.04, bias_field=0.3, rician=0.03
+        ),
+    )
     # A study has five regions of the recess, 1 mm a pixel.
     recess = replace(recess, pixels=96, training=replace(recess.training, epochs=8, batch=12))
     return replace(recipe, locators={**recipe.locators, "canal": canal, "recess": recess})
