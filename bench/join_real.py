@@ -1,18 +1,16 @@
 """Phantoms and real sagittal images in one folder, to train `lumbar-mr` on both.
 
     python bench/join_real.py --phantoms PHANTOMS --out JOINED [--data DIR] [--discs weights/spider/oof_points.csv]
-                              [--reuse weights/lumbar-mr-phantom --run W]
-    python train_folds.py lumbar-mr --recipe lumbar-mr-small --data JOINED --out W --folds 0,1 --resume
+    python train_folds.py lumbar-mr --recipe lumbar-mr-small --data JOINED --folds-of JOINED --out W \
+        --folds 0,1,2 --resume
 
 The real images are SPIDER's (--data, default OSTEOGRADE_DATA or ../shared/data). Its T2-SPACE stacks are written as
 series of sagittal T2 with the canal point of each level marked, where the disc's long axis meets the canal of the mask.
 Its T1 and T2 slices with disc boxes are written as series of one slice, twice, the second time with a smaller field of
 view; their canal points are derived from the boxes (tests/spider_slices.py). --discs: likewise all T2 slices without
-boxes, by the discs that spider weights found out-of-fold. None carries grades. Phantoms are hard links where the disk
-allows. --reuse: keep the phantoms in the folds of earlier weights, spread the real patients over
-them, each with all its images in one fold, and reuse every net but the canal's, which alone can learn from them.
-W/start then holds a copy of the earlier weights whose folds name the new patients, which its nets never saw, so that
-the canal nets may start from it: --set locate.canal.start.weights=weights:W/start.
+boxes, by the discs that spider weights found out-of-fold. None carries grades, so only the canal's locator learns from
+them. The competition has one study a patient; these patients have several, so JOINED/folds.csv says which fold holds a
+patient's images. Phantoms are hard links where the disk allows.
 """
 
 from __future__ import annotations
@@ -27,15 +25,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 from memory import link
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the writer of real studies, which tests share
 
 from osteograde.learning import folds
 from osteograde.learning.recipes import RECIPES
-from osteograde.learning.reuse import reuse_nets
-from osteograde.models.manifest import TrainedFolds, read_manifest, sha256, write_manifest
 from osteograde.tasks.spine import LEVELS
 from tests.spider_slices import fit, known_stacks, slices_with_boxes, slices_with_points, study_of, write_slices
 from tests.spider_studies import Reference, patients, slices, spacings, write_studies
@@ -113,27 +108,14 @@ def join(phantoms: Path, real: Path, out: Path, discs: Path | None = None) -> di
     return {study: sizes.patient for study, (_, sizes) in written.items()}
 
 
-def split_of(real: Mapping[str, str], old: folds.Split) -> folds.Split:
-    """The folds of earlier weights with all studies of the real patients added; {study: patient}.
-
-    A patient that the earlier nets know stays in its fold: they may have learnt from it in all others. The new ones are
-    dealt to the folds in a random order.
-    """
-    group = {study: f"9{int(patient):05d}" for study, patient in real.items()}
-    known = {old.patient[study]: k for study, k in old.fold.items()}
-    new = sorted({*group.values()} - {*known})
-    order = np.random.default_rng(0).permutation(len(new))
-    fold = known | {new[i]: int(k % old.count) for k, i in enumerate(order)}
-    return folds.Split({**{study: fold[own] for study, own in group.items()}, **old.fold}, {**group, **old.patient})
-
-
-def start_folder(weights: Path, out: Path, split: folds.Split) -> None:
-    """A copy of earlier weights with the folds of ``split``, which hold further patients that no net of theirs saw."""
-    shutil.copytree(weights, out)
-    folds.save(split, out / folds.FILE)
-    manifest = read_manifest(out)
-    told = replace(manifest.folds or TrainedFolds(), sha256=sha256(out / folds.FILE))
-    write_manifest(out, replace(manifest, folds=told))
+def split_of(joined: Path, patient: Mapping[str, str]) -> folds.Split:
+    """The folds of the joined studies, all studies of a real patient in one. patient: {real study: patient}."""
+    recipe = RECIPES["lumbar-mr-small"]()
+    studies = [
+        replace(study, patient=f"9{int(patient[study.id]):05d}") if study.id in patient else study
+        for study in recipe.task.read(joined, "train")
+    ]
+    return folds.assign(recipe.task, studies, recipe.scope.folds, recipe.scope.seed)
 
 
 def main() -> None:
@@ -143,18 +125,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--data", type=Path, default=default)
     parser.add_argument("--discs", type=Path)
-    parser.add_argument("--reuse", type=Path)
-    parser.add_argument("--run", type=Path)
     args = parser.parse_args()
     real = join(args.phantoms, args.data / "spider", args.out, args.discs)
+    folds.save(split_of(args.out, real), args.out / folds.FILE)
     print(f"{len({*real.values()})} real patients, {len(real)} series, {len(LEVELS)} levels -> {args.out}")
-    if args.reuse and args.run:
-        split = split_of(real, folds.read(args.reuse / folds.FILE))
-        args.run.mkdir(parents=True, exist_ok=True)
-        folds.save(split, args.run / folds.FILE)
-        start_folder(args.reuse, args.run / "start", split)
-        reused = reuse_nets(args.reuse, args.run, RECIPES["lumbar-mr-small"](), without=("canal",))
-        print(f"folds of {len(split.fold)} studies and {len(reused)} nets -> {args.run}")
 
 
 if __name__ == "__main__":
