@@ -111,7 +111,7 @@ STEM = ("conv_stem", "bn1", "blocks.0")
 
 
 def earlier(recipe):
-    """A recipe with the trunks and starting weights that its first shipped nets have."""
+    """A recipe with the trunks, starting weights and augmentation that its first shipped nets have."""
     encoder, backbone, file = EARLIER[recipe.name]
 
     def change(stage, plan):
@@ -120,8 +120,11 @@ def earlier(recipe):
         else:
             net, weights = {key: value for key, value in plan.net.items() if key != "stages"}, file
             net["backbone"] = backbone
-        start = replace(plan.start, weights=weights, frozen=STEM if plan.start.frozen else ())
-        return replace(plan, net=net, start=start)
+        frozen = STEM if plan.start.frozen else ()
+        plan = replace(plan, net=net, start=replace(plan.start, weights=weights, frozen=frozen, measured_norms=False))
+        if recipe.name == "knee-xray" and stage in recipe.graders:
+            plan = replace(plan, resizing=None, augmentation=replace(plan.augmentation, scale=0.1, shift_mm=5))
+        return plan
 
     return recipe.map_plans(change)
 

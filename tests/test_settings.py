@@ -66,13 +66,14 @@ def test_a_value_has_the_type_that_the_recipe_declares(setting, value):
 
 
 def test_a_part_that_is_off_is_switched_on_by_its_own_values_and_off_by_none():
-    small = settings.changed(KNEES, ["grade.kl.resizing.share=0.7", "grade.kl.resizing.epochs=2"])
+    off = settings.changed(KNEES, ["grade.kl.resizing=none"])
+    small = settings.changed(off, ["grade.kl.resizing.share=0.7", "grade.kl.resizing.epochs=2"])
     assert small.graders["kl"][0].resizing == Resizing(epochs=2, share=0.7)
     assert settings.changed(small, ["grade.kl.resizing=none"]).graders["kl"][0].resizing is None
     with pytest.raises(
         UserError, match=r"--set grade\.kl\.resizing: it is off here; set grade\.kl\.resizing\.share too"
     ):
-        settings.changed(KNEES, ["grade.kl.resizing.epochs=2"])
+        settings.changed(off, ["grade.kl.resizing.epochs=2"])
 
 
 def test_a_star_stands_for_all_and_a_number_for_one_member():
