@@ -141,7 +141,7 @@ def of_shipped_discs():
     [
         ("knee-xray", earlier(RECIPES["knee-xray"]()), 10),
         ("spider", of_shipped_discs(), 20),
-        ("lumbar-mr-phantom", RECIPES["lumbar-mr-small"](), 12),
+        ("lumbar-mr-phantom", RECIPES["lumbar-mr-small"](), 18),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

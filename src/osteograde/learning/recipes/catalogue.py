@@ -35,8 +35,8 @@ ABOUT: dict[str, About] = {
     "lumbar-mr-small": About(
         "small MobileNetV4 locators and graders; makes the shipped weights",
         CPU,
-        hours="0.8, shared",
-        score="official score 0.198 on 64 phantoms, prior 0.886",
+        hours="0.6",
+        score="official score 0.186 on 64 phantoms, prior 0.886",
     ),
     "lumbar-medvit": About("the default's locators, MedViT graders", GPU),
     "lumbar-densenet-axial": About("DenseNet-121 on axial T2 alone; foramina on sagittal T1", GPU),
