@@ -307,7 +307,7 @@ def test_the_command_makes_a_page_of_weights_without_tables(tmp_path, monkeypatc
     text = Path("report.html").read_text()
     assert Reader(text).headings == SECTIONS
     told = json.loads((SHIPPED / "manifest.json").read_text())["scores"]["locate"]["canal"]["median_mm"]
-    assert "oof.csv is not in the folder" in text and f"{told:g}" in text
+    assert "oof.csv is not in the folder" in text and f"{told:.2f}" in text
     assert cli.run(lambda: cli.main(["report", str(tmp_path / "none")])) == 2
     assert "no manifest.json" in capsys.readouterr().err
 

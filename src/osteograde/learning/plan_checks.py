@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from osteograde.learning.recipe import GraderPlan, LocatorPlan, Plan, Scope, Start
 
 LBFGS = "lbfgs"  # ``Training.optimiser``: see ``head_fit``
-RANDOM, OUR_WEIGHTS = ("", "none"), "weights:"  # ``Start.weights``
+RANDOM = ("", "none")  # ``Start.weights``
 OPTIMISERS = ("adamw", "adam", "sgd")
 LOSSES = ("classes", "ordinal")
 WITHOUT_TRUNK = ("faster_rcnn", "planned_unet")  # kinds of nets whose layers are no trunk and head
@@ -189,9 +189,6 @@ def _start_faults(plan: Plan) -> Iterator[str]:
         yield f"start.head_lr {start.head_lr:g} is of head_epochs, which are 0; set both or none"
     if start.frozen and not is_given(start):
         yield f"start.frozen {start.frozen} would keep random weights; name starting weights or freeze nothing"
-    if start.measured_norms and (not is_given(start) or start.stage or start.weights.startswith(OUR_WEIGHTS)):
-        yield "start.measured_norms is of weights that learnt from other images, and these are random or a net of "\
-            "ours; name imagenet, coco, a package or a file, or leave it out"  # fmt: skip
     whole = "" in start.frozen
     if whole and start.head_epochs:
         yield "start.head_epochs has no effect where the whole trunk is frozen; choose one of them"

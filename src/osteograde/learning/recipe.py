@@ -108,7 +108,8 @@ class Start:
     a grader) of the recipe, whose net of the same fold gives the whole trunk, and of the head what has the same shape;
     it is trained first. shared_epochs: the first epochs are trained once for several folds, on the studies that none of
     them holds out; each of the folds continues from that net. measured_norms: the batch norms of starting weights are
-    given the statistics of our own images before the first step, without changing what the trunk computes.
+    given the statistics of our own images before the first step, without changing what the trunk computes; random
+    weights and nets of ours are left as they are.
     """
 
     weights: str = ""  # "imagenet", "coco", "pip:NAME", "weights:DIR", "file:PATH", or random: see ``starting``
