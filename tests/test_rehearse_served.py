@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -137,6 +138,21 @@ def changed(script: Path, old: str, new: str) -> Path:
     assert text.count(old) == 1
     script.write_text(text.replace(old, new))
     return script
+
+
+def test_a_socket_that_is_there_before_anybody_listens_is_waited_for(tmp_path):
+    """A listener binds its socket, which makes the file, and listens a moment later."""
+    gateway = Gateway(TASK, None, tmp_path, "/shared", tmp_path / "socket", 30.0)
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(gateway.socket))
+        asking = threading.Thread(target=gateway.run, args=([],))
+        asking.start()
+        time.sleep(0.2)
+        assert asking.is_alive() and gateway.faults == []
+        bound.listen()
+        bound.accept()[0].close()  # a client that does not ask for studies says goodbye at once
+        asking.join(10)
+    assert not asking.is_alive() and gateway.served_s >= 0.2
 
 
 @pytest.mark.slow

@@ -65,22 +65,29 @@ class Gateway:
     def run(self, studies: Sequence[Study]) -> None:
         """Wait until the kernel serves, then ask about every study and about broken ones between them."""
         begun = time.monotonic()
-        while not self.socket.exists() and not self._gone.is_set():
-            time.sleep(LOOK_S)
-        if self._gone.is_set():
-            self.faults.append("the kernel ended without serving: it must call serve()")
-            return
-        self.served_s = time.monotonic() - begun
-        if self.served_s > self.start_s:
-            self.faults.append(f"served after {self.served_s:.1f} s, allowed are {self.start_s:g}")
         try:
-            with Client(str(self.socket), family="AF_UNIX") as kernel:
+            if (kernel := self._connected()) is None:
+                self.faults.append("the kernel ended without serving: it must call serve()")
+                return
+            self.served_s = time.monotonic() - begun
+            if self.served_s > self.start_s:
+                self.faults.append(f"served after {self.served_s:.1f} s, allowed are {self.start_s:g}")
+            with kernel:
                 for number, study in enumerate(studies):
                     self._ask(kernel, study, "")
                     self._ask(kernel, study, BROKEN[number % len(BROKEN)])
                 kernel.send_bytes(json.dumps("").encode())
         except (EOFError, OSError) as error:
             self.faults.append(f"the kernel hung up after {self.answered} answers: {type(error).__name__} {error}")
+
+    def _connected(self) -> Connection | None:
+        """The kernel, once it listens: the file of its socket is there a moment before. None if it ends before."""
+        while not self._gone.is_set():
+            try:
+                return Client(str(self.socket), family="AF_UNIX")
+            except (FileNotFoundError, ConnectionRefusedError):
+                time.sleep(LOOK_S)
+        return None
 
     def end(self) -> None:
         """The kernel has ended: nothing is waited for any more."""
