@@ -81,6 +81,7 @@ def _bytes(voxels: np.ndarray, floor: float, ceiling: float) -> np.ndarray:
     scale = 255.0 / (ceiling - floor)
     if voxels.dtype.kind in "iu" and voxels.itemsize <= 2 and float(floor).is_integer():
         base = np.full(voxels.shape[1:], floor, voxels.dtype)  # with a scalar numpy's maximum takes five times longer
+        scale = min(scale, 255.0)  # 1 above the floor is white then; larger products overflow in OpenCV
         for k, plane in enumerate(voxels):  # slice by slice: stays in the cache
             above = np.maximum(plane, base)
             above -= base  # signed values wrap where the difference is too large for them; read as unsigned it is right
